@@ -1,0 +1,3 @@
+"""The chat page."""
+
+from __future__ import annotations

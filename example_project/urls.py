@@ -1,0 +1,19 @@
+"""Addresses of the demo."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.contrib.auth.views import LogoutView
+from django.urls import include, path
+
+from example_project.chat import views
+
+urlpatterns = [
+    path("", views.chat, name="chat"),
+    path("c/<str:session_id>/", views.chat, name="conversation"),
+    path("login/", views.SignIn.as_view(), name="login"),
+    path("login/demo/", views.sign_in_as_demo, name="login-demo"),
+    path("logout/", LogoutView.as_view(), name="logout"),
+    path("agents/", include("agent_sessions.urls")),
+    path("admin/", admin.site.urls),
+]
