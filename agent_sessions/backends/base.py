@@ -1,0 +1,196 @@
+"""What every backend offers: storage on plain dicts, by key, sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from django.core import checks
+
+from agent_sessions.exceptions import (
+    InvalidBackend,
+    InvalidLimit,
+    InvalidOwner,
+    InvalidSessionId,
+)
+from agent_sessions.items import Item, StoredItem
+
+if TYPE_CHECKING:
+    from agents.memory import SessionABC, SessionSettings
+    from django.contrib.auth.base_user import AbstractBaseUser
+    from django.contrib.auth.models import AnonymousUser
+
+T = TypeVar("T")
+
+SESSION_ID_LENGTH = 255
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKey:
+    """Which session is meant, and who asks.
+
+    `branch` None means the session's current branch. `fence` is the number of the
+    lease under which a run writes; None outside a run.
+    """
+
+    session_id: str
+    user_id: Any = None
+    branch: str | None = None
+    fence: int | None = None
+
+    def fenced(self, fence: int | None) -> SessionKey:
+        """Give the same key as used under a lease."""
+        return replace(self, fence=fence)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A stretch of a history, oldest first, with unreadable rows in their places."""
+
+    items: list[StoredItem]
+    has_earlier: bool
+
+
+class BaseSessionBackend(ABC):
+    """One store of sessions: its configuration, its client, its operations."""
+
+    # Whether the store keeps several branches of one session.
+    supports_branches: ClassVar[bool] = False
+    # Names that OPTIONS may hold, with their defaults.
+    option_defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, alias: str, options: dict[str, Any]) -> None:
+        self.alias = alias
+        if unknown := sorted(options.keys() - self.option_defaults.keys()):
+            known = ", ".join(sorted(self.option_defaults)) or "none"
+            raise InvalidBackend(
+                f"AGENT_SESSIONS[{alias!r}] has unknown OPTIONS: {', '.join(unknown)}. "
+                f"{type(self).__name__} takes: {known}."
+            )
+        self.options = {**self.option_defaults, **options}
+
+    def __repr__(self) -> str:
+        # Options may hold secrets.
+        return f"<{type(self).__name__} {self.alias!r}>"
+
+    @abstractmethod
+    def append(self, key: SessionKey, items: Sequence[Item]) -> None:
+        """Store a batch whole, contiguous and in order, or not at all."""
+
+    @abstractmethod
+    def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        """Read the newest `limit` readable items, oldest first; None reads all."""
+
+    @abstractmethod
+    def pop(self, key: SessionKey) -> Item | None:
+        """Remove and return the newest readable item."""
+
+    @abstractmethod
+    def clear(self, key: SessionKey) -> int:
+        """Remove every item; tell how many there were."""
+
+    @abstractmethod
+    def page(
+        self, key: SessionKey, *, before: int | None = None, limit: int = 100
+    ) -> Page:
+        """Read up to `limit` items that lie before a position, or the newest."""
+
+    @abstractmethod
+    async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
+        """See append()."""
+
+    @abstractmethod
+    async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        """See latest()."""
+
+    @abstractmethod
+    async def apop(self, key: SessionKey) -> Item | None:
+        """See pop()."""
+
+    @abstractmethod
+    async def aclear(self, key: SessionKey) -> int:
+        """See clear()."""
+
+    @abstractmethod
+    async def apage(
+        self, key: SessionKey, *, before: int | None = None, limit: int = 100
+    ) -> Page:
+        """See page()."""
+
+    def check(self) -> list[checks.CheckMessage]:
+        """Report what is wrong with the configuration, each with a hint."""
+        return []
+
+    def close(self) -> None:  # noqa: B027 - most stores hold nothing to close
+        """Let go of clients and threads; the next use makes new ones."""
+
+    def get_session(
+        self,
+        session_id: str,
+        *,
+        user: AbstractBaseUser | AnonymousUser | None = None,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> SessionABC:
+        """Open a session for the SDK's Runner; nothing is read or written yet."""
+        from agent_sessions.memory import BackendSession
+
+        return BackendSession(
+            self, make_key(session_id, user), session_settings=session_settings
+        )
+
+
+def make_key(
+    session_id: str,
+    user: AbstractBaseUser | AnonymousUser | None,
+    *,
+    branch: str | None = None,
+) -> SessionKey:
+    """Check an id and its owner. Raises InvalidSessionId and InvalidOwner."""
+    if not isinstance(session_id, str):
+        raise InvalidSessionId(
+            f"A session id is a str, not a {type(session_id).__name__}."
+        )
+    if not 1 <= len(session_id) <= SESSION_ID_LENGTH:
+        raise InvalidSessionId(
+            f"A session id has 1 to {SESSION_ID_LENGTH} characters; this one has "
+            f"{len(session_id)}. Hash a longer key, or use AgentSession.new_id()."
+        )
+    if "\x00" in session_id or any("\ud800" <= c <= "\udfff" for c in session_id):
+        raise InvalidSessionId(
+            "A session id can't hold NUL characters or lone surrogates, which "
+            "databases refuse. Remove them."
+        )
+    if user is not None and user.pk is None:
+        raise InvalidOwner
+    return SessionKey(session_id, None if user is None else user.pk, branch)
+
+
+def check_limit(limit: Any) -> None:
+    """Refuse a limit that is neither None nor a whole number of 0 or more."""
+    if limit is not None and (
+        isinstance(limit, bool) or not isinstance(limit, int) or limit < 0
+    ):
+        raise InvalidLimit(limit)
+
+
+async def settle(awaitable: Awaitable[T]) -> T:
+    """Wait for a write's outcome even if the caller is cancelled meanwhile.
+
+    The thread or server that writes can't be called back, so a cancelled caller is
+    told only after the write has ended; a failure of the write wins over silence.
+    """
+    task = asyncio.ensure_future(awaitable)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as exc:
+            cancelled = cancelled or exc
+    if cancelled is not None:
+        # Looked at, so that a failed write isn't reported as never retrieved.
+        task.cancelled() or task.exception()
+        raise cancelled
+    return task.result()

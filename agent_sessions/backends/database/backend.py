@@ -1,0 +1,274 @@
+"""The backend over a Django database: SQLite, PostgreSQL, MariaDB, MySQL."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from django.core import checks
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    connections,
+    router,
+    transaction,
+)
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
+
+from agent_sessions.backends.base import (
+    BaseSessionBackend,
+    Page,
+    SessionKey,
+    make_key,
+    settle,
+)
+from agent_sessions.backends.database.history import (
+    clear_history,
+    pop_newest,
+    read_page,
+)
+from agent_sessions.backends.database.statements import Statements, statements_for
+from agent_sessions.backends.database.threads import DatabaseThreads
+from agent_sessions.backends.directory import Directory
+from agent_sessions.exceptions import InvalidBackend, StorageError
+from agent_sessions.items import Item, decode_all, encode_batch
+from agent_sessions.models import AgentSession
+from agent_sessions.signals import session_cleared
+
+if TYPE_CHECKING:
+    from agents.memory import SessionABC
+
+T = TypeVar("T")
+
+# MariaDB's and MySQL's "deadlock found" and "lock wait timeout exceeded".
+_RETRIED_ERRORS = frozenset({1213, 1205})
+_ATTEMPTS = 8
+
+
+class DatabaseBackend(BaseSessionBackend):
+    """Keep items in a Django database.
+
+    OPTIONS: `database`, an alias of DATABASES (default: the router's choice);
+    `threads`, how many connections serve async callers (default: 1 on SQLite,
+    where more only wait for each other, else 8).
+    """
+
+    supports_branches = True
+    option_defaults: ClassVar[dict[str, Any]] = {"database": None, "threads": None}
+
+    def __init__(self, alias: str, options: dict[str, Any]) -> None:
+        super().__init__(alias, options)
+        self.database: str | None = self.options["database"]
+        if self.database is not None and self.database not in connections:
+            raise InvalidBackend(
+                f"AGENT_SESSIONS[{alias!r}]: DATABASES has no alias "
+                f"{self.database!r}; it has: {', '.join(sorted(connections))}."
+            )
+        threads = self.options["threads"]
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise InvalidBackend(
+                f"AGENT_SESSIONS[{alias!r}]: threads must be a whole number of 1 or "
+                f"more, not {threads!r}."
+            )
+        self._threads: DatabaseThreads | None = None
+        self._statements: dict[str, Statements] = {}
+
+    # -- sync --------------------------------------------------------------------
+
+    def append(self, key: SessionKey, items: Sequence[Item]) -> None:
+        if not items:
+            return
+        batch = encode_batch(items)
+
+        def write(connection: BaseDatabaseWrapper) -> bool:
+            statements = self._sql(connection)
+            with connection.cursor() as cursor:
+                return statements.append(cursor, key, batch, timezone.now())
+
+        # One statement is a transaction of its own.
+        alone = connections[self.using].vendor == "postgresql"
+        while not self._run(write, alone=alone):
+            self._run(lambda connection: self.directory.create(key))
+
+    def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        if limit == 0:
+            self._run(lambda connection: self.directory.assert_own(key), alone=True)
+            return []
+
+        def read(connection: BaseDatabaseWrapper) -> list[Item]:
+            statements = self._sql(connection)
+            with connection.cursor() as cursor:
+                window = limit
+                while True:
+                    rows = statements.latest(cursor, key, window)
+                    if not rows:
+                        self.directory.assert_own(key)
+                        return []
+                    items = decode_all(reversed(rows))
+                    if limit is None or window is None:
+                        return items
+                    if len(items) >= limit or len(rows) < window:
+                        return items[-limit:]
+                    window *= 2
+
+        return self._run(read, alone=True)
+
+    def pop(self, key: SessionKey) -> Item | None:
+        def take(connection: BaseDatabaseWrapper) -> Item | None:
+            session = self._lock(connection, key)
+            return (
+                None if session is None else pop_newest(self.directory, key, session)
+            )
+
+        return self._run(take)
+
+    def clear(self, key: SessionKey) -> int:
+        def empty(connection: BaseDatabaseWrapper) -> int:
+            session = self._lock(connection, key)
+            if session is None:
+                return 0
+            keep_lease = key.fence is not None
+            return clear_history(self.using, session, keep_lease=keep_lease)
+
+        count = self._run(empty)
+        session_cleared.send(
+            type(self),
+            session_id=key.session_id,
+            backend=self.alias,
+            user_id=key.user_id,
+            count=count,
+        )
+        return count
+
+    def page(
+        self, key: SessionKey, *, before: int | None = None, limit: int = 100
+    ) -> Page:
+        return self._run(
+            lambda connection: read_page(self.directory, key, before, limit),
+            alone=True,
+        )
+
+    # -- async -------------------------------------------------------------------
+
+    async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
+        if items:
+            await settle(self.threads.run(self.append, key, items))
+
+    async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        return await self.threads.run(self.latest, key, limit)
+
+    async def apop(self, key: SessionKey) -> Item | None:
+        return await settle(self.threads.run(self.pop, key))
+
+    async def aclear(self, key: SessionKey) -> int:
+        return await settle(self.threads.run(self.clear, key))
+
+    async def apage(
+        self, key: SessionKey, *, before: int | None = None, limit: int = 100
+    ) -> Page:
+        return await self.threads.run(self.page, key, before=before, limit=limit)
+
+    # -- configuration -------------------------------------------------------------
+
+    @property
+    def using(self) -> str:
+        """The alias of DATABASES that holds the sessions."""
+        return self.database or router.db_for_write(AgentSession)
+
+    @property
+    def directory(self) -> Directory:
+        """The rows of this alias's sessions."""
+        return Directory(self.alias, self.using)
+
+    @property
+    def threads(self) -> DatabaseThreads:
+        """The threads that serve async callers."""
+        if self._threads is None or self._threads.database != self.using:
+            using = self.using
+            size = self.options["threads"] or (
+                1 if connections[using].vendor == "sqlite" else 8
+            )
+            self._threads = DatabaseThreads(using, size)
+        return self._threads
+
+    def get_session(self, session_id: str, **options: Any) -> SessionABC:
+        """Open a session; takes `user`, `branch` and `session_settings`."""
+        from agent_sessions.memory import DjangoSession
+
+        user = options.pop("user", None)
+        branch = options.pop("branch", None)
+        return DjangoSession.from_key(
+            self, make_key(session_id, user, branch=branch), **options
+        )
+
+    def check(self) -> list[checks.CheckMessage]:
+        from agent_sessions.backends.database.checks import check_database
+
+        return check_database(self)
+
+    def close(self) -> None:
+        threads, self._threads = self._threads, None
+        self._statements = {}
+        if threads is not None:
+            threads.close()
+
+    # -- operations ----------------------------------------------------------------
+
+    def _run(
+        self, operation: Callable[[BaseDatabaseWrapper], T], *, alone: bool = False
+    ) -> T:
+        """Run one operation in one transaction, again where the database asks for it.
+
+        `alone` says that the operation is atomic without a transaction.
+        """
+        connection = connections[self.using]
+        attempts = 1 if connection.in_atomic_block else _ATTEMPTS
+        for attempt in range(1, attempts + 1):
+            try:
+                if alone:
+                    return operation(connection)
+                with transaction.atomic(self.using):
+                    return operation(connection)
+            except OperationalError as exc:
+                if attempt == attempts or not _is_retried(exc):
+                    raise self._storage_error(exc) from exc
+                time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
+            except (DatabaseError, InterfaceError) as exc:
+                raise self._storage_error(exc) from exc
+        raise AssertionError("the last attempt returns or raises")
+
+    def _storage_error(self, exc: Exception) -> StorageError:
+        # The driver's own words may quote contents, so only the error's kind is told.
+        return StorageError(
+            f"The database {self.using!r} refused the session's operation "
+            f"({type(exc).__name__}). Nothing was half-written. See that it is up, "
+            "migrated and reachable, then try again; the cause is chained."
+        )
+
+    def _sql(self, connection: BaseDatabaseWrapper) -> Statements:
+        statements = self._statements.get(connection.vendor)
+        if statements is None:
+            statements = statements_for(connection, self.alias)
+            if statements is None:
+                raise InvalidBackend(
+                    f"AGENT_SESSIONS[{self.alias!r}]: {connection.display_name} is "
+                    "not supported; use PostgreSQL, SQLite, MariaDB or MySQL."
+                )
+            self._statements[connection.vendor] = statements
+        return statements
+
+    def _lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> int | None:
+        """Hold the session's row; its primary key, or None where it isn't there."""
+        with connection.cursor() as cursor:
+            locked = self._sql(connection).lock(cursor, key)
+        if locked is None:
+            self.directory.assert_own(key)
+        return locked
+
+
+def _is_retried(exc: OperationalError) -> bool:
+    return bool(exc.args) and exc.args[0] in _RETRIED_ERRORS

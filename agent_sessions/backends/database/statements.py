@@ -1,0 +1,301 @@
+"""The few SQL statements of the hot path, in each database's own words.
+
+No model instances and no joins on the way to an ordered window: PostgreSQL would
+read and sort the whole history for a filter through the parent's key.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
+
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.items import Batch
+from agent_sessions.models import AgentSession, Branch, SessionItem
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a batch goes: the last position and turn that were taken before it."""
+
+    branch_id: int
+    head: int
+    turn: int
+
+
+class Statements:
+    """Statements in the SQL that SQLite speaks; other databases override some."""
+
+    same_owner = "{s}.user_id IS %s"
+
+    def __init__(self, connection: BaseDatabaseWrapper, alias: str) -> None:
+        self.alias = alias
+        self.adapt_time = connection.ops.adapt_datetimefield_value
+        self.adapt_date = connection.ops.adapt_datefield_value
+        self._user_field = AgentSession._meta.get_field("user")
+        quote = connection.ops.quote_name
+        self.session = quote(AgentSession._meta.db_table)
+        self.branch = quote(Branch._meta.db_table)
+        self.item = quote(SessionItem._meta.db_table)
+        self.owned = (
+            f"{self.session}.backend = %s AND {self.session}.session_id = %s AND "
+            + self.same_owner.format(s=self.session)
+        )
+        self.current_branch = (
+            f"SELECT {self.session}.branch_id FROM {self.session} WHERE {self.owned}"
+        )
+        self.named_branch = (
+            f"SELECT {self.branch}.id FROM {self.branch} JOIN {self.session} "
+            f"ON {self.session}.id = {self.branch}.session_id "
+            f"WHERE {self.owned} AND {self.branch}.name = %s"
+        )
+
+    # -- parameters ------------------------------------------------------------
+
+    def owner(self, key: SessionKey, connection: BaseDatabaseWrapper) -> list[Any]:
+        """Give the parameters of `owned`."""
+        user_id = self._user_field.get_db_prep_value(key.user_id, connection)
+        return [self.alias, key.session_id, user_id]
+
+    def branch_of(
+        self, key: SessionKey, connection: BaseDatabaseWrapper
+    ) -> tuple[str, list[Any]]:
+        """Give a scalar subquery for the branch that a key means."""
+        owner = self.owner(key, connection)
+        if key.branch is None:
+            return self.current_branch, owner
+        return self.named_branch, [*owner, key.branch]
+
+    # -- reading ---------------------------------------------------------------
+
+    def latest(
+        self, cursor: CursorWrapper, key: SessionKey, limit: int | None
+    ) -> list[str]:
+        """Read the texts of the newest rows, newest first."""
+        branch, params = self.branch_of(key, cursor.db)
+        window = "" if limit is None else " LIMIT %s"
+        cursor.execute(
+            f"SELECT data FROM {self.item} WHERE branch_id = ({branch}) "
+            f"ORDER BY position DESC{window}",
+            params if limit is None else [*params, limit],
+        )
+        return [data for (data,) in cursor.fetchall()]
+
+    # -- writing ---------------------------------------------------------------
+
+    def append(
+        self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
+    ) -> bool:
+        """Store a batch; False, with nothing written, where no row lets it in."""
+        place = self.advance(cursor, key, batch, now)
+        if place is None:
+            return False
+        self.insert(cursor, place, batch, now)
+        return True
+
+    def advance(
+        self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
+    ) -> Place | None:
+        """Take the positions of a batch, holding the session's row from here on."""
+        update, params = self.count(key, batch, now, cursor.db)
+        # The first statement writes: a transaction that reads first loses its turn
+        # to other writers and fails with "database is locked".
+        cursor.execute(f"{update} RETURNING branch_id, id", params)
+        row = cursor.fetchone()
+        if row is None or row[0] is None:
+            return None
+        where, value = ("id", row[0])
+        if key.branch is not None:
+            where, value = ("session_id = %s AND name", key.branch)
+        cursor.execute(
+            f"UPDATE {self.branch} SET head = head + %s, turn = turn + %s "
+            f"WHERE {where} = %s RETURNING id, head, turn",
+            [len(batch), batch.turns, *([row[1]] if key.branch else []), value],
+        )
+        found = cursor.fetchone()
+        if found is None:
+            return None
+        branch_id, head, turn = found
+        return Place(branch_id, head - len(batch), turn - batch.turns)
+
+    def count(
+        self,
+        key: SessionKey,
+        batch: Batch,
+        now: datetime,
+        connection: BaseDatabaseWrapper,
+    ) -> tuple[str, list[Any]]:
+        """Give the update of the session's counters, guarded by owner and fence."""
+        fence = "" if key.fence is None else f" AND {self.session}.fence = %s"
+        return (
+            f"UPDATE {self.session} SET item_count = item_count + %s, "
+            "updated_at = %s, active_on = %s, "
+            "title = CASE WHEN title = '' THEN %s ELSE title END "
+            f"WHERE {self.owned}{fence}",
+            [
+                len(batch),
+                self.adapt_time(now),
+                self.adapt_date(now.date()),
+                batch.title,
+                *self.owner(key, connection),
+                *([] if key.fence is None else [key.fence]),
+            ],
+        )
+
+    def insert(
+        self, cursor: CursorWrapper, place: Place, batch: Batch, now: datetime
+    ) -> None:
+        """Insert a batch's rows at the positions that were taken for it."""
+        created_at = self.adapt_time(now)
+        cursor.executemany(
+            f"INSERT INTO {self.item} (branch_id, position, turn, data, type, role, "
+            "call_id, tool_name, text, size, created_at) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                (
+                    place.branch_id,
+                    place.head + index,
+                    place.turn + row.turn,
+                    row.data,
+                    row.type,
+                    row.role,
+                    row.call_id,
+                    row.tool_name,
+                    row.text,
+                    len(row.data),
+                    created_at,
+                )
+                for index, row in enumerate(batch.rows, 1)
+            ],
+        )
+
+    def lock(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
+        """Hold the session's row to the transaction's end; give its primary key."""
+        cursor.execute(
+            f"UPDATE {self.session} SET item_count = item_count WHERE {self.owned} "
+            "RETURNING id",
+            self.owner(key, cursor.db),
+        )
+        return _first(cursor.fetchone())
+
+
+class PostgreSQLStatements(Statements):
+    """One statement for an append: counters, positions and rows in one round trip."""
+
+    same_owner = "{s}.user_id IS NOT DISTINCT FROM %s"
+
+    def append(
+        self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
+    ) -> bool:
+        update, params = self.count(key, batch, now, cursor.db)
+        size, turns = len(batch), batch.turns
+        target, name = f"{self.branch}.id = s.branch_id", []
+        if key.branch is not None:
+            target = f"{self.branch}.session_id = s.id AND {self.branch}.name = %s"
+            name = [key.branch]
+        # Of type json, not jsonb, each element keeps its text byte for byte. The
+        # other columns travel apart: reading a member of an object would unescape
+        # all of it, and fail on NUL.
+        cursor.execute(
+            f"WITH s AS ({update} RETURNING {self.session}.id, "
+            f"{self.session}.branch_id), "
+            f"b AS (UPDATE {self.branch} SET head = head + %s, turn = turn + %s "
+            f"FROM s WHERE {target} RETURNING {self.branch}.id, "
+            f"head - %s AS head, turn - %s AS turn) "
+            f"INSERT INTO {self.item} (branch_id, position, turn, data, type, role, "
+            "call_id, tool_name, text, size, created_at) "
+            "SELECT b.id, b.head + r.ordinal, b.turn + r.turn, r.data::text, r.type, "
+            "r.role, r.call_id, r.tool_name, r.text, octet_length(r.data::text), %s "
+            "FROM b, ROWS FROM (json_array_elements(%s::json), "
+            "json_to_recordset(%s::json) AS (turn int, type text, role text, "
+            "call_id text, tool_name text, text text)) "
+            "WITH ORDINALITY AS r "
+            "(data, turn, type, role, call_id, tool_name, text, ordinal)",
+            [
+                *params,
+                *(size, turns, *name, size, turns),
+                self.adapt_time(now),
+                "[" + ",".join(row.data for row in batch.rows) + "]",
+                json.dumps(
+                    [
+                        {
+                            "turn": row.turn,
+                            "type": row.type,
+                            "role": row.role,
+                            "call_id": row.call_id,
+                            "tool_name": row.tool_name,
+                            "text": row.text,
+                        }
+                        for row in batch.rows
+                    ]
+                ),
+            ],
+        )
+        return cursor.rowcount > 0
+
+    def lock(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
+        # A statement of its own: with the delete in the same one, concurrent pops
+        # would look for their row before they hold the lock, and find none.
+        cursor.execute(
+            f"SELECT id FROM {self.session} WHERE {self.owned} FOR UPDATE",
+            self.owner(key, cursor.db),
+        )
+        return _first(cursor.fetchone())
+
+
+class MySQLStatements(Statements):
+    """MariaDB and MySQL have no UPDATE … RETURNING: update first, then look."""
+
+    same_owner = "{s}.user_id <=> %s"
+
+    def advance(
+        self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
+    ) -> Place | None:
+        update, params = self.count(key, batch, now, cursor.db)
+        cursor.execute(update, params)
+        if not cursor.rowcount:
+            return None
+        branch, branch_params = self.branch_of(key, cursor.db)
+        cursor.execute(branch, branch_params)
+        row = cursor.fetchone()
+        if row is None or row[0] is None:
+            return None
+        cursor.execute(
+            f"UPDATE {self.branch} SET head = head + %s, turn = turn + %s "
+            "WHERE id = %s",
+            [len(batch), batch.turns, row[0]],
+        )
+        cursor.execute(
+            f"SELECT id, head, turn FROM {self.branch} WHERE id = %s", [row[0]]
+        )
+        branch_id, head, turn = cursor.fetchone()
+        return Place(branch_id, head - len(batch), turn - batch.turns)
+
+    def lock(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
+        cursor.execute(
+            f"SELECT id FROM {self.session} WHERE {self.owned} FOR UPDATE",
+            self.owner(key, cursor.db),
+        )
+        return _first(cursor.fetchone())
+
+
+_VENDORS: dict[str, type[Statements]] = {
+    "sqlite": Statements,
+    "postgresql": PostgreSQLStatements,
+    "mysql": MySQLStatements,
+}
+
+
+def statements_for(connection: BaseDatabaseWrapper, alias: str) -> Statements | None:
+    """Choose the statements of a connection's database; None if it isn't known."""
+    found = _VENDORS.get(connection.vendor)
+    return None if found is None else found(connection, alias)
+
+
+def _first(row: tuple[Any, ...] | None) -> Any:
+    return None if row is None else row[0]

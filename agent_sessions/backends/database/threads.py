@@ -1,0 +1,122 @@
+"""Where a backend's statements run: the right thread, with the right connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from asgiref.sync import AsyncToSync, sync_to_async
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class DatabaseThreads:
+    """A bounded pool of threads that each keep one connection to a database.
+
+    Django gives all websockets of a process one thread and connection, where one
+    slow query holds up everybody; these threads don't.
+    """
+
+    def __init__(self, database: str, size: int) -> None:
+        self.database = database
+        self.size = size
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._lender: ThreadPoolExecutor | None = None
+        self._connections: list[BaseDatabaseWrapper] = []
+
+    async def run(
+        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a blocking function where it sees what its caller sees.
+
+        A caller that holds a transaction, as a view under ATOMIC_REQUESTS or a test
+        does, gets it run on its own connection; everybody else gets the pool.
+        """
+        if self._sync_caller_waits():
+            return await sync_to_async(function, thread_sensitive=True)(*args, **kwargs)
+        call = partial(contextvars.copy_context().run, function, *args, **kwargs)
+        loop = asyncio.get_running_loop()
+        own = connections[self.database]
+        if own.in_atomic_block or _in_memory(own):
+            pool = self._executor("_lender", 1)
+            return await loop.run_in_executor(pool, self._lend, own, call)
+        pool = self._executor("_pool", self.size)
+        return await loop.run_in_executor(pool, self._on_own_connection, call)
+
+    def close(self) -> None:
+        """End the threads and close their connections; later calls make new ones."""
+        with self._lock:
+            pools = [p for p in (self._pool, self._lender) if p is not None]
+            opened, self._connections = self._connections, []
+            self._pool = self._lender = None
+            inherited = self._pid != os.getpid()
+        if inherited:
+            return
+        for pool in pools:
+            pool.shutdown(wait=True)
+        for connection in opened:
+            connection.inc_thread_sharing()
+            connection.close()
+
+    @staticmethod
+    def _sync_caller_waits() -> bool:
+        """Tell whether async_to_sync runs us for a synchronous caller above.
+
+        asgiref keeps this for its own use: a test pins it, and without it calls go
+        to the pool.
+        """
+        executors = getattr(AsyncToSync, "executors", None)
+        return getattr(executors, "current", None) is not None
+
+    def _executor(self, name: str, size: int) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pid != os.getpid():
+                # Threads don't survive a fork, and the parent still uses the sockets.
+                self._pool = self._lender = None
+                self._connections = []
+                self._pid = os.getpid()
+            pool: ThreadPoolExecutor | None = getattr(self, name)
+            if pool is None:
+                pool = ThreadPoolExecutor(
+                    size, thread_name_prefix=f"agent_sessions-{self.database}"
+                )
+                setattr(self, name, pool)
+            return pool
+
+    def _on_own_connection(self, call: Callable[[], T]) -> T:
+        connection = connections[self.database]
+        if connection.connection is None:
+            with self._lock:
+                if connection not in self._connections:
+                    self._connections.append(connection)
+        connection.close_if_unusable_or_obsolete()
+        return call()
+
+    def _lend(self, connection: BaseDatabaseWrapper, call: Callable[[], T]) -> T:
+        """Run on the connection of the thread that waits for us."""
+        held: Any = connections[self.database]
+        connection.inc_thread_sharing()
+        connections[self.database] = connection
+        try:
+            return call()
+        finally:
+            connections[self.database] = held
+            connection.dec_thread_sharing()
+
+
+def _in_memory(connection: BaseDatabaseWrapper) -> bool:
+    # Each further connection would open another, empty database.
+    return (
+        connection.vendor == "sqlite" and connection.is_in_memory_db()  # type: ignore[attr-defined]
+    )

@@ -1,0 +1,77 @@
+"""The rows that say which sessions there are and whose they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.exceptions import (
+    BranchDoesNotExist,
+    LeaseLost,
+    SessionDoesNotExist,
+)
+from agent_sessions.models import (
+    MAIN_BRANCH,
+    AgentSession,
+    Branch,
+    OwnedQuerySet,
+    SessionQuerySet,
+)
+
+
+class Directory:
+    """One backend alias's rows in one database; every look-up names the owner."""
+
+    def __init__(self, alias: str, using: str) -> None:
+        self.alias = alias
+        self.using = using
+
+    def rows(self, key: SessionKey) -> SessionQuerySet:
+        """Give the key's own session, as a query set of at most one row."""
+        return self._any_owner(key).filter(user_id=key.user_id)
+
+    def branches(self, key: SessionKey) -> OwnedQuerySet:
+        """Give the branch that a key means, as a query set of at most one row."""
+        branches = Branch.objects.using(self.using)
+        if key.branch is None:
+            return branches.filter(pk__in=self.rows(key).values("branch_id"))
+        return branches.filter(
+            session_id__in=self.rows(key).values("pk"), name=key.branch
+        )
+
+    def assert_own(self, key: SessionKey) -> None:
+        """Pass where the key's session is its own, or not there at all.
+
+        Raises SessionDoesNotExist for someone else's and BranchDoesNotExist.
+        """
+        row = self._any_owner(key).values_list("user_id").first()
+        if row is not None and row[0] != key.user_id:
+            raise SessionDoesNotExist(key.session_id)
+        if key.branch not in {None, MAIN_BRANCH} and not self.branches(key).exists():
+            raise BranchDoesNotExist(key.session_id, str(key.branch))
+
+    def create(self, key: SessionKey) -> None:
+        """Make the rows that a session's first write needs.
+
+        Raises SessionDoesNotExist, BranchDoesNotExist, and LeaseLost for a run: its
+        session was there when it began, so it has been deleted or taken over.
+        """
+        if key.fence is not None:
+            raise LeaseLost
+        self.assert_own(key)
+        sessions = AgentSession.objects.using(self.using)
+        session, _ = sessions.get_or_create(
+            backend=self.alias,
+            session_id=key.session_id,
+            defaults={"user_id": key.user_id},
+        )
+        if session.user_id != key.user_id:
+            raise SessionDoesNotExist(key.session_id)
+        branch, _ = Branch.objects.using(self.using).get_or_create(
+            session=session, name=MAIN_BRANCH
+        )
+        sessions.filter(pk=session.pk, branch=None).update(branch=branch)
+
+    def _any_owner(self, key: SessionKey) -> SessionQuerySet:
+        rows: Any = AgentSession.objects.using(self.using)
+        return rows.filter(backend=self.alias, session_id=key.session_id)  # type: ignore[no-any-return]

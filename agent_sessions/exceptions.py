@@ -1,0 +1,116 @@
+"""The errors of agent_sessions: one family, each telling what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
+
+
+class AgentSessionError(Exception):
+    """Base of every error that agent_sessions raises."""
+
+
+class InvalidBackend(AgentSessionError, ImproperlyConfigured):
+    """The AGENT_SESSIONS setting names a backend that can't be built."""
+
+
+class MissingExtra(AgentSessionError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs an optional dependency. Install it with: "
+            f'pip install "django-agent-sessions[{extra}]"'
+        )
+        self.extra = extra
+
+
+class SessionDoesNotExist(AgentSessionError, ObjectDoesNotExist):
+    """There is no such session, or it is someone else's: nobody can tell which."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"Session {session_id!r} does not exist. Open it with the user that owns "
+            "it, or choose another session id."
+        )
+        self.session_id = session_id
+
+
+class BranchDoesNotExist(AgentSessionError, ObjectDoesNotExist):
+    """The session has no branch of that name."""
+
+    def __init__(self, session_id: str, branch: str) -> None:
+        super().__init__(
+            f"Session {session_id!r} has no branch {branch!r}. Create it first, or "
+            "leave branch out for the current one."
+        )
+
+
+class InvalidSessionId(AgentSessionError, ValueError):
+    """The session id can't be stored."""
+
+
+class InvalidOwner(AgentSessionError, ValueError):
+    """The user who is to own a session is anonymous or not saved yet."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The session's user has no primary key: it is anonymous or not saved. "
+            "Give a saved user, or user=None for a session without an owner."
+        )
+
+
+class InvalidItem(AgentSessionError, ValueError):
+    """An item can't be stored as JSON; nothing of its batch was written."""
+
+
+class InvalidLimit(AgentSessionError, ValueError):
+    """A limit is neither None nor a whole number of 0 or more."""
+
+    def __init__(self, limit: Any) -> None:
+        super().__init__(
+            f"limit must be None (everything) or a whole number of 0 or more, not "
+            f"{limit!r}."
+        )
+
+
+class StorageError(AgentSessionError):
+    """The store could not be read or written; nothing was half-written."""
+
+
+class SessionBusy(AgentSessionError):
+    """Another run of the session is still going; `run_id` names it."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"The session is busy with run {run_id!r}. Wait for its end or abort it, "
+            "then start again."
+        )
+        self.run_id = run_id
+
+
+class LeaseLost(AgentSessionError):
+    """A run wrote after it had lost its lease; nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This run has lost its lease on the session, because it was silent for too "
+            "long or the session was cleared. Nothing was written; start a new run."
+        )
+
+
+class InterruptError(AgentSessionError):
+    """Base of what can be wrong with the answer to an approval."""
+
+
+class InterruptsPending(InterruptError):
+    """A paused run waits for approval, so the session takes no new message."""
+
+
+class UnknownInterrupt(InterruptError):
+    """The answer doesn't match the approvals that are open."""
+
+
+class InterruptExpired(InterruptError):
+    """The approval was not given in time."""

@@ -1,0 +1,178 @@
+"""Turn SDK items into stored rows and back: pure functions, no Django, no SDK."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from agent_sessions.exceptions import InvalidItem
+
+Item = dict[str, Any]
+
+TITLE_LENGTH = 80
+NAME_LENGTH = 255
+KIND_LENGTH = 64
+ROLE_LENGTH = 32
+
+# ASCII escapes carry NUL and lone surrogates, which PostgreSQL's and MariaDB's
+# text can't; NaN and Infinity are no JSON, so strict readers would choke on them.
+_encode = json.JSONEncoder(
+    ensure_ascii=True, allow_nan=False, separators=(",", ":")
+).encode
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedItem:
+    """One item as it is stored: its JSON text and the columns drawn from it."""
+
+    data: str
+    turn: int
+    type: str
+    role: str
+    call_id: str
+    tool_name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A whole `add_items` call, encoded.
+
+    `turns` is the number of turns that it begins; an item's `turn` counts from 0,
+    the turn that was open before the batch.
+    """
+
+    rows: tuple[EncodedItem, ...]
+    turns: int
+    title: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """An item read back with its place; `item` is None where the row is unreadable."""
+
+    position: int
+    turn: int
+    item: Item | None
+    raw: str
+    created_at: datetime
+
+
+def encode_batch(items: Sequence[Any]) -> Batch:
+    """Encode the items of one `add_items` call.
+
+    Raises InvalidItem, naming the first item that isn't a JSON object.
+    """
+    rows = []
+    turns = 0
+    title = ""
+    for index, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise InvalidItem(
+                f"Item {index} of {len(items)} is a {type(item).__name__}, not a dict. "
+                "Give a list of the SDK's input items; nothing was written."
+            )
+        try:
+            data = _encode(item)
+        except (TypeError, ValueError, RecursionError) as exc:
+            # The cause is told by its type alone: its text may quote the content.
+            raise InvalidItem(
+                f"Item {index} of {len(items)} is not JSON "
+                f"({_reason(exc)}). Replace NaN, Infinity and Python objects by plain "
+                "JSON values; nothing was written."
+            ) from None
+        kind, role = _kind(item)
+        text = text_of(item) if kind == "message" else ""
+        if kind == "message" and role == "user":
+            turns += 1
+            title = title or first_line(text)
+        rows.append(
+            EncodedItem(
+                data=data,
+                turn=turns,
+                type=kind[:KIND_LENGTH],
+                role=role[:ROLE_LENGTH],
+                call_id=_column(item.get("call_id"))[:NAME_LENGTH],
+                tool_name=_column(item.get("name"))[:NAME_LENGTH]
+                if kind != "message"
+                else "",
+                text=text,
+            )
+        )
+    return Batch(tuple(rows), turns, title)
+
+
+def decode(data: Any) -> Item | None:
+    """Read a stored row; None where it is no JSON object."""
+    try:
+        item = json.loads(data)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return item if isinstance(item, dict) else None
+
+
+def decode_all(rows: Iterable[Any]) -> list[Item]:
+    """Read stored rows in their order, passing over the unreadable ones."""
+    return [item for data in rows if (item := decode(data)) is not None]
+
+
+def text_of(item: Item) -> str:
+    """Join the texts of a message's content; other parts are left out."""
+    content = item.get("content")
+    if isinstance(content, str):
+        return clean_text(content)
+    if not isinstance(content, list):
+        return ""
+    texts = (
+        part.get("text") or part.get("refusal")
+        for part in content
+        if isinstance(part, dict)
+    )
+    return clean_text("\n".join(text for text in texts if isinstance(text, str)))
+
+
+def first_line(text: str) -> str:
+    """Give the first line that says something, cut to a title's length."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
+
+
+def clean_text(text: str) -> str:
+    """Replace what no database's text column takes: NUL and lone surrogates."""
+    if text.isascii():
+        return text.replace("\x00", "\ufffd") if "\x00" in text else text
+    text = text.encode("utf-8", "replace").decode() if _has_surrogate(text) else text
+    return text.replace("\x00", "\ufffd")
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _column(value: Any) -> str:
+    return clean_text(value) if isinstance(value, str) else ""
+
+
+def _kind(item: Item) -> tuple[str, str]:
+    """Give an item's type and role; the SDK leaves out the type of easy messages."""
+    role = _column(item.get("role"))
+    kind = _column(item.get("type"))
+    return (kind or ("message" if role else ""), role)
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, RecursionError):
+        return "nested too deeply"
+    if isinstance(exc, TypeError):
+        return "a value of a type that JSON lacks"
+    return "NaN, Infinity or a circular reference"

@@ -1,0 +1,155 @@
+"""The SDK's session over any backend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from agents.memory import SessionABC, SessionSettings
+from agents.memory.session_settings import (
+    coerce_session_settings,
+    resolve_session_limit,
+)
+
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey, check_limit
+
+if TYPE_CHECKING:
+    from agents.items import TResponseInputItem
+    from agents.run_context import RunContextWrapper
+
+
+class BackendSession(SessionABC):
+    """A conversation in a backend, for `Runner.run(..., session=session)`.
+
+    Cheap to make: nothing is read or written before a method is called, and it may
+    be used from any event loop and thread.
+    """
+
+    def __init__(
+        self,
+        backend: BaseSessionBackend,
+        key: SessionKey,
+        *,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> None:
+        self.backend = backend
+        self.key = key
+        self.session_settings = session_settings
+
+    @classmethod
+    def from_key(
+        cls,
+        backend: BaseSessionBackend,
+        key: SessionKey,
+        *,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> Self:
+        """Open a session whose id and owner have been checked."""
+        session = cls.__new__(cls)
+        BackendSession.__init__(session, backend, key, session_settings=session_settings)
+        return session
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.session_id!r} in {self.backend.alias!r}>"
+
+    @property  # type: ignore[override]
+    def session_id(self) -> str:
+        return self.key.session_id
+
+    @property  # type: ignore[override]
+    def session_settings(self) -> SessionSettings:
+        return self._session_settings
+
+    @session_settings.setter
+    def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
+        # The Runner needs the real class: with a dict it raises AttributeError.
+        self._session_settings = coerce_session_settings(
+            SessionSettings() if value is None else value
+        )
+
+    @property
+    def sync(self) -> SyncSession:
+        """The same session for views and shells: no event loop is involved."""
+        return SyncSession(self)
+
+    def fenced(self, fence: int | None) -> Self:
+        """Give the same session as a run writes to it under its lease."""
+        return self.from_key(
+            self.backend,
+            self.key.fenced(fence),
+            session_settings=self.session_settings,
+        )
+
+    async def get_items(
+        self,
+        limit: int | None = None,
+        *,
+        wrapper: RunContextWrapper[Any] | None = None,
+    ) -> list[TResponseInputItem]:
+        """Read the newest `limit` items, oldest first.
+
+        None reads what `session_settings.limit` says, else everything; 0 reads
+        nothing. Rows that can't be read are passed over and don't count. Raises
+        InvalidLimit, SessionDoesNotExist and StorageError.
+        """
+        return await self.backend.alatest(self.key, self._limit(limit))  # type: ignore[return-value]
+
+    async def add_items(
+        self,
+        items: list[TResponseInputItem],
+        *,
+        wrapper: RunContextWrapper[Any] | None = None,
+    ) -> None:
+        """Store a batch whole and in order, or not at all.
+
+        Raises InvalidItem, SessionDoesNotExist, LeaseLost and StorageError.
+        """
+        await self.backend.aappend(self.key, items)  # type: ignore[arg-type]
+
+    async def pop_item(
+        self, *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> TResponseInputItem | None:
+        """Remove and return the newest readable item; None where there is none."""
+        return await self.backend.apop(self.key)  # type: ignore[return-value]
+
+    async def clear_session(
+        self, *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> None:
+        """Remove every item; the session stays usable."""
+        await self.backend.aclear(self.key)
+
+    async def clear(self) -> None:
+        """See clear_session()."""
+        await self.clear_session()
+
+    def _limit(self, limit: int | None) -> int | None:
+        limit = resolve_session_limit(limit, self._session_settings)
+        check_limit(limit)
+        return limit
+
+
+class SyncSession:
+    """The synchronous face of a session, on the caller's own connection."""
+
+    def __init__(self, session: BackendSession) -> None:
+        self._session = session
+
+    def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
+        """See BackendSession.get_items()."""
+        session = self._session
+        return session.backend.latest(session.key, session._limit(limit))  # type: ignore[return-value]
+
+    def add_items(self, items: list[TResponseInputItem]) -> None:
+        """See BackendSession.add_items()."""
+        self._session.backend.append(self._session.key, items)  # type: ignore[arg-type]
+
+    def pop_item(self) -> TResponseInputItem | None:
+        """See BackendSession.pop_item()."""
+        return self._session.backend.pop(self._session.key)  # type: ignore[return-value]
+
+    def clear_session(self) -> None:
+        """See BackendSession.clear_session()."""
+        self._session.backend.clear(self._session.key)
+
+    def clear(self) -> None:
+        """See BackendSession.clear_session()."""
+        self.clear_session()

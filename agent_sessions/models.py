@@ -1,0 +1,287 @@
+"""The directory of sessions, and what the database backend stores."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import models
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from agent_sessions.fields import ExactCharField
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+MAIN_BRANCH = "main"
+
+
+def today() -> date:
+    """Give the day of last activity: UTC's where USE_TZ is on."""
+    return timezone.now().date()
+
+
+class SessionQuerySet(models.QuerySet["AgentSession"]):
+    def for_user(self, user: AbstractBaseUser | None) -> SessionQuerySet:
+        """Narrow to one owner's sessions; None means those without an owner."""
+        if user is None:
+            return self.filter(user__isnull=True)
+        return self.filter(user_id=user.pk) if user.pk is not None else self.none()
+
+
+class OwnedQuerySet(models.QuerySet[Any]):
+    """A query set over rows that belong to a session, by way of `owner_path`."""
+
+    def for_user(self, user: AbstractBaseUser | None) -> OwnedQuerySet:
+        """Narrow to the rows of one owner's sessions; None means no owner."""
+        path = self.model.owner_path
+        if user is None:
+            return self.filter(**{f"{path}__user__isnull": True})
+        if user.pk is None:
+            return self.none()
+        return self.filter(**{f"{path}__user_id": user.pk})
+
+
+class AgentSession(models.Model):
+    """One conversation: who owns it, where its items lie, what it has used."""
+
+    class State(models.TextChoices):
+        IDLE = "idle", _("idle")
+        RUNNING = "running", _("running")
+        WAITING = "waiting", _("waiting for approval")
+
+    backend = ExactCharField(_("backend"), max_length=64, default="default")
+    session_id = ExactCharField(_("session id"), max_length=255)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        verbose_name=_("user"),
+        on_delete=models.CASCADE,
+        related_name="agent_sessions",
+        null=True,
+        blank=True,
+        # The owner's index below begins with this column.
+        db_index=False,
+    )
+    title = models.CharField(_("title"), max_length=200, blank=True)
+    metadata = models.JSONField(_("metadata"), default=dict, blank=True)
+    branch = models.ForeignKey(
+        "Branch",
+        verbose_name=_("current branch"),
+        on_delete=models.SET_NULL,
+        related_name="+",
+        null=True,
+        blank=True,
+        db_index=False,
+    )
+    item_count = models.PositiveIntegerField(_("items"), default=0)
+    requests = models.PositiveBigIntegerField(_("requests"), default=0)
+    input_tokens = models.PositiveBigIntegerField(_("input tokens"), default=0)
+    output_tokens = models.PositiveBigIntegerField(_("output tokens"), default=0)
+    cached_tokens = models.PositiveBigIntegerField(_("cached tokens"), default=0)
+    reasoning_tokens = models.PositiveBigIntegerField(_("reasoning tokens"), default=0)
+    agent_name = models.CharField(_("last agent"), max_length=255, blank=True)
+    state = models.CharField(
+        _("state"), max_length=16, choices=State.choices, default=State.IDLE
+    )
+    run_id = ExactCharField(_("active run"), max_length=64, blank=True)
+    run_seen_at = models.DateTimeField(_("run last seen"), null=True, blank=True)
+    fence = models.PositiveBigIntegerField(_("fencing number"), default=0)
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+    # Not indexed: every append changes it, and PostgreSQL would then rewrite every
+    # index entry of the row. `active_on` changes once a day and orders lists.
+    updated_at = models.DateTimeField(_("last activity"), default=timezone.now)
+    active_on = models.DateField(_("last active on"), default=today)
+    expires_at = models.DateTimeField(
+        _("expires"), null=True, blank=True, db_index=True
+    )
+
+    objects = SessionQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("agent session")
+        verbose_name_plural = _("agent sessions")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("backend", "session_id"), name="agent_sessions_unique_id"
+            ),
+        )
+        indexes = (
+            models.Index(
+                fields=("user", "-active_on", "-id"), name="agent_sessions_by_owner"
+            ),
+            models.Index(fields=("-active_on", "-id"), name="agent_sessions_by_day"),
+        )
+
+    def __str__(self) -> str:
+        return self.title or self.session_id
+
+    @staticmethod
+    def new_id() -> str:
+        """Make an id that can't be guessed."""
+        return str(uuid.uuid4())
+
+
+class Branch(models.Model):
+    """A line of a session's history; its items follow its parent's up to the fork."""
+
+    owner_path = "session"
+
+    session = models.ForeignKey(
+        AgentSession,
+        verbose_name=_("session"),
+        on_delete=models.CASCADE,
+        related_name="branches",
+        # The unique constraint below begins with this column.
+        db_index=False,
+    )
+    name = ExactCharField(_("name"), max_length=255, default=MAIN_BRANCH)
+    parent = models.ForeignKey(
+        "self",
+        verbose_name=_("parent"),
+        on_delete=models.CASCADE,
+        related_name="children",
+        null=True,
+        blank=True,
+    )
+    fork_position = models.BigIntegerField(_("fork position"), null=True, blank=True)
+    head = models.BigIntegerField(_("head"), default=0)
+    turn = models.PositiveIntegerField(_("turn"), default=0)
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+
+    objects = OwnedQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("branch")
+        verbose_name_plural = _("branches")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("session", "name"), name="agent_sessions_unique_branch"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class SessionItem(models.Model):
+    """One item of a history, as JSON text, with the columns drawn from it."""
+
+    owner_path = "branch__session"
+
+    branch = models.ForeignKey(
+        Branch,
+        verbose_name=_("branch"),
+        on_delete=models.CASCADE,
+        related_name="items",
+        # The unique constraint below serves order, window and foreign key alike.
+        db_index=False,
+    )
+    position = models.BigIntegerField(_("position"))
+    turn = models.PositiveIntegerField(_("turn"), default=0)
+    # Text, not JSONField: jsonb refuses NUL and lone surrogates and rewrites 1e22.
+    data = models.TextField(_("data"))
+    type = models.CharField(_("type"), max_length=64, blank=True)
+    role = models.CharField(_("role"), max_length=32, blank=True)
+    call_id = models.CharField(_("call id"), max_length=255, blank=True)
+    tool_name = models.CharField(_("tool name"), max_length=255, blank=True)
+    text = models.TextField(_("text"), blank=True)
+    size = models.PositiveIntegerField(_("size in bytes"), default=0)
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+
+    objects = OwnedQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("item")
+        verbose_name_plural = _("items")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("branch", "position"), name="agent_sessions_unique_position"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.type or '?'} #{self.position}"
+
+
+class AgentRun(models.Model):
+    """One run of an agent on a session: how it went and what it used."""
+
+    owner_path = "session"
+
+    class Status(models.TextChoices):
+        RUNNING = "running", _("running")
+        COMPLETED = "completed", _("completed")
+        FAILED = "failed", _("failed")
+        CANCELLED = "cancelled", _("cancelled")
+        INTERRUPTED = "interrupted", _("interrupted")
+        WAITING = "waiting", _("waiting for approval")
+
+    session = models.ForeignKey(
+        AgentSession,
+        verbose_name=_("session"),
+        on_delete=models.CASCADE,
+        related_name="runs",
+        # The unique constraint below begins with this column.
+        db_index=False,
+    )
+    branch = models.ForeignKey(
+        Branch,
+        verbose_name=_("branch"),
+        on_delete=models.SET_NULL,
+        related_name="runs",
+        null=True,
+        blank=True,
+    )
+    run_id = ExactCharField(_("run id"), max_length=64)
+    resumed_by = models.ForeignKey(
+        "self",
+        verbose_name=_("resumed by"),
+        on_delete=models.SET_NULL,
+        related_name="resumes",
+        null=True,
+        blank=True,
+    )
+    agent_name = models.CharField(_("agent"), max_length=255, blank=True)
+    model = models.CharField(_("model"), max_length=255, blank=True)
+    status = models.CharField(
+        _("status"), max_length=16, choices=Status.choices, default=Status.RUNNING
+    )
+    started_at = models.DateTimeField(_("started"), default=timezone.now)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+    first_position = models.BigIntegerField(_("first item"), null=True, blank=True)
+    last_position = models.BigIntegerField(_("last item"), null=True, blank=True)
+    requests = models.PositiveIntegerField(_("requests"), default=0)
+    input_tokens = models.PositiveBigIntegerField(_("input tokens"), default=0)
+    output_tokens = models.PositiveBigIntegerField(_("output tokens"), default=0)
+    cached_tokens = models.PositiveBigIntegerField(_("cached tokens"), default=0)
+    reasoning_tokens = models.PositiveBigIntegerField(_("reasoning tokens"), default=0)
+    usage = models.JSONField(_("usage details"), default=dict, blank=True)
+    error_code = models.CharField(_("error code"), max_length=64, blank=True)
+    trace_id = models.CharField(_("trace id"), max_length=64, blank=True)
+    # Text for the same reason as an item's data.
+    state = models.TextField(_("run state"), blank=True)
+    sdk_version = models.CharField(_("SDK version"), max_length=32, blank=True)
+    interrupts = models.TextField(_("open approvals"), blank=True)
+    expires_at = models.DateTimeField(_("approval expires"), null=True, blank=True)
+
+    objects = OwnedQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("agent run")
+        verbose_name_plural = _("agent runs")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("session", "run_id"), name="agent_sessions_unique_run"
+            ),
+        )
+        indexes = (
+            models.Index(
+                fields=("status", "-started_at"), name="agent_sessions_runs_by_state"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.run_id

@@ -1,0 +1,240 @@
+"""What all cases stand on: the hooks, the loop they run in, and what is collected."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import json
+import types
+import uuid
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar, cast
+
+import pytest
+from agents.memory import Session
+from asgiref.sync import async_to_sync
+
+T = TypeVar("T")
+Item = dict[str, Any]
+Case = Callable[..., Any]
+TestFunction = TypeVar("TestFunction", bound=Case)
+
+
+def needs(*features: str) -> Callable[[TestFunction], TestFunction]:
+    """Collect a case only where the class sets `supports_<feature>` for each."""
+
+    def mark(test: TestFunction) -> TestFunction:
+        test.__dict__["contract_needs"] = features
+        return test
+
+    return mark
+
+
+def each(values: Mapping[str, Any]) -> Callable[[TestFunction], TestFunction]:
+    """Turn a case into one case for each value, named after it.
+
+    Unlike pytest's parametrize, this works in a unittest.TestCase too.
+    """
+
+    def mark(test: TestFunction) -> TestFunction:
+        test.__dict__["contract_values"] = values
+        return test
+
+    return mark
+
+
+class ContractBase:
+    """The hooks of a store's author, and the helpers of the cases."""
+
+    supports_corrupt: ClassVar[bool] = False
+    """`corrupt` damages a stored item."""
+    supports_owner: ClassVar[bool] = False
+    """`make_session` takes `user`, and `make_user` makes one."""
+    supports_wrapper: ClassVar[bool] = False
+    """The four methods take the run context as `wrapper`."""
+    supports_sync: ClassVar[bool] = False
+    """`session.sync` has the methods without await."""
+    supports_clear_alias: ClassVar[bool] = False
+    """`clear` does what `clear_session` does."""
+    supports_reopen: ClassVar[bool] = True
+    """A second `make_session` with the same id opens the same history."""
+    supports_threads: ClassVar[bool] = True
+    """Sessions may be used from loops in several threads at once."""
+    supports_second_process: ClassVar[bool] = False
+    """`process_source` opens the same store in another process."""
+    supports_encryption: ClassVar[bool] = True
+    """The SDK's EncryptedSession (which needs cryptography) can wrap a session."""
+
+    known_gaps: ClassVar[Mapping[str, str]] = {}
+    """Cases the store is known to fail, with the reason. They must go on failing."""
+
+    foreign_error: ClassVar[type[Exception]] = LookupError
+    """Raised where a session is someone else's."""
+
+    timeout: ClassVar[float] = 60
+    """Seconds after which a case that hangs is failed."""
+    examples: ClassVar[int] = 25
+    """How many examples hypothesis makes for each of its cases."""
+
+    # --- Hooks ---------------------------------------------------------------
+
+    async def make_session(self, session_id: str, **options: Any) -> Session:
+        """Open the session of this id.
+
+        Options are `session_settings` (a SessionSettings or a dict) and, where
+        owners are supported, `user`.
+        """
+        raise NotImplementedError
+
+    async def make_user(self, name: str) -> Any:
+        """Make a user who can own sessions."""
+        raise NotImplementedError
+
+    async def corrupt(self, session: Session, nth: int, data: str) -> str:
+        """Write `data` in place of what is stored of the nth item; give back that.
+
+        Negative numbers count from the newest. Every row counts, also a damaged one.
+        """
+        raise NotImplementedError
+
+    def process_source(self) -> str:
+        """Give Python source that opens the same store in a fresh process.
+
+        It must define `async def make_session(session_id)`.
+        """
+        raise NotImplementedError
+
+    def run(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine function in a new event loop; override to choose how."""
+        return cast("T", async_to_sync(main)())
+
+    # --- Helpers -------------------------------------------------------------
+
+    def new_id(self) -> str:
+        return f"contract-{uuid.uuid4()}"
+
+    async def open(self, session_id: str | None = None, **options: Any) -> Any:
+        """Open a session, with an id of its own if none is given."""
+        return await self.make_session(session_id or self.new_id(), **options)
+
+    async def filled(self, count: int, **options: Any) -> Any:
+        """Open a new session with `count` messages, told apart by their number."""
+        session = await self.open(**options)
+        await session.add_items(messages(count))
+        return session
+
+    # --- Collection ----------------------------------------------------------
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, test in list(vars(cls).items()):
+            if not name.startswith("test") or not inspect.isfunction(test):
+                continue
+            if values := getattr(test, "contract_values", None):
+                delattr(cls, name)
+                for label, value in values.items():
+                    title = f"{name}_{label}"
+                    setattr(cls, title, _as_test(_with_value(test, title, value)))
+            else:
+                setattr(cls, name, _as_test(test))
+        _choose(cls)
+
+
+def _as_test(test: Case) -> Case:
+    """Make a coroutine function one that any runner can call."""
+    if not inspect.iscoroutinefunction(test):
+        return test
+
+    @functools.wraps(test)
+    def run_test(self: ContractBase, *args: Any, **kwargs: Any) -> None:
+        async def main() -> None:
+            async with asyncio.timeout(self.timeout):
+                await test(self, *args, **kwargs)
+
+        self.run(main)
+
+    # Runners look through __wrapped__ and would take this for a coroutine function;
+    # the signature stays, for fixtures.
+    run_test.__dict__["__signature__"] = inspect.signature(test)
+    del run_test.__dict__["__wrapped__"]
+    return run_test
+
+
+def _with_value(test: Case, name: str, value: Any) -> Case:
+    if inspect.iscoroutinefunction(test):
+
+        async def case(self: ContractBase) -> None:
+            await test(self, value)
+
+    else:
+
+        def case(self: ContractBase) -> None:  # type: ignore[misc]
+            test(self, value)
+
+    case.__dict__.update(test.__dict__)
+    case.__name__, case.__doc__ = name, test.__doc__
+    case.__qualname__ = f"{test.__qualname__.rpartition('.')[0]}.{name}"
+    case.__module__ = test.__module__
+    return case
+
+
+def _choose(cls: type[ContractBase]) -> None:
+    """Leave out what the class doesn't support, and expect its known gaps to fail."""
+    found: dict[str, Case] = {}
+    for klass in reversed(cls.__mro__):
+        for name, test in vars(klass).items():
+            if name.startswith("test") and inspect.isfunction(test):
+                found[name] = getattr(test, "contract_case", test)
+    if unknown := sorted(set(cls.known_gaps) - set(found)):
+        raise TypeError(f"{cls.__name__}.known_gaps names no case: {unknown}")
+    for name, test in found.items():
+        features = getattr(test, "contract_needs", ())
+        if not all(getattr(cls, f"supports_{feature}") for feature in features):
+            setattr(cls, name, None)
+        elif name in cls.known_gaps:
+            setattr(cls, name, _gap(test, cls.known_gaps[name]))
+        elif getattr(cls, name) is not test:
+            setattr(cls, name, test)
+
+
+def _gap(test: Case, reason: str) -> Case:
+    copy = types.FunctionType(
+        test.__code__,
+        test.__globals__,
+        test.__name__,
+        test.__defaults__,
+        test.__closure__,
+    )
+    copy.__dict__.update(test.__dict__)
+    copy.__doc__, copy.__qualname__ = test.__doc__, test.__qualname__
+    copy.__kwdefaults__ = test.__kwdefaults__
+    copy.__dict__["contract_case"] = test
+    return cast("Case", pytest.mark.xfail(strict=True, reason=reason)(copy))
+
+
+def message(text: str) -> Item:
+    return {"role": "user", "content": text}
+
+
+def messages(count: int, prefix: str = "item") -> list[Item]:
+    return [message(f"{prefix} {number}") for number in range(count)]
+
+
+def texts(items: Sequence[Any]) -> list[Any]:
+    """Give the contents of messages, which is what most cases compare."""
+    return [item["content"] for item in items]
+
+
+def canonical(value: Any) -> str:
+    """Give JSON with sorted keys, as the SDK compares items when it resumes.
+
+    It tells 1 from 1.0 and from true. The way through JSON joins surrogate pairs,
+    which no JSON text can tell from the character that they stand for.
+    """
+    return json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Assert equality of items up to the order of keys."""
+    assert canonical(found) == canonical(expected)
