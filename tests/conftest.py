@@ -1,0 +1,175 @@
+"""Databases, servers and coroutine tests for the whole suite.
+
+Fixtures for tests: `database_environment`, `postgres_server`, `mariadb_server`,
+`valkey_server` and `chromium`. A test that is a coroutine function just runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import wraps
+from inspect import iscoroutinefunction
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.db import connections
+
+from tests.servers import PARTS, Server
+from tests.servers.chromium import executable
+from tests.servers.mariadb import mariadb
+from tests.servers.postgres import postgres
+from tests.servers.valkey import valkey
+from tests.settings import DATABASE_KIND
+
+# No test talks to a model behind a key that happens to be set.
+os.environ.pop("OPENAI_API_KEY", None)
+
+_IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+_DATABASE_FIXTURES = {"db", "transactional_db", "django_db_reset_sequences"}
+_not_run = pytest.StashKey[dict[str, int]]()
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    if DATABASE_KIND != "sqlite":
+        # The other databases repeat what touches a database, and nothing else.
+        repeated = [item for item in items if _repeats(item)]
+        config.hook.pytest_deselected(
+            items=[item for item in items if item not in repeated]
+        )
+        items[:] = repeated
+    not_run = config.stash.setdefault(_not_run, {})
+    absent = {part: reason for part, ask in PARTS.items() if (reason := ask())}
+    for item in items:
+        for part in _parts(item):
+            if part not in absent:
+                continue
+            reason = absent[part]
+            not_run[reason] = not_run.get(reason, 0) + 1
+            if not _IN_CI:
+                item.add_marker(pytest.mark.skip(reason=reason))
+            break
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if not _IN_CI:
+        return
+    for part in _parts(item):
+        if reason := PARTS[part]():
+            pytest.fail(f"CI must run every test, but {reason}", pytrace=False)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for reason, count in config.stash.get(_not_run, {}).items():
+        terminalreporter.write_line(
+            f"!!! NOT RUN on {DATABASE_KIND}: {count} tests, because {reason}",
+            red=True,
+            bold=True,
+        )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a coroutine test in a loop of its own, with the ORM in this thread.
+
+    So its rows are in the transaction that django_db rolls back, which pytest-asyncio
+    can't do.
+    """
+    test: Callable[..., Any] = pyfuncitem.obj
+    generated = getattr(test, "hypothesis", None)
+    if generated is not None:
+        if iscoroutinefunction(generated.inner_test):
+            generated.inner_test = _synchronous(generated.inner_test)
+        return None
+    if not iscoroutinefunction(test):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    async_to_sync(test)(**{name: pyfuncitem.funcargs[name] for name in names})
+    return True
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Say where the test database is, and start its server first."""
+    database: dict[str, Any] = connections.settings["default"]
+    if DATABASE_KIND == "sqlite":
+        # A file, not memory: several connections must see one another's locks.
+        path = tmp_path_factory.mktemp("database") / "test.sqlite3"
+        database["TEST"]["NAME"] = str(path)
+        return
+    server: Server = request.getfixturevalue(f"{DATABASE_KIND}_server")
+    database.update(HOST=server.host, PORT=str(server.port))
+
+
+@pytest.fixture
+def database_environment(transactional_db: None) -> dict[str, str]:
+    """Give the environment in which a child process uses this test's database."""
+    database = connections["default"].settings_dict
+    return os.environ | {
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "AGENT_SESSIONS_TEST_DATABASE": DATABASE_KIND,
+        "AGENT_SESSIONS_TEST_NAME": str(database["NAME"]),
+        "AGENT_SESSIONS_TEST_HOST": str(database["HOST"]),
+        "AGENT_SESSIONS_TEST_PORT": str(database["PORT"]),
+    }
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """Run PostgreSQL for the session."""
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[Server]:
+    """Run MariaDB for the session."""
+    with mariadb() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[Server]:
+    """Run Valkey for the session."""
+    with valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Give the path of the browser, for Playwright's `executable_path`."""
+    path = executable()
+    assert path, "pytest_collection_modifyitems lets no test come here without one"
+    return path
+
+
+def _synchronous(test: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(test)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return async_to_sync(test)(*args, **kwargs)
+
+    return run
+
+
+def _touches_database(item: pytest.Item) -> bool:
+    if item.get_closest_marker("django_db"):
+        return True
+    return not _DATABASE_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def _repeats(item: pytest.Item) -> bool:
+    return _touches_database(item) and not item.get_closest_marker("one_database")
+
+
+def _parts(item: pytest.Item) -> list[str]:
+    parts = [part for part in getattr(item, "fixturenames", ()) if part in PARTS]
+    if DATABASE_KIND != "sqlite" and _touches_database(item):
+        parts.append(f"{DATABASE_KIND}_server")
+    return parts

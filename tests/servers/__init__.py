@@ -1,0 +1,19 @@
+"""Real servers for the tests: each on a free port, in a directory of its own."""
+
+from __future__ import annotations
+
+from tests.servers import chromium as _chromium
+from tests.servers import mariadb as _mariadb
+from tests.servers import postgres as _postgres
+from tests.servers import valkey as _valkey
+from tests.servers.process import Server, ServerError, serve
+
+# What a test can ask for by the name of a fixture -> what is missing, if anything.
+PARTS = {
+    "chromium": _chromium.missing,
+    "mariadb_server": _mariadb.missing,
+    "postgres_server": _postgres.missing,
+    "valkey_server": _valkey.missing,
+}
+
+__all__ = ["PARTS", "Server", "ServerError", "serve"]
