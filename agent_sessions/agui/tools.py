@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent_sessions.agui.content import IMAGE_NOTE, dumps, string
+from agent_sessions.agui.content import IMAGE_NOTE, cut, dumps, string
 from agent_sessions.agui.options import StreamOptions
 
 OUTPUT_TYPES = frozenset(
@@ -67,6 +67,16 @@ def handoff_target(call_name: str, item: Mapping[str, Any]) -> str | None:
 def exposed_arguments(call: Call, options: StreamOptions) -> str:
     """Give the arguments that a reader may see."""
     return call.arguments if options.expose_tools == "full" else ""
+
+
+def exposed_result(text: str, options: StreamOptions) -> dict[str, Any]:
+    """Give the `content` of a result, and `metadata` where it isn't the whole."""
+    if options.expose_tools != "full":
+        return {"content": "", "metadata": {"withheld": True}}
+    content, was_cut = cut(text, options.result_limit)
+    if was_cut:
+        return {"content": content, "metadata": {"truncated": True}}
+    return {"content": content}
 
 
 def _function(call_id: str, item: Mapping[str, Any]) -> Call:
@@ -158,4 +168,3 @@ _READERS: dict[str, Callable[[str, Mapping[str, Any]], Call]] = {
 }
 
 CALL_TYPES = frozenset(_READERS)
-

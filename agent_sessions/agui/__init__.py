@@ -1,0 +1,48 @@
+"""Translate between the SDK and AG-UI 1.0: pure functions, no Django, no I/O."""
+
+from __future__ import annotations
+
+from agent_sessions.agui.events import EventMapper
+from agent_sessions.agui.frames import (
+    AbortRequest,
+    FrameError,
+    RunRequest,
+    SyncRequest,
+    parse_frame,
+    parse_request,
+    user_items,
+)
+from agent_sessions.agui.interrupts import approval_id, interrupts
+from agent_sessions.agui.lifecycle import (
+    idle_sync,
+    run_error,
+    run_finished,
+    run_started,
+    snapshot,
+    token_usage,
+)
+from agent_sessions.agui.merge import merge
+from agent_sessions.agui.messages import messages_from_items
+from agent_sessions.agui.options import StreamOptions
+
+__all__ = [
+    "AbortRequest",
+    "EventMapper",
+    "FrameError",
+    "RunRequest",
+    "StreamOptions",
+    "SyncRequest",
+    "approval_id",
+    "idle_sync",
+    "interrupts",
+    "merge",
+    "messages_from_items",
+    "parse_frame",
+    "parse_request",
+    "run_error",
+    "run_finished",
+    "run_started",
+    "snapshot",
+    "token_usage",
+    "user_items",
+]
