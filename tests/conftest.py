@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import wraps
 from inspect import iscoroutinefunction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ os.environ.pop("OPENAI_API_KEY", None)
 
 _IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 _DATABASE_FIXTURES = {"db", "transactional_db", "django_db_reset_sequences"}
-_not_run = pytest.StashKey[dict[str, int]]()
+_not_run = pytest.StashKey[dict[str, list[pytest.Item]]]()
 
 
 def pytest_collection_modifyitems(
@@ -48,7 +49,7 @@ def pytest_collection_modifyitems(
             if part not in absent:
                 continue
             reason = absent[part]
-            not_run[reason] = not_run.get(reason, 0) + 1
+            not_run.setdefault(reason, []).append(item)
             if not _IN_CI:
                 item.add_marker(pytest.mark.skip(reason=reason))
             break
@@ -65,12 +66,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    for reason, count in config.stash.get(_not_run, {}).items():
-        terminalreporter.write_line(
-            f"!!! NOT RUN on {DATABASE_KIND}: {count} tests, because {reason}",
-            red=True,
-            bold=True,
-        )
+    lines = [
+        f"!!! NOT RUN on {DATABASE_KIND}: {_named(items)}, because {reason}"
+        for reason, items in config.stash.get(_not_run, {}).items()
+    ]
+    # `make test` has several calls of pytest: the last one's summary tells all.
+    if path := os.environ.get("AGENT_SESSIONS_TEST_NOT_RUN"):
+        report = Path(path)
+        if report.exists():
+            lines = [*report.read_text().splitlines(), *lines]
+        report.write_text("\n".join(lines))
+    for line in lines:
+        terminalreporter.write_line(line, red=True, bold=True)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -156,6 +163,12 @@ def _synchronous(test: Callable[..., Any]) -> Callable[..., Any]:
         return async_to_sync(test)(*args, **kwargs)
 
     return run
+
+
+def _named(items: list[pytest.Item]) -> str:
+    files = sorted({item.path.name for item in items})
+    where = ", ".join(files) if len(files) <= 5 else f"{len(files)} files"
+    return f"{len(items)} tests of {where}"
 
 
 def _touches_database(item: pytest.Item) -> bool:

@@ -20,11 +20,16 @@ def program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=_PLACES)
 
 
+def has_driver() -> bool:
+    """Tell whether mysqlclient is installed."""
+    return find_spec("MySQLdb") is not None
+
+
 def missing() -> str | None:
     """Tell what MariaDB lacks to run here, if anything."""
     if not program("mariadbd") or not program("mariadb-install-db"):
         return "MariaDB is missing: apt-get install mariadb-server"
-    if not find_spec("MySQLdb"):
+    if not has_driver():
         return (
             "the driver of MariaDB is missing: apt-get install gcc libmariadb-dev "
             "pkg-config python3-dev, then pip install mysqlclient"
