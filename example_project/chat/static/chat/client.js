@@ -1,0 +1,160 @@
+// The protocol, and nothing of the page: connect, sync, run, resume, abort, retry.
+//
+// Events: "connection" {state, code, seconds} with the states connecting, open,
+// waiting, offline and closed; "event" {event}: an AG-UI event.
+
+const STEPS = [1, 2, 4, 8, 16, 30];
+const SILENCE = 60_000;
+const STEADY = 60_000;
+// After these the server would only say the same again.
+const FINAL = new Set([1000, 1009, 4400, 4401, 4403, 4404, 4413]);
+const LOCAL = /^(localhost|127(\.\d+){3}|\[::1\])$/;
+
+/** Return a random id. `crypto.randomUUID` would need HTTPS. */
+export function newId(prefix) {
+  const bytes = crypto.getRandomValues(new Uint8Array(12));
+  return `${prefix}-${Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("")}`;
+}
+
+export class AgentClient extends EventTarget {
+  #url;
+  #threadId;
+  #socket = null;
+  #offset = null;
+  #pending = new Map();
+  #tries = 0;
+  #openedAt = 0;
+  #timer = 0;
+  #watch = 0;
+  #over = false;
+  #online = () => this.retry();
+
+  constructor(url, threadId) {
+    super();
+    this.#url = url;
+    this.#threadId = threadId;
+    addEventListener("online", this.#online);
+  }
+
+  connect() {
+    clearTimeout(this.#timer);
+    if (this.#over || this.#socket) return;
+    this.#report("connecting");
+    const socket = new WebSocket(this.#url);
+    this.#socket = socket;
+    socket.addEventListener("open", () => this.#opened());
+    socket.addEventListener("message", (message) => this.#received(message.data));
+    socket.addEventListener("close", ({ code }) => {
+      if (socket === this.#socket) this.#closed(code);
+    });
+    this.#listen();
+  }
+
+  /** Connect now instead of when the time has come. */
+  retry() {
+    if (!this.#socket) this.connect();
+  }
+
+  /** End for good. */
+  close() {
+    this.#over = true;
+    clearTimeout(this.#timer);
+    clearTimeout(this.#watch);
+    removeEventListener("online", this.#online);
+    const socket = this.#socket;
+    this.#socket = null;
+    socket?.close(1000);
+  }
+
+  /** Ask; returns the run's id. Sent again after a break: the id makes that safe. */
+  run(text, messageId = newId("u"), runId = newId("r")) {
+    const message = { id: messageId, role: "user", content: text };
+    return this.#request(runId, { messages: [message] });
+  }
+
+  /** Answer every open interrupt. */
+  resume(entries, runId = newId("r")) {
+    return this.#request(runId, { messages: [], resume: entries });
+  }
+
+  /** Ask for everything again, from the start. */
+  refresh() {
+    this.#offset = null;
+    this.#sync();
+  }
+
+  abort(runId, mode) {
+    this.#send({ type: "abort", runId, ...(mode && { mode }) });
+  }
+
+  #sync() {
+    this.#send({ type: "sync", ...(this.#offset && { offset: this.#offset }) });
+  }
+
+  #request(runId, body) {
+    const frame = { threadId: this.#threadId, runId, ...body };
+    this.#pending.set(runId, frame);
+    this.#send(frame);
+    return runId;
+  }
+
+  #send(frame) {
+    if (this.#socket?.readyState === WebSocket.OPEN) {
+      this.#socket.send(JSON.stringify(frame));
+    }
+  }
+
+  #opened() {
+    this.#openedAt = Date.now();
+    this.#report("open");
+    this.#sync();
+    for (const frame of this.#pending.values()) this.#send(frame);
+  }
+
+  #received(data) {
+    this.#listen();
+    const frame = JSON.parse(data);
+    if (!frame.chunk) return;
+    this.#offset = frame.id;
+    const event = frame.chunk;
+    this.#pending.delete(event.runId ?? event.metadata?.runId);
+    this.dispatchEvent(new CustomEvent("event", { detail: { event } }));
+  }
+
+  /** Expect to hear something, at least a ping, before long. */
+  #listen() {
+    clearTimeout(this.#watch);
+    this.#watch = setTimeout(() => {
+      // A dead network doesn't answer the close either: don't wait for it.
+      const socket = this.#socket;
+      this.#closed(1006);
+      socket?.close();
+    }, SILENCE);
+  }
+
+  #closed(code) {
+    this.#socket = null;
+    clearTimeout(this.#watch);
+    if (this.#over) return;
+    if (FINAL.has(code)) {
+      this.close();
+      this.#report("closed", code);
+      return;
+    }
+    if (this.#openedAt && Date.now() - this.#openedAt > STEADY) this.#tries = 0;
+    this.#openedAt = 0;
+    if (!navigator.onLine && !LOCAL.test(location.hostname)) {
+      this.#report("offline", code);
+      return;
+    }
+    const step = STEPS[Math.min(this.#tries++, STEPS.length - 1)];
+    const seconds = code === 4429 ? 30 : step * (0.5 + Math.random() / 2);
+    this.#report("waiting", code, Math.ceil(seconds));
+    this.#timer = setTimeout(() => this.connect(), seconds * 1000);
+  }
+
+  #report(state, code = 0, seconds = 0) {
+    const detail = { state, code, seconds };
+    this.dispatchEvent(new CustomEvent("connection", { detail }));
+  }
+}

@@ -1,0 +1,51 @@
+// What the server handed to the page: its sentences and its addresses.
+
+export const page = JSON.parse(document.getElementById("page").textContent);
+const language = document.documentElement.lang;
+const numbers = new Intl.NumberFormat(language);
+const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
+
+/** Return a sentence with its {braces} filled in. */
+export function say(key, values = {}) {
+  const sentence = page.strings[key] ?? key;
+  return sentence.replace(/\{(\w+)\}/g, (whole, name) => {
+    const value = values[name];
+    return typeof value === "number" ? numbers.format(value) : String(value ?? whole);
+  });
+}
+
+/** Tell whether there is a sentence of this name. */
+export const known = (key) => Object.hasOwn(page.strings, key);
+
+/** Return the address of that name, for a conversation. */
+export function url(name, id = "") {
+  return page.urls[name].replace("ID", encodeURIComponent(id));
+}
+
+const UNITS = [
+  ["year", 31_536_000],
+  ["month", 2_592_000],
+  ["week", 604_800],
+  ["day", 86_400],
+  ["hour", 3_600],
+  ["minute", 60],
+];
+
+/** Say when a moment was or will be, in the page's language. */
+export function ago(iso) {
+  const seconds = (new Date(iso) - Date.now()) / 1000;
+  for (const [unit, length] of UNITS) {
+    if (Math.abs(seconds) >= length) {
+      return relative.format(Math.round(seconds / length), unit);
+    }
+  }
+  return relative.format(0, "second");
+}
+
+/** Make an element with a class and children; text stays text. */
+export function make(tag, className = "", ...children) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  element.append(...children);
+  return element;
+}

@@ -1,0 +1,322 @@
+// Turns AG-UI events into entries of the log, whatever order a replay brings.
+
+import * as entries from "./entries.js";
+import { known, say } from "./text.js";
+
+const HANDOFF = "agent_sessions:handoff";
+const GONE = new Set(["unknown_interrupt", "interrupt_expired"]);
+
+/**
+ * Events: "change" when `running`, `waiting` or `agent` did; "notice" {text} for the
+ * status line; "answered" {entries} when every request for approval is answered;
+ * "retry" {message}; "drawn" when something was added.
+ */
+export class Transcript extends EventTarget {
+  running = null;
+  agent = "";
+  before = null;
+  /** Whether the server has said what the conversation holds. */
+  ready = false;
+  #log;
+  #open = new Map();
+  #tools = new Map();
+  #approvals = [];
+  #waitingUsers = new Map();
+  #started = null;
+
+  constructor(log) {
+    super();
+    this.#log = log;
+  }
+
+  get waiting() {
+    return this.#approvals.length > 0;
+  }
+
+  get left() {
+    return this.#approvals.filter((card) => !card.answer).length;
+  }
+
+  get empty() {
+    return !this.#log.childElementCount;
+  }
+
+  clear() {
+    this.#log.replaceChildren();
+    this.#open.clear();
+    this.#tools.clear();
+    this.#approvals = [];
+  }
+
+  /** Start over, for another conversation. */
+  reset() {
+    this.clear();
+    this.#waitingUsers.clear();
+    Object.assign(this, { running: null, agent: "", before: null, ready: false });
+    this.#started = null;
+    this.#tell("change");
+  }
+
+  /** Show what was sent before the server has said anything to it. */
+  sent(runId, message) {
+    this.#waitingUsers.set(runId, message);
+    this.#user(message);
+    this.#tell("drawn");
+  }
+
+  apply(event) {
+    const last = this.#started;
+    this.#started = null;
+    if (/^[A-Z_]+$/.test(event.type)) this[event.type]?.(event, last);
+    this.#tell("drawn");
+  }
+
+  /** Put earlier messages before what is shown. */
+  prepend(messages) {
+    const shown = [...this.#log.childNodes];
+    const running = this.#tools;
+    this.#tools = new Map();
+    this.#log.replaceChildren();
+    for (const message of messages) this.#message(message);
+    for (const tool of this.#tools.values()) tool.leave();
+    this.#tools = running;
+    this.#log.append(...shown);
+  }
+
+  #tell(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+
+  #add(element, id) {
+    if (id) element.dataset.id = id;
+    this.#log.append(element);
+    return element;
+  }
+
+  #has(id) {
+    return [...this.#log.children].some((child) => child.dataset.id === id);
+  }
+
+  #user(message) {
+    if (!this.#has(message.id)) this.#add(entries.userEntry(message), message.id);
+  }
+
+  // The run
+
+  RUN_STARTED(event) {
+    this.#started = event;
+    if (event.runId.startsWith("sync:")) {
+      // What ran when the connection broke has ended meanwhile.
+      this.running = null;
+      this.#tell("change");
+      return;
+    }
+    this.#waitingUsers.delete(event.runId);
+    this.running = event.runId;
+    this.#withdraw();
+    for (const message of event.input?.messages ?? []) this.#user(message);
+    this.#tell("change");
+  }
+
+  MESSAGES_SNAPSHOT(event, started) {
+    this.clear();
+    this.ready = true;
+    this.before = event.metadata?.before ?? null;
+    for (const message of event.messages) this.#message(message);
+    // Right after its start a run's own question isn't among the earlier messages.
+    const asked = started?.input?.messages ?? [];
+    for (const message of [...asked, ...this.#waitingUsers.values()]) {
+      this.#user(message);
+    }
+    this.#tell("change");
+  }
+
+  RUN_FINISHED(event) {
+    const { type = "success", interrupts = [] } = event.outcome ?? {};
+    this.#settle();
+    this.running = null;
+    if (type === "interrupt") this.#ask(interrupts);
+    if (type === "cancelled") {
+      this.#add(entries.noteEntry(say("stopped")));
+      this.#tell("notice", { text: say("stopped") });
+    } else if (type === "success" && !event.runId.startsWith("sync:")) {
+      this.#usage(event.usage);
+      this.#tell("notice", { text: say("answered") });
+    }
+    this.#tell("change");
+  }
+
+  RUN_ERROR(event) {
+    const runId = event.metadata?.runId;
+    const message = this.#waitingUsers.get(runId) ?? this.#lastAsked();
+    this.#waitingUsers.delete(runId);
+    // A refusal is about another run than the one that goes on.
+    if (!runId || runId === this.running) {
+      this.#settle();
+      this.running = null;
+    }
+    if (GONE.has(event.code)) this.#withdraw();
+    const key = `error_${event.code}`;
+    const text = known(key) ? say(key) : event.message || say("error_internal");
+    const retry = () => {
+      entry.remove();
+      this.#tell("retry", { message });
+    };
+    const entry = this.#add(entries.errorEntry(text, message && retry));
+    this.#tell("notice", { text });
+    this.#tell("change");
+  }
+
+  #lastAsked() {
+    const last = [...this.#log.querySelectorAll(".user")].at(-1);
+    if (!last) return null;
+    const content = last.querySelector(".body").textContent;
+    return { id: last.dataset.id, role: "user", content };
+  }
+
+  /** End whatever is still open. */
+  #settle() {
+    for (const entry of this.#open.values()) entry.end();
+    this.#open.clear();
+    for (const tool of this.#tools.values()) tool.leave();
+  }
+
+  #usage(usage) {
+    const sum = (name) => (usage ?? []).reduce((all, one) => all + (one[name] ?? 0), 0);
+    const [input, output] = [sum("inputTokens"), sum("outputTokens")];
+    if (input || output) this.#add(entries.usageEntry(input, output));
+  }
+
+  #withdraw() {
+    for (const card of this.#approvals) card.element.remove();
+    this.#approvals = [];
+  }
+
+  #ask(interrupts) {
+    const decide = () => {
+      this.#tell("change");
+      if (this.left) return;
+      this.#tell("answered", { entries: this.#approvals.map((card) => card.answer) });
+    };
+    this.#approvals = interrupts.map((interrupt) => {
+      const tool = this.#tools.get(interrupt.toolCallId ?? interrupt.id);
+      tool?.mark("toolWaiting");
+      const card = new entries.Approval(interrupt, tool, decide);
+      this.#add(card.element);
+      return card;
+    });
+    this.#tell("notice", { text: say("approvalWaiting") });
+  }
+
+  // Agents
+
+  STEP_STARTED(event) {
+    this.agent = event.stepName;
+    this.#tell("change");
+  }
+
+  CUSTOM(event) {
+    if (event.name === HANDOFF) this.#add(entries.handoffEntry(event.value.to));
+  }
+
+  // Text and thoughts
+
+  TEXT_MESSAGE_START(event) {
+    const answer = new entries.Answer(event.name ?? this.agent, event.metadata?.refusal);
+    this.#begin(event.messageId, answer);
+  }
+
+  TEXT_MESSAGE_CONTENT(event) {
+    this.#entry(event.messageId, () => new entries.Answer(this.agent)).push(event.delta);
+  }
+
+  TEXT_MESSAGE_END(event) {
+    this.#end(event.messageId);
+  }
+
+  REASONING_MESSAGE_START(event) {
+    this.#begin(event.messageId, new entries.Reasoning());
+  }
+
+  REASONING_MESSAGE_CONTENT(event) {
+    this.#entry(event.messageId, () => new entries.Reasoning()).push(event.delta);
+  }
+
+  REASONING_MESSAGE_END(event) {
+    this.#end(event.messageId);
+  }
+
+  #begin(id, entry) {
+    this.#open.set(id, entry);
+    this.#add(entry.element, id);
+    return entry;
+  }
+
+  #entry(id, make) {
+    return this.#open.get(id) ?? this.#begin(id, make());
+  }
+
+  #end(id) {
+    this.#open.get(id)?.end();
+    this.#open.delete(id);
+  }
+
+  // Tools
+
+  TOOL_CALL_START(event) {
+    this.#tool(event.toolCallId, event.toolCallName);
+  }
+
+  TOOL_CALL_ARGS(event) {
+    this.#tools.get(event.toolCallId)?.push(event.delta);
+  }
+
+  TOOL_CALL_RESULT(event) {
+    this.#tools.get(event.toolCallId)?.finish(event.content);
+  }
+
+  #tool(id, name) {
+    const tool = this.#tools.get(id) ?? new entries.Tool(name);
+    if (!this.#tools.has(id)) {
+      this.#tools.set(id, tool);
+      this.#add(tool.element, id);
+    }
+    return tool;
+  }
+
+  // Stored messages
+
+  #message(message) {
+    switch (message.role) {
+      case "user":
+        this.#user(message);
+        break;
+      case "assistant":
+        this.#stored(message);
+        break;
+      case "reasoning": {
+        const thoughts = new entries.Reasoning();
+        thoughts.push(message.content);
+        thoughts.end();
+        this.#add(thoughts.element, message.id);
+        break;
+      }
+      case "tool":
+        this.#tools.get(message.toolCallId)?.finish(message.content);
+        break;
+    }
+  }
+
+  #stored(message) {
+    if (message.content) {
+      const answer = new entries.Answer(message.name, message.metadata?.refusal);
+      answer.push(message.content);
+      answer.end();
+      this.#add(answer.element, message.id);
+    }
+    for (const call of message.toolCalls ?? []) {
+      const tool = this.#tool(call.id, call.function.name);
+      if (call.function.arguments) tool.push(call.function.arguments);
+    }
+  }
+}
