@@ -1,4 +1,4 @@
-"""Hold every event to `ag_ui.core`, and every sequence to the official client's rules."""
+"""Hold events to `ag_ui.core`, and their order to the official client's rules."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agent_sessions.agui.events import EventMapper
 from agent_sessions.agui.frames import (
+    SYNC_PREFIX,
     AbortRequest,
     FrameError,
     RunRequest,
@@ -26,6 +27,7 @@ from agent_sessions.agui.messages import messages_from_items
 from agent_sessions.agui.options import StreamOptions
 
 __all__ = [
+    "SYNC_PREFIX",
     "AbortRequest",
     "EventMapper",
     "FrameError",

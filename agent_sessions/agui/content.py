@@ -51,7 +51,10 @@ def cut(text: str, limit: int) -> tuple[str, bool]:
 
 def dumps(value: Any) -> str:
     """Write a value as JSON for a reader; what is no JSON is written as its text."""
-    return clean(json.dumps(value, ensure_ascii=False, default=str))
+    try:
+        return clean(json.dumps(value, ensure_ascii=False, default=str))
+    except RecursionError:
+        return ""
 
 
 def message_text(item: Mapping[str, Any]) -> tuple[str, bool]:
@@ -131,7 +134,9 @@ def _user_part(
 
 
 def _media(kind: str, source: dict[str, Any] | None, note: str) -> dict[str, Any]:
-    return {"type": kind, "source": source} if source else {"type": "text", "text": note}
+    return (
+        {"type": kind, "source": source} if source else {"type": "text", "text": note}
+    )
 
 
 def _source(url: Any, file_id: Any, options: StreamOptions) -> dict[str, Any] | None:

@@ -106,12 +106,12 @@ def _run(frame: dict[str, Any]) -> RunRequest:
 
 
 def _abort(frame: dict[str, Any]) -> AbortRequest:
-    mode = frame.get("mode")
-    if mode is None:
-        mode = "immediate"
-    if mode not in ("immediate", "after_turn"):
-        _refuse("mode must be one of: immediate, after_turn.")
-    return AbortRequest(_run_id(frame), mode)
+    run_id, mode = _run_id(frame), frame.get("mode")
+    if mode is None or mode == "immediate":
+        return AbortRequest(run_id)
+    if mode == "after_turn":
+        return AbortRequest(run_id, "after_turn")
+    _refuse("mode must be one of: immediate, after_turn.")
 
 
 def _sync(frame: dict[str, Any]) -> SyncRequest:

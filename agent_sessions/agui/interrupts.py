@@ -68,9 +68,7 @@ def add_pending_calls(
     if options.expose_tools == "none":
         return messages
     known = {
-        call["id"]
-        for message in messages
-        for call in message.get("toolCalls", ())
+        call["id"] for message in messages for call in message.get("toolCalls", ())
     }
     added = []
     for interrupt in open_interrupts:

@@ -12,7 +12,7 @@ MAX_COUNT = 2**53 - 1
 
 
 def run_started(thread_id: str, run_id: str, messages: Sequence[Event] = ()) -> Event:
-    """Open a run; its input holds the new user messages, so that other tabs show them."""
+    """Open a run; its input holds the new messages, so that other tabs show them."""
     return {
         "type": "RUN_STARTED",
         "threadId": thread_id,

@@ -19,7 +19,7 @@ def merge(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     current: tuple[Any, ...] | None = None
     for event in events:
         target = _TARGETS.get(event["type"])
-        key = target and (event["type"], event[target], event.get("metadata"))
+        key = (event["type"], event[target], event.get("metadata")) if target else None
         if key is not None and key == current:
             deltas.append(event["delta"])
             continue

@@ -61,14 +61,14 @@ class _Reader:
         self._call_places: dict[str, int] = {}
 
     def read(self, position: int, item: Mapping[str, Any]) -> None:
-        kind = item.get("type") or ("message" if "role" in item else "")
+        kind = string(item.get("type")) or ("message" if "role" in item else "")
         if kind == "message":
             self._message(position, item)
         elif kind == "reasoning":
             self._reasoning(position, item)
         elif kind in OUTPUT_TYPES:
             self._output(position, item)
-        elif self._options.expose_tools != "none" or kind == "function_call":
+        else:
             self._call(position, item)
 
     def _message(self, position: int, item: Mapping[str, Any]) -> None:

@@ -47,7 +47,7 @@ class _Open:
 
 @dataclass(slots=True)
 class _Response:
-    """What has been shown of the model response that streams, so as not to repeat it."""
+    """What has been shown of the response that streams, so as not to repeat it."""
 
     over: bool = False
     shown: list[tuple[Kind, str, str | None]] = field(default_factory=list)

@@ -38,7 +38,7 @@ class Call:
 
 def read_call(item: Mapping[str, Any]) -> Call | None:
     """Read a tool call of any kind; None for an item that is none, or has no id."""
-    read = _READERS.get(str(item.get("type")))
+    read = _READERS.get(string(item.get("type")))
     if read is None:
         return None
     call_id = string(item.get("call_id")) or string(item.get("id"))
@@ -80,7 +80,7 @@ def exposed_result(text: str, options: StreamOptions) -> dict[str, Any]:
 
 
 def _function(call_id: str, item: Mapping[str, Any]) -> Call:
-    return Call(call_id, _name(item), string(item.get("arguments")))
+    return Call(call_id, _name(item), _arguments(item))
 
 
 def _custom(call_id: str, item: Mapping[str, Any]) -> Call:
@@ -93,7 +93,7 @@ def _mcp(call_id: str, item: Mapping[str, Any]) -> Call:
         result = string(output)
     else:
         result = string(error) or dumps(error)
-    return Call(call_id, _name(item), string(item.get("arguments")), result)
+    return Call(call_id, _name(item), _arguments(item), result)
 
 
 def _web_search(call_id: str, item: Mapping[str, Any]) -> Call:
@@ -146,6 +146,13 @@ def _local(name: str, *keys: str) -> Callable[[str, Mapping[str, Any]], Call]:
         return Call(call_id, name, dumps(arguments))
 
     return read
+
+
+def _arguments(item: Mapping[str, Any]) -> str:
+    arguments = item.get("arguments")
+    if arguments is None or isinstance(arguments, str):
+        return string(arguments)
+    return dumps(arguments)
 
 
 def _name(item: Mapping[str, Any]) -> str:
