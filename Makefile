@@ -22,13 +22,14 @@ EXTRAS := channels,channels-redis,redis,encrypt
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-llm test test-all coverage lint type docs bench check build clean
+.PHONY: help demo demo-llm test test-all test-quick coverage lint type docs bench check build clean
 
 help:
 	@echo "make demo       serve the example on http://127.0.0.1:8000 (PORT=8123 make demo)"
 	@echo "make demo-llm   the same with a small real model"
 	@echo "make test       run all tests on SQLite, PostgreSQL, MariaDB and in Chromium"
 	@echo "make test-all   the same with every Python that is found"
+	@echo "make test-quick all tests but the browser's, on SQLite only"
 	@echo "make coverage   measure what the tests reach"
 	@echo "make lint type docs check build bench"
 
@@ -75,12 +76,19 @@ test: $(VENV)/.group-test
 	@status=0; \
 	AGENT_SESSIONS_TEST_NOT_RUN=$$(mktemp); export AGENT_SESSIONS_TEST_NOT_RUN; \
 	trap 'rm -f "$$AGENT_SESSIONS_TEST_NOT_RUN"' EXIT; \
+	run() { \
+		code=0; $(BIN)/python -m pytest "$$@" $(ARGS) || code=$$?; \
+		[ $$code = 0 ] || [ "$$code$(if $(ARGS),chosen)" = 5chosen ] || status=1; \
+	}; \
 	for database in sqlite postgres mariadb; do \
 		echo "=== $$database"; \
-		AGENT_SESSIONS_TEST_DATABASE=$$database $(BIN)/python -m pytest $(ARGS) || status=1; \
+		AGENT_SESSIONS_TEST_DATABASE=$$database; export AGENT_SESSIONS_TEST_DATABASE; \
+		run; \
 	done; \
 	echo "=== browser"; \
-	DJANGO_ALLOW_ASYNC_UNSAFE=true $(BIN)/python -m pytest tests/browser $(ARGS) || status=1; \
+	AGENT_SESSIONS_TEST_DATABASE=sqlite; \
+	DJANGO_ALLOW_ASYNC_UNSAFE=true; export DJANGO_ALLOW_ASYNC_UNSAFE; \
+	run tests/browser; \
 	[ $$status = 0 ] || echo "At least one of the four calls of pytest failed; see above." >&2; \
 	exit $$status
 
@@ -98,6 +106,11 @@ test-all:
 		$(MAKE) --no-print-directory test PYTHON="$$python" DJANGO=$$django || status=1; \
 	done; \
 	exit $$status
+
+# One database and no browser: for another Python or Django, and between two edits.
+test-quick: $(VENV)/.group-test
+	@$(BIN)/python -m tests.servers.provision
+	@$(BIN)/python -m pytest $(ARGS)
 
 coverage: $(VENV)/.group-test
 	@$(BIN)/python -m tests.servers.provision

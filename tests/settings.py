@@ -22,7 +22,7 @@ _PLACE: dict[str, Any] = {
 _KINDS: dict[str, dict[str, Any]] = {
     "sqlite": {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": _NAME or "test.sqlite3",
+        "NAME": _NAME or ":memory:",
         "OPTIONS": {
             "transaction_mode": "IMMEDIATE",
             "timeout": 20,
