@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agent_sessions.testing.contract.approvals import ApprovalCases
 from agent_sessions.testing.contract.concurrency import ConcurrencyCases
+from agent_sessions.testing.contract.endings import EndingCases
 from agent_sessions.testing.contract.fidelity import FidelityCases
 from agent_sessions.testing.contract.ids import IdCases
 from agent_sessions.testing.contract.owners import OwnerCases
@@ -31,6 +32,7 @@ class SessionContract(
     ConcurrencyCases,
     ProcessCases,
     RunCases,
+    EndingCases,
     ApprovalCases,
     WrapperCases,
 ):

@@ -77,6 +77,8 @@ class ContractBase:
     examples: ClassVar[int] = 25
     """How many examples hypothesis makes for each of its cases."""
 
+    own_cases: ClassVar[Mapping[str, Case | None]] = {}
+
     # --- Hooks ---------------------------------------------------------------
 
     async def make_session(self, session_id: str, **options: Any) -> Session:
@@ -107,7 +109,11 @@ class ContractBase:
 
     def run(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine function in a new event loop; override to choose how."""
-        return cast("T", async_to_sync(main)())
+
+        async def entry() -> T:
+            return await main()
+
+        return async_to_sync(entry)()
 
     # --- Helpers -------------------------------------------------------------
 
@@ -128,16 +134,21 @@ class ContractBase:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        own: dict[str, Case | None] = {}
         for name, test in list(vars(cls).items()):
-            if not name.startswith("test") or not inspect.isfunction(test):
+            if not name.startswith("test"):
                 continue
-            if values := getattr(test, "contract_values", None):
-                delattr(cls, name)
-                for label, value in values.items():
-                    title = f"{name}_{label}"
-                    setattr(cls, title, _as_test(_with_value(test, title, value)))
-            else:
-                setattr(cls, name, _as_test(test))
+            if test is None:
+                own[name] = None
+            elif inspect.isfunction(test):
+                if values := getattr(test, "contract_values", None):
+                    delattr(cls, name)
+                    for label, value in values.items():
+                        title = f"{name}_{label}"
+                        own[title] = _as_test(_with_value(test, title, value))
+                else:
+                    own[name] = _as_test(test)
+        cls.own_cases = own
         _choose(cls)
 
 
@@ -181,20 +192,18 @@ def _with_value(test: Case, name: str, value: Any) -> Case:
 
 def _choose(cls: type[ContractBase]) -> None:
     """Leave out what the class doesn't support, and expect its known gaps to fail."""
-    found: dict[str, Case] = {}
+    found: dict[str, Case | None] = {}
     for klass in reversed(cls.__mro__):
-        for name, test in vars(klass).items():
-            if name.startswith("test") and inspect.isfunction(test):
-                found[name] = getattr(test, "contract_case", test)
-    if unknown := sorted(set(cls.known_gaps) - set(found)):
+        found.update(vars(klass).get("own_cases", {}))
+    if unknown := sorted(cls.known_gaps.keys() - found.keys()):
         raise TypeError(f"{cls.__name__}.known_gaps names no case: {unknown}")
     for name, test in found.items():
         features = getattr(test, "contract_needs", ())
         if not all(getattr(cls, f"supports_{feature}") for feature in features):
             setattr(cls, name, None)
-        elif name in cls.known_gaps:
+        elif test is not None and name in cls.known_gaps:
             setattr(cls, name, _gap(test, cls.known_gaps[name]))
-        elif getattr(cls, name) is not test:
+        else:
             setattr(cls, name, test)
 
 
@@ -209,7 +218,6 @@ def _gap(test: Case, reason: str) -> Case:
     copy.__dict__.update(test.__dict__)
     copy.__doc__, copy.__qualname__ = test.__doc__, test.__qualname__
     copy.__kwdefaults__ = test.__kwdefaults__
-    copy.__dict__["contract_case"] = test
     return cast("Case", pytest.mark.xfail(strict=True, reason=reason)(copy))
 
 

@@ -1,0 +1,149 @@
+"""Several processes on one session, and one that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from agent_sessions.testing.contract.base import (
+    ContractBase,
+    message,
+    messages,
+    needs,
+    texts,
+)
+from agent_sessions.testing.contract.concurrency import assert_whole, batch
+
+# Goes behind `process_source`. The process says when it has started, waits for the
+# word, and then reports one JSON value a line.
+SCRIPT = """
+import asyncio, json, sys
+
+def say(value):
+    print(json.dumps(value), flush=True)
+
+def batch(name):
+    return [
+        {{"role": "user", "content": f"{{name}} {{n}}", "batch": name, "number": n}}
+        for n in range(5)
+    ]
+
+async def main():
+    session = await make_session({session_id!r})
+    await session.get_items(limit=1)
+    say("ready")
+    sys.stdin.readline()
+{body}
+    say("done")
+
+asyncio.run(main())
+"""
+
+WRITE = """
+    async def write(task):
+        for number in range(10):
+            await session.add_items(batch(f"{name}.{{task}}.{{number}}"))
+    await asyncio.gather(*(write(task) for task in range(4)))
+"""
+
+POP = """
+    async def pop():
+        while (item := await session.pop_item()) is not None:
+            say(item["content"])
+    await asyncio.gather(*(pop() for _ in range(3)))
+"""
+
+WRITE_FOR_EVER = """
+    number = 0
+    while True:
+        await session.add_items(batch(f"{name}.{{number}}"))
+        say(number)
+        number += 1
+"""
+
+
+class ProcessCases(ContractBase):
+    def process_environment(self) -> dict[str, str]:
+        """Give the environment of the other processes; override to add to it."""
+        return dict(os.environ)
+
+    @contextmanager
+    def _process(self, session_id: str, body: str) -> Iterator[subprocess.Popen[str]]:
+        source = self.process_source() + SCRIPT.format(session_id=session_id, body=body)
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", source],
+            env=self.process_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            with process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == '"ready"\n', "it did not start"
+                yield process
+        finally:
+            process.kill()
+
+    def _together(self, session_id: str, bodies: list[str]) -> list[list[str]]:
+        """Run bodies in a process each, starting together; give what they said."""
+        with ExitStack() as stack:
+            processes = [
+                stack.enter_context(self._process(session_id, body)) for body in bodies
+            ]
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            said = []
+            for process in processes:
+                assert process.stdout is not None
+                lines = [json.loads(line) for line in process.stdout]
+                assert lines[-1:] == ["done"], "it ended early"
+                said.append(lines[:-1])
+            return said
+
+    @needs("second_process")
+    def test_writers_of_several_processes(self) -> None:
+        """Two processes of four writers each: every batch is there and whole."""
+        session = self.run(self.open)
+        self._together(
+            session.session_id, [WRITE.format(name="a"), WRITE.format(name="b")]
+        )
+        names = assert_whole(self.run(lambda: session.get_items()))
+        assert len(names) == 2 * 4 * 10
+        for writer in {name.rpartition(".")[0] for name in names}:
+            own = [name for name in names if name.startswith(f"{writer}.")]
+            assert own == [f"{writer}.{number}" for number in range(10)]
+
+    @needs("second_process")
+    def test_pops_of_several_processes(self) -> None:
+        """Two processes pop until nothing is left: each item comes out once."""
+        session = self.run(lambda: self.filled(120))
+        said = self._together(session.session_id, [POP, POP])
+        assert sorted(said[0] + said[1]) == sorted(texts(messages(120)))
+        assert self.run(lambda: session.get_items()) == []
+
+    @needs("second_process")
+    def test_killed_process_loses_nothing_acknowledged(self) -> None:
+        """After kill -9 in mid-write: what was acknowledged is there, all of it whole."""
+        session = self.run(self.open)
+        body = WRITE_FOR_EVER.format(name="a")
+        with self._process(session.session_id, body) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            acknowledged = [json.loads(process.stdout.readline()) for _ in range(25)]
+            process.kill()
+            acknowledged += [json.loads(line) for line in process.stdout]
+        names = assert_whole(self.run(lambda: session.get_items()))
+        assert names == [f"a.{number}" for number in range(len(names))]
+        assert len(acknowledged) <= len(names) <= len(acknowledged) + 1
+        self.run(lambda: session.add_items([message("goes on")]))
+        assert texts(self.run(lambda: session.get_items(limit=1))) == ["goes on"]
+        assert batch("a.0")[0] == self.run(lambda: session.get_items())[0]

@@ -1,0 +1,103 @@
+"""The contract suite on the SDK's own stores, to show that it is fair."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents.memory import Session, SQLiteSession
+
+from agent_sessions.testing import SessionContract
+
+IDS = "ids are taken as they are, without a limit that all databases can keep"
+NOT_JSON = "whatever json.dumps writes is stored, so also NaN, Infinity and scalars"
+SCALARS = "any JSON value is taken for an item"
+DRAINS = "pop deletes the rows that it can't read"
+
+
+class TestSQLiteSession(SessionContract):
+    supports_corrupt = True
+    supports_second_process = True
+
+    known_gaps = {
+        "test_settings_assigned_as_a_dict_are_coerced": "settings are a plain attribute",
+        "test_negative_limit_gives_nothing": "SQLite takes LIMIT -1 for everything",
+        "test_id_is_refused_empty": IDS,
+        "test_id_is_refused_256_characters": IDS,
+        "test_id_is_refused_nul": IDS,
+        **{
+            f"test_is_refused_{name}": NOT_JSON
+            for name in (
+                *("nan", "infinity", "minus_infinity"),
+                *("scalar", "none", "string", "list"),
+            )
+        },
+        "test_nesting_without_end_is_refused": "json's RecursionError comes through",
+        "test_refused_at_the_end_of_a_big_batch": NOT_JSON,
+        "test_usable_after_a_refusal": NOT_JSON,
+        "test_run_whose_question_is_refused_run": NOT_JSON,
+        "test_run_whose_question_is_refused_run_streamed": NOT_JSON,
+        **{
+            f"{case}_{name}": SCALARS
+            for case in (
+                "test_unreadable_row_is_passed_over",
+                "test_limit_counts_readable_items",
+            )
+            for name in ("null", "number", "string", "list")
+        },
+        **{
+            f"test_pop_passes_over_an_unreadable_tail_{name}": DRAINS
+            for name in ("cut_off", "not_json", "empty")
+        },
+        **{
+            f"test_pop_passes_over_an_unreadable_tail_{name}": SCALARS
+            for name in ("null", "number", "string", "list")
+        },
+        "test_pop_where_nothing_is_readable": DRAINS,
+    }
+
+    @pytest.fixture(autouse=True)
+    def _files(self, tmp_path: Path) -> Iterator[None]:
+        self.path = tmp_path / "sessions.sqlite3"
+        self.opened: list[SQLiteSession] = []
+        yield
+        for session in self.opened:
+            session.close()
+
+    async def make_session(self, session_id: str, **options: Any) -> Session:
+        # Its constructor reads and writes the file.
+        session = await asyncio.to_thread(
+            SQLiteSession, session_id, self.path, **options
+        )
+        self.opened.append(session)
+        return session
+
+    async def corrupt(self, session: Session, nth: int, data: str) -> str:
+        return await asyncio.to_thread(self._corrupt, session.session_id, nth, data)
+
+    def _corrupt(self, session_id: str, nth: int, data: str) -> str:
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            rows = connection.execute(
+                "SELECT id, message_data FROM agent_messages "
+                "WHERE session_id = ? ORDER BY id",
+                [session_id],
+            ).fetchall()
+            row_id, original = rows[nth]
+            connection.execute(
+                "UPDATE agent_messages SET message_data = ? WHERE id = ?",
+                [data, row_id],
+            )
+        return str(original)
+
+    def process_source(self) -> str:
+        return f"""
+from agents.memory import SQLiteSession
+
+async def make_session(session_id):
+    return SQLiteSession(session_id, {str(self.path)!r})
+"""
