@@ -140,4 +140,3 @@ def reset_backends(*, setting: str, **kwargs: Any) -> None:
     """Follow override_settings, as Django's own handlers do."""
     if setting in {"AGENT_SESSIONS", "DATABASES", "CACHES"}:
         sessions.reset()
-

@@ -87,6 +87,7 @@ class AgentSession(models.Model):
         _("state"), max_length=16, choices=State.choices, default=State.IDLE
     )
     run_id = ExactCharField(_("active run"), max_length=64, blank=True)
+    run_owner = models.CharField(_("run's process"), max_length=64, blank=True)
     run_seen_at = models.DateTimeField(_("run last seen"), null=True, blank=True)
     fence = models.PositiveBigIntegerField(_("fencing number"), default=0)
     created_at = models.DateTimeField(_("created"), default=timezone.now)

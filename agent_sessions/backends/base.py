@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.contrib.auth.models import AnonymousUser
 
+    from agent_sessions.backends.database.threads import DatabaseThreads
+    from agent_sessions.backends.directory import Directory
+
 T = TypeVar("T")
 
 SESSION_ID_LENGTH = 255
@@ -120,6 +123,16 @@ class BaseSessionBackend(ABC):
     ) -> Page:
         """See page()."""
 
+    @property
+    @abstractmethod
+    def directory(self) -> Directory:
+        """The rows that say which sessions this alias has, and whose they are."""
+
+    @property
+    @abstractmethod
+    def threads(self) -> DatabaseThreads:
+        """The threads in which async callers reach the directory's database."""
+
     def check(self) -> list[checks.CheckMessage]:
         """Report what is wrong with the configuration, each with a hint."""
         return []
@@ -132,14 +145,31 @@ class BaseSessionBackend(ABC):
         session_id: str,
         *,
         user: AbstractBaseUser | AnonymousUser | None = None,
+        branch: str | None = None,
         session_settings: SessionSettings | dict[str, Any] | None = None,
     ) -> SessionABC:
-        """Open a session for the SDK's Runner; nothing is read or written yet."""
+        """Open a session for the SDK's Runner; nothing is read or written yet.
+
+        Raises InvalidSessionId, InvalidOwner, and InvalidBackend for a branch where
+        the store has none.
+        """
+        if branch is not None and not self.supports_branches:
+            raise InvalidBackend(
+                f"{type(self).__name__} keeps no branches; leave branch out."
+            )
+        key = make_key(session_id, user, branch=branch)
+        return self.open_session(key, session_settings=session_settings)
+
+    def open_session(
+        self,
+        key: SessionKey,
+        *,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> SessionABC:
+        """Open a session whose id and owner have been checked."""
         from agent_sessions.memory import BackendSession
 
-        return BackendSession(
-            self, make_key(session_id, user), session_settings=session_settings
-        )
+        return BackendSession(self, key, session_settings=session_settings)
 
 
 def make_key(

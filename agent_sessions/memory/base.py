@@ -45,7 +45,9 @@ class BackendSession(SessionABC):
     ) -> Self:
         """Open a session whose id and owner have been checked."""
         session = cls.__new__(cls)
-        BackendSession.__init__(session, backend, key, session_settings=session_settings)
+        BackendSession.__init__(
+            session, backend, key, session_settings=session_settings
+        )
         return session
 
     def __repr__(self) -> str:

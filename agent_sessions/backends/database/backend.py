@@ -23,7 +23,6 @@ from agent_sessions.backends.base import (
     BaseSessionBackend,
     Page,
     SessionKey,
-    make_key,
     settle,
 )
 from agent_sessions.backends.database.history import (
@@ -120,9 +119,7 @@ class DatabaseBackend(BaseSessionBackend):
     def pop(self, key: SessionKey) -> Item | None:
         def take(connection: BaseDatabaseWrapper) -> Item | None:
             session = self._lock(connection, key)
-            return (
-                None if session is None else pop_newest(self.directory, key, session)
-            )
+            return None if session is None else pop_newest(self.directory, key, session)
 
         return self._run(take)
 
@@ -195,15 +192,10 @@ class DatabaseBackend(BaseSessionBackend):
             self._threads = DatabaseThreads(using, size)
         return self._threads
 
-    def get_session(self, session_id: str, **options: Any) -> SessionABC:
-        """Open a session; takes `user`, `branch` and `session_settings`."""
+    def open_session(self, key: SessionKey, **options: Any) -> SessionABC:
         from agent_sessions.memory import DjangoSession
 
-        user = options.pop("user", None)
-        branch = options.pop("branch", None)
-        return DjangoSession.from_key(
-            self, make_key(session_id, user, branch=branch), **options
-        )
+        return DjangoSession.from_key(self, key, **options)
 
     def check(self) -> list[checks.CheckMessage]:
         from agent_sessions.backends.database.checks import check_database

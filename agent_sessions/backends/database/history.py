@@ -85,14 +85,13 @@ def clear_history(using: str, session: int, *, keep_lease: bool) -> int:
     now = timezone.now()
     AgentRun.objects.using(using).filter(
         session_id=session, status=AgentRun.Status.WAITING
-    ).update(
-        status=AgentRun.Status.CANCELLED, finished_at=now, state="", interrupts=""
-    )
+    ).update(status=AgentRun.Status.CANCELLED, finished_at=now, state="", interrupts="")
     current.update(item_count=0, title="", updated_at=now)
     if not keep_lease:
         current.update(
             fence=F("fence") + 1,
             run_id="",
+            run_owner="",
             run_seen_at=None,
             state=AgentSession.State.IDLE,
         )

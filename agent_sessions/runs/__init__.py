@@ -1,0 +1,18 @@
+"""Runs that outlive the socket which asked for them."""
+
+from __future__ import annotations
+
+from agent_sessions.runs.conversation import Conversation
+from agent_sessions.runs.log import Frame, Subscription
+from agent_sessions.runs.manager import RunManager, get_run_manager
+from agent_sessions.runs.setup import RunLimits, RunSetup
+
+__all__ = [
+    "Conversation",
+    "Frame",
+    "RunLimits",
+    "RunManager",
+    "RunSetup",
+    "Subscription",
+    "get_run_manager",
+]

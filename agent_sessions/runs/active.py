@@ -1,0 +1,329 @@
+"""One run: a task of its own that drives the SDK and tells what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from django.utils import timezone
+
+from agent_sessions.agui import (
+    EventMapper,
+    RunRequest,
+    approval_id,
+    interrupts,
+    merge,
+    user_items,
+)
+from agent_sessions.backends.base import settle
+from agent_sessions.exceptions import LeaseLost
+from agent_sessions.models import AgentRun
+from agent_sessions.runs import records, usage
+from agent_sessions.runs.conversation import Conversation
+from agent_sessions.runs.errors import failure_code, message_for
+from agent_sessions.runs.log import Event, EventLog, Frame
+from agent_sessions.runs.setup import RunSetup, find_agent
+from agent_sessions.runs.sync import cursor_of, messages_of
+
+if TYPE_CHECKING:
+    from agents import RunResultStreaming, RunState
+    from agents.memory import SessionABC
+    from agents.usage import Usage
+
+logger = logging.getLogger("agent_sessions.runs")
+
+Status = AgentRun.Status
+DELTAS = frozenset(
+    {"TEXT_MESSAGE_CONTENT", "TOOL_CALL_ARGS", "REASONING_MESSAGE_CONTENT"}
+)
+
+
+class ActiveRun:
+    """A run that is going on, or has just ended: its task and its event log."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        request: RunRequest,
+        setup: RunSetup,
+        lease: records.Lease,
+        emit: Callable[[ActiveRun, Frame], None],
+    ) -> None:
+        self.conversation = conversation
+        self.request = request
+        self.setup = setup
+        self.lease = lease
+        self.ended = False
+        self.log = EventLog(
+            request.run_id,
+            max_events=setup.limits.log_events,
+            max_bytes=setup.limits.log_bytes,
+        )
+        self._emit = emit
+        self._mapper = EventMapper(
+            thread_id=conversation.session_id,
+            run_id=request.run_id,
+            options=setup.options,
+        )
+        self._result: RunResultStreaming | None = None
+        self._before: dict[str, int] = {}
+        self._abort_mode: Literal["immediate", "after_turn"] | None = None
+        self._lost = False
+        self._deltas: list[Event] = []
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._partial = ""
+
+    @property
+    def run_id(self) -> str:
+        return self.request.run_id
+
+    def abort(self, mode: Literal["immediate", "after_turn"] = "immediate") -> None:
+        """Ask the run to stop at once or after its turn."""
+        self._abort_mode = mode
+        if self._result is not None and not self.ended:
+            self._result.cancel(mode=mode)
+
+    async def run(self, state: RunState[Any] | None = None) -> None:
+        """Run to the end, whatever it is; `state` resumes a paused run."""
+        self._publish([self._mapper.started(self.request.user_messages)])
+        heartbeat = asyncio.create_task(self._keep_lease())
+        limit = asyncio.timeout(self.setup.limits.run_timeout)
+        try:
+            async with limit:
+                await self._stream(state)
+        except asyncio.CancelledError:
+            # The loop is shutting down.
+            await self._end_cancelled()
+            raise
+        except LeaseLost:
+            await self._end_failed("interrupted", Status.INTERRUPTED)
+        except Exception as exc:
+            code = "timeout" if limit.expired() else failure_code(exc)
+            # The run's id finds the row; what was said stays out of the log.
+            logger.warning(
+                "Run %s failed: %s (%s)", self.run_id, code, type(exc).__name__
+            )
+            await self._end_failed(code, Status.FAILED)
+        else:
+            await self._end()
+        finally:
+            heartbeat.cancel()
+            self._flush()
+            self.ended = True
+
+    # -- running -------------------------------------------------------------------
+
+    async def _stream(self, state: RunState[Any] | None) -> None:
+        from agents import Runner
+
+        setup, store = self.setup, self.conversation.backend
+        key = self.conversation.key.fenced(self.lease.fence)
+        session = store.open_session(key)
+        options: dict[str, Any] = {"session": session, "run_config": setup.run_config}
+        if setup.limits.max_turns is not None:
+            options["max_turns"] = setup.limits.max_turns
+        if state is not None:
+            result = Runner.run_streamed(setup.agent, state, **options)
+        else:
+            items = user_items(self.request)
+            if self.lease.is_retry:
+                await _drop_unanswered(session, items)
+            agent = find_agent(setup.agent, self.lease.agent_name)
+            result = Runner.run_streamed(
+                agent,
+                items,  # type: ignore[arg-type]
+                context=setup.context,
+                **options,
+            )
+        self._result = result
+        self._before = usage.columns(result.context_wrapper.usage)
+        if self._abort_mode is not None:
+            result.cancel(mode=self._abort_mode)
+        async for event in result.stream_events():
+            self._publish(self._mapper.map(event))
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(self.setup.limits.heartbeat)
+            kept = await self._in_thread(records.beat, self.conversation, self.lease)
+            if not kept:
+                self._lost = True
+                if self._result is not None:
+                    self._result.cancel()
+                return
+
+    # -- ending --------------------------------------------------------------------
+
+    async def _end(self) -> None:
+        result = self._result
+        assert result is not None
+        if self._lost:
+            await self._end_failed("interrupted", Status.INTERRUPTED)
+        elif self._abort_mode is not None and result.final_output is None:
+            await self._end_cancelled()
+        elif result.interruptions:
+            await self._pause(result)
+        else:
+            self._flush()
+            await self._finish(Status.COMPLETED)
+            self._publish(self._mapper.finished(self._usage(), outcome="success"))
+
+    async def _end_cancelled(self) -> None:
+        self._flush()
+        await self._keep_partial()
+        await self._finish(Status.CANCELLED)
+        self._publish(self._mapper.finished(self._usage(), outcome="cancelled"))
+
+    async def _end_failed(self, code: str, status: str) -> None:
+        self._flush()
+        await self._finish(status, code)
+        self._publish(self._mapper.error(code, message_for(code), self._usage()))
+
+    async def _finish(self, status: str, code: str = "") -> None:
+        """Close the row before clients hear of the end: then they may write on."""
+        outcome = self._outcome(status, code)
+        await self._in_thread(records.finish, self.conversation, self.lease, outcome)
+
+    async def _pause(self, result: RunResultStreaming) -> None:
+        self._flush()
+        expires_at = timezone.now() + self.setup.limits.approval_timeout
+        state = _dump(result.to_state())
+        await self._in_thread(
+            records.pause,
+            self.conversation,
+            self.lease,
+            self._outcome(Status.WAITING, ""),
+            state=state,
+            interrupts=interrupts(result.interruptions, expires_at),
+            expires_at=expires_at,
+        )
+        page = await self.conversation.backend.apage(self.conversation.key)
+        self._publish(
+            self._mapper.interrupted(
+                result.interruptions,
+                expires_at=expires_at,
+                messages=messages_of(page, self.setup.options),
+                before=cursor_of(page),
+                usage=self._usage(),
+            )
+        )
+
+    async def _keep_partial(self) -> None:
+        """Store what was said of a message that was stopped in the middle.
+
+        The SDK stores a turn at its end, so a stopped turn would leave nothing.
+        """
+        if not self._partial or self._lost:
+            return
+        key = self.conversation.key.fenced(self.lease.fence)
+        message = {"role": "assistant", "content": self._partial}
+        try:
+            await self.conversation.backend.aappend(key, [message])
+        except LeaseLost:
+            logger.info("Run %s was stopped after it lost its lease", self.run_id)
+
+    def _outcome(self, status: str, code: str) -> records.Outcome:
+        result, used = self._result, self._usage()
+        if result is None or used is None:
+            return records.Outcome(status, {}, {}, error_code=code)
+        trace = result.trace
+        return records.Outcome(
+            status,
+            usage.columns(used),
+            usage.as_json(used),
+            agent_name=result.current_agent.name,
+            error_code=code,
+            trace_id=trace.trace_id if trace else "",
+        )
+
+    def _usage(self) -> Usage | None:
+        if self._result is None:
+            return None
+        return usage.difference(self._result.context_wrapper.usage, self._before)
+
+    async def _in_thread(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        threads = self.conversation.backend.threads
+        return await settle(threads.run(function, *args, **kwargs))
+
+    # -- telling -------------------------------------------------------------------
+
+    def _publish(self, events: list[Event]) -> None:
+        """Number events and hand them on; deltas wait a moment to be joined.
+
+        Never awaits a listener: the SDK waits for the stream's consumer at the end of
+        each turn, so a slow tab would slow down the model.
+        """
+        limits = self.setup.limits
+        for event in events:
+            self._follow(event)
+            if event["type"] not in DELTAS:
+                self._flush()
+                self._say(event)
+                continue
+            self._deltas.append(event)
+            if sum(len(delta["delta"]) for delta in self._deltas) >= limits.merge_size:
+                self._flush()
+            elif self._flush_timer is None:
+                loop = asyncio.get_running_loop()
+                self._flush_timer = loop.call_later(limits.merge_interval, self._flush)
+
+    def _flush(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        deltas, self._deltas = self._deltas, []
+        for event in merge(deltas):
+            self._say(event)
+
+    def _say(self, event: Event) -> None:
+        self._emit(self, self.log.append(event))
+
+    def _follow(self, event: Event) -> None:
+        if event["type"] == "TEXT_MESSAGE_CONTENT":
+            self._partial += event["delta"]
+        elif event["type"] in {"TEXT_MESSAGE_START", "TEXT_MESSAGE_END"}:
+            self._partial = ""
+
+
+async def _drop_unanswered(session: SessionABC, items: list[dict[str, Any]]) -> None:
+    """Take back the message of a failed run that is now sent again."""
+    if await session.get_items(limit=len(items)) == items:
+        for _ in items:
+            await session.pop_item()
+
+
+def _dump(state: RunState[Any]) -> str:
+    """Serialise a paused run without its context, which resuming gives anew.
+
+    A context may hold what can't be stored, and whom a later answer must not trust.
+    """
+    data = state.to_json(context_serializer=lambda context: {})
+    if data["context"]["context"] is not None:
+        data["context"]["context"] = {}
+    return json.dumps(data)
+
+
+async def restore(
+    pending: records.Pending, request: RunRequest, setup: RunSetup
+) -> RunState[Any]:
+    """Rebuild a paused run's state with the answers to its approvals.
+
+    The state never left the server; clients only send which calls they approve.
+    """
+    from agents import RunState
+
+    state: RunState[Any] = await RunState.from_string(
+        setup.agent, pending.run.state, context_override=setup.context
+    )
+    answers = {entry["interruptId"]: entry for entry in request.resume}
+    for item in state.get_interruptions():
+        answer = answers[approval_id(item)]
+        payload = answer.get("payload") or {}
+        if answer["status"] == "resolved" and payload.get("approved") is True:
+            state.approve(item)
+        else:
+            state.reject(item, rejection_message=payload.get("reason") or None)
+    return state

@@ -1,0 +1,241 @@
+"""The runs of one event loop, and those who listen to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Hashable
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+from django.db import IntegrityError
+
+from agent_sessions.agui import RunRequest, StreamOptions
+from agent_sessions.backends.base import settle
+from agent_sessions.runs import records, sync
+from agent_sessions.runs.active import ActiveRun, restore
+from agent_sessions.runs.conversation import Conversation
+from agent_sessions.runs.log import Frame, Subscription
+from agent_sessions.runs.relay import ChannelRelay
+from agent_sessions.runs.setup import RunLimits, RunSetup, model_name
+
+Place = tuple[str, int]
+
+
+class RunManager:
+    """Start runs, keep them going without listeners, tell listeners about them.
+
+    Sockets come and go; a run is a task that the manager holds.
+    """
+
+    def __init__(self) -> None:
+        self._runs: dict[Place, ActiveRun] = {}
+        self._ended: dict[Place, ActiveRun] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners: dict[Place, set[Subscription]] = {}
+        self._detached: dict[Place, asyncio.TimerHandle] = {}
+        self._seats: Counter[Hashable] = Counter()
+        # Takes every frame to other processes, where there is a way.
+        self.relay: ChannelRelay | None = None
+
+    # -- runs ----------------------------------------------------------------------
+
+    async def start(
+        self, conversation: Conversation, request: RunRequest, setup: RunSetup
+    ) -> ActiveRun | None:
+        """Start or resume a run; None where its id was used before, so it isn't new.
+
+        Raises SessionBusy, InterruptsPending, UnknownInterrupt, InterruptExpired and
+        SessionDoesNotExist, with nothing done.
+        """
+        threads = conversation.backend.threads
+        known = await threads.run(records.find_run, conversation, request.run_id)
+        if known is not None:
+            return None
+        stale_after = setup.limits.stale_after
+        state = waiting = None
+        if request.resume:
+            ids = {entry["interruptId"] for entry in request.resume}
+            waiting = await threads.run(records.claimable, conversation, ids)
+            # Rebuilt before it is claimed: a state that can't be read stays open.
+            state = await restore(waiting, request, setup)
+        else:
+            await threads.run(records.recover, conversation, stale_after)
+        try:
+            lease = await settle(
+                threads.run(
+                    records.begin,
+                    conversation,
+                    request.run_id,
+                    model=model_name(setup),
+                    stale_after=stale_after,
+                    answers=None if waiting is None else waiting.run,
+                )
+            )
+        except IntegrityError:
+            # The same run id came twice at once; the other one won.
+            return None
+        run = ActiveRun(conversation, request, setup, lease, self._tell)
+        self._runs[_place(conversation)] = run
+        task = asyncio.create_task(run.run(state), name=f"agent run {run.run_id}")
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._over(run, task))
+        self._watch(conversation)
+        return run
+
+    def active(self, conversation: Conversation) -> ActiveRun | None:
+        """Give the run of this process that is going on."""
+        return self._runs.get(_place(conversation))
+
+    def abort(
+        self,
+        conversation: Conversation,
+        run_id: str,
+        mode: Literal["immediate", "after_turn"] = "immediate",
+    ) -> bool:
+        """Stop a run of this process; False where it isn't here."""
+        run = self.active(conversation)
+        if run is None or run.run_id != run_id:
+            return False
+        run.abort(mode)
+        return True
+
+    async def shutdown(self) -> None:
+        """Cancel every run and wait until each has closed its row."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- listeners -----------------------------------------------------------------
+
+    def subscribe(self, conversation: Conversation, listener: Subscription) -> None:
+        """Tell a listener what happens in a conversation from now on."""
+        place = _place(conversation)
+        self._listeners.setdefault(place, set()).add(listener)
+        if (timer := self._detached.pop(place, None)) is not None:
+            timer.cancel()
+
+    def unsubscribe(self, conversation: Conversation, listener: Subscription) -> None:
+        """Tell a listener no more; a run that nobody hears ends after a while."""
+        place = _place(conversation)
+        listeners = self._listeners.get(place, set())
+        listeners.discard(listener)
+        if not listeners:
+            self._listeners.pop(place, None)
+            self._watch(conversation)
+
+    def listeners(self, conversation: Conversation) -> int:
+        """Count a conversation's listeners in this process."""
+        return len(self._listeners.get(_place(conversation), ()))
+
+    def take_seat(self, seat: Hashable, limit: int) -> bool:
+        """Count one more socket of a user; False where there are enough."""
+        if self._seats[seat] >= limit:
+            return False
+        self._seats[seat] += 1
+        return True
+
+    def leave_seat(self, seat: Hashable) -> None:
+        """Count one socket less."""
+        self._seats[seat] -= 1
+        if not self._seats[seat]:
+            del self._seats[seat]
+
+    async def sync(
+        self,
+        conversation: Conversation,
+        listener: Subscription,
+        *,
+        offset: str | None,
+        options: StreamOptions,
+        stale_after: float = RunLimits.stale_after,
+    ) -> None:
+        """Bring a listener up to date and keep it so: no gap and nothing twice."""
+        place = _place(conversation)
+        missed_run = None
+        while True:
+            run = self._runs.get(place)
+            last = run or self._ended.get(place)
+            frames = sync.replay(offset, last.log if last else None)
+            if frames is not None:
+                break
+            if run is not None and run.log.complete:
+                page = await sync.read_before(run)
+                if not run.ended and self._runs.get(place) is run and run.log.complete:
+                    frames = sync.fresh_running(run, page)
+                    break
+                continue
+            rest = await sync.read_rest(conversation, stale_after)
+            if self._runs.get(place) is run:
+                frames = sync.fresh_resting(conversation, rest, options)
+                missed_run = rest.running
+                break
+        # Nothing is awaited between the last look at the log and these lines.
+        listener.restart(frames, missed_run=missed_run)
+        self.subscribe(conversation, listener)
+
+    # -- inside --------------------------------------------------------------------
+
+    def _tell(self, run: ActiveRun, frame: Frame) -> None:
+        place = _place(run.conversation)
+        if frame.is_last:
+            self._runs.pop(place, None)
+            self._keep(place, run)
+        for listener in self._listeners.get(place, ()):
+            listener.put(frame)
+        if self.relay is not None:
+            self.relay(run.conversation, frame)
+
+    def _keep(self, place: Place, run: ActiveRun) -> None:
+        """Keep an ended run's log for those who reconnect."""
+        self._ended[place] = run
+        run.ended = True
+
+        def forget() -> None:
+            if self._ended.get(place) is run:
+                del self._ended[place]
+
+        loop = asyncio.get_running_loop()
+        loop.call_later(run.setup.limits.keep_log, forget)
+
+    def _over(self, run: ActiveRun, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        place = _place(run.conversation)
+        if self._runs.get(place) is run:
+            del self._runs[place]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_exception_handler(
+                {"message": f"Agent run {run.run_id} broke off", "exception": error}
+            )
+
+    def _watch(self, conversation: Conversation) -> None:
+        """Count down for a run that nobody listens to."""
+        place = _place(conversation)
+        run = self._runs.get(place)
+        if run is None or place in self._listeners or place in self._detached:
+            return
+
+        def abandon() -> None:
+            self._detached.pop(place, None)
+            run.abort("after_turn")
+
+        loop = asyncio.get_running_loop()
+        delay = run.setup.limits.detach_timeout
+        self._detached[place] = loop.call_later(delay, abandon)
+
+
+def get_run_manager() -> RunManager:
+    """Give the running event loop's manager."""
+    loop = asyncio.get_running_loop()
+    return _managers.setdefault(loop, RunManager())
+
+
+def _place(conversation: Conversation) -> Place:
+    return conversation.backend.alias, conversation.pk
+
+
+_managers: WeakKeyDictionary[asyncio.AbstractEventLoop, RunManager] = (
+    WeakKeyDictionary()
+)

@@ -1,0 +1,380 @@
+"""The rows of runs: the lease, its fencing number, approvals, usage.
+
+All functions here are synchronous and run in a database thread.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
+from agent_sessions.exceptions import (
+    InterruptExpired,
+    InterruptsPending,
+    SessionBusy,
+    SessionDoesNotExist,
+    UnknownInterrupt,
+)
+from agent_sessions.models import AgentRun, AgentSession, Branch
+from agent_sessions.runs.conversation import Conversation
+from agent_sessions.runs.process import is_dead, this_process
+
+_UNANSWERED = frozenset(
+    {AgentRun.Status.FAILED, AgentRun.Status.CANCELLED, AgentRun.Status.INTERRUPTED}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A session's row, held for one run."""
+
+    run: AgentRun
+    fence: int
+    # The last position before the run: what a replay's snapshot ends with.
+    base: int
+    agent_name: str
+    # Whether the run before it failed, so that its message may come again.
+    is_retry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A paused run that waits for answers."""
+
+    run: AgentRun
+
+    @property
+    def interrupts(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.run.interrupts or "[]")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended; `usage` maps the row's token columns to what it used."""
+
+    status: str
+    usage: dict[str, int]
+    details: dict[str, Any]
+    agent_name: str = ""
+    error_code: str = ""
+    trace_id: str = ""
+
+
+def begin(
+    conversation: Conversation,
+    run_id: str,
+    *,
+    model: str,
+    stale_after: float,
+    answers: AgentRun | None = None,
+) -> Lease:
+    """Take the lease and open the run's row; `answers` is the paused run it resumes.
+
+    Raises SessionBusy, InterruptsPending, and UnknownInterrupt where the paused run
+    has been answered already: of two clicks, one wins.
+    """
+    using = conversation.backend.directory.using
+    with transaction.atomic(using):
+        row = _take(conversation, run_id, stale_after, resuming=answers is not None)
+        branch = Branch.objects.using(using).filter(pk=row.branch_id).first()
+        previous = last_run(conversation)
+        run = AgentRun.objects.using(using).create(
+            session=row,
+            branch=branch,
+            run_id=run_id,
+            agent_name=row.agent_name,
+            model=model[:255],
+            sdk_version=_sdk_version(),
+        )
+        if answers is not None:
+            claimed = (
+                AgentRun.objects.using(using)
+                .filter(
+                    pk=answers.pk,
+                    session_id=conversation.pk,
+                    status=AgentRun.Status.WAITING,
+                )
+                .update(
+                    status=AgentRun.Status.COMPLETED,
+                    resumed_by=run,
+                    state="",
+                    interrupts="",
+                )
+            )
+            if not claimed:
+                raise UnknownInterrupt(
+                    "This approval has been answered already. Reload the conversation."
+                )
+    return Lease(
+        run,
+        row.fence,
+        base=branch.head if branch else 0,
+        agent_name=row.agent_name,
+        is_retry=previous is not None and previous.status in _UNANSWERED,
+    )
+
+
+def _take(
+    conversation: Conversation, run_id: str, stale_after: float, *, resuming: bool
+) -> AgentSession:
+    """Compare and set the lease on the session's row."""
+    state = AgentSession.State.WAITING if resuming else AgentSession.State.IDLE
+    # The write comes first: on SQLite a transaction that reads first may not write.
+    if not _compare_and_set(conversation, run_id, state):
+        row = conversation.rows().first()
+        if row is None:
+            raise SessionDoesNotExist(conversation.session_id)
+        if row.run_id and _is_over(row, timezone.now(), stale_after):
+            abandon(conversation, row.run_id)
+            row.refresh_from_db()
+        if not _compare_and_set(conversation, run_id, state):
+            raise _refusal(row)
+    taken: AgentSession = conversation.rows().get()
+    return taken
+
+
+def _compare_and_set(conversation: Conversation, run_id: str, state: str) -> bool:
+    updated = (
+        conversation.rows()
+        .filter(run_id="", state=state)
+        .update(
+            run_id=run_id,
+            run_owner=this_process(),
+            run_seen_at=timezone.now(),
+            fence=F("fence") + 1,
+            state=AgentSession.State.RUNNING,
+        )
+    )
+    return bool(updated)
+
+
+def _refusal(row: AgentSession) -> Exception:
+    if row.run_id:
+        return SessionBusy(row.run_id)
+    if row.state == AgentSession.State.WAITING:
+        return InterruptsPending(
+            "A tool call waits for approval. Answer it before you write on."
+        )
+    return UnknownInterrupt("Nothing waits for approval in this conversation.")
+
+
+def _is_over(row: AgentSession, now: datetime, stale_after: float) -> bool:
+    seen = row.run_seen_at
+    return (
+        seen is None
+        or now - seen > timedelta(seconds=stale_after)
+        or is_dead(row.run_owner)
+    )
+
+
+def abandon(conversation: Conversation, run_id: str) -> None:
+    """Free a session from a run whose process is gone."""
+    using = conversation.backend.directory.using
+    freed = (
+        conversation.rows()
+        .filter(run_id=run_id)
+        .update(
+            run_id="",
+            run_owner="",
+            run_seen_at=None,
+            fence=F("fence") + 1,
+            state=AgentSession.State.IDLE,
+        )
+    )
+    if freed:
+        AgentRun.objects.using(using).filter(
+            session_id=conversation.pk, run_id=run_id, status=AgentRun.Status.RUNNING
+        ).update(
+            status=AgentRun.Status.INTERRUPTED,
+            error_code="interrupted",
+            finished_at=timezone.now(),
+        )
+
+
+def beat(conversation: Conversation, lease: Lease) -> bool:
+    """Keep the lease alive; False where it is lost."""
+    updated: int = (
+        conversation.rows()
+        .filter(run_id=lease.run.run_id, fence=lease.fence)
+        .update(run_seen_at=timezone.now())
+    )
+    return bool(updated)
+
+
+def finish(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
+    """Close the run's row, count its usage, give the lease back."""
+    using = conversation.backend.directory.using
+    with transaction.atomic(using):
+        _close(lease, using, outcome)
+        _release(conversation, lease, outcome, AgentSession.State.IDLE)
+
+
+def pause(
+    conversation: Conversation,
+    lease: Lease,
+    outcome: Outcome,
+    *,
+    state: str,
+    interrupts: list[dict[str, Any]],
+    expires_at: datetime,
+) -> None:
+    """Keep a run's state until its tool calls are approved or refused."""
+    using = conversation.backend.directory.using
+    with transaction.atomic(using):
+        _close(lease, using, outcome)
+        AgentRun.objects.using(using).filter(pk=lease.run.pk).update(
+            state=state,
+            interrupts=json.dumps(interrupts),
+            expires_at=expires_at,
+            finished_at=None,
+        )
+        _release(conversation, lease, outcome, AgentSession.State.WAITING)
+
+
+def pending(conversation: Conversation) -> Pending | None:
+    """Find the paused run that waits for answers, if its time is not over."""
+    run = _waiting(conversation)
+    if run is None or _expired(run):
+        return None
+    return Pending(run)
+
+
+def claimable(conversation: Conversation, interrupt_ids: set[str]) -> Pending:
+    """Find the paused run whose open interrupts are exactly those answered.
+
+    Raises UnknownInterrupt and InterruptExpired; AG-UI asks that all open ones be
+    answered at once.
+    """
+    run = _waiting(conversation)
+    if run is None:
+        raise UnknownInterrupt("Nothing waits for approval in this conversation.")
+    if _expired(run):
+        withdraw(conversation)
+        raise InterruptExpired(
+            "The time to approve this is over. Nothing was done; ask again."
+        )
+    found = Pending(run)
+    if interrupt_ids != {interrupt["id"] for interrupt in found.interrupts}:
+        raise UnknownInterrupt(
+            "Answer every open approval of this conversation, and no other."
+        )
+    return found
+
+
+def withdraw(conversation: Conversation) -> bool:
+    """Drop what waits for approval, so that the conversation can go on."""
+    using = conversation.backend.directory.using
+    with transaction.atomic(using):
+        AgentRun.objects.using(using).filter(
+            session_id=conversation.pk, status=AgentRun.Status.WAITING
+        ).update(
+            status=AgentRun.Status.CANCELLED,
+            finished_at=timezone.now(),
+            state="",
+            interrupts="",
+        )
+        freed: int = (
+            conversation.rows()
+            .filter(state=AgentSession.State.WAITING)
+            .update(state=AgentSession.State.IDLE)
+        )
+    return bool(freed)
+
+
+def find_run(conversation: Conversation, run_id: str) -> AgentRun | None:
+    """Find a run of this session by the id its client gave it."""
+    using = conversation.backend.directory.using
+    return (
+        AgentRun.objects.using(using)
+        .filter(session_id=conversation.pk, run_id=run_id)
+        .first()
+    )
+
+
+def last_run(conversation: Conversation) -> AgentRun | None:
+    """Find the session's newest run."""
+    using = conversation.backend.directory.using
+    return (
+        AgentRun.objects.using(using)
+        .filter(session_id=conversation.pk)
+        .order_by("-pk")
+        .first()
+    )
+
+
+def recover(conversation: Conversation, stale_after: float) -> AgentSession | None:
+    """Read the session's row, freed first of what ended without saying so."""
+    row: AgentSession | None = conversation.rows().first()
+    if row is None:
+        return None
+    if row.run_id and _is_over(row, timezone.now(), stale_after):
+        with transaction.atomic(conversation.backend.directory.using):
+            abandon(conversation, row.run_id)
+        row.refresh_from_db()
+    if row.state == AgentSession.State.WAITING and pending(conversation) is None:
+        withdraw(conversation)
+        row.refresh_from_db()
+    return row
+
+
+def _waiting(conversation: Conversation) -> AgentRun | None:
+    using = conversation.backend.directory.using
+    return (
+        AgentRun.objects.using(using)
+        .filter(session_id=conversation.pk, status=AgentRun.Status.WAITING)
+        .order_by("-pk")
+        .first()
+    )
+
+
+def _expired(run: AgentRun) -> bool:
+    return run.expires_at is not None and run.expires_at <= timezone.now()
+
+
+def _close(lease: Lease, using: str, outcome: Outcome) -> None:
+    run = lease.run
+    head = (
+        Branch.objects.using(using)
+        .filter(pk=run.branch_id)
+        .values_list("head", flat=True)
+        .first()
+        or 0
+    )
+    wrote = head > lease.base
+    AgentRun.objects.using(using).filter(pk=run.pk).update(
+        status=outcome.status,
+        agent_name=outcome.agent_name[:255],
+        error_code=outcome.error_code,
+        trace_id=outcome.trace_id,
+        usage=outcome.details,
+        finished_at=timezone.now(),
+        first_position=lease.base + 1 if wrote else None,
+        last_position=head if wrote else None,
+        **outcome.usage,
+    )
+
+
+def _release(
+    conversation: Conversation, lease: Lease, outcome: Outcome, state: str
+) -> None:
+    rows = conversation.rows()
+    rows.update(
+        **{column: F(column) + used for column, used in outcome.usage.items()},
+        **({"agent_name": outcome.agent_name[:255]} if outcome.agent_name else {}),
+    )
+    rows.filter(run_id=lease.run.run_id, fence=lease.fence).update(
+        run_id="", run_owner="", run_seen_at=None, state=state
+    )
+
+
+def _sdk_version() -> str:
+    from agents import __version__
+
+    return __version__[:32]

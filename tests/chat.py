@@ -1,0 +1,153 @@
+"""A websocket client for tests: every frame is held to AG-UI, in legal order."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from channels.routing import URLRouter
+from channels.testing.websocket import WebsocketCommunicator
+from django.contrib.auth import get_user_model
+from django.urls import path
+
+from agent_sessions.consumers import AgentConsumer
+from agent_sessions.runs import Conversation, get_run_manager
+from agent_sessions.runs.conversation import create_conversation
+from tests.agui_validator import SequenceChecker
+
+_names = itertools.count(1)
+
+
+def make_user(name: str | None = None) -> Any:
+    """Make a user of its own."""
+    return get_user_model()._default_manager.create_user(
+        name or f"user{next(_names)}", password="secret"
+    )
+
+
+class Socket:
+    """One tab: sends frames, receives checked ones."""
+
+    def __init__(
+        self,
+        session_id: str,
+        user: Any,
+        agent: Any,
+        *,
+        consumer: type[AgentConsumer] = AgentConsumer,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        scope: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        app = URLRouter(
+            [
+                path(
+                    "ws/<str:session_id>/",
+                    consumer.as_asgi(agent=agent, **options),
+                )
+            ]
+        )
+        self.communicator = WebsocketCommunicator(
+            app, f"/ws/{session_id}/", headers=list(headers)
+        )
+        self.communicator.scope["user"] = user
+        self.communicator.scope.update(scope or {})
+        self.session_id = session_id
+        self.frames: list[dict[str, Any]] = []
+        self.checker = SequenceChecker()
+
+    async def __aenter__(self) -> Socket:
+        connected, _ = await self.communicator.connect()
+        assert connected
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        await self.communicator.disconnect()
+
+    async def send(self, frame: Any) -> None:
+        text = frame if isinstance(frame, str) else json.dumps(frame)
+        await self.communicator.send_to(text_data=text)
+
+    async def say(self, run_id: str, text: str, **more: Any) -> None:
+        """Send a user's message as a run."""
+        await self.send(
+            {
+                "threadId": self.session_id,
+                "runId": run_id,
+                "messages": [{"id": f"u-{run_id}", "role": "user", "content": text}],
+                **more,
+            }
+        )
+
+    async def answer(self, run_id: str, *entries: dict[str, Any]) -> None:
+        """Answer approvals."""
+        await self.send(
+            {
+                "threadId": self.session_id,
+                "runId": run_id,
+                "messages": [],
+                "resume": list(entries),
+            }
+        )
+
+    async def sync(self, offset: str | None = None) -> None:
+        await self.send({"type": "sync", **({"offset": offset} if offset else {})})
+
+    async def frame(self, timeout: float = 5) -> dict[str, Any]:
+        """Receive one frame; a ping is no frame of a run."""
+        while True:
+            output = await self.communicator.receive_output(timeout)
+            assert output["type"] == "websocket.send", output
+            frame: dict[str, Any] = json.loads(output["text"])
+            if frame != {"type": "ping"}:
+                break
+        assert set(frame) == {"id", "chunk"}
+        assert isinstance(frame["id"], str)
+        if not frame["id"].startswith("refused:"):
+            self.checker.feed(frame["chunk"])
+        self.frames.append(frame)
+        return frame
+
+    async def until(self, *kinds: str, timeout: float = 5) -> list[dict[str, Any]]:
+        """Receive events up to one of these types, that one included."""
+        events: list[dict[str, Any]] = []
+        while not events or events[-1]["type"] not in kinds:
+            events.append((await self.frame(timeout))["chunk"])
+        return events
+
+    async def to_end(self, timeout: float = 5) -> list[dict[str, Any]]:
+        """Receive a run's events to its end."""
+        return await self.until("RUN_FINISHED", "RUN_ERROR", timeout=timeout)
+
+    async def closed(self, timeout: float = 5) -> int:
+        """Wait for the server to close; give the code."""
+        while True:
+            output = await self.communicator.receive_output(timeout)
+            if output["type"] == "websocket.close":
+                code: int = output["code"]
+                return code
+
+    async def silent(self, timeout: float = 0.2) -> bool:
+        """Whether nothing comes for a while."""
+        return await self.communicator.receive_nothing(timeout, 0.01)
+
+
+def text_of(events: Iterable[dict[str, Any]]) -> str:
+    """Join the text that events stream."""
+    return "".join(
+        event["delta"] for event in events if event["type"] == "TEXT_MESSAGE_CONTENT"
+    )
+
+
+async def settled(session_id: str, user: Any) -> None:
+    """Wait until a conversation's run in this process is over."""
+    conversation = await Conversation.find(session_id, user=user)
+    manager = get_run_manager()
+    while manager.active(conversation) is not None:
+        await asyncio.sleep(0.005)
+
+
+__all__ = ["Socket", "create_conversation", "make_user", "settled", "text_of"]
