@@ -678,18 +678,6 @@ def test_a_call_id_open_twice_is_ended_first() -> None:
     checker.finish()
 
 
-async def test_a_call_id_used_again_in_a_later_turn_is_answered_again() -> None:
-    mapped = await run(
-        agent(
-            [function_call("add", {"a": 1, "b": 2}, call_id="call_0")],
-            [function_call("add", {"a": 3, "b": 4}, call_id="call_0")],
-            [assistant_message("7")],
-            tools=[add],
-        )
-    )
-    assert [e["content"] for e in mapped.of("TOOL_CALL_RESULT")] == ["3", "7"]
-
-
 def hosted(options: StreamOptions, item: Any) -> list[dict[str, Any]]:
     mapper = EventMapper(thread_id="t", run_id="r", options=options)
     checker = SequenceChecker()
