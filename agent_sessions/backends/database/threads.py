@@ -47,7 +47,7 @@ class DatabaseThreads:
             return await sync_to_async(function, thread_sensitive=True)(*args, **kwargs)
         call = partial(contextvars.copy_context().run, function, *args, **kwargs)
         loop = asyncio.get_running_loop()
-        own = connections[self.database]
+        own = self._callers_connection()
         if own.in_atomic_block or _in_memory(own):
             pool = self._executor("_lender", 1)
             return await loop.run_in_executor(pool, self._lend, own, call)
@@ -68,6 +68,16 @@ class DatabaseThreads:
         for connection in opened:
             connection.inc_thread_sharing()
             connection.close()
+
+    def _callers_connection(self) -> BaseDatabaseWrapper:
+        """Give the connection of the code that started this thread's event loop.
+
+        Inside a running loop asgiref hides it behind the tasks' own, so that a run in
+        Runner.run_sync() would not see the transaction of its caller.
+        """
+        storage = getattr(connections._connections, "_storage", None)
+        own = getattr(storage, self.database, None)
+        return own if own is not None else connections[self.database]
 
     @staticmethod
     def _sync_caller_waits() -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -36,6 +38,18 @@ from agent_sessions.testing.contract.scripts import (
 )
 
 
+@contextmanager
+def _default_loop() -> Iterator[None]:
+    """Give run_sync a loop: it leaves the thread's default one open on purpose."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
 class RunCases(ContractBase):
     @each(RUNS)
     async def test_run_stores_question_and_answer(self, run: Run) -> None:
@@ -55,11 +69,12 @@ class RunCases(ContractBase):
         session = self.run(self.open)
         agent, model = scripted([[call("add", "c1", a=1, b=2)], say("3"), say("yes")])
         agent.tools = [add]
-        Runner.run_sync(agent, "1 + 2?", session=session)
+        with _default_loop():
+            Runner.run_sync(agent, "1 + 2?", session=session)
         expected = ["user 1 + 2?", "call c1", "output c1 3", "assistant 3"]
-        found = self.run(lambda: session.get_items())
-        assert outline(found) == expected
-        Runner.run_sync(agent, "sure?", session=session)
+        assert outline(self.run(lambda: session.get_items())) == expected
+        with _default_loop():
+            Runner.run_sync(agent, "sure?", session=session)
         assert outline(model.calls[2].input) == [*expected, "user sure?"]
 
     @each(RUNS)
