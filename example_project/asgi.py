@@ -18,12 +18,16 @@ from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E40
 from django.urls import path  # noqa: E402
 
 from agent_sessions.consumers import AgentConsumer  # noqa: E402
+from example_project.options import STREAM_OPTIONS  # noqa: E402
 from example_project.support import build_support_agent  # noqa: E402
 
 websocket_urlpatterns = [
     path(
         "ws/agents/<str:session_id>/",
-        AgentConsumer.as_asgi(agent=build_support_agent()),
+        AgentConsumer.as_asgi(
+            agent=build_support_agent(),
+            options=STREAM_OPTIONS,
+        ),
     )
 ]
 

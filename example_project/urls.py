@@ -6,7 +6,9 @@ from django.contrib import admin
 from django.contrib.auth.views import LogoutView
 from django.urls import include, path
 
+from agent_sessions.views import SessionMessagesView
 from example_project.chat import views
+from example_project.options import STREAM_OPTIONS
 
 urlpatterns = [
     path("", views.chat, name="chat"),
@@ -14,6 +16,11 @@ urlpatterns = [
     path("login/", views.SignIn.as_view(), name="login"),
     path("login/demo/", views.sign_in_as_demo, name="login-demo"),
     path("logout/", LogoutView.as_view(), name="logout"),
+    # Before the include: earlier messages show as much as the websocket does.
+    path(
+        "agents/sessions/<str:session_id>/messages/",
+        SessionMessagesView.as_view(stream_options=STREAM_OPTIONS),
+    ),
     path("agents/", include("agent_sessions.urls")),
     path("admin/", admin.site.urls),
 ]

@@ -38,7 +38,7 @@ def _answers() -> dict[str, str]:
         "answeringElsewhere": _("Answering in another tab…"),
         "answered": _("Answer complete."),
         "busy": _("Wait for the answer, or stop it with Esc."),
-        "tooLong": _("The message is too long: {count} of at most {limit} characters."),
+        "tooLong": _("The message is too long: {count} characters. Send it in parts."),
         "stopping": _("Stopping…"),
         "stopped": _("Stopped."),
         "toolRunning": _("running"),

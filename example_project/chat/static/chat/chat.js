@@ -56,6 +56,7 @@ function connect(id) {
   };
   client.addEventListener("connection", mineStill(connection));
   client.addEventListener("event", mineStill(received));
+  client.addEventListener("known", mineStill(({ runId }) => transcript.forget(runId)));
   client.connect();
 }
 

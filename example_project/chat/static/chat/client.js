@@ -1,7 +1,8 @@
 // The protocol, and nothing of the page: connect, sync, run, resume, abort, retry.
 //
 // Events: "connection" {state, code, seconds} with the states connecting, open,
-// waiting, offline and closed; "event" {event}: an AG-UI event.
+// waiting, offline and closed; "event" {event}: an AG-UI event; "known" {runId}: a run
+// that was sent again had ended long before, and the events just given hold it.
 
 const STEPS = [1, 2, 4, 8, 16, 30];
 const SILENCE = 60_000;
@@ -22,6 +23,8 @@ export class AgentClient extends EventTarget {
   #socket = null;
   #offset = null;
   #pending = new Map();
+  #again = [];
+  #rests = 0;
   #tries = 0;
   #openedAt = 0;
   #timer = 0;
@@ -108,6 +111,8 @@ export class AgentClient extends EventTarget {
     this.#openedAt = Date.now();
     this.#report("open");
     this.#sync();
+    this.#rests = 0;
+    this.#again = [...this.#pending.keys()];
     for (const frame of this.#pending.values()) this.#send(frame);
   }
 
@@ -119,6 +124,16 @@ export class AgentClient extends EventTarget {
     const event = frame.chunk;
     this.#pending.delete(event.runId ?? event.metadata?.runId);
     this.dispatchEvent(new CustomEvent("event", { detail: { event } }));
+    if (event.runId?.startsWith("sync:") && event.type === "RUN_FINISHED") this.#rested();
+  }
+
+  /** The first rest answers the sync; one more answers a run that needs no answer. */
+  #rested() {
+    this.#rests += 1;
+    if (this.#rests < 2 || !this.#again.length) return;
+    const runId = this.#again.shift();
+    if (!this.#pending.delete(runId)) return;
+    this.dispatchEvent(new CustomEvent("known", { detail: { runId } }));
   }
 
   /** Expect to hear something, at least a ping, before long. */

@@ -3,6 +3,9 @@
 import { say } from "./text.js";
 
 const LIMIT = 32_000;
+// The server takes frames of 64 KiB, and some scripts need three bytes a character.
+const BYTES = 63 * 1024;
+const sizeOf = (text) => new TextEncoder().encode(JSON.stringify(text)).length;
 const GROWS = CSS.supports("field-sizing", "content");
 
 export class Composer extends EventTarget {
@@ -92,8 +95,8 @@ export class Composer extends EventTarget {
       this.status(say("busy"));
       return;
     }
-    if (text.length > LIMIT) {
-      this.status(say("tooLong", { count: text.length, limit: LIMIT }));
+    if (text.length > LIMIT || sizeOf(text) > BYTES) {
+      this.status(say("tooLong", { count: text.length }));
       return;
     }
     this.#sending = true;

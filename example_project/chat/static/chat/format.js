@@ -20,12 +20,10 @@ const INLINE = new RegExp(
 
 /** Shows a text that is still being written: plain at its end, formatted before. */
 export class Formatter {
-  #element;
   #rest = "";
-  #tail = document.createTextNode("");
+  #tail = make("p", "tail");
 
   constructor(element) {
-    this.#element = element;
     element.append(this.#tail);
   }
 
@@ -34,7 +32,7 @@ export class Formatter {
     const { blocks, rest } = split(this.#rest);
     for (const block of blocks) this.#tail.before(render(block));
     this.#rest = rest;
-    this.#tail.data = rest;
+    this.#tail.textContent = rest;
   }
 
   end() {
@@ -42,8 +40,7 @@ export class Formatter {
     for (const block of blocks) this.#tail.before(render(block));
     if (rest.trim()) this.#tail.before(render(rest.trimEnd().split("\n")));
     this.#rest = "";
-    this.#tail.data = "";
-    this.#element.normalize();
+    this.#tail.remove();
   }
 }
 

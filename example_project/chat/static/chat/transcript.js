@@ -64,6 +64,13 @@ export class Transcript extends EventTarget {
     this.#tell("drawn");
   }
 
+  /** The server had this message all along, and has shown it. */
+  forget(runId) {
+    const message = this.#waitingUsers.get(runId);
+    this.#waitingUsers.delete(runId);
+    if (message) this.#find(message.id)?.remove();
+  }
+
   apply(event) {
     const last = this.#started;
     this.#started = null;
@@ -74,11 +81,13 @@ export class Transcript extends EventTarget {
   /** Put earlier messages before what is shown. */
   prepend(messages) {
     const shown = [...this.#log.childNodes];
-    const running = this.#tools;
+    const [running, agent] = [this.#tools, this.agent];
     this.#tools = new Map();
+    this.agent = "";
     this.#log.replaceChildren();
     for (const message of messages) this.#message(message);
     for (const tool of this.#tools.values()) tool.leave();
+    this.agent = agent;
     this.#tools = running;
     this.#log.append(...shown);
   }
@@ -93,12 +102,12 @@ export class Transcript extends EventTarget {
     return element;
   }
 
-  #has(id) {
-    return [...this.#log.children].some((child) => child.dataset.id === id);
+  #find(id) {
+    return [...this.#log.children].find((child) => child.dataset.id === id);
   }
 
   #user(message) {
-    if (!this.#has(message.id)) this.#add(entries.userEntry(message), message.id);
+    if (!this.#find(message.id)) this.#add(entries.userEntry(message), message.id);
   }
 
   // The run
@@ -120,6 +129,7 @@ export class Transcript extends EventTarget {
 
   MESSAGES_SNAPSHOT(event, started) {
     this.clear();
+    this.agent = "";
     this.ready = true;
     this.before = event.metadata?.before ?? null;
     for (const message of event.messages) this.#message(message);
@@ -216,7 +226,12 @@ export class Transcript extends EventTarget {
   }
 
   CUSTOM(event) {
-    if (event.name === HANDOFF) this.#add(entries.handoffEntry(event.value.to));
+    if (event.name === HANDOFF) this.#handoff(event.value.to);
+  }
+
+  #handoff(agent) {
+    this.agent = agent;
+    this.#add(entries.handoffEntry(agent));
   }
 
   // Text and thoughts
@@ -304,12 +319,18 @@ export class Transcript extends EventTarget {
       case "tool":
         this.#tools.get(message.toolCallId)?.finish(message.content);
         break;
+      case "activity":
+        if (message.activityType === HANDOFF) this.#handoff(message.content.to);
+        break;
     }
   }
 
   #stored(message) {
     if (message.content) {
-      const answer = new entries.Answer(message.name, message.metadata?.refusal);
+      const answer = new entries.Answer(
+        message.name ?? this.agent,
+        message.metadata?.refusal,
+      );
       answer.push(message.content);
       answer.end();
       this.#add(answer.element, message.id);

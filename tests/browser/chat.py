@@ -1,0 +1,68 @@
+"""The page as its user sees it: what one can do on it, and what it shows."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import BrowserContext, Locator, Page, expect
+
+from tests.browser.demo import PASSWORD, Demo
+
+
+class Chat:
+    """One tab."""
+
+    def __init__(self, demo: Demo, page: Page) -> None:
+        self.demo = demo
+        self.page = page
+        self.log = page.get_by_role("log")
+        self.box = page.get_by_role("textbox", name="Message", exact=True)
+        self.answers = page.locator(".assistant")
+        self.status = page.locator("#status")
+        self.stop = page.get_by_role("button", name="Stop")
+        self.approval = page.get_by_role("group", name="May I call refund_order?")
+
+    @property
+    def answer(self) -> Locator:
+        return self.answers.last
+
+    @property
+    def conversation(self) -> str:
+        """The id in the address."""
+        found = re.search(r"/c/([^/]+)/$", self.page.url)
+        assert found, self.page.url
+        return found[1]
+
+    def open(self, path: str = "/") -> Chat:
+        self.page.goto(self.demo.url + path)
+        return self
+
+    def send(self, text: str) -> None:
+        expect(self.box).to_be_enabled()
+        self.box.fill(text)
+        self.box.press("Enter")
+        expect(self.page.locator(".user").last).to_contain_text(text)
+
+    def ask(self, text: str) -> Locator:
+        """Send and wait for the end of the answer."""
+        before = self.page.locator(".usage").count()
+        self.send(text)
+        expect(self.page.locator(".usage")).to_have_count(before + 1, timeout=20_000)
+        return self.answer
+
+    def begin_story(self) -> None:
+        """Ask for a long answer and return in the middle of it."""
+        self.send("Tell me a story")
+        expect(self.answer).to_contain_text("worries", timeout=15_000)
+        expect(self.answer).to_have_attribute("aria-busy", "true")
+
+
+def sign_in(demo: Demo, context: BrowserContext, user: str) -> None:
+    """Log in through the form, as a person does."""
+    page = context.new_page()
+    page.goto(f"{demo.url}/login/")
+    page.get_by_label("Name").fill(user)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in", exact=True).click()
+    expect(page.get_by_role("textbox", name="Message", exact=True)).to_be_visible()
+    page.close()

@@ -1,0 +1,174 @@
+"""Reloads, several tabs, and servers that die."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import BrowserContext, WebSocketRoute, expect
+
+from example_project.demo_answers import STORY
+from tests.browser.chat import Chat, sign_in
+from tests.browser.demo import Demo
+
+WHOLE_STORY = [block.strip() for block in STORY.split("\n\n")]
+
+
+def expect_the_whole_story(chat: Chat) -> None:
+    """Expect every word of it, once and in order."""
+    expect(chat.answer).to_have_attribute("aria-busy", "false", timeout=20_000)
+    assert chat.answer.locator(".body > p").all_inner_texts() == WHOLE_STORY
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Demo]:
+    """A demo that the test may kill."""
+    demo = Demo(tmp_path)
+    demo.start()
+    demo.make_users("alice")
+    yield demo
+    demo.end()
+
+
+@pytest.fixture
+def mortal_chat(mortal: Demo, new_context: Callable[..., BrowserContext]) -> Chat:
+    context = new_context()
+    sign_in(mortal, context, "alice")
+    return Chat(mortal, context.new_page()).open()
+
+
+def test_a_reload_in_mid_answer_loses_nothing(chat: Chat) -> None:
+    chat.begin_story()
+    chat.page.reload()
+    expect(chat.page.locator(".user")).to_have_count(1)
+    expect(chat.answer).to_have_attribute("aria-busy", "true")
+    expect(chat.status).to_have_text("Support is answering…")
+    expect_the_whole_story(chat)
+    expect(chat.answers).to_have_count(1)
+
+
+def test_a_broken_connection_goes_on_where_it_broke(chat: Chat) -> None:
+    routes: list[WebSocketRoute] = []
+
+    def pass_on(route: WebSocketRoute) -> None:
+        route.connect_to_server()
+        routes.append(route)
+
+    chat.page.route_web_socket("**/ws/**", pass_on)
+    chat.page.reload()
+    chat.ask("Hello")
+    chat.begin_story()
+    routes[-1].close(code=4503)
+    expect(chat.page.locator("#banner-text")).to_contain_text("Trying again")
+    expect(chat.page.locator("#banner")).to_be_hidden()
+    assert len(routes) == 2
+    expect_the_whole_story(chat)
+    expect(chat.answers).to_have_count(2)
+
+
+def test_two_tabs_show_the_same(chat: Chat, context: BrowserContext) -> None:
+    chat.ask("Hello")
+    other = Chat(chat.demo, context.new_page()).open(f"/c/{chat.conversation}/")
+    expect(other.answers).to_have_count(1)
+    chat.begin_story()
+    expect(other.page.locator(".user").last).to_have_text("Tell me a story")
+    expect(other.status).to_have_text("Answering in another tab…")
+    late = Chat(chat.demo, context.new_page()).open(f"/c/{chat.conversation}/")
+    for tab in (chat, other, late):
+        expect_the_whole_story(tab)
+        expect(tab.page.locator(".user")).to_have_count(2)
+    other.ask("What did I just say?")
+    expect(chat.answer).to_contain_text("“Tell me a story”")
+
+
+def test_either_tab_can_stop(chat: Chat, context: BrowserContext) -> None:
+    chat.ask("Hello")
+    other = Chat(chat.demo, context.new_page()).open(f"/c/{chat.conversation}/")
+    expect(other.answers).to_have_count(1)
+    chat.begin_story()
+    other.stop.click()
+    for tab in (chat, other):
+        expect(tab.log.get_by_text("Stopped.")).to_be_visible()
+
+
+def test_a_killed_server_loses_nothing_acknowledged(
+    mortal: Demo, mortal_chat: Chat
+) -> None:
+    chat = mortal_chat
+    chat.ask("My name is Alice")
+    chat.begin_story()
+    mortal.end(signal.SIGKILL)
+    expect(chat.page.locator("#banner-text")).to_contain_text("Connection lost")
+    mortal.start()
+    chat.page.get_by_role("button", name="Connect now").click()
+    expect(chat.page.locator("#banner")).to_be_hidden()
+    expect(chat.page.locator(".user")).to_have_text(
+        ["YouMy name is Alice", "YouTell me a story"]
+    )
+    expect(chat.log).to_contain_text("Nice to meet you, Alice!")
+    expect(chat.log.get_by_text("stopped in the middle of the answer")).to_be_visible()
+    expect(chat.ask("What's my name?")).to_contain_text("Your name is Alice.")
+
+
+def test_retry_after_a_killed_server_asks_once(mortal: Demo, mortal_chat: Chat) -> None:
+    chat = mortal_chat
+    chat.begin_story()
+    mortal.end(signal.SIGKILL)
+    mortal.start()
+    chat.page.get_by_role("button", name="Connect now").click()
+    chat.page.get_by_role("button", name="Retry").click()
+    expect_the_whole_story(chat)
+    chat.page.reload()
+    expect(chat.answers).to_have_count(1)
+    expect(chat.page.locator(".user")).to_have_count(1)
+
+
+def test_a_page_reconnects_by_itself(mortal: Demo, mortal_chat: Chat) -> None:
+    chat = mortal_chat
+    chat.ask("My name is Alice")
+    assert mortal.end(signal.SIGTERM) in (0, -signal.SIGTERM)
+    expect(chat.page.locator("#banner")).to_be_visible()
+    mortal.start()
+    expect(chat.page.locator("#banner")).to_be_hidden(timeout=40_000)
+    expect(chat.ask("What's my name?")).to_contain_text("Alice")
+
+
+def test_a_message_sent_while_the_server_is_away_arrives(
+    mortal: Demo, mortal_chat: Chat
+) -> None:
+    chat = mortal_chat
+    chat.ask("My name is Alice")
+    mortal.end(signal.SIGKILL)
+    expect(chat.page.locator("#banner")).to_be_visible()
+    chat.send("What's my name?")
+    mortal.start()
+    chat.page.get_by_role("button", name="Connect now").click()
+    expect(chat.answer).to_contain_text("Your name is Alice.")
+    expect(chat.page.locator(".user")).to_have_count(2)
+
+
+def test_a_model_that_is_away_can_be_retried(
+    tmp_path: Path, new_context: Callable[..., BrowserContext]
+) -> None:
+    demo = Demo(tmp_path, OPENAI_API_KEY="key", OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+    demo.start()
+    demo.make_users("alice")
+    try:
+        context = new_context()
+        sign_in(demo, context, "alice")
+        chat = Chat(demo, context.new_page()).open()
+        expect(chat.page.locator(".model")).to_contain_text("127.0.0.1")
+        chat.send("Hello")
+        error = chat.page.locator(".error")
+        expect(error).to_contain_text("The model couldn't be reached", timeout=20_000)
+        error.get_by_role("button", name="Retry").click()
+        expect(error).to_have_count(0)
+        expect(error).to_have_count(1, timeout=20_000)
+        expect(chat.page.locator(".user")).to_have_count(1)
+        chat.page.reload()
+        expect(error).to_have_count(1)
+        expect(chat.page.locator(".user")).to_have_count(1)
+    finally:
+        demo.end()
