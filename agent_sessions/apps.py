@@ -12,9 +12,14 @@ class AgentSessionsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from agent_sessions.checks import check_backends, check_deployment
+        from agent_sessions.checks import (
+            check_backends,
+            check_databases,
+            check_deployment,
+        )
         from agent_sessions.handler import reset_backends
 
         checks.register(check_backends)
+        checks.register(check_databases, checks.Tags.database)
         checks.register(check_deployment, deploy=True)
         setting_changed.connect(reset_backends)

@@ -12,7 +12,19 @@ class AgentSessionError(Exception):
 
 
 class InvalidBackend(AgentSessionError, ImproperlyConfigured):
-    """The AGENT_SESSIONS setting names a backend that can't be built."""
+    """The AGENT_SESSIONS setting names a backend that can't be built.
+
+    `hint` says what to do about it and `id` is the system check's, of which
+    docs/checks.md has the table.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", id: str = "agent_sessions.E001"
+    ) -> None:
+        super().__init__(f"{message} {hint}".rstrip())
+        self.message = message
+        self.hint = hint
+        self.id = id
 
 
 class MissingExtra(AgentSessionError, ImportError):

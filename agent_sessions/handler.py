@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 from django.utils.connection import BaseConnectionHandler
 from django.utils.module_loading import import_string
 
-from agent_sessions.exceptions import InvalidBackend
+from agent_sessions.backends.base import did_you_mean
+from agent_sessions.exceptions import InvalidBackend, MissingExtra
 
 if TYPE_CHECKING:
     from agents.memory import SessionABC
@@ -18,10 +19,22 @@ if TYPE_CHECKING:
 
 DEFAULT_ALIAS = "default"
 DATABASE_BACKEND = "agent_sessions.backends.database.DatabaseBackend"
+if TYPE_CHECKING:
+    _Handler = BaseConnectionHandler["BaseSessionBackend"]
+else:
+    _Handler = BaseConnectionHandler
+
+ALIAS_LENGTH = 64
+# Begins the aliases of backends that DjangoSession makes where no alias fits.
+UNLISTED = "django:"
 _KEYS = frozenset({"BACKEND", "OPTIONS"})
+_SHAPE = (
+    'Write it as CACHES is written: AGENT_SESSIONS = {"default": {"BACKEND": '
+    f'"{DATABASE_BACKEND}", "OPTIONS": {{}}}}}}.'
+)
 
 
-class SessionBackendHandler(BaseConnectionHandler):
+class SessionBackendHandler(_Handler):
     """Build each alias's backend once per process, on first use."""
 
     settings_name = "AGENT_SESSIONS"
@@ -43,49 +56,47 @@ class SessionBackendHandler(BaseConnectionHandler):
         if not isinstance(settings, dict):
             raise InvalidBackend(
                 f"AGENT_SESSIONS must be a dict of aliases, not a "
-                f"{type(settings).__name__}."
+                f"{type(settings).__name__}.",
+                hint=_SHAPE,
+                id="agent_sessions.E001",
             )
         return settings
 
     def __getitem__(self, alias: str) -> BaseSessionBackend:
         # BaseConnectionHandler keeps one object per thread and context; a backend
         # holds its own pool, so there is one per process.
-        try:
-            return self._backends[alias]
-        except KeyError:
-            pass
+        if (backend := self._backends.get(alias)) is not None:
+            return backend
         try:
             params = self.settings[alias]
         except KeyError:
-            known = ", ".join(sorted(self.settings)) or "none"
-            raise InvalidBackend(
-                f"AGENT_SESSIONS has no alias {alias!r}; it has: {known}."
-            ) from None
+            if (unlisted := self._unlisted(alias)) is None:
+                raise self.unknown_alias(alias) from None
+            return self._backends.setdefault(alias, unlisted)
         return self._backends.setdefault(alias, self.create_connection(alias, params))
 
     def create_connection(
         self, alias: str, params: dict[str, Any] | None = None
     ) -> BaseSessionBackend:
         params = self.settings[alias] if params is None else params
-        if not isinstance(params, dict) or "BACKEND" not in params:
-            raise InvalidBackend(
-                f"AGENT_SESSIONS[{alias!r}] needs a BACKEND, the dotted path of a "
-                "backend class."
-            )
-        if unknown := sorted(params.keys() - _KEYS):
-            raise InvalidBackend(
-                f"AGENT_SESSIONS[{alias!r}] has unknown keys: {', '.join(unknown)}. "
-                "Put a backend's own options into OPTIONS."
-            )
+        setting = f"AGENT_SESSIONS[{alias!r}]"
+        _check_params(setting, alias, params)
+        backend_class = _import_backend(setting, params["BACKEND"])
+        options = params.get("OPTIONS")
         try:
-            backend_class = import_string(params["BACKEND"])
-        except ImportError as exc:
-            raise InvalidBackend(
-                f"AGENT_SESSIONS[{alias!r}]: can't import BACKEND "
-                f"{params['BACKEND']!r}: {exc}"
-            ) from exc
-        return cast(
-            "BaseSessionBackend", backend_class(alias, params.get("OPTIONS") or {})
+            return backend_class(alias, {} if options is None else options)
+        except MissingExtra as exc:
+            raise _missing_extra(setting, exc) from exc
+
+    def unknown_alias(self, alias: Any) -> InvalidBackend:
+        """Make the error for an alias that AGENT_SESSIONS doesn't have."""
+        known = [name for name in self.settings if isinstance(name, str)]
+        return InvalidBackend(
+            f"AGENT_SESSIONS has no alias {alias!r}; it has: "
+            f"{', '.join(sorted(known)) or 'none'}.",
+            hint=did_you_mean([str(alias)], known)
+            + f"Add {alias!r} to AGENT_SESSIONS, or use an alias that it has.",
+            id="agent_sessions.E002",
         )
 
     def database(self, database: str | None = None) -> BaseSessionBackend:
@@ -94,19 +105,28 @@ class SessionBackendHandler(BaseConnectionHandler):
         That is the first configured alias of that kind and database, or an
         unlisted one, so that DjangoSession works whatever AGENT_SESSIONS says.
         """
+        from django.db import router
+
+        from agent_sessions.backends.database import DatabaseBackend
+        from agent_sessions.models import AgentSession
+
+        wanted = database or router.db_for_write(AgentSession)
+        for alias, params in self.settings.items():
+            if _is_a(params, DatabaseBackend):
+                backend = self[alias]
+                if cast("DatabaseBackend", backend).using == wanted:
+                    return backend
+        return self[UNLISTED + wanted]
+
+    def _unlisted(self, alias: str) -> BaseSessionBackend | None:
+        from django.db import connections
+
         from agent_sessions.backends.database import DatabaseBackend
 
-        for alias, params in self.settings.items():
-            if isinstance(params, dict) and params.get("BACKEND") == DATABASE_BACKEND:
-                backend = self[alias]
-                if cast("DatabaseBackend", backend).database == database:
-                    return backend
-        alias = "database" if database is None else f"database-{database}"
-        if alias not in self._backends:
-            self._backends.setdefault(
-                alias, DatabaseBackend(alias, {"database": database})
-            )
-        return self._backends[alias]
+        database = alias.removeprefix(UNLISTED) if alias.startswith(UNLISTED) else ""
+        if database not in connections:
+            return None
+        return DatabaseBackend(alias, {"database": database})
 
     def reset(self) -> None:
         """Forget the settings and every backend; the next use reads them anew."""
@@ -115,6 +135,86 @@ class SessionBackendHandler(BaseConnectionHandler):
         self._settings = None
         for backend in backends.values():
             backend.close()
+
+
+def _check_params(setting: str, alias: Any, params: Any) -> None:
+    """Refuse an alias's settings whose shape is wrong."""
+    if not isinstance(alias, str) or not 1 <= len(alias) <= ALIAS_LENGTH:
+        raise InvalidBackend(
+            f"{setting}: an alias is a str of 1 to {ALIAS_LENGTH} characters.",
+            hint="It is stored with every session; choose a short name.",
+            id="agent_sessions.E014",
+        )
+    if not isinstance(params, dict) or not params.get("BACKEND"):
+        raise InvalidBackend(
+            f"{setting} needs a BACKEND, the dotted path of a backend class.",
+            hint=_SHAPE,
+            id="agent_sessions.E003",
+        )
+    if unknown := sorted(map(str, params.keys() - _KEYS)):
+        raise InvalidBackend(
+            f"{setting} has unknown keys: {', '.join(unknown)}.",
+            hint=did_you_mean([key.upper() for key in unknown], _KEYS)
+            + "Put a backend's own options into OPTIONS.",
+            id="agent_sessions.E007",
+        )
+    options = params.get("OPTIONS")
+    if options is not None and not isinstance(options, dict):
+        raise InvalidBackend(
+            f"{setting}['OPTIONS'] must be a dict, not a {type(options).__name__}.",
+            hint=_SHAPE,
+            id="agent_sessions.E010",
+        )
+
+
+def _import_backend(setting: str, path: Any) -> type[BaseSessionBackend]:
+    """Import the class that BACKEND names, or is."""
+    from agent_sessions.backends.base import BaseSessionBackend
+
+    try:
+        found = import_string(path) if isinstance(path, str) else path
+    except MissingExtra as exc:
+        raise _missing_extra(setting, exc) from exc
+    except ImportError as exc:
+        raise InvalidBackend(
+            f"{setting}: can't import BACKEND {path!r}: {exc}.",
+            hint=did_you_mean([path], [DATABASE_BACKEND])
+            + "BACKEND is the dotted path of a class, and its module must be "
+            "importable.",
+            id="agent_sessions.E004",
+        ) from exc
+    if not (isinstance(found, type) and issubclass(found, BaseSessionBackend)):
+        raise InvalidBackend(
+            f"{setting}: BACKEND {path!r} is no subclass of BaseSessionBackend.",
+            hint="Name a class of agent_sessions.backends, or derive your own from "
+            "agent_sessions.backends.base.BaseSessionBackend.",
+            id="agent_sessions.E005",
+        )
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise InvalidBackend(
+            f"{setting}: BACKEND {path!r} is abstract.",
+            hint=f"Name a subclass that has: {', '.join(missing)}.",
+            id="agent_sessions.E005",
+        )
+    return found
+
+
+def _is_a(params: Any, kind: type[BaseSessionBackend]) -> bool:
+    """Tell whether an alias's BACKEND is of a kind; not if it can't be imported."""
+    path = params.get("BACKEND") if isinstance(params, dict) else None
+    try:
+        found = import_string(path) if isinstance(path, str) else path
+    except ImportError:
+        return False
+    return isinstance(found, type) and issubclass(found, kind)
+
+
+def _missing_extra(setting: str, exc: MissingExtra) -> InvalidBackend:
+    return InvalidBackend(
+        f"{setting}: {exc}",
+        hint=f"The extra is called {exc.extra!r}.",
+        id="agent_sessions.E006",
+    )
 
 
 sessions = SessionBackendHandler()

@@ -104,6 +104,11 @@ class AgentSession(models.Model):
     class Meta:
         verbose_name = _("agent session")
         verbose_name_plural = _("agent sessions")
+        # Who may see that there is a session may not see what was said in it.
+        permissions = (
+            ("read_agentsession", "Can read the messages of agent sessions"),
+            ("clear_agentsession", "Can clear agent sessions"),
+        )
         constraints = (
             models.UniqueConstraint(
                 fields=("backend", "session_id"), name="agent_sessions_unique_id"
@@ -164,7 +169,7 @@ class Branch(models.Model):
         )
 
     def __str__(self) -> str:
-        return self.name
+        return str(self.name)
 
 
 class SessionItem(models.Model):
@@ -285,4 +290,4 @@ class AgentRun(models.Model):
         )
 
     def __str__(self) -> str:
-        return self.run_id
+        return str(self.run_id)

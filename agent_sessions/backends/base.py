@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core import checks
@@ -64,16 +65,33 @@ class BaseSessionBackend(ABC):
     supports_branches: ClassVar[bool] = False
     # Names that OPTIONS may hold, with their defaults.
     option_defaults: ClassVar[dict[str, Any]] = {}
+    # Names that OPTIONS must hold.
+    required_options: ClassVar[frozenset[str]] = frozenset()
+    # The option that holds another alias, for a backend that wraps that one.
+    inner_option: ClassVar[str | None] = None
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
         self.alias = alias
-        if unknown := sorted(options.keys() - self.option_defaults.keys()):
-            known = ", ".join(sorted(self.option_defaults)) or "none"
-            raise InvalidBackend(
-                f"AGENT_SESSIONS[{alias!r}] has unknown OPTIONS: {', '.join(unknown)}. "
-                f"{type(self).__name__} takes: {known}."
-            )
+        self._check_option_names(options)
         self.options = {**self.option_defaults, **options}
+
+    def _check_option_names(self, options: dict[str, Any]) -> None:
+        setting = f"AGENT_SESSIONS[{self.alias!r}]"
+        known = self.option_defaults.keys() | self.required_options
+        if unknown := sorted(map(str, options.keys() - known)):
+            raise InvalidBackend(
+                f"{setting} has unknown OPTIONS: {', '.join(unknown)}.",
+                hint=did_you_mean(unknown, known)
+                + f"{type(self).__name__} takes: {', '.join(sorted(known)) or 'none'}.",
+                id="agent_sessions.E008",
+            )
+        if missing := sorted(self.required_options - options.keys()):
+            raise InvalidBackend(
+                f"{setting} lacks OPTIONS that {type(self).__name__} needs: "
+                f"{', '.join(missing)}.",
+                hint=f"Set {setting}['OPTIONS'][{missing[0]!r}].",
+                id="agent_sessions.E009",
+            )
 
     def __repr__(self) -> str:
         # Options may hold secrets.
@@ -137,6 +155,10 @@ class BaseSessionBackend(ABC):
         """Report what is wrong with the configuration, each with a hint."""
         return []
 
+    def check_databases(self, databases: Sequence[str]) -> list[checks.CheckMessage]:
+        """Report what only queries can tell, in the databases that may be queried."""
+        return []
+
     def close(self) -> None:  # noqa: B027 - most stores hold nothing to close
         """Let go of clients and threads; the next use makes new ones."""
 
@@ -170,6 +192,14 @@ class BaseSessionBackend(ABC):
         from agent_sessions.memory import BackendSession
 
         return BackendSession(self, key, session_settings=session_settings)
+
+
+def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
+    """Ask for the known words that misspelt ones come near to, or say nothing."""
+    known = list(known)
+    near = [get_close_matches(word, known, n=1) for word in words]
+    found = list(dict.fromkeys(match for matches in near for match in matches))
+    return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
 def make_key(

@@ -46,6 +46,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'agent session',
                 'verbose_name_plural': 'agent sessions',
+                'permissions': (('read_agentsession', 'Can read the messages of agent sessions'), ('clear_agentsession', 'Can clear agent sessions')),
             },
         ),
         migrations.CreateModel(

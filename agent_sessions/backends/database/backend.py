@@ -23,6 +23,7 @@ from agent_sessions.backends.base import (
     BaseSessionBackend,
     Page,
     SessionKey,
+    did_you_mean,
     settle,
 )
 from agent_sessions.backends.database.history import (
@@ -65,13 +66,20 @@ class DatabaseBackend(BaseSessionBackend):
         if self.database is not None and self.database not in connections:
             raise InvalidBackend(
                 f"AGENT_SESSIONS[{alias!r}]: DATABASES has no alias "
-                f"{self.database!r}; it has: {', '.join(sorted(connections))}."
+                f"{self.database!r}; it has: {', '.join(sorted(connections))}.",
+                hint=did_you_mean([str(self.database)], connections)
+                + "Leave the option database out for the router's choice.",
+                id="agent_sessions.E011",
             )
         threads = self.options["threads"]
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
+        if threads is not None and (
+            isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
+        ):
             raise InvalidBackend(
                 f"AGENT_SESSIONS[{alias!r}]: threads must be a whole number of 1 or "
-                f"more, not {threads!r}."
+                f"more, not {threads!r}.",
+                hint="Leave it out for 1 on SQLite and 8 on other databases.",
+                id="agent_sessions.E012",
             )
         self._threads: DatabaseThreads | None = None
         self._statements: dict[str, Statements] = {}
@@ -201,6 +209,11 @@ class DatabaseBackend(BaseSessionBackend):
         from agent_sessions.backends.database.checks import check_database
 
         return check_database(self)
+
+    def check_databases(self, databases: Sequence[str]) -> list[checks.CheckMessage]:
+        from agent_sessions.backends.database.checks import check_tables
+
+        return check_tables(self) if self.using in databases else []
 
     def close(self) -> None:
         threads, self._threads = self._threads, None

@@ -2,14 +2,169 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from django.core.checks import CheckMessage
+from django.core.checks import CheckMessage, Error, Warning
+from django.db import connections
+
+from agent_sessions.models import SessionItem
 
 if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
     from agent_sessions.backends.database.backend import DatabaseBackend
+
+# Seconds that a writer waits for others before "database is locked".
+SQLITE_TIMEOUT = 20
+SQLITE_DEFAULT_TIMEOUT = 5
+# psycopg_pool's own.
+POOL_MIN_SIZE = 4
+_WAL = re.compile(r"journal_mode\s*=\s*['\"]?wal", re.IGNORECASE)
+# The two bytes of an SQLite file's header that say WAL.
+_WAL_AT, _WAL_MARK = 18, b"\x02\x02"
 
 
 def check_database(backend: DatabaseBackend) -> list[CheckMessage]:
     """Report settings under which a store loses speed or writes."""
-    return []
+    connection = connections[backend.using]
+    check = _CHECKS.get(connection.vendor)
+    if check is None:
+        return [
+            Error(
+                f"AGENT_SESSIONS[{backend.alias!r}]: {connection.display_name} is not "
+                "supported.",
+                hint="Let the option database name a PostgreSQL, SQLite, MariaDB or "
+                "MySQL database.",
+                id="agent_sessions.E015",
+            )
+        ]
+    return check(backend, connection, connection.settings_dict.get("OPTIONS") or {})
+
+
+def check_tables(backend: DatabaseBackend) -> list[CheckMessage]:
+    """Report a MySQL or MariaDB database that can't hold every character."""
+    connection = connections[backend.using]
+    if connection.vendor != "mysql":
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT COALESCE((SELECT character_set_name FROM "
+            "information_schema.columns WHERE table_schema = DATABASE() "
+            "AND table_name = %s AND column_name = 'text'), @@character_set_database)",
+            [SessionItem._meta.db_table],
+        )
+        (charset,) = cursor.fetchone()
+    if charset == "utf8mb4":
+        return []
+    return [
+        Warning(
+            f"DATABASES[{backend.using!r}] keeps texts as {charset}, which has no "
+            "emoji: a message that holds one can't be stored.",
+            hint="ALTER DATABASE … CHARACTER SET utf8mb4 before the first migrate, "
+            "later also ALTER TABLE … CONVERT TO CHARACTER SET utf8mb4 for each table "
+            "of agent_sessions.",
+            id="agent_sessions.W005",
+        )
+    ]
+
+
+def _check_sqlite(
+    backend: DatabaseBackend, connection: BaseDatabaseWrapper, options: dict[str, Any]
+) -> list[CheckMessage]:
+    if connection.is_in_memory_db():  # type: ignore[attr-defined]
+        return []
+    where = f"DATABASES[{backend.using!r}]"
+    hint = f"Set {where}['OPTIONS'] to include"
+    messages: list[CheckMessage] = []
+    mode = str(options.get("transaction_mode") or "").upper()
+    if mode not in {"IMMEDIATE", "EXCLUSIVE"}:
+        messages.append(
+            Warning(
+                f"{where} is an SQLite database without immediate transactions, so "
+                'concurrent writers fail with "database is locked".',
+                hint=f'{hint} "transaction_mode": "IMMEDIATE".',
+                id="agent_sessions.W001",
+            )
+        )
+    if not (_WAL.search(str(options.get("init_command", ""))) or _has_wal(connection)):
+        messages.append(
+            Warning(
+                f"{where} is an SQLite database without a write-ahead log, so readers "
+                "and writers wait for each other.",
+                hint=f'{hint} "init_command": "PRAGMA journal_mode=WAL;".',
+                id="agent_sessions.W002",
+            )
+        )
+    timeout = options.get("timeout", SQLITE_DEFAULT_TIMEOUT)
+    if not isinstance(timeout, (int, float)) or timeout < SQLITE_TIMEOUT:
+        messages.append(
+            Warning(
+                f"{where} is an SQLite database whose writers wait for only "
+                f"{timeout} seconds.",
+                hint=f'{hint} "timeout": {SQLITE_TIMEOUT}.',
+                id="agent_sessions.W003",
+            )
+        )
+    return messages
+
+
+def _has_wal(connection: BaseDatabaseWrapper) -> bool:
+    """Look into the file: a database in WAL mode stays in it."""
+    try:
+        with Path(str(connection.settings_dict["NAME"])).open("rb") as file:
+            file.seek(_WAL_AT)
+            return file.read(2) == _WAL_MARK
+    except (OSError, ValueError):
+        # No file yet, or a name that is no path: nobody has switched it on.
+        return False
+
+
+def _check_mysql(
+    backend: DatabaseBackend, connection: BaseDatabaseWrapper, options: dict[str, Any]
+) -> list[CheckMessage]:
+    charset = options.get("charset", "utf8mb4")
+    if charset == "utf8mb4":
+        return []
+    where = f"DATABASES[{backend.using!r}]"
+    return [
+        Warning(
+            f"{where} is spoken to in {charset}, which has no emoji: a message that "
+            "holds one can't be stored.",
+            hint=f'Set {where}[\'OPTIONS\']["charset"] to "utf8mb4", or leave it out.',
+            id="agent_sessions.W004",
+        )
+    ]
+
+
+def _check_postgresql(
+    backend: DatabaseBackend, connection: BaseDatabaseWrapper, options: dict[str, Any]
+) -> list[CheckMessage]:
+    pool = options.get("pool")
+    if not pool:
+        return []
+    pool = pool if isinstance(pool, dict) else {}
+    size = pool.get("max_size") or pool.get("min_size", POOL_MIN_SIZE)
+    threads = backend.threads.size
+    if not isinstance(size, int) or threads <= size:
+        return []
+    where = f"DATABASES[{backend.using!r}]"
+    return [
+        Warning(
+            f"{where} has a pool of {size} connections, but "
+            f"AGENT_SESSIONS[{backend.alias!r}] has {threads} threads, which then wait "
+            "for each other.",
+            hint=f'Set {where}[\'OPTIONS\']["pool"] to {{"max_size": {threads}}} or '
+            f"more, or the backend's option threads to {size}.",
+            id="agent_sessions.W006",
+        )
+    ]
+
+
+_CHECKS: dict[str, Callable[[Any, Any, dict[str, Any]], list[CheckMessage]]] = {
+    "sqlite": _check_sqlite,
+    "mysql": _check_mysql,
+    "postgresql": _check_postgresql,
+}

@@ -1,0 +1,11 @@
+"""System checks: every mistake in the settings, each with a hint and an id.
+
+docs/checks.md has the table of ids.
+"""
+
+from __future__ import annotations
+
+from agent_sessions.checks.backends import check_backends, check_databases
+from agent_sessions.checks.deployment import check_deployment
+
+__all__ = ["check_backends", "check_databases", "check_deployment"]

@@ -1,0 +1,94 @@
+"""Checks of AGENT_SESSIONS and of the databases behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.core.checks import CheckMessage, Error
+
+from agent_sessions.backends.base import BaseSessionBackend
+from agent_sessions.exceptions import InvalidBackend
+from agent_sessions.handler import DEFAULT_ALIAS, sessions
+
+
+def check_backends(**kwargs: Any) -> list[CheckMessage]:
+    """Build each configured backend and ask it for its own findings."""
+    try:
+        aliases = list(sessions)
+    except InvalidBackend as exc:
+        return [_error(exc)]
+    messages: list[CheckMessage] = []
+    if DEFAULT_ALIAS not in aliases:
+        messages.append(_error(sessions.unknown_alias(DEFAULT_ALIAS)))
+    for alias in aliases:
+        try:
+            backend = sessions[alias]
+        except InvalidBackend as exc:
+            messages.append(_error(exc))
+        else:
+            messages += _check_inner(backend)
+            messages += backend.check()
+    return messages
+
+
+def check_databases(
+    *, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Ask each backend about the databases that may be queried.
+
+    Django names them where `check --database` or `migrate` runs.
+    """
+    messages: list[CheckMessage] = []
+    for alias in _aliases() if databases else ():
+        try:
+            messages += sessions[alias].check_databases(databases or ())
+        except InvalidBackend:
+            # Told by check_backends.
+            continue
+    return messages
+
+
+def _aliases() -> list[str]:
+    try:
+        return list(sessions)
+    except InvalidBackend:
+        # Told by check_backends.
+        return []
+
+
+def _check_inner(backend: BaseSessionBackend) -> list[CheckMessage]:
+    """Follow a wrapping backend to what it wraps in the end."""
+    seen = [backend.alias]
+    current = backend
+    while current.inner_option is not None:
+        inner = current.options.get(current.inner_option)
+        where = f"AGENT_SESSIONS[{backend.alias!r}]"
+        if inner in seen:
+            return [
+                Error(
+                    f"{where} wraps itself: {' > '.join([*seen, str(inner)])}.",
+                    hint=f"Let the option {current.inner_option} name another alias.",
+                    obj=backend,
+                    id="agent_sessions.E013",
+                )
+            ]
+        try:
+            current = sessions[inner]  # type: ignore[index]
+        except InvalidBackend as exc:
+            if inner in sessions:
+                # Told for the inner alias itself.
+                return []
+            return [
+                Error(
+                    f"{where} wraps the alias {inner!r}: {exc.message}",
+                    hint=exc.hint,
+                    id="agent_sessions.E013",
+                )
+            ]
+        seen.append(current.alias)
+    return []
+
+
+def _error(exc: InvalidBackend) -> Error:
+    return Error(exc.message, hint=exc.hint, id=exc.id)

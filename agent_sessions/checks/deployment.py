@@ -1,0 +1,77 @@
+"""Checks of what is fine on a developer's machine only: `check --deploy`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Warning
+from django.utils.module_loading import import_string
+
+from agent_sessions.checks.routing import unguarded_routes
+
+IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
+
+
+def check_deployment(**kwargs: Any) -> list[CheckMessage]:
+    """Report what loses messages or lets strangers in, once there is a server."""
+    path = getattr(settings, "ASGI_APPLICATION", None)
+    if not path and not _uses_channels():
+        return []
+    return [*_check_layers(), *(_check_routing(path) if path else ())]
+
+
+def _uses_channels() -> bool:
+    return not {"channels", "daphne"}.isdisjoint(settings.INSTALLED_APPS)
+
+
+def _check_layers() -> list[CheckMessage]:
+    layers = getattr(settings, "CHANNEL_LAYERS", None)
+    layer = layers.get("default") if isinstance(layers, dict) else None
+    if not layer:
+        return [
+            Warning(
+                "CHANNEL_LAYERS has no default layer, so a websocket sees only the "
+                "runs of its own server process.",
+                hint="With more than one process, set CHANNEL_LAYERS['default'] to "
+                "channels_redis.core.RedisChannelLayer; the extra is channels-redis.",
+                id="agent_sessions.W021",
+            )
+        ]
+    if isinstance(layer, dict) and layer.get("BACKEND") == IN_MEMORY_LAYER:
+        return [
+            Warning(
+                "CHANNEL_LAYERS['default'] is in memory, so a websocket sees only the "
+                "runs of its own server process.",
+                hint="Use channels_redis.core.RedisChannelLayer; the extra is "
+                "channels-redis.",
+                id="agent_sessions.W022",
+            )
+        ]
+    return []
+
+
+def _check_routing(path: str) -> list[CheckMessage]:
+    try:
+        application = import_string(path)
+    except Exception as exc:
+        return [
+            Warning(
+                f"ASGI_APPLICATION {path!r} can't be imported: "
+                f"{type(exc).__name__}: {exc}",
+                hint="Its websocket routes could not be checked. Correct the path, or "
+                "what the module imports.",
+                id="agent_sessions.W024",
+            )
+        ]
+    return [
+        Warning(
+            f"The websocket route {route!r} of ASGI_APPLICATION takes sockets from "
+            "any web site.",
+            hint="A page of someone else's could then talk to the agent as the user "
+            "who is logged in. Leave validate_origin on, or wrap the routes in "
+            "channels.security.websocket.AllowedHostsOriginValidator.",
+            id="agent_sessions.W023",
+        )
+        for route in unguarded_routes(application)
+    ]
