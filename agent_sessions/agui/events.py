@@ -48,7 +48,7 @@ class EventMapper:
                 self._handoff(event.item, events)
             else:
                 self._items.run_item(event.name, event.item, events)
-        elif event.type == "agent_updated_stream_event":
+        else:
             self._enter_agent(event.new_agent, events)
         return events
 

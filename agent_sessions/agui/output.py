@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from agent_sessions.agui.content import (
     as_dict,
@@ -17,7 +16,6 @@ from agent_sessions.agui.content import (
 from agent_sessions.agui.ids import IdPool, own_id, result_id
 from agent_sessions.agui.options import StreamOptions
 from agent_sessions.agui.tools import (
-    CALL_TYPES,
     OUTPUT_TYPES,
     Call,
     exposed_arguments,
@@ -25,40 +23,12 @@ from agent_sessions.agui.tools import (
     output_call_id,
     read_call,
 )
+from agent_sessions.agui.tracking import Kind, OpenItem, Response
 
 Event = dict[str, Any]
-Kind = Literal["message", "reasoning", "call"]
 
 # The index of an item that did not stream but came whole as a run item.
 UNSTREAMED = -1
-
-
-@dataclass(slots=True)
-class _Open:
-    """A message, a reasoning or a tool call that has started and not ended."""
-
-    kind: Kind
-    id: str
-    raw_id: str
-    started: bool = True
-    filled: bool = False
-    part: Any = None
-
-
-@dataclass(slots=True)
-class _Response:
-    """What has been shown of the response that streams, so as not to repeat it."""
-
-    over: bool = False
-    shown: list[tuple[Kind, str, str | None]] = field(default_factory=list)
-
-    def was_shown(self, kind: Kind, raw_id: str, text: str | None) -> bool:
-        """Tell whether an item was shown, and strike it from the list."""
-        for entry in self.shown:
-            if entry[:2] == (kind, raw_id) and entry[2] in (None, text):
-                self.shown.remove(entry)
-                return True
-        return False
 
 
 class OutputItems:
@@ -75,10 +45,10 @@ class OutputItems:
         self._options = options
         self._ids = IdPool()
         self._made = 0
-        self._open: dict[tuple[Kind, int], _Open] = {}
+        self._open: dict[tuple[Kind, int], OpenItem] = {}
         self._hidden_calls: set[str] = set()
         self._answered_calls: set[str] = set()
-        self._response = _Response()
+        self._response = Response()
 
     def raw(self, data: Any, events: list[Event]) -> None:
         """Map one event of the model's own stream."""
@@ -86,7 +56,7 @@ class OutputItems:
         if self._response.over or kind == "response.created":
             # Another response begins, maybe a retry that cut the last one short.
             self.close(events)
-            self._response = _Response()
+            self._response = Response()
         handler = _RAW.get(kind)
         if handler is not None:
             handler(self, data, events)
@@ -112,7 +82,7 @@ class OutputItems:
             self._response.shown.append((entry.kind, entry.raw_id, None))
         self._open.clear()
 
-    def _close(self, entry: _Open, events: list[Event]) -> None:
+    def _close(self, entry: OpenItem, events: list[Event]) -> None:
         if not entry.started:
             return
         if entry.kind == "message":
@@ -126,16 +96,14 @@ class OutputItems:
     # Output items, as they stream
 
     def _item_added(self, data: Any, events: list[Event]) -> None:
-        kind = data.item.type if hasattr(data.item, "type") else None
-        kind = kind or as_dict(data.item).get("type")
+        item = as_dict(data.item)
+        kind = item.get("type")
         if kind == "message":
-            self._open_message(data.output_index, _id(data.item), events)
+            self._open_message(data.output_index, string(item.get("id")), events)
         elif kind == "reasoning":
-            self._open_reasoning(data.output_index, _id(data.item))
-        elif kind in CALL_TYPES:
-            call = read_call(as_dict(data.item))
-            if call is not None:
-                self._open_call(data.output_index, call, events)
+            self._open_reasoning(data.output_index, string(item.get("id")))
+        elif (call := read_call(item)) is not None:
+            self._open_call(data.output_index, call, events)
 
     def _item_done(self, data: Any, events: list[Event]) -> None:
         item = as_dict(data.item)
@@ -144,17 +112,17 @@ class OutputItems:
             self._finish_message(data.output_index, item, events)
         elif kind == "reasoning":
             self._finish_reasoning(data.output_index, item, events)
-        elif kind in CALL_TYPES:
-            self._finish_call(data.output_index, item, events)
         elif kind in OUTPUT_TYPES:
             self._show_result(item, events)
+        elif (call := read_call(item)) is not None:
+            self._finish_call(data.output_index, call, events)
 
     # Messages
 
-    def _open_message(self, index: int, raw_id: str, events: list[Event]) -> _Open:
+    def _open_message(self, index: int, raw_id: str, events: list[Event]) -> OpenItem:
         entry = self._open.get(("message", index))
         if entry is None:
-            entry = _Open("message", self._new_id(raw_id), raw_id)
+            entry = OpenItem("message", self._new_id(raw_id), raw_id)
             self._open["message", index] = entry
             start = {
                 "type": "TEXT_MESSAGE_START",
@@ -214,11 +182,11 @@ class OutputItems:
 
     # Reasoning
 
-    def _open_reasoning(self, index: int, raw_id: str) -> _Open:
+    def _open_reasoning(self, index: int, raw_id: str) -> OpenItem:
         entry = self._open.get(("reasoning", index))
         if entry is None:
             # It starts with its first words: most reasoning comes without any.
-            entry = _Open("reasoning", "", raw_id, started=False)
+            entry = OpenItem("reasoning", "", raw_id, started=False)
             self._open["reasoning", index] = entry
         return entry
 
@@ -244,7 +212,7 @@ class OutputItems:
         entry.part = part
         self._reason(entry, clean(data.delta), events)
 
-    def _reason(self, entry: _Open, delta: str, events: list[Event]) -> None:
+    def _reason(self, entry: OpenItem, delta: str, events: list[Event]) -> None:
         if not entry.started:
             entry.started = True
             entry.id = self._new_id(entry.raw_id)
@@ -285,14 +253,14 @@ class OutputItems:
 
     # Tool calls
 
-    def _open_call(self, index: int, call: Call, events: list[Event]) -> _Open:
+    def _open_call(self, index: int, call: Call, events: list[Event]) -> OpenItem:
         entry = self._open.get(("call", index))
         if entry is None:
             hidden = (
                 self._options.expose_tools == "none" or call.name in self.handoff_tools
             )
             self._close_twin(call.id, events)
-            entry = _Open("call", call.id, call.id, started=not hidden)
+            entry = OpenItem("call", call.id, call.id, started=not hidden)
             self._open["call", index] = entry
             if hidden:
                 self._hidden_calls.add(call.id)
@@ -320,19 +288,14 @@ class OutputItems:
         if entry is not None and data.delta and self._options.expose_tools == "full":
             self._argue(entry, clean(data.delta), events)
 
-    def _argue(self, entry: _Open, delta: str, events: list[Event]) -> None:
+    def _argue(self, entry: OpenItem, delta: str, events: list[Event]) -> None:
         if delta and entry.started:
             entry.filled = True
             events.append(
                 {"type": "TOOL_CALL_ARGS", "toolCallId": entry.id, "delta": delta}
             )
 
-    def _finish_call(
-        self, index: int, item: dict[str, Any], events: list[Event]
-    ) -> None:
-        call = read_call(item)
-        if call is None:
-            return
+    def _finish_call(self, index: int, call: Call, events: list[Event]) -> None:
         entry = self._open_call(index, call, events)
         if not entry.filled:
             self._argue(entry, exposed_arguments(call, self._options), events)
@@ -353,7 +316,7 @@ class OutputItems:
             # A tool that only looks like a handoff.
             self.handoff_tools -= {call.name}
         if not self._response.was_shown("call", call.id, None) or mistaken:
-            self._finish_call(UNSTREAMED, raw, events)
+            self._finish_call(UNSTREAMED, call, events)
             self._response.shown.pop()
 
     def _show_result(self, item: dict[str, Any], events: list[Event]) -> None:
@@ -382,10 +345,6 @@ class OutputItems:
     def _completed(self, data: Any, events: list[Event]) -> None:
         self.close(events)
         self._response.over = True
-
-
-def _id(item: Any) -> str:
-    return string(getattr(item, "id", None) or as_dict(item).get("id"))
 
 
 _Handler = Callable[[OutputItems, Any, list[Event]], None]

@@ -173,5 +173,3 @@ _READERS: dict[str, Callable[[str, Mapping[str, Any]], Call]] = {
     "apply_patch_call": _local("apply_patch", "operation"),
     "program": _local("program", "code"),
 }
-
-CALL_TYPES = frozenset(_READERS)
