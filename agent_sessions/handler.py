@@ -90,7 +90,7 @@ class SessionBackendHandler(_Handler):
 
     def unknown_alias(self, alias: Any) -> InvalidBackend:
         """Make the error for an alias that AGENT_SESSIONS doesn't have."""
-        known = [name for name in self.settings if isinstance(name, str)]
+        known = list(map(str, self.settings))
         return InvalidBackend(
             f"AGENT_SESSIONS has no alias {alias!r}; it has: "
             f"{', '.join(sorted(known)) or 'none'}.",

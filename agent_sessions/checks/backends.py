@@ -62,21 +62,20 @@ def _check_inner(backend: BaseSessionBackend) -> list[CheckMessage]:
     seen = [backend.alias]
     current = backend
     while current.inner_option is not None:
-        inner = current.options.get(current.inner_option)
+        inner: Any = current.options.get(current.inner_option)
         where = f"AGENT_SESSIONS[{backend.alias!r}]"
         if inner in seen:
             return [
                 Error(
                     f"{where} wraps itself: {' > '.join([*seen, str(inner)])}.",
                     hint=f"Let the option {current.inner_option} name another alias.",
-                    obj=backend,
                     id="agent_sessions.E013",
                 )
             ]
         try:
-            current = sessions[inner]  # type: ignore[index]
+            current = sessions[inner]
         except InvalidBackend as exc:
-            if inner in sessions:
+            if inner in list(sessions):
                 # Told for the inner alias itself.
                 return []
             return [

@@ -32,7 +32,7 @@ def unguarded_routes(application: Any) -> list[str]:
 
 def _walk(
     node: Any, route: str, guard: type, path: frozenset[int]
-) -> Iterator[tuple[str, type, Mapping[str, Any]]]:
+) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     """Give the unguarded consumers below a node: route, class, options."""
     if node is None or id(node) in path or isinstance(node, guard):
         return

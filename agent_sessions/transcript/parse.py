@@ -1,0 +1,290 @@
+"""Understand one stored item, whatever it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from agent_sessions.transcript.entries import Entry, Kind, Part, PartKind
+from agent_sessions.transcript.parts import (
+    Item,
+    content_parts,
+    encrypted_parts,
+    image_part,
+    json_part,
+    link_part,
+    listed,
+    maybe_json,
+    objects,
+    string,
+    text_part,
+    texts,
+)
+
+UNREADABLE_LENGTH = 200
+
+
+def parse(item: Any, raw: str = "") -> Entry:
+    """Turn an item into an entry; None, or what is no JSON object, is unreadable.
+
+    `raw` is the row's text, of which an unreadable entry shows the beginning.
+    """
+    if not isinstance(item, dict):
+        return _unreadable(raw)
+    if item.get("__enc__") == 1:
+        return Entry(
+            Kind.ENCRYPTED,
+            name=string(item.get("kid")),
+            parts=encrypted_parts(item.get("payload")),
+        )
+    kind = string(item.get("type")) or _guess_type(item)
+    read = _READERS.get(kind, _unknown)
+    return read(kind, item)
+
+
+def _guess_type(item: Item) -> str:
+    """Name an item without a type: the SDK leaves it out in two cases."""
+    if "role" in item:
+        return "message"
+    return "item_reference" if item.keys() == {"id"} else ""
+
+
+def _unreadable(raw: str) -> Entry:
+    problem = ""
+    try:
+        found = json.loads(raw)
+        problem = f"a JSON {type(found).__name__}, not an object"
+    except json.JSONDecodeError as exc:
+        problem = f"{exc.msg} at character {exc.pos}"
+    except RecursionError:
+        problem = "nested too deeply"
+    except ValueError:
+        problem = "a number with too many digits"
+    return Entry(
+        Kind.UNREADABLE,
+        status=problem,
+        parts=texts(string(raw[:UNREADABLE_LENGTH]), PartKind.CODE),
+    )
+
+
+def _unknown(kind: str, item: Item) -> Entry:
+    return Entry(Kind.UNKNOWN, type=kind, id=_id(item), parts=(json_part(dict(item)),))
+
+
+def _message(kind: str, item: Item) -> Entry:
+    role = string(item.get("role"))
+    return Entry(
+        Kind.SYSTEM if role in {"system", "developer"} else Kind.MESSAGE,
+        type=kind,
+        role=role,
+        id=_id(item),
+        status=string(item.get("status")),
+        parts=content_parts(item.get("content")),
+    )
+
+
+def _settings(kind: str, item: Item) -> Entry:
+    rest = {key: item[key] for key in item if key not in {"type", "role", "id"}}
+    return Entry(
+        Kind.SYSTEM,
+        type=kind,
+        role=string(item.get("role")) or "system",
+        name=kind,
+        id=_id(item),
+        parts=maybe_json(rest),
+    )
+
+
+def _list_tools(kind: str, item: Item) -> Entry:
+    names = [string(tool.get("name")) for tool in objects(item.get("tools"))]
+    return Entry(
+        Kind.SYSTEM,
+        type=kind,
+        role="system",
+        name=kind,
+        server=string(item.get("server_label")),
+        id=_id(item),
+        parts=(*texts("\n".join(filter(None, names))), *maybe_json(item.get("error"))),
+    )
+
+
+def _reasoning(kind: str, item: Item) -> Entry:
+    return Entry(
+        Kind.REASONING,
+        type=kind,
+        id=_id(item),
+        status=string(item.get("status")),
+        parts=(
+            *content_parts(listed(item.get("summary"))),
+            *content_parts(listed(item.get("content"))),
+            *encrypted_parts(item.get("encrypted_content")),
+        ),
+    )
+
+
+def _call(
+    *keys: str,
+    name: str = "",
+    result: Callable[[Item], tuple[Part, ...]] = lambda item: (),
+) -> Callable[[str, Item], Entry]:
+    """Make a reader of tool calls; `keys` hold what the tool was given."""
+
+    def read(kind: str, item: Item) -> Entry:
+        given = {key: item[key] for key in keys if item.get(key) is not None}
+        # One argument alone needs no name.
+        value = next(iter(given.values())) if len(keys) == 1 and given else given
+        return Entry(
+            Kind.CALL,
+            type=kind,
+            name=string(item.get("name")) or name or kind,
+            server=string(item.get("server_label")) or string(item.get("namespace")),
+            id=_id(item),
+            call_id=string(item.get("call_id")) or _id(item),
+            status=string(item.get("status")),
+            arguments=maybe_json(value),
+            parts=result(item),
+        )
+
+    return read
+
+
+def _output(kind: str, item: Item) -> Entry:
+    return Entry(
+        Kind.OUTPUT,
+        type=kind,
+        name=string(item.get("name")),
+        id=_id(item),
+        call_id=string(item.get("call_id")) or _id(item),
+        status=string(item.get("status")),
+        parts=_output_parts(item),
+        handoff=_handoff(item.get("output")),
+    )
+
+
+def _output_parts(item: Item) -> tuple[Part, ...]:
+    for key in ("output", "result"):
+        value = item.get(key)
+        if isinstance(value, str):
+            return texts(value)
+        if value is not None:
+            return content_parts(value)
+    return maybe_json(item.get("tools"))
+
+
+def _handoff(output: Any) -> str:
+    """Give the agent that an output names, if that is all that it says."""
+    if not isinstance(output, str) or not output.startswith("{"):
+        return ""
+    try:
+        value = json.loads(output)
+    except (ValueError, RecursionError):
+        return ""
+    if isinstance(value, dict) and value.keys() == {"assistant"}:
+        return string(value["assistant"])
+    return ""
+
+
+def _mcp_result(item: Item) -> tuple[Part, ...]:
+    return (*texts(item.get("output")), *maybe_json(item.get("error"), "error"))
+
+
+def _code_result(item: Item) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    for output in objects(item.get("outputs")):
+        if output.get("type") == "image":
+            parts.append(image_part(output.get("url"), output))
+        else:
+            parts += texts(output.get("logs"))
+    return tuple(parts)
+
+
+def _web_result(item: Item) -> tuple[Part, ...]:
+    action = item.get("action")
+    sources = action.get("sources") if isinstance(action, dict) else None
+    return tuple(link_part(source.get("url")) for source in objects(sources))
+
+
+def _file_result(item: Item) -> tuple[Part, ...]:
+    return tuple(
+        text_part(string(found.get("text")), label=string(found.get("filename")))
+        for found in objects(item.get("results"))
+    )
+
+
+def _image_result(item: Item) -> tuple[Part, ...]:
+    result = item.get("result")
+    if not isinstance(result, str) or not result:
+        return maybe_json(item.get("error"), "error")
+    form = string(item.get("output_format")) or "png"
+    return (image_part(f"data:image/{form};base64,{result}", item),)
+
+
+def _approval(kind: str, item: Item) -> Entry:
+    if kind == "mcp_approval_request":
+        status = "asked"
+    else:
+        status = "approved" if item.get("approve") is True else "refused"
+    return Entry(
+        Kind.APPROVAL,
+        type=kind,
+        name=string(item.get("name")),
+        server=string(item.get("server_label")),
+        id=_id(item),
+        call_id=string(item.get("approval_request_id")) or _id(item),
+        status=status,
+        arguments=maybe_json(item.get("arguments")),
+        parts=texts(item.get("reason")),
+    )
+
+
+def _marker(kind: str, item: Item) -> Entry:
+    return Entry(
+        Kind.MARKER,
+        type=kind,
+        id=_id(item),
+        parts=encrypted_parts(item.get("encrypted_content")),
+    )
+
+
+def _id(item: Item) -> str:
+    return string(item.get("id"))
+
+
+_READERS: dict[str, Callable[[str, Item], Entry]] = {
+    "message": _message,
+    "additional_tools": _settings,
+    "configuration_update": _settings,
+    "mcp_list_tools": _list_tools,
+    "reasoning": _reasoning,
+    "function_call": _call("arguments"),
+    "custom_tool_call": _call("input"),
+    "mcp_call": _call("arguments", result=_mcp_result),
+    "tool_search_call": _call("arguments", name="tool_search"),
+    "computer_call": _call("action", "actions", name="computer"),
+    "shell_call": _call("action", name="shell"),
+    "local_shell_call": _call("action", name="local_shell"),
+    "apply_patch_call": _call("operation", name="apply_patch"),
+    "code_interpreter_call": _call(
+        "code", name="code_interpreter", result=_code_result
+    ),
+    "web_search_call": _call("action", name="web_search", result=_web_result),
+    "file_search_call": _call("queries", name="file_search", result=_file_result),
+    "image_generation_call": _call(
+        "revised_prompt", name="image_generation", result=_image_result
+    ),
+    "program": _call("code", name="program"),
+    "function_call_output": _output,
+    "custom_tool_call_output": _output,
+    "tool_search_output": _output,
+    "computer_call_output": _output,
+    "shell_call_output": _output,
+    "local_shell_call_output": _output,
+    "apply_patch_call_output": _output,
+    "program_output": _output,
+    "mcp_approval_request": _approval,
+    "mcp_approval_response": _approval,
+    "compaction": _marker,
+    "compaction_trigger": _marker,
+    "item_reference": _marker,
+}

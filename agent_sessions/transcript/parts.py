@@ -1,0 +1,195 @@
+"""Read the contents of items into parts, cut to what a page can carry."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from agent_sessions.items import clean_text
+from agent_sessions.transcript.entries import Part, PartKind
+
+PART_LENGTH = 10_000
+IMAGE_BYTES = 1_000_000
+# More parts of one item are counted, not shown.
+PARTS = 50
+# No SVG: it may hold scripts.
+_IMAGE = re.compile(
+    r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]+", re.ASCII
+)
+_ADDRESS = re.compile(r"https?://[^\s\x00-\x1f\x7f]+", re.IGNORECASE)
+
+Item = Mapping[str, Any]
+
+
+def string(value: Any) -> str:
+    """Give a string as any page can show it, and nothing for other values."""
+    return clean_text(value) if isinstance(value, str) else ""
+
+
+def listed(value: Any) -> list[Any]:
+    """Give a list, and an empty one for other values."""
+    return value if isinstance(value, list) else []
+
+
+def objects(value: Any) -> Iterator[Item]:
+    """Give the JSON objects of a list."""
+    return (entry for entry in listed(value) if isinstance(entry, Mapping))
+
+
+def text_part(value: str, kind: PartKind = PartKind.TEXT, label: str = "") -> Part:
+    """Make a part of a text, cut to what a page can carry."""
+    if len(value) <= PART_LENGTH:
+        return Part(kind, clean_text(value), label)
+    return Part(kind, clean_text(value[:PART_LENGTH]), label, size=len(value))
+
+
+def pretty(value: Any) -> str:
+    """Write a value as JSON in lines; stops soon after a part's length."""
+    chunks: list[str] = []
+    length = 0
+    encoder = json.JSONEncoder(indent=2, ensure_ascii=False, default=repr)
+    try:
+        for chunk in encoder.iterencode(value):
+            chunks.append(chunk[: PART_LENGTH + 1])
+            length += len(chunk)
+            if length > PART_LENGTH:
+                break
+    except (RecursionError, TypeError, ValueError):
+        # Nested too deeply, or no JSON at all: what was written so far says more
+        # than nothing, and the raw view has the rest.
+        chunks.append("…")
+    return "".join(chunks)
+
+
+def json_part(value: Any, label: str = "") -> Part:
+    """Make a part of any value: text as it is, JSON in lines."""
+    if isinstance(value, str):
+        return text_part(_indented(value), PartKind.CODE, label)
+    return text_part(pretty(value), PartKind.CODE, label)
+
+
+def maybe_json(value: Any, label: str = "") -> tuple[Part, ...]:
+    """Make a part of a value, unless it is absent or empty."""
+    return () if value in (None, "", [], {}) else (json_part(value, label),)
+
+
+def texts(value: Any, kind: PartKind = PartKind.TEXT) -> tuple[Part, ...]:
+    """Make a part of a text, unless it is absent or empty."""
+    return (text_part(value, kind),) if isinstance(value, str) and value else ()
+
+
+def content_parts(content: Any) -> tuple[Part, ...]:
+    """Read a message's content or a tool's output: text, or a list of parts."""
+    if isinstance(content, str):
+        return texts(content)
+    if isinstance(content, Mapping):
+        return tuple(_read(content))
+    if not isinstance(content, list):
+        return maybe_json(content)
+    parts: list[Part] = []
+    for entry in content[:PARTS]:
+        if isinstance(entry, Mapping):
+            parts += _read(entry)
+        else:
+            parts.append(json_part(entry))
+    if len(content) > PARTS:
+        parts.append(Part(PartKind.MORE, size=len(content) - PARTS))
+    return tuple(parts)
+
+
+def _read(entry: Item) -> Iterator[Part]:
+    kind = string(entry.get("type"))
+    if kind in {"input_text", "output_text", "text", "summary_text", "reasoning_text"}:
+        yield text_part(_text(entry.get("text")))
+        yield from _annotations(entry.get("annotations"))
+    elif kind == "refusal":
+        yield text_part(_text(entry.get("refusal")), PartKind.REFUSAL)
+    elif kind in {"input_image", "computer_screenshot", "image"}:
+        yield image_part(entry.get("image_url") or entry.get("url"), entry)
+    elif kind == "input_file":
+        yield _file(entry)
+    elif kind == "input_audio":
+        audio = entry.get("input_audio")
+        data = string(audio.get("data")) if isinstance(audio, Mapping) else ""
+        name = string(audio.get("format")) if isinstance(audio, Mapping) else ""
+        yield Part(PartKind.AUDIO, label=name, size=_decoded_size(data))
+    else:
+        yield json_part(dict(entry), label=kind)
+
+
+def image_part(url: Any, entry: Item) -> Part:
+    """Show an image that is part of the item; name any other, and load nothing."""
+    address = string(url)
+    label = string(entry.get("file_id")) or string(entry.get("filename"))
+    if not address.startswith("data:"):
+        return Part(PartKind.IMAGE_LINK, address, label, href=href(address))
+    size = _decoded_size(address.partition(",")[2])
+    if size <= IMAGE_BYTES and _IMAGE.fullmatch(address):
+        return Part(PartKind.IMAGE, label=label, src=address, size=size)
+    form = address[5:].partition(",")[0].partition(";")[0][:50]
+    return Part(PartKind.IMAGE_LINK, form, label, size=size)
+
+
+def href(address: str) -> str:
+    """Give an address that a link may lead to, else nothing."""
+    return address if _ADDRESS.fullmatch(address) else ""
+
+
+def link_part(address: Any, label: Any = "") -> Part:
+    """Make a part of an address; only http and https become links."""
+    text = string(address)
+    return Part(PartKind.LINK, text, string(label), href=href(text))
+
+
+def encrypted_parts(value: Any) -> tuple[Part, ...]:
+    """Tell of encrypted content by its size alone."""
+    return (
+        (Part(PartKind.ENCRYPTED, size=len(value)),)
+        if isinstance(value, str) and value
+        else ()
+    )
+
+
+def _annotations(value: Any) -> Iterator[Part]:
+    for note in objects(value):
+        kind = string(note.get("type"))
+        if kind == "url_citation":
+            yield link_part(note.get("url"), note.get("title"))
+        elif kind in {"file_citation", "container_file_citation", "file_path"}:
+            yield Part(
+                PartKind.FILE,
+                string(note.get("file_id")),
+                label=string(note.get("filename")),
+            )
+
+
+def _file(entry: Item) -> Part:
+    address = string(entry.get("file_url"))
+    data = string(entry.get("file_data"))
+    return Part(
+        PartKind.FILE,
+        string(entry.get("file_id")) or address,
+        label=string(entry.get("filename")),
+        href=href(address),
+        size=_decoded_size(data.rpartition(",")[2]),
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else pretty(value)
+
+
+def _decoded_size(base64: str) -> int:
+    return len(base64) * 3 // 4
+
+
+def _indented(value: str) -> str:
+    """Write JSON text in lines; any other text stays as it is."""
+    if len(value) > PART_LENGTH or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return pretty(json.loads(value))
+    except (ValueError, RecursionError):
+        return value
