@@ -75,7 +75,7 @@ class DatabaseThreads:
         Inside a running loop asgiref hides it behind the tasks' own, so that a run in
         Runner.run_sync() would not see the transaction of its caller.
         """
-        storage = getattr(connections._connections, "_storage", None)
+        storage = getattr(vars(connections).get("_connections"), "_storage", None)
         own = getattr(storage, self.database, None)
         return own if own is not None else connections[self.database]
 

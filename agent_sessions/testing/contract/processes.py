@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from agent_sessions.testing.contract.base import (
     ContractBase,
     message,
-    messages,
     needs,
     texts,
 )
@@ -48,6 +48,8 @@ WRITE = """
         for number in range(10):
             await session.add_items(batch(f"{name}.{{task}}.{{number}}"))
     await asyncio.gather(*(write(task) for task in range(4)))
+    say("written")
+    sys.stdin.readline()
 """
 
 POP = """
@@ -64,6 +66,19 @@ WRITE_FOR_EVER = """
         say(number)
         number += 1
 """
+
+
+def _tell(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+
+
+def _hear(process: subprocess.Popen[str]) -> Any:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, "the other process ended early; what it had to say is on stderr"
+    return json.loads(line)
 
 
 class ProcessCases(ContractBase):
@@ -83,49 +98,41 @@ class ProcessCases(ContractBase):
         )
         try:
             with process:
-                assert process.stdout is not None
-                assert process.stdout.readline() == '"ready"\n', "it did not start"
+                assert _hear(process) == "ready"
                 yield process
         finally:
             process.kill()
 
-    def _together(self, session_id: str, bodies: list[str]) -> list[list[str]]:
-        """Run bodies in a process each, starting together; give what they said."""
+    @needs("second_process")
+    def test_writers_and_pops_of_several_processes(self) -> None:
+        """Two processes of four writers each, and then three poppers each.
+
+        Every batch is there and whole, and every item is popped once.
+        """
+        session = self.run(self.open)
         with ExitStack() as stack:
             processes = [
-                stack.enter_context(self._process(session_id, body)) for body in bodies
+                stack.enter_context(
+                    self._process(session.session_id, WRITE.format(name=name) + POP)
+                )
+                for name in ("a", "b")
             ]
             for process in processes:
-                assert process.stdin is not None
-                process.stdin.write("go\n")
-                process.stdin.flush()
-            said = []
+                _tell(process, "write")
+            assert [_hear(process) for process in processes] == ["written"] * 2
+            found = self.run(lambda: session.get_items())
             for process in processes:
-                assert process.stdout is not None
-                lines = [json.loads(line) for line in process.stdout]
-                assert lines[-1:] == ["done"], "it ended early"
-                said.append(lines[:-1])
-            return said
-
-    @needs("second_process")
-    def test_writers_of_several_processes(self) -> None:
-        """Two processes of four writers each: every batch is there and whole."""
-        session = self.run(self.open)
-        self._together(
-            session.session_id, [WRITE.format(name="a"), WRITE.format(name="b")]
-        )
-        names = assert_whole(self.run(lambda: session.get_items()))
+                _tell(process, "pop")
+            popped = []
+            for process in processes:
+                while (said := _hear(process)) != "done":
+                    popped.append(said)
+        names = assert_whole(found)
         assert len(names) == 2 * 4 * 10
         for writer in {name.rpartition(".")[0] for name in names}:
             own = [name for name in names if name.startswith(f"{writer}.")]
             assert own == [f"{writer}.{number}" for number in range(10)]
-
-    @needs("second_process")
-    def test_pops_of_several_processes(self) -> None:
-        """Two processes pop until nothing is left: each item comes out once."""
-        session = self.run(lambda: self.filled(120))
-        said = self._together(session.session_id, [POP, POP])
-        assert sorted(said[0] + said[1]) == sorted(texts(messages(120)))
+        assert sorted(popped) == sorted(texts(found))
         assert self.run(lambda: session.get_items()) == []
 
     @needs("second_process")
@@ -134,12 +141,10 @@ class ProcessCases(ContractBase):
         session = self.run(self.open)
         body = WRITE_FOR_EVER.format(name="a")
         with self._process(session.session_id, body) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            acknowledged = [json.loads(process.stdout.readline()) for _ in range(25)]
+            _tell(process, "write")
+            acknowledged = [_hear(process) for _ in range(25)]
             process.kill()
+            assert process.stdout is not None
             acknowledged += [json.loads(line) for line in process.stdout]
         names = assert_whole(self.run(lambda: session.get_items()))
         assert names == [f"a.{number}" for number in range(len(names))]
