@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 import uuid
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from channels.exceptions import DenyConnection
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -64,7 +64,7 @@ class AgentConsumer(AsyncWebsocketConsumer):
     agent: Agent[Any] | None = None
     backend: str = DEFAULT_ALIAS
     run_config: RunConfig | None = None
-    options: StreamOptions = StreamOptions()
+    stream_options: StreamOptions = StreamOptions()
     limits: RunLimits = RunLimits()
     # Whether to check the Origin header here; switch it off only where a middleware
     # around the consumer does, with hosts that ALLOWED_HOSTS lacks.
@@ -134,7 +134,9 @@ class AgentConsumer(AsyncWebsocketConsumer):
         self._bad_frames = 0
         self._in_group = False
         self.conversation: Conversation | None = None
-        if self.validate_origin and not origin_is_allowed(self.scope):
+        if self.validate_origin and not origin_is_allowed(
+            cast("dict[str, Any]", self.scope)
+        ):
             raise DenyConnection
         await self.accept()
         if not await self._admit():
@@ -179,7 +181,9 @@ class AgentConsumer(AsyncWebsocketConsumer):
 
     async def _check_user(self) -> bool:
         """Look again who is there: people log out and are disabled meanwhile."""
-        self.user = await current_user(self.scope, sessions[self.backend].threads)
+        self.user = await current_user(
+            cast("dict[str, Any]", self.scope), sessions[self.backend].threads
+        )
         if self.user is None:
             await self.close(CLOSE_NOT_LOGGED_IN)
             return False
@@ -238,7 +242,6 @@ class AgentConsumer(AsyncWebsocketConsumer):
             await self._refuse("rate_limited", request.run_id)
             return
         await self._join(conversation)
-        self.manager.subscribe(conversation, self.listener)
         try:
             run = await self.manager.start(conversation, request, await self._setup())
         except SessionDoesNotExist:
@@ -247,18 +250,24 @@ class AgentConsumer(AsyncWebsocketConsumer):
             code = refusal_code(exc)
             if code is None:
                 raise
+            if code == "internal":
+                logger.error("Run %s can't start: %s", request.run_id, exc)
             await self._refuse(code, request.run_id)
         else:
             if run is None:
                 # The id was used before: what it said is told again, not done again.
                 await self._catch_up(f"{request.run_id}:0")
+                return
+            # Not before: a socket that has never synced would hear the middle of
+            # another run. Not later: the run's task begins at the next await.
+            self.manager.subscribe(conversation, self.listener)
 
     async def _setup(self) -> RunSetup:
         return RunSetup(
             agent=await _maybe_await(self.get_agent()),
             context=await _maybe_await(self.get_context()),
             run_config=await _maybe_await(self.get_run_config()),
-            options=self.options,
+            options=self.stream_options,
             limits=self.limits,
         )
 
@@ -270,7 +279,7 @@ class AgentConsumer(AsyncWebsocketConsumer):
             self.conversation,
             self.listener,
             offset=offset,
-            options=self.options,
+            options=self.stream_options,
             stale_after=self.limits.stale_after,
         )
 

@@ -124,5 +124,9 @@ class UnknownInterrupt(InterruptError):
     """The answer doesn't match the approvals that are open."""
 
 
+class UnreadableState(InterruptError):
+    """A paused run's state can't be restored; the approval stays open."""
+
+
 class InterruptExpired(InterruptError):
     """The approval was not given in time."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
+if TYPE_CHECKING:
+    _CharField = models.CharField[str, str]
+else:
+    # Generic for type checkers alone.
+    _CharField = models.CharField
 
-class ExactCharField(models.CharField):
+
+class ExactCharField(_CharField):
     """A CharField that tells "a" from "A", "é" and "a ", on MariaDB and MySQL too."""
 
     def db_type(self, connection: Any) -> str | None:

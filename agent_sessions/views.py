@@ -23,7 +23,8 @@ class SessionAPIView(View):
     """Base of the JSON views: 401 without a user, 404 for what isn't theirs."""
 
     backend: str = DEFAULT_ALIAS
-    options: StreamOptions = StreamOptions()
+    # Not `options`: that is View's handler of the HTTP method.
+    stream_options: StreamOptions = StreamOptions()
     page_size: ClassVar[int] = 50
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +117,7 @@ class SessionMessagesView(SessionAPIView):
         )
         return JsonResponse(
             {
-                "messages": messages_from_items(page.items, self.options),
+                "messages": messages_from_items(page.items, self.stream_options),
                 "before": str(page.items[0].position) if page.has_earlier else None,
             }
         )

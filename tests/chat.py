@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 from collections.abc import Iterable
@@ -14,7 +13,6 @@ from django.contrib.auth import get_user_model
 from django.urls import path
 
 from agent_sessions.consumers import AgentConsumer
-from agent_sessions.runs import Conversation, get_run_manager
 from agent_sessions.runs.conversation import create_conversation
 from tests.agui_validator import SequenceChecker
 
@@ -96,10 +94,10 @@ class Socket:
     async def sync(self, offset: str | None = None) -> None:
         await self.send({"type": "sync", **({"offset": offset} if offset else {})})
 
-    async def frame(self, timeout: float = 5) -> dict[str, Any]:
+    async def frame(self, within: float = 5) -> dict[str, Any]:
         """Receive one frame; a ping is no frame of a run."""
         while True:
-            output = await self.communicator.receive_output(timeout)
+            output = await self.communicator.receive_output(within)
             assert output["type"] == "websocket.send", output
             frame: dict[str, Any] = json.loads(output["text"])
             if frame != {"type": "ping"}:
@@ -111,28 +109,28 @@ class Socket:
         self.frames.append(frame)
         return frame
 
-    async def until(self, *kinds: str, timeout: float = 5) -> list[dict[str, Any]]:
+    async def until(self, *kinds: str, within: float = 5) -> list[dict[str, Any]]:
         """Receive events up to one of these types, that one included."""
         events: list[dict[str, Any]] = []
         while not events or events[-1]["type"] not in kinds:
-            events.append((await self.frame(timeout))["chunk"])
+            events.append((await self.frame(within))["chunk"])
         return events
 
-    async def to_end(self, timeout: float = 5) -> list[dict[str, Any]]:
+    async def to_end(self, within: float = 5) -> list[dict[str, Any]]:
         """Receive a run's events to its end."""
-        return await self.until("RUN_FINISHED", "RUN_ERROR", timeout=timeout)
+        return await self.until("RUN_FINISHED", "RUN_ERROR", within=within)
 
-    async def closed(self, timeout: float = 5) -> int:
+    async def closed(self, within: float = 5) -> int:
         """Wait for the server to close; give the code."""
         while True:
-            output = await self.communicator.receive_output(timeout)
+            output = await self.communicator.receive_output(within)
             if output["type"] == "websocket.close":
                 code: int = output["code"]
                 return code
 
-    async def silent(self, timeout: float = 0.2) -> bool:
+    async def silent(self, within: float = 0.2) -> bool:
         """Whether nothing comes for a while."""
-        return await self.communicator.receive_nothing(timeout, 0.01)
+        return await self.communicator.receive_nothing(within, 0.01)
 
 
 def text_of(events: Iterable[dict[str, Any]]) -> str:
@@ -142,12 +140,4 @@ def text_of(events: Iterable[dict[str, Any]]) -> str:
     )
 
 
-async def settled(session_id: str, user: Any) -> None:
-    """Wait until a conversation's run in this process is over."""
-    conversation = await Conversation.find(session_id, user=user)
-    manager = get_run_manager()
-    while manager.active(conversation) is not None:
-        await asyncio.sleep(0.005)
-
-
-__all__ = ["Socket", "create_conversation", "make_user", "settled", "text_of"]
+__all__ = ["Socket", "create_conversation", "make_user", "text_of"]

@@ -53,11 +53,11 @@ class BackendSession(SessionABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.session_id!r} in {self.backend.alias!r}>"
 
-    @property  # type: ignore[override]
-    def session_id(self) -> str:
+    @property
+    def session_id(self) -> str:  # type: ignore[override]
         return self.key.session_id
 
-    @property  # type: ignore[override]
+    @property
     def session_settings(self) -> SessionSettings:
         return self._session_settings
 

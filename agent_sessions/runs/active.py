@@ -19,7 +19,7 @@ from agent_sessions.agui import (
     user_items,
 )
 from agent_sessions.backends.base import settle
-from agent_sessions.exceptions import LeaseLost
+from agent_sessions.exceptions import LeaseLost, UnreadableState
 from agent_sessions.models import AgentRun
 from agent_sessions.runs import records, usage
 from agent_sessions.runs.conversation import Conversation
@@ -159,7 +159,8 @@ class ActiveRun:
 
     async def _end(self) -> None:
         result = self._result
-        assert result is not None
+        if result is None:
+            raise RuntimeError("a run can't end well before it began")
         if self._lost:
             await self._end_failed("interrupted", Status.INTERRUPTED)
         elif self._abort_mode is not None and result.final_output is None:
@@ -312,12 +313,20 @@ async def restore(
     """Rebuild a paused run's state with the answers to its approvals.
 
     The state never left the server; clients only send which calls they approve.
+    Raises UnreadableState.
     """
-    from agents import RunState
+    from agents import AgentsException, RunState
 
-    state: RunState[Any] = await RunState.from_string(
-        setup.agent, pending.run.state, context_override=setup.context
-    )
+    try:
+        state: RunState[Any] = await RunState.from_string(
+            setup.agent, pending.run.state, context_override=setup.context
+        )
+    except (AgentsException, ValueError, KeyError, TypeError) as exc:
+        raise UnreadableState(
+            f"The paused run can't be resumed ({type(exc).__name__}). It was stored "
+            f"with openai-agents {pending.run.sdk_version}: use that version or a "
+            "newer one, and the agents that it knew."
+        ) from exc
     answers = {entry["interruptId"]: entry for entry in request.resume}
     for item in state.get_interruptions():
         answer = answers[approval_id(item)]

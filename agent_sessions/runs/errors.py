@@ -9,6 +9,7 @@ from agent_sessions.exceptions import (
     InterruptsPending,
     SessionBusy,
     UnknownInterrupt,
+    UnreadableState,
 )
 
 MESSAGES = {
@@ -40,6 +41,7 @@ def refusal_code(exc: Exception) -> str | None:
         InterruptsPending: "interrupts_pending",
         UnknownInterrupt: "unknown_interrupt",
         InterruptExpired: "interrupt_expired",
+        UnreadableState: "internal",
     }
     return next((code for kind, code in codes.items() if isinstance(exc, kind)), None)
 

@@ -17,7 +17,7 @@ from agent_sessions.runs.active import ActiveRun, restore
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.log import Frame, Subscription
 from agent_sessions.runs.relay import ChannelRelay
-from agent_sessions.runs.setup import RunLimits, RunSetup, model_name
+from agent_sessions.runs.setup import RunSetup, model_name
 
 Place = tuple[str, int]
 
@@ -149,7 +149,7 @@ class RunManager:
         *,
         offset: str | None,
         options: StreamOptions,
-        stale_after: float = RunLimits.stale_after,
+        stale_after: float,
     ) -> None:
         """Bring a listener up to date and keep it so: no gap and nothing twice."""
         place = _place(conversation)

@@ -59,7 +59,7 @@ def find_agent(root: Agent[Any], name: str) -> Agent[Any]:
         seen.add(id(agent))
         for target in agent.handoffs:
             reference = getattr(target, "_agent_ref", None)
-            found = target if reference is None else reference()
+            found: Any = target if reference is None else reference()
             if hasattr(found, "handoffs"):
                 pending.append(found)
     return root
