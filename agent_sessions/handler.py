@@ -11,11 +11,11 @@ from agent_sessions.backends.base import did_you_mean
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
 
 if TYPE_CHECKING:
-    from agents.memory import SessionABC
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.contrib.auth.models import AnonymousUser
 
     from agent_sessions.backends.base import BaseSessionBackend
+    from agent_sessions.memory import BackendSession
 
 DEFAULT_ALIAS = "default"
 DATABASE_BACKEND = "agent_sessions.backends.database.DatabaseBackend"
@@ -226,7 +226,7 @@ def get_session(
     user: AbstractBaseUser | AnonymousUser | None = None,
     backend: str = DEFAULT_ALIAS,
     **options: Any,
-) -> SessionABC:
+) -> BackendSession:
     """Open a session of a configured backend for the SDK's Runner.
 
     `user` owns it; None means a session without an owner. Nothing is read or

@@ -40,19 +40,13 @@ class Socket:
         scope: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        app = URLRouter(
-            [
-                path(
-                    "ws/<str:session_id>/",
-                    consumer.as_asgi(agent=agent, **options),
-                )
-            ]
-        )
+        consumer_app: Any = consumer.as_asgi(agent=agent, **options)
+        routes: Any = [path("ws/<str:session_id>/", consumer_app)]
         self.communicator = WebsocketCommunicator(
-            app, f"/ws/{session_id}/", headers=list(headers)
+            URLRouter(routes), f"/ws/{session_id}/", headers=list(headers)
         )
-        self.communicator.scope["user"] = user
-        self.communicator.scope.update(scope or {})
+        full_scope: Any = self.communicator.scope
+        full_scope.update(user=user, **(scope or {}))
         self.session_id = session_id
         self.frames: list[dict[str, Any]] = []
         self.checker = SequenceChecker()

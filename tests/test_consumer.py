@@ -10,13 +10,10 @@ import pytest
 from agents import Agent
 from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
 from asgiref.sync import sync_to_async
-from channels.routing import URLRouter
-from channels.testing.websocket import WebsocketCommunicator
 from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.backends.db import SessionStore
 from django.core.cache import cache
-from django.urls import path
 
 from agent_sessions.agui import StreamOptions
 from agent_sessions.consumers import AgentConsumer
@@ -548,16 +545,10 @@ async def test_a_page_of_another_origin_gets_no_socket(
     """channels 364: websockets carry cookies across sites and have no CSRF token."""
     settings.ALLOWED_HOSTS = ["chat.example.com"]
     user, session_id = await conversation()
-    app = URLRouter(
-        [path("ws/<str:session_id>/", AgentConsumer.as_asgi(agent=speaker()))]
-    )
-    communicator = WebsocketCommunicator(
-        app, f"/ws/{session_id}/", headers=[(b"origin", origin)]
-    )
-    communicator.scope["user"] = user
-    connected, _ = await communicator.connect()
+    tab = Socket(session_id, user, speaker(), headers=[(b"origin", origin)])
+    connected, _ = await tab.communicator.connect()
     assert connected is allowed
-    await communicator.disconnect()
+    await tab.communicator.disconnect()
 
 
 async def test_one_user_gets_so_many_sockets_and_no_more() -> None:

@@ -185,7 +185,7 @@ async def test_what_waits_does_not_hold_the_context() -> None:
         await tab.to_end()
         run = await AgentRun.objects.aget(run_id="r-1")
         assert "hush" not in run.state
-        assert await RunState.from_string(cashier(), run.state, context_override={})
+        await RunState.from_string(cashier(), run.state, context_override={})
         await tab.answer("r-2", approve())
         assert text_of(await tab.to_end()) == "done"
 
@@ -324,6 +324,7 @@ async def test_the_heartbeat_notices_a_lost_lease() -> None:
         before = await AgentSession.objects.aget(session_id=session_id)
         await asyncio.sleep(0.12)
         after = await AgentSession.objects.aget(session_id=session_id)
+        assert before.run_seen_at and after.run_seen_at
         assert after.run_seen_at > before.run_seen_at
         await AgentSession.objects.filter(pk=before.pk).aupdate(fence=99, run_id="b")
         events = await tab.to_end()

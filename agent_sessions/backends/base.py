@@ -20,12 +20,13 @@ from agent_sessions.exceptions import (
 from agent_sessions.items import Item, StoredItem
 
 if TYPE_CHECKING:
-    from agents.memory import SessionABC, SessionSettings
+    from agents.memory import SessionSettings
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.contrib.auth.models import AnonymousUser
 
     from agent_sessions.backends.database.threads import DatabaseThreads
     from agent_sessions.backends.directory import Directory
+    from agent_sessions.memory import BackendSession
 
 T = TypeVar("T")
 
@@ -169,7 +170,7 @@ class BaseSessionBackend(ABC):
         user: AbstractBaseUser | AnonymousUser | None = None,
         branch: str | None = None,
         session_settings: SessionSettings | dict[str, Any] | None = None,
-    ) -> SessionABC:
+    ) -> BackendSession:
         """Open a session for the SDK's Runner; nothing is read or written yet.
 
         Raises InvalidSessionId, InvalidOwner, and InvalidBackend for a branch where
@@ -187,7 +188,7 @@ class BaseSessionBackend(ABC):
         key: SessionKey,
         *,
         session_settings: SessionSettings | dict[str, Any] | None = None,
-    ) -> SessionABC:
+    ) -> BackendSession:
         """Open a session whose id and owner have been checked."""
         from agent_sessions.memory import BackendSession
 

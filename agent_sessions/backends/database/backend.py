@@ -40,7 +40,7 @@ from agent_sessions.models import AgentSession
 from agent_sessions.signals import session_cleared
 
 if TYPE_CHECKING:
-    from agents.memory import SessionABC
+    from agent_sessions.memory import BackendSession
 
 T = TypeVar("T")
 
@@ -200,7 +200,7 @@ class DatabaseBackend(BaseSessionBackend):
             self._threads = DatabaseThreads(using, size)
         return self._threads
 
-    def open_session(self, key: SessionKey, **options: Any) -> SessionABC:
+    def open_session(self, key: SessionKey, **options: Any) -> BackendSession:
         from agent_sessions.memory import DjangoSession
 
         return DjangoSession.from_key(self, key, **options)
