@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import select
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,9 +66,10 @@ class DatabaseThreads:
             return
         for pool in pools:
             pool.shutdown(wait=True)
-        for connection in opened:
-            connection.inc_thread_sharing()
-            connection.close()
+        if opened:
+            # In a thread, since Django closes none while a loop runs in its own.
+            with ThreadPoolExecutor(1) as closer:
+                closer.submit(_close_all, opened).result()
 
     def _callers_connection(self) -> BaseDatabaseWrapper:
         """Give the connection of the code that started this thread's event loop.
@@ -110,7 +112,8 @@ class DatabaseThreads:
             with self._lock:
                 if connection not in self._connections:
                     self._connections.append(connection)
-        connection.close_if_unusable_or_obsolete()
+        else:
+            _refresh(connection)
         return call()
 
     def _lend(self, connection: BaseDatabaseWrapper, call: Callable[[], T]) -> T:
@@ -123,6 +126,38 @@ class DatabaseThreads:
         finally:
             connections[self.database] = held
             connection.dec_thread_sharing()
+
+
+def _refresh(connection: BaseDatabaseWrapper) -> None:
+    """Close a connection that has grown too old or whose server hung up."""
+    if not connection.settings_dict["CONN_MAX_AGE"]:
+        # 0 means until the request's end, but these threads serve no request, and
+        # connecting costs many times what a statement does.
+        connection.close_at = None
+    if _has_news(connection):
+        # A server says nothing between statements, other than goodbye.
+        connection.errors_occurred = True
+    connection.close_if_unusable_or_obsolete()
+
+
+def _has_news(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether something lies in the socket, without asking the server."""
+    fileno = getattr(connection.connection, "fileno", None)
+    if fileno is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    try:
+        poll.register(fileno(), select.POLLIN)
+    except connection.Database.Error:
+        # The driver knows that it is closed.
+        return True
+    return bool(poll.poll(0))
+
+
+def _close_all(opened: list[BaseDatabaseWrapper]) -> None:
+    for connection in opened:
+        connection.inc_thread_sharing()
+        connection.close()
 
 
 def _in_memory(connection: BaseDatabaseWrapper) -> bool:

@@ -1,0 +1,3 @@
+"""Measure the package beside its peers, in one run, told as ratios."""
+
+from __future__ import annotations
