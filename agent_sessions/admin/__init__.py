@@ -1,0 +1,8 @@
+"""The conversations in Django's admin."""
+
+from __future__ import annotations
+
+from agent_sessions.admin.paginator import CappedPaginator
+from agent_sessions.admin.sessions import AgentSessionAdmin
+
+__all__ = ["AgentSessionAdmin", "CappedPaginator"]

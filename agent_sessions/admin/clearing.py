@@ -1,0 +1,268 @@
+"""Clear and delete from the admin: confirmed, logged, failures told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.actions import delete_selected as confirm_deletion
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.utils import quote, unquote
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models import Count, QuerySet, Sum
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.text import capfirst
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from agent_sessions import clearing
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.models import AgentSession
+
+# Sessions that a page or message names; more are counted.
+NAMED = 20
+
+Rows = QuerySet[AgentSession]
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[AgentSession]
+else:
+    # Generic for type checkers alone.
+    _ModelAdmin = admin.ModelAdmin
+
+
+class ClearingMixin(_ModelAdmin):
+    """What changes sessions in the admin: clear the history, delete."""
+
+    actions = ("clear_history", "delete_selected")
+
+    def has_clear_permission(
+        self, request: HttpRequest, obj: AgentSession | None = None
+    ) -> bool:
+        """Tell whether the reader may empty sessions."""
+        return request.user.has_perm(f"{self.opts.app_label}.clear_agentsession")
+
+    # -- clear ---------------------------------------------------------------------
+
+    @admin.action(
+        permissions=["clear"],
+        description=gettext_lazy("Clear selected %(verbose_name_plural)s"),
+    )
+    def clear_history(
+        self, request: HttpRequest, queryset: Rows
+    ) -> HttpResponse | None:
+        """Empty the selected sessions, once that is confirmed."""
+        totals = _totals(queryset)
+        if not _is_confirmed(request, totals):
+            return self._confirm_clearing(request, queryset, totals, is_action=True)
+        self._clear(request, queryset)
+        return None
+
+    def clear_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Empty one session, once that is confirmed."""
+        obj = self.get_object(request, unquote(object_id))
+        if not (
+            self.has_view_permission(request, obj)
+            and self.has_clear_permission(request, obj)
+        ):
+            raise PermissionDenied
+        if obj is None:
+            return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
+                request, self.opts, object_id
+            )
+        queryset = self.get_queryset(request).filter(pk=obj.pk)
+        totals = _totals(queryset)
+        if not _is_confirmed(request, totals):
+            return self._confirm_clearing(request, queryset, totals, is_action=False)
+        self._clear(request, queryset)
+        return HttpResponseRedirect(self.change_url(obj))
+
+    def change_url(self, obj: AgentSession) -> str:
+        """Give the address of a session's page."""
+        name = f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}"
+        return reverse(f"{name}_change", args=(quote(obj.pk),))
+
+    def _confirm_clearing(
+        self,
+        request: HttpRequest,
+        queryset: Rows,
+        totals: dict[str, int],
+        *,
+        is_action: bool,
+    ) -> TemplateResponse:
+        across = request.POST.get("select_across") == "1"
+        named = list(queryset[:NAMED])
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Clear history"),
+            "subtitle": None,
+            "opts": self.opts,
+            "totals": totals,
+            "named": [self.label(request, row) for row in named],
+            "more": totals["sessions"] - len(named),
+            "is_action": is_action,
+            "action_checkbox_name": ACTION_CHECKBOX_NAME,
+            # One key stands for all where all were selected: thousands would be
+            # more fields than Django takes.
+            "keys": [
+                row.pk for row in (named[:1] if across or not is_action else queryset)
+            ],
+            "select_across": across,
+            "back": self.change_url(named[0]) if named and not is_action else "",
+            "media": self.media,
+        }
+        request.current_app = self.admin_site.name
+        return TemplateResponse(
+            request,
+            "admin/agent_sessions/agentsession/clear_confirmation.html",
+            context,
+        )
+
+    def _clear(self, request: HttpRequest, queryset: Rows) -> None:
+        sessions = items = 0
+        busy: list[str] = []
+        for row in list(queryset):
+            if clearing.has_active_run(row):
+                busy.append(self.label(request, row))
+                continue
+            try:
+                with transaction.atomic(row._state.db):
+                    count = clearing.clear(row)
+                    self.log_change(request, row, f"Cleared {count} items.")
+            except AgentSessionError as exc:
+                self._tell_failure(request, row, exc)
+                continue
+            sessions, items = sessions + 1, items + count
+        if busy:
+            text = _("Not cleared, because a run is active: %(names)s.")
+            self.message_user(request, text % {"names": _some(busy)}, messages.WARNING)
+        if sessions:
+            text = ngettext(
+                "Cleared %(sessions)d session with %(items)d items.",
+                "Cleared %(sessions)d sessions with %(items)d items.",
+                sessions,
+            ) % {"sessions": sessions, "items": items}
+            self.message_user(request, text, messages.SUCCESS)
+
+    # -- delete --------------------------------------------------------------------
+
+    @admin.action(
+        permissions=["delete"],
+        description=gettext_lazy("Delete selected %(verbose_name_plural)s"),
+    )
+    def delete_selected(
+        self, request: HttpRequest, queryset: Rows
+    ) -> HttpResponse | None:
+        """Delete the selected sessions in their stores, then their rows."""
+        if not request.POST.get("post"):
+            return confirm_deletion(self, request, queryset)
+        deleted = 0
+        for row in list(queryset):
+            try:
+                with transaction.atomic(row._state.db):
+                    self.log_deletions(request, [row])
+                    clearing.delete(row)
+            except AgentSessionError as exc:
+                self._tell_failure(request, row, exc)
+            else:
+                deleted += 1
+        if deleted:
+            text = ngettext("Deleted %d session.", "Deleted %d sessions.", deleted)
+            self.message_user(request, text % deleted, messages.SUCCESS)
+        return None
+
+    def delete_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        try:
+            return super().delete_view(request, object_id, extra_context)
+        except AgentSessionError as exc:
+            # The log entry was rolled back with everything else.
+            row = self.get_object(request, unquote(object_id))
+            if row is None:
+                raise
+            self._tell_failure(request, row, exc)
+            return HttpResponseRedirect(self.change_url(row))
+
+    def delete_model(self, request: HttpRequest, obj: AgentSession) -> None:
+        clearing.delete(obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: Rows) -> None:
+        for row in list(queryset):
+            clearing.delete(row)
+
+    def get_deleted_objects(
+        self, objs: Any, request: HttpRequest
+    ) -> tuple[list[Any], dict[str, int], set[str], list[Any]]:
+        """Count what would go: listing it takes seconds for one long session."""
+        rows: list[AgentSession] = list(objs)
+        names = [
+            f"{capfirst(self.opts.verbose_name)}: {self.label(request, row)}"
+            for row in rows[:NAMED]
+        ]
+        if more := len(rows) - len(names):
+            names.append(ngettext("and %d more", "and %d more", more) % more)
+        counts = {
+            str(self.opts.verbose_name_plural): len(rows),
+            _("items"): sum(row.item_count for row in rows),
+        }
+        lacking = (
+            set()
+            if self.has_delete_permission(request)
+            else {str(self.opts.verbose_name)}
+        )
+        return names, counts, lacking, []
+
+    # -- shared --------------------------------------------------------------------
+
+    def label(self, request: HttpRequest, row: AgentSession) -> str:
+        """Name a session for this reader."""
+        raise NotImplementedError
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        return super().log_change(request, _without_title(obj), message)
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
+        rows: Any = [_without_title(row) for row in queryset]
+        return super().log_deletions(request, rows)
+
+    def _tell_failure(
+        self, request: HttpRequest, row: AgentSession, exc: AgentSessionError
+    ) -> None:
+        text = _("%(name)s was left as it is: %(error)s")
+        name = self.label(request, row)
+        self.message_user(request, text % {"name": name, "error": exc}, messages.ERROR)
+
+
+def _without_title(row: AgentSession) -> AgentSession:
+    """Give what a log may name: a title quotes the conversation, and logs stay."""
+    row.title = ""
+    return row
+
+
+def _totals(queryset: Rows) -> dict[str, int]:
+    totals = queryset.order_by().aggregate(
+        sessions=Count("pk"),
+        items=Sum("item_count"),
+        owners=Count("user_id", distinct=True),
+    )
+    return {name: total or 0 for name, total in totals.items()}
+
+
+def _is_confirmed(request: HttpRequest, totals: dict[str, int]) -> bool:
+    """Tell whether the reader has agreed to clear as many sessions as there are."""
+    posted = request.POST
+    return "post" in posted and posted.get("count") == str(totals["sessions"])
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = ["…"] if len(names) > NAMED else []
+    return ", ".join([*names[:NAMED], *more])

@@ -1,0 +1,55 @@
+"""Read, clear and delete sessions by their row: what the admin and commands do.
+
+They are trusted: the row says whose session it is, nobody asks who wants it.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.db import transaction
+from django.utils import timezone
+
+from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
+from agent_sessions.handler import sessions
+from agent_sessions.models import AgentSession
+
+# A run that has been silent for longer than this has died.
+RUN_SILENCE = timedelta(seconds=60)
+
+
+def store_of(row: AgentSession) -> tuple[BaseSessionBackend, SessionKey]:
+    """Give the backend and key of a row. Raises InvalidBackend."""
+    return sessions[row.backend], SessionKey(row.session_id, row.user_id)
+
+
+def read_page(row: AgentSession, *, before: int | None, limit: int) -> Page:
+    """Read a stretch of a session's items, oldest first."""
+    backend, key = store_of(row)
+    return backend.page(key, before=before, limit=limit)
+
+
+def has_active_run(row: AgentSession) -> bool:
+    """Tell whether a run is writing to the session, as far as its row says."""
+    return (
+        bool(row.run_id)
+        and row.run_seen_at is not None
+        and timezone.now() - row.run_seen_at < RUN_SILENCE
+    )
+
+
+def clear(row: AgentSession) -> int:
+    """Remove all items of a session; tell how many. The row and its owner stay."""
+    backend, key = store_of(row)
+    return backend.clear(key)
+
+
+def delete(row: AgentSession) -> int:
+    """Remove a session's items, then its row; tell how many items it had.
+
+    A store that fails leaves the row, which is all that is known of the items.
+    """
+    with transaction.atomic(row._state.db):
+        count = clear(row)
+        row.delete()
+    return count
