@@ -6,8 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from agent_sessions.agui import (
     AbortRequest,
@@ -71,6 +69,7 @@ def test_unknown_keys_are_left_out() -> None:
 def test_forwarded_props_come_through_if_they_are_an_object() -> None:
     props = {"agentSessions": {"regenerate": True}}
     assert run(frame(forwardedProps=props)).forwarded_props == props
+    odd: Any
     for odd in (None, 3, "x", []):
         assert run(frame(forwardedProps=odd)).forwarded_props == {}
 
@@ -214,7 +213,8 @@ def test_what_is_no_frame_is_refused(text: str) -> None:
 
 
 def test_a_text_has_a_limit() -> None:
-    assert run(frame(messages=[{**HELLO, "content": "é" * 32_000}]))
+    just = {**HELLO, "content": "é" * 32_000}
+    assert run(frame(messages=[just])).user_messages == [just]
     halves = [{**HELLO, "content": "é" * 16_001}] * 2
     assert refused(frame(messages=halves)).code == "message_too_long"
     parts = [{"type": "text", "text": "x" * 32_001}]
@@ -254,7 +254,7 @@ def test_abort_and_sync_are_read() -> None:
     assert parse_frame('{"type":"abort","runId":"r"}') == AbortRequest("r", "immediate")
     for mode in ("immediate", "after_turn"):
         text = json.dumps({"type": "abort", "runId": "r", "mode": mode})
-        assert parse_frame(text) == AbortRequest("r", mode)  # type: ignore[arg-type]
+        assert parse_frame(text) == AbortRequest("r", mode)
     assert parse_frame('{"type":"sync"}') == SyncRequest(None)
     assert parse_frame('{"type":"sync","offset":null}') == SyncRequest(None)
     assert parse_frame('{"type":"sync","offset":"r:4"}') == SyncRequest("r:4")
@@ -269,86 +269,3 @@ def test_lone_surrogates_are_replaced_and_pairs_are_kept() -> None:
 
 def test_of_a_repeated_key_the_last_counts() -> None:
     assert run('{"runId":"a",' + frame()[1:]).run_id == "r-1"
-
-
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.text(max_size=8), inner, max_size=4)
-    ),
-    max_leaves=10,
-)
-NAMES = [
-    "type",
-    "threadId",
-    "runId",
-    "messages",
-    "resume",
-    "mode",
-    "offset",
-    "id",
-    "role",
-    "content",
-    "source",
-    "value",
-    "mimeType",
-    "text",
-    "interruptId",
-    "status",
-    "payload",
-    "approved",
-    "reason",
-    "forwardedProps",
-]
-VALUES = st.sampled_from(
-    [
-        "abort",
-        "sync",
-        "user",
-        "text",
-        "image",
-        "url",
-        "data",
-        "image/png",
-        "resolved",
-        "cancelled",
-        "https://x.test",
-        "r-1",
-        True,
-        "\ud800",
-    ]
-)
-NEAR = st.recursive(
-    VALUES | ANYTHING,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(NAMES), inner, max_size=6)
-    ),
-    max_leaves=25,
-)
-
-
-@given(st.text() | ANYTHING.map(json.dumps) | NEAR.map(json.dumps))
-@example('{"a":{"a":')
-@example("\x00")
-def test_nothing_a_client_sends_breaks_the_parser(text: str) -> None:
-    try:
-        request = parse_frame(text)
-    except FrameError:
-        return
-    if isinstance(request, RunRequest):
-        started = run_started(request.thread_id, request.run_id, request.user_messages)
-        json.dumps(user_items(request))
-        if request.thread_id.isascii():
-            validate_event(started)
-
-
-@given(NEAR)
-def test_a_run_of_any_content_is_refused_or_legal(content: Any) -> None:
-    try:
-        request = run(frame(messages=[{**HELLO, "content": content}]))
-    except FrameError:
-        return
-    validate_event(run_started("t", "r-1", request.user_messages))
-    json.dumps(user_items(request)).encode()

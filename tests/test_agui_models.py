@@ -3,82 +3,29 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from agents import (
     Agent,
-    Model,
     OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
     function_tool,
 )
-from openai import AsyncOpenAI
 
 from agent_sessions.agui import StreamOptions
+from tests.agui_provider import Provider, model, serving
 from tests.agui_runs import FULL, run
 
 MESSAGE_ID = "msg_0a1b2c3d4e5f60718293a4b5"
 CALL_ID = "call_0a1b2c3d4e5f60718293a4b5"
 
 
-class Provider:
-    """Answers each request with the next scripted stream."""
-
-    def __init__(self) -> None:
-        self.streams: list[list[dict[str, Any]]] = []
-        self.requests: list[dict[str, Any]] = []
-        provider = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                provider.requests.append(json.loads(body))
-                events = provider.streams.pop(0)
-                self.send_response(200)
-                self.send_header("Content-Type", "text/event-stream")
-                self.end_headers()
-                for event in events:
-                    if "type" in event:
-                        self.wfile.write(f"event: {event['type']}\n".encode())
-                    self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
-                    self.wfile.flush()
-                if not self.path.endswith("/responses"):
-                    self.wfile.write(b"data: [DONE]\n\n")
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Keep the tests' output clean."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-
-
 @pytest.fixture
 def provider() -> Iterator[Provider]:
-    provider = Provider()
-    thread = threading.Thread(target=provider.server.serve_forever, args=(0.01,))
-    thread.start()
-    yield provider
-    provider.server.shutdown()
-    provider.server.server_close()
-    thread.join()
-
-
-@asynccontextmanager
-async def model(
-    kind: type[OpenAIChatCompletionsModel] | type[OpenAIResponsesModel],
-    provider: Provider,
-    *streams: list[dict[str, Any]],
-) -> AsyncIterator[Model]:
-    provider.streams = list(streams)
-    async with AsyncOpenAI(
-        base_url=provider.url, api_key="test", max_retries=0
-    ) as client:
-        yield kind(model="m", openai_client=client)
+    with serving() as provider:
+        yield provider
 
 
 @function_tool
@@ -253,7 +200,12 @@ def responses_stream(*items: tuple[dict[str, Any], list[dict[str, Any]]]) -> lis
         {"type": "response.in_progress", "response": response("in_progress")},
     ]
     for index, (item, between) in enumerate(items):
-        empty = {"content": [], "summary": [], "arguments": "", "output": None}
+        empty: dict[str, Any] = {
+            "content": [],
+            "summary": [],
+            "arguments": "",
+            "output": None,
+        }
         start = {key: empty.get(key, value) for key, value in item.items()}
         events.append({"type": "response.output_item.added", "item": start})
         events[-1]["output_index"] = index

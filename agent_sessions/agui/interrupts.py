@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -56,7 +56,7 @@ def approval_id(item: Any) -> str:
 
 
 def add_pending_calls(
-    messages: list[dict[str, Any]],
+    messages: Sequence[dict[str, Any]],
     open_interrupts: Iterable[dict[str, Any]],
     options: StreamOptions,
 ) -> list[dict[str, Any]]:
@@ -66,7 +66,7 @@ def add_pending_calls(
     guardrail has still to judge them; the approval must have its call all the same.
     """
     if options.expose_tools == "none":
-        return messages
+        return list(messages)
     known = {
         call["id"] for message in messages for call in message.get("toolCalls", ())
     }

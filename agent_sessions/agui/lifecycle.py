@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from agent_sessions.agui.interrupts import add_pending_calls
+from agent_sessions.agui.options import StreamOptions
+
 Event = dict[str, Any]
 
 PROTOCOL_VERSION = "1.0"
@@ -71,14 +74,18 @@ def idle_sync(
     *,
     before: str | None = None,
     open_interrupts: Sequence[Event] = (),
+    options: StreamOptions | None = None,
 ) -> list[Event]:
     """Answer a sync where nothing runs, as a legal run of its own.
 
-    Open interrupts are the outcome again, so that a reloaded page can ask.
+    Open interrupts are the outcome again, so that a reloaded page can ask; their
+    calls join the messages as far as the options let them be seen.
     """
     outcome: dict[str, Any] = {"type": "success"}
     if open_interrupts:
         outcome = {"type": "interrupt", "interrupts": list(open_interrupts)}
+        if options is not None:
+            messages = add_pending_calls(messages, open_interrupts, options)
     return [
         run_started(thread_id, run_id),
         snapshot(messages, before=before),
