@@ -324,7 +324,8 @@ async def test_the_heartbeat_notices_a_lost_lease() -> None:
         before = await AgentSession.objects.aget(session_id=session_id)
         await asyncio.sleep(0.12)
         after = await AgentSession.objects.aget(session_id=session_id)
-        assert before.run_seen_at and after.run_seen_at
+        assert before.run_seen_at
+        assert after.run_seen_at
         assert after.run_seen_at > before.run_seen_at
         await AgentSession.objects.filter(pk=before.pk).aupdate(fence=99, run_id="b")
         events = await tab.to_end()
