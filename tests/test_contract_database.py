@@ -1,0 +1,98 @@
+"""The contract suite on DatabaseBackend, on whichever database the run is for."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from agents.memory import Session
+from django.contrib.auth import get_user_model
+from pytest_django import DjangoDbBlocker
+
+from agent_sessions import get_session, sessions
+from agent_sessions.exceptions import SessionDoesNotExist
+from agent_sessions.models import AgentSession, SessionItem
+from agent_sessions.testing import SessionContract
+
+T = TypeVar("T")
+
+
+class DatabaseContract(SessionContract):
+    supports_corrupt = True
+    supports_owner = True
+    supports_wrapper = True
+    supports_sync = True
+    supports_clear_alias = True
+    foreign_error = SessionDoesNotExist
+
+    async def make_session(self, session_id: str, **options: Any) -> Session:
+        return get_session(session_id, **options)
+
+    async def make_user(self, name: str) -> Any:
+        create = get_user_model().objects.create_user
+        threads = sessions["default"].threads
+        return await threads.run(create, f"{name}-{uuid.uuid4()}")
+
+    async def corrupt(self, session: Session, nth: int, data: str) -> str:
+        threads = sessions["default"].threads
+        return await threads.run(self._corrupt, session.session_id, nth, data)
+
+    def _corrupt(self, session_id: str, nth: int, data: str) -> str:
+        rows = SessionItem.objects.filter(branch__session__session_id=session_id)
+        item = list(rows.order_by("position"))[nth]
+        original, item.data = item.data, data
+        item.save(update_fields=["data"])
+        return str(original)
+
+
+@pytest.mark.django_db
+class TestInATransaction(DatabaseContract):
+    """The caller holds a transaction, so its own connection serves all."""
+
+    # Other threads have connections of their own, which can't see its rows.
+    supports_threads = False
+
+
+class TestOnThePool(DatabaseContract):
+    """No transaction is open: the backend's own threads serve, several at once."""
+
+    supports_second_process = True
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def transactional_db(
+        cls, django_db_setup: None, django_db_blocker: DjangoDbBlocker
+    ) -> Iterator[None]:
+        """Let rows stay to the end of the class: each case has sessions of its own.
+
+        pytest-django's fixture empties all tables after each case, which takes longer
+        than most cases.
+        """
+        with django_db_blocker.unblock():
+            yield
+            sessions.reset()
+            AgentSession.objects.all().delete()
+            get_user_model().objects.all().delete()
+
+    @pytest.fixture(autouse=True)
+    def _database(self, database_environment: dict[str, str]) -> None:
+        self.environment = database_environment
+
+    def run(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return asyncio.run(main())
+
+    def process_environment(self) -> dict[str, str]:
+        return self.environment
+
+    def process_source(self) -> str:
+        return """
+import django
+django.setup()
+from agent_sessions import get_session
+
+async def make_session(session_id):
+    return get_session(session_id)
+"""
