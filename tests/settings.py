@@ -94,4 +94,12 @@ ROOT_URLCONF = "tests.urls"
 STATIC_URL = "static/"
 LOGIN_URL = "/admin/login/"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+CHANNEL_LAYERS: dict[str, Any] = {
+    "default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+}
+if layer := os.environ.get("AGENT_SESSIONS_TEST_LAYER"):
+    CHANNEL_LAYERS["default"] = {
+        "BACKEND": "channels_redis.core.RedisChannelLayer",
+        # redis-py 8 gives up reading after 5 s, just when the layer stops waiting.
+        "CONFIG": {"hosts": [{"address": layer, "socket_timeout": None}]},
+    }

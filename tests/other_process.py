@@ -1,0 +1,53 @@
+"""A second server process, for tests: one tab of the same user, driven by lines.
+
+`python -m tests.other_process SESSION_ID USER_PK` reads commands from standard input,
+`sync`, `say RUN_ID TEXT` and `abort RUN_ID`, and prints every frame as a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import django
+
+
+async def main(session_id: str, user_pk: str) -> None:
+    from agents import Agent
+    from agents.testing import ScriptedModel
+    from django.contrib.auth import get_user_model
+
+    from tests.chat import Socket
+
+    user = await get_user_model()._default_manager.aget(pk=user_pk)
+    agent: Agent[Any] = Agent(name="speaker", model=ScriptedModel([]))
+    async with Socket(session_id, user, agent) as tab:
+        reading = asyncio.create_task(_obey(tab))
+        writing = asyncio.create_task(_print(tab))
+        await reading
+        writing.cancel()
+
+
+async def _obey(tab: Any) -> None:
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        command, *words = line.split()
+        if command == "sync":
+            await tab.sync()
+        elif command == "say":
+            await tab.say(words[0], " ".join(words[1:]))
+        else:
+            await tab.send({"type": "abort", "runId": words[0]})
+
+
+async def _print(tab: Any) -> None:
+    while True:
+        frame = await tab.frame(within=60)
+        sys.stdout.write(json.dumps(frame) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    django.setup()
+    asyncio.run(main(*sys.argv[1:]))
