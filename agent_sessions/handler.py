@@ -119,12 +119,10 @@ class SessionBackendHandler(_Handler):
         return self[UNLISTED + wanted]
 
     def _unlisted(self, alias: str) -> BaseSessionBackend | None:
-        from django.db import connections
-
         from agent_sessions.backends.database import DatabaseBackend
 
-        database = alias.removeprefix(UNLISTED) if alias.startswith(UNLISTED) else ""
-        if database not in connections:
+        database = alias.removeprefix(UNLISTED)
+        if database in {alias, ""}:
             return None
         return DatabaseBackend(alias, {"database": database})
 
