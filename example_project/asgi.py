@@ -26,7 +26,7 @@ websocket_urlpatterns = [
         "ws/agents/<str:session_id>/",
         AgentConsumer.as_asgi(
             agent=build_support_agent(),
-            options=STREAM_OPTIONS,
+            stream_options=STREAM_OPTIONS,
         ),
     )
 ]

@@ -22,6 +22,7 @@ def _page() -> dict[str, str]:
         "earlierFailed": _("Earlier messages couldn't be loaded. Try again."),
         "createFailed": _("The conversation couldn't be started. Try again."),
         "deleteFailed": _("The conversation couldn't be deleted. Try again."),
+        "deleteBusy": _("Stop the answer first, then delete."),
         "stateRunning": _("answering"),
         "stateWaiting": _("waiting for you"),
         "themeAuto": _("Colours: as on this device"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from tests.browser.chat import Chat, sign_in
+from tests.browser.chat import Chat, log_in
 from tests.browser.demo import Demo
 
 ARGUMENTS = [
@@ -92,7 +92,7 @@ def context(
 ) -> BrowserContext:
     """A browser in which the test's user is logged in."""
     context = new_context()
-    sign_in(demo, context, user)
+    log_in(demo, context, user)
     return context
 
 

@@ -16,12 +16,18 @@ from urllib.request import urlopen
 PROJECT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse"
 MAKE_USERS = """
-import sys, django
+import json, sys, django
 django.setup()
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
-User, hashed = get_user_model(), make_password(sys.argv[1])
-User.objects.bulk_create([User(username=name, password=hashed) for name in sys.argv[2:]])
+from django.test import Client
+User, hashed, cookies = get_user_model(), make_password(sys.argv[1]), {}
+for name in sys.argv[2:]:
+    client = Client()
+    client.force_login(User.objects.create(username=name, password=hashed))
+    cookies[name] = client.cookies[settings.SESSION_COOKIE_NAME].value
+print(json.dumps(cookies))
 """
 
 
@@ -41,6 +47,7 @@ class Demo:
         self.folder = folder
         self.output = folder / "output.txt"
         self.process: subprocess.Popen[bytes] | None = None
+        self.cookies: dict[str, str] = {}
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -65,7 +72,8 @@ class Demo:
             )
         deadline = time.monotonic() + 60
         while True:
-            assert self.process.poll() is None, self.output.read_text()
+            code = self.process.poll()
+            assert code is None, f"exit {code}: {self.output.read_text()}"
             assert time.monotonic() < deadline, self.output.read_text()
             try:
                 with urlopen(f"{self.url}/login/", timeout=30) as response:  # noqa: S310
@@ -74,6 +82,10 @@ class Demo:
             except (URLError, ConnectionError):
                 time.sleep(0.1)
 
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def end(self, how: signal.Signals = signal.SIGKILL) -> int:
         """Send the signal and return the exit code."""
         assert self.process is not None
@@ -81,7 +93,8 @@ class Demo:
         return self.process.wait(timeout=20)
 
     def make_users(self, *names: str) -> None:
-        self.run("-c", MAKE_USERS, PASSWORD, *names)
+        """Make users with a password, and log each one in."""
+        self.cookies.update(json.loads(self.run("-c", MAKE_USERS, PASSWORD, *names)))
 
     def run(self, *arguments: str) -> str:
         """Run Python on the same folder and return what it printed."""

@@ -110,6 +110,10 @@ export class Sidebar extends EventTarget {
     return make("li", "", link, remove);
   }
 
+  #busy(id) {
+    return this.#sessions.find((session) => session.id === id)?.state === "running";
+  }
+
   async #remove(id, title) {
     const question = document.getElementById("confirm-text");
     question.textContent = say("deleteAsk", { title });
@@ -120,7 +124,7 @@ export class Sidebar extends EventTarget {
     });
     if (this.#confirm.returnValue !== "yes") return;
     const done = await ask(url("session", id), "DELETE");
-    const text = say(done ? "deleted" : "deleteFailed");
+    const text = say(done ? "deleted" : this.#busy(id) ? "deleteBusy" : "deleteFailed");
     this.dispatchEvent(new CustomEvent("notice", { detail: { text } }));
     if (!done) return;
     this.#sessions = this.#sessions.filter((session) => session.id !== id);
