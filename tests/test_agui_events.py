@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from agents.testing import assistant_message, function_call
 from openai.types.responses import (
     ResponseFunctionToolCall,
@@ -13,6 +14,7 @@ from openai.types.responses import (
 from agent_sessions.agui import (
     EventMapper,
 )
+from agent_sessions.agui.ids import own_id
 from tests.agui_runs import FULL, Mapped, run
 from tests.agui_samples import (
     NAMES,
@@ -300,3 +302,24 @@ def test_a_refusal_without_announcement_opens_its_message() -> None:
     start, content = raw(mapper, created(), event)
     assert "metadata" not in start
     assert content["metadata"] == {"refusal": True}
+
+
+@pytest.mark.parametrize(
+    ("value", "unique"),
+    [
+        (REAL_ID, True),
+        ("4c1f8a52-3d0f-4a33-9e37-7a3d3b0f5c11", True),
+        ("__fake_id__", False),
+        ("msg_1", False),
+        ("scripted-message", False),
+        ("a-name-that-is-long-and-has-no-number", False),
+        ("a-name-that-is-long-and-has-1-number", False),
+        (REAL_ID + "\n", False),
+        (REAL_ID + "é", False),
+        ("0" * 256, False),
+        (None, False),
+        (10**30, False),
+    ],
+)
+def test_only_ids_made_at_random_are_used(value: Any, unique: bool) -> None:
+    assert own_id(value) == (value if unique else None)

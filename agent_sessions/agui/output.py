@@ -53,10 +53,12 @@ class OutputItems:
     def raw(self, data: Any, events: list[Event]) -> None:
         """Map one event of the model's own stream."""
         kind = data.type
-        if self._response.over or kind == "response.created":
-            # Another response begins, maybe a retry that cut the last one short.
+        if kind == "response.created":
+            # It may be a retry that cut the last response short.
             self.close(events)
             self._response = Response()
+        elif kind == "response.completed":
+            self.close(events)
         handler = _RAW.get(kind)
         if handler is not None:
             handler(self, data, events)
@@ -342,10 +344,6 @@ class OutputItems:
         self._made += 1
         return self._ids.take(own_id(raw_id), f"{self._run_id}/{self._made}")
 
-    def _completed(self, data: Any, events: list[Event]) -> None:
-        self.close(events)
-        self._response.over = True
-
 
 _Handler = Callable[[OutputItems, Any, list[Event]], None]
 
@@ -358,7 +356,6 @@ _RAW: dict[str, _Handler] = {
     "response.reasoning_text.delta": OutputItems._reasoning_text_delta,
     "response.output_item.added": OutputItems._item_added,
     "response.output_item.done": OutputItems._item_done,
-    "response.completed": OutputItems._completed,
 }
 
 _ITEMS: dict[str, _Handler] = {

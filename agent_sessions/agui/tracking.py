@@ -24,7 +24,6 @@ class OpenItem:
 class Response:
     """What has been shown of the response that streams, so as not to repeat it."""
 
-    over: bool = False
     shown: list[tuple[Kind, str, str | None]] = field(default_factory=list)
 
     def was_shown(self, kind: Kind, raw_id: str, text: str | None) -> bool:
