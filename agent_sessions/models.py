@@ -122,7 +122,9 @@ class AgentSession(models.Model):
         )
 
     def __str__(self) -> str:
-        return self.title or self.session_id
+        # Not the title, which quotes the first message: this is what logs and lists
+        # show to people who may not read it.
+        return str(self.session_id)
 
     @staticmethod
     def new_id() -> str:

@@ -226,25 +226,12 @@ class ClearingMixin(_ModelAdmin):
         """Name a session for this reader."""
         raise NotImplementedError
 
-    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        return super().log_change(request, _without_title(obj), message)
-
-    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
-        rows: Any = [_without_title(row) for row in queryset]
-        return super().log_deletions(request, rows)
-
     def _tell_failure(
         self, request: HttpRequest, row: AgentSession, exc: AgentSessionError
     ) -> None:
         text = _("%(name)s was left as it is: %(error)s")
         name = self.label(request, row)
         self.message_user(request, text % {"name": name, "error": exc}, messages.ERROR)
-
-
-def _without_title(row: AgentSession) -> AgentSession:
-    """Give what a log may name: a title quotes the conversation, and logs stay."""
-    row.title = ""
-    return row
 
 
 def _totals(queryset: Rows) -> dict[str, int]:

@@ -145,15 +145,6 @@ class AgentSessionAdmin(ClearingMixin):
         ]
         return [*own, *super().get_urls()]
 
-    def get_object(
-        self, request: HttpRequest, object_id: str, from_field: str | None = None
-    ) -> AgentSession | None:
-        found = super().get_object(request, object_id, from_field)
-        if found is not None and not self.has_read_permission(request, found):
-            # Pages call an object by str(), which gives the title if there is one.
-            found.title = ""
-        return found
-
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         # The page has no form; its template shows header and transcript.
         return ()
@@ -174,6 +165,7 @@ class AgentSessionAdmin(ClearingMixin):
             "has_read_permission": self.has_read_permission(request, obj),
         }
         if context["has_read_permission"]:
+            context["subtitle"] = obj.title or obj.session_id
             context |= self._transcript(request, obj)
         return super().render_change_form(request, context, *args, **kwargs)
 
