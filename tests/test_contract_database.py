@@ -81,7 +81,7 @@ class TestOnThePool(DatabaseContract):
     def _database(self, database_environment: dict[str, str]) -> None:
         self.environment = database_environment
 
-    def run(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    def run_coroutine(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return asyncio.run(main())
 
     def process_environment(self) -> dict[str, str]:

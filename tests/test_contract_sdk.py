@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import subprocess
+import sys
+import unittest
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -101,3 +105,66 @@ from agents.memory import SQLiteSession
 async def make_session(session_id):
     return SQLiteSession(session_id, {str(self.path)!r})
 """
+
+
+class MemoryStore(SessionContract):
+    """The SDK's store in memory, which another object can't open."""
+
+    supports_reopen = False
+
+    async def make_session(self, session_id: str, **options: Any) -> Session:
+        return SQLiteSession(session_id, **options)
+
+
+def test_kit_needs_no_django_settings() -> None:
+    """The authors of other stores may have no Django project."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DJANGO")}
+    subprocess.run(
+        [sys.executable, "-c", "import agent_sessions.testing"],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        check=True,
+    )
+
+
+def test_cases_of_what_is_not_supported_are_not_collected() -> None:
+    names = set(unittest.TestLoader().getTestCaseNames(_as_test_case(MemoryStore)))
+    assert "test_all_items_in_order" in names
+    assert "test_item_of_a_megabyte" in names
+    assert not {name for name in names if "owned_session" in name}
+    assert "test_second_object_sees_the_same" not in names
+
+
+def test_what_a_subclass_supports_is_collected_again() -> None:
+    class WithAlias(MemoryStore):
+        supports_clear_alias = True
+
+    assert MemoryStore.__dict__["test_clear_is_an_alias"] is None
+    assert callable(WithAlias.__dict__["test_clear_is_an_alias"])
+
+
+def test_known_gaps_must_name_cases() -> None:
+    with pytest.raises(TypeError, match="names no case: \\['test_misspelt'\\]"):
+        type("Misspelt", (MemoryStore,), {"known_gaps": {"test_misspelt": "why"}})
+
+
+def test_cases_run_in_unittest() -> None:
+    """Without pytest the cases are methods of a TestCase like any other."""
+    suite = unittest.TestSuite(
+        _as_test_case(MemoryStore)(name)
+        for name in ("test_all_items_in_order", "test_limit_gives_the_newest_one")
+    )
+    result = unittest.TestResult()
+    suite.run(result)
+    assert result.wasSuccessful(), result.errors + result.failures
+    assert result.testsRun == 2
+
+
+def _as_test_case(contract: type[SessionContract]) -> type[unittest.TestCase]:
+    class Case(contract, unittest.TestCase):  # type: ignore[misc, valid-type]
+        async def make_session(self, session_id: str, **options: Any) -> Session:
+            session = await super().make_session(session_id, **options)
+            self.addCleanup(session.close)
+            return session  # type: ignore[no-any-return]
+
+    return Case

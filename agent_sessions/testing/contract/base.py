@@ -107,7 +107,7 @@ class ContractBase:
         """
         raise NotImplementedError
 
-    def run(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    def run_coroutine(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine function in a new event loop; override to choose how."""
 
         async def entry() -> T:
@@ -163,7 +163,7 @@ def _as_test(test: Case) -> Case:
             async with asyncio.timeout(self.timeout):
                 await test(self, *args, **kwargs)
 
-        self.run(main)
+        self.run_coroutine(main)
 
     # Runners look through __wrapped__ and would take this for a coroutine function;
     # the signature stays, for fixtures.

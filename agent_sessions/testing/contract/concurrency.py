@@ -199,7 +199,7 @@ class ConcurrencyCases(ContractBase):
     @needs("threads")
     def test_one_object_in_several_threads(self) -> None:
         """Loops in six threads share one object; batches stay whole."""
-        session = self.run(self.open)
+        session = self.run_coroutine(self.open)
 
         async def write(writer: int) -> None:
             for number in range(4):
@@ -207,13 +207,13 @@ class ConcurrencyCases(ContractBase):
                 await session.get_items(limit=3)
 
         self._in_threads(write, 6)
-        found = self.run(lambda: session.get_items())
+        found = self.run_coroutine(lambda: session.get_items())
         self._assert_complete(found, writers=6, batches=4)
 
     @needs("threads", "reopen")
     def test_objects_of_several_threads(self) -> None:
         """Loops in six threads, each with an object of its own for the same id."""
-        session = self.run(self.open)
+        session = self.run_coroutine(self.open)
 
         async def write(writer: int) -> None:
             own = await self.open(session.session_id)
@@ -221,7 +221,7 @@ class ConcurrencyCases(ContractBase):
                 await own.add_items(batch(f"{writer}.{number}"))
 
         self._in_threads(write, 6)
-        found = self.run(lambda: session.get_items())
+        found = self.run_coroutine(lambda: session.get_items())
         self._assert_complete(found, writers=6, batches=4)
 
     def _in_threads(self, main: Callable[[int], Awaitable[None]], count: int) -> None:

@@ -177,7 +177,7 @@ class FidelityCases(ContractBase):
 
     def test_generated_items_come_back(self) -> None:
         """Any JSON that hypothesis thinks of comes back, in its order."""
-        session = self.run(self.open)
+        session = self.run_coroutine(self.open)
 
         async def round_trip(batch: list[Item]) -> None:
             await session.add_items(batch)
@@ -191,7 +191,7 @@ class FidelityCases(ContractBase):
         )
         @given(st.lists(json_items, max_size=5))
         def check(batch: list[Item]) -> None:
-            self.run(functools.partial(round_trip, batch))
+            self.run_coroutine(functools.partial(round_trip, batch))
 
         check()
 
@@ -231,6 +231,6 @@ class FidelityCases(ContractBase):
         )
         @given(st.lists(calls, max_size=12))
         def check(script: list[tuple[str, Any]]) -> None:
-            self.run(functools.partial(replay, script))
+            self.run_coroutine(functools.partial(replay, script))
 
         check()

@@ -109,7 +109,7 @@ class ProcessCases(ContractBase):
 
         Every batch is there and whole, and every item is popped once.
         """
-        session = self.run(self.open)
+        session = self.run_coroutine(self.open)
         with ExitStack() as stack:
             processes = [
                 stack.enter_context(
@@ -120,7 +120,7 @@ class ProcessCases(ContractBase):
             for process in processes:
                 _tell(process, "write")
             assert [_hear(process) for process in processes] == ["written"] * 2
-            found = self.run(lambda: session.get_items())
+            found = self.run_coroutine(lambda: session.get_items())
             for process in processes:
                 _tell(process, "pop")
             popped = []
@@ -133,12 +133,12 @@ class ProcessCases(ContractBase):
             own = [name for name in names if name.startswith(f"{writer}.")]
             assert own == [f"{writer}.{number}" for number in range(10)]
         assert sorted(popped) == sorted(texts(found))
-        assert self.run(lambda: session.get_items()) == []
+        assert self.run_coroutine(lambda: session.get_items()) == []
 
     @needs("second_process")
     def test_killed_process_loses_nothing_acknowledged(self) -> None:
         """After kill -9 in mid-write: what was acknowledged is there, all of it whole."""
-        session = self.run(self.open)
+        session = self.run_coroutine(self.open)
         body = WRITE_FOR_EVER.format(name="a")
         with self._process(session.session_id, body) as process:
             _tell(process, "write")
@@ -146,9 +146,11 @@ class ProcessCases(ContractBase):
             process.kill()
             assert process.stdout is not None
             acknowledged += [json.loads(line) for line in process.stdout]
-        names = assert_whole(self.run(lambda: session.get_items()))
+        names = assert_whole(self.run_coroutine(lambda: session.get_items()))
         assert names == [f"a.{number}" for number in range(len(names))]
         assert len(acknowledged) <= len(names) <= len(acknowledged) + 1
-        self.run(lambda: session.add_items([message("goes on")]))
-        assert texts(self.run(lambda: session.get_items(limit=1))) == ["goes on"]
-        assert batch("a.0")[0] == self.run(lambda: session.get_items())[0]
+        self.run_coroutine(lambda: session.add_items([message("goes on")]))
+        assert texts(self.run_coroutine(lambda: session.get_items(limit=1))) == [
+            "goes on"
+        ]
+        assert batch("a.0")[0] == self.run_coroutine(lambda: session.get_items())[0]

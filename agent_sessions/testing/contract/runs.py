@@ -66,13 +66,13 @@ class RunCases(ContractBase):
 
     def test_run_sync_stores_question_and_answer(self) -> None:
         """The same without a loop, twice with one object."""
-        session = self.run(self.open)
+        session = self.run_coroutine(self.open)
         agent, model = scripted([[call("add", "c1", a=1, b=2)], say("3"), say("yes")])
         agent.tools = [add]
         with _default_loop():
             Runner.run_sync(agent, "1 + 2?", session=session)
         expected = ["user 1 + 2?", "call c1", "output c1 3", "assistant 3"]
-        assert outline(self.run(lambda: session.get_items())) == expected
+        assert outline(self.run_coroutine(lambda: session.get_items())) == expected
         with _default_loop():
             Runner.run_sync(agent, "sure?", session=session)
         assert outline(model.calls[2].input) == [*expected, "user sure?"]

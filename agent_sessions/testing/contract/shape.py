@@ -146,10 +146,10 @@ class ShapeCases(ContractBase):
 
     def test_serves_event_loops_one_after_another(self) -> None:
         """One object works in a second and third loop after the first is closed."""
-        session = self.run(self.open)
+        session = self.run_coroutine(self.open)
         for number in range(3):
             item = message(f"loop {number}")
-            self.run(functools.partial(session.add_items, [item]))
-        found = self.run(lambda: session.get_items())
+            self.run_coroutine(functools.partial(session.add_items, [item]))
+        found = self.run_coroutine(lambda: session.get_items())
         assert texts(found) == ["loop 0", "loop 1", "loop 2"]
-        assert self.run(lambda: session.pop_item()) == message("loop 2")
+        assert self.run_coroutine(lambda: session.pop_item()) == message("loop 2")
