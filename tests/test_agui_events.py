@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from agents import RunItemStreamEvent
+from agents.items import MessageOutputItem
 from agents.testing import assistant_message, function_call
 from openai.types.responses import (
     ResponseFunctionToolCall,
@@ -323,3 +325,13 @@ def test_a_refusal_without_announcement_opens_its_message() -> None:
 )
 def test_only_ids_made_at_random_are_used(value: Any, unique: bool) -> None:
     assert own_id(value) == (value if unique else None)
+
+
+def test_what_streamed_once_hides_one_run_item_and_no_more() -> None:
+    mapper = EventMapper(thread_id="t", run_id="r")
+    message = assistant_message("Hi")
+    raw(mapper, created(), added(message), delta("Hi"), done(message))
+    owner = agent()
+    item = MessageOutputItem(agent=owner, raw_item=message)  # type: ignore[arg-type]
+    event = RunItemStreamEvent(item=item, name="message_output_created")
+    assert [len(mapper.map(event)) for _ in range(2)] == [0, 3]
