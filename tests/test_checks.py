@@ -37,12 +37,20 @@ ROOT = Path(__file__).parents[1]
 DATABASE = {"BACKEND": DATABASE_BACKEND}
 REDIS_LAYER = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer"}}
 
-open_consumer = AgentConsumer.as_asgi(validate_origin=False)
+# Any, as Channels' types of routes don't meet Django's of path().
+open_consumer: Any = AgentConsumer.as_asgi(validate_origin=False)
+
+
+def nested(route: str, application: Any) -> Any:
+    """Route to an application, or to more routes."""
+    return path(route, application)
+
+
 guarded_application = ProtocolTypeRouter(
     {
         "websocket": AllowedHostsOriginValidator(
             AuthMiddlewareStack(
-                URLRouter([path("ws/<str:session_id>/", open_consumer)])
+                URLRouter([nested("ws/<str:session_id>/", open_consumer)])
             )
         )
     }
@@ -50,7 +58,7 @@ guarded_application = ProtocolTypeRouter(
 open_application = ProtocolTypeRouter(
     {
         "websocket": AuthMiddlewareStack(
-            URLRouter([path("ws/<str:session_id>/", open_consumer)])
+            URLRouter([nested("ws/<str:session_id>/", open_consumer)])
         )
     }
 )
@@ -284,7 +292,8 @@ def test_only_the_named_databases_are_asked() -> None:
 
 
 def test_databases_are_not_asked_where_the_settings_are_wrong() -> None:
-    for setting in ([], {"default": {"BACKEND": "no.Where"}}):
+    wrong: list[Any] = [[], {"default": {"BACKEND": "no.Where"}}]
+    for setting in wrong:
         with override_settings(AGENT_SESSIONS=setting):
             assert our_checks.check_databases(databases=["default"]) == []
 
@@ -397,17 +406,17 @@ strange_consumer.consumer_class = StrangeConsumer  # type: ignore[attr-defined]
         (OpenConsumer.as_asgi(), [""]),
         (open_consumer, [""]),
         (guarded_consumer(), []),
-        (router(path("a/", guarded_consumer())), []),
+        (router(nested("a/", guarded_consumer())), []),
         (
-            router(path("a/", open_consumer), path("b/", AgentConsumer.as_asgi())),
+            router(nested("a/", open_consumer), nested("b/", AgentConsumer.as_asgi())),
             ["a/"],
         ),
         (
             router(re_path(r"^ws/(?P<session_id>\w+)/$", open_consumer)),
             [r"^ws/(?P<session_id>\w+)/$"],
         ),
-        (router(path("a/", URLRouter([path("b/", open_consumer)]))), ["a/b/"]),
-        (SimpleNamespace(app=router(path("a/", open_consumer))), ["a/"]),
+        (router(nested("a/", URLRouter([nested("b/", open_consumer)]))), ["a/b/"]),
+        (SimpleNamespace(app=router(nested("a/", open_consumer))), ["a/"]),
         (partial(open_consumer), [""]),
         (
             SimpleNamespace(

@@ -74,7 +74,7 @@ class ClearingMixin(_ModelAdmin):
             return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
                 request, self.opts, object_id
             )
-        queryset = self.get_queryset(request).filter(pk=obj.pk)
+        queryset = self._alone(request, obj)
         totals = _totals(queryset)
         if not _is_confirmed(request, totals):
             return self._confirm_clearing(request, queryset, totals, is_action=False)
@@ -164,7 +164,7 @@ class ClearingMixin(_ModelAdmin):
         for row in list(queryset):
             try:
                 with transaction.atomic(row._state.db):
-                    self.log_deletions(request, [row])
+                    self.log_deletions(request, self._alone(request, row))
                     clearing.delete(row)
             except AgentSessionError as exc:
                 self._tell_failure(request, row, exc)
@@ -225,6 +225,9 @@ class ClearingMixin(_ModelAdmin):
     def label(self, request: HttpRequest, row: AgentSession) -> str:
         """Name a session for this reader."""
         raise NotImplementedError
+
+    def _alone(self, request: HttpRequest, row: AgentSession) -> Rows:
+        return self.get_queryset(request).filter(pk=row.pk)
 
     def _tell_failure(
         self, request: HttpRequest, row: AgentSession, exc: AgentSessionError
