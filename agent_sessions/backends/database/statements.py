@@ -130,13 +130,24 @@ class Statements:
         now: datetime,
         connection: BaseDatabaseWrapper,
     ) -> tuple[str, list[Any]]:
-        """Give the update of the session's counters, guarded by owner and fence."""
+        """Give the update of the session's counters.
+
+        It is guarded by owner and fence, and by the branch: a batch that finds no
+        place must not be counted.
+        """
         fence = "" if key.fence is None else f" AND {self.session}.fence = %s"
+        branch = f" AND {self.session}.branch_id IS NOT NULL"
+        if key.branch is not None:
+            branch = (
+                f" AND EXISTS (SELECT 1 FROM {self.branch} WHERE "
+                f"{self.branch}.session_id = {self.session}.id "
+                f"AND {self.branch}.name = %s)"
+            )
         return (
             f"UPDATE {self.session} SET item_count = item_count + %s, "
             "updated_at = %s, active_on = %s, "
             "title = CASE WHEN title = '' THEN %s ELSE title END "
-            f"WHERE {self.owned}{fence}",
+            f"WHERE {self.owned}{fence}{branch}",
             [
                 len(batch),
                 self.adapt_time(now),
@@ -144,6 +155,7 @@ class Statements:
                 batch.title,
                 *self.owner(key, connection),
                 *([] if key.fence is None else [key.fence]),
+                *([] if key.branch is None else [key.branch]),
             ],
         )
 

@@ -1,0 +1,266 @@
+"""How few statements the hot path takes, and what PostgreSQL makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.db.backends.utils import CursorWrapper
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from agent_sessions import get_session, sessions
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.exceptions import BranchDoesNotExist, SessionDoesNotExist
+from agent_sessions.items import encode_batch
+from agent_sessions.models import AgentSession, Branch, SessionItem
+from tests.settings import DATABASE_KIND
+
+ITEM: Any = {"role": "user", "content": "Hello"}
+_TRANSACTION = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
+
+
+def messages(count: int) -> list[Any]:
+    """Give items as an SDK run stores them."""
+    return [{"role": "user", "content": f"Message {n}"} for n in range(count)]
+
+
+def statements(call: Callable[[], Any]) -> tuple[int, int]:
+    """Count the statements of a call, and the transactions that it begins."""
+    with CaptureQueriesContext(connection) as captured:
+        call()
+    texts = [query["sql"] for query in captured.captured_queries]
+    begun = sum(text.startswith("BEGIN") for text in texts)
+    return sum(not text.startswith(_TRANSACTION) for text in texts), begun
+
+
+def plan(statement: str, params: Sequence[Any]) -> dict[str, Any]:
+    """Run a statement under EXPLAIN and give its plan."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {statement}", params
+        )
+        (answer,) = cursor.fetchone()
+    found = json.loads(answer) if isinstance(answer, str) else answer
+    return dict(found[0]["Plan"])
+
+
+def nodes(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give a plan's nodes, the outermost first."""
+    return [tree, *(node for inner in tree.get("Plans", []) for node in nodes(inner))]
+
+
+class Recorder(CursorWrapper):
+    """A real cursor that also keeps what it was given."""
+
+    def __init__(self) -> None:
+        connection.ensure_connection()
+        super().__init__(connection.create_cursor(), connection)
+        self.seen: list[tuple[str, Any]] = []
+
+    def execute(self, sql: str, params: Any = None) -> Any:
+        self.seen.append((sql, params))
+        return super().execute(sql, params)
+
+
+def default_backend() -> DatabaseBackend:
+    backend = sessions["default"]
+    assert isinstance(backend, DatabaseBackend)
+    return backend
+
+
+@pytest.mark.django_db(transaction=True)
+class TestStatements:
+    """Outside of a transaction, where each call has what it needs and no more."""
+
+    # A further append: PostgreSQL does all in one statement, SQLite in two updates and
+    # the rows, MariaDB has to look after each update.
+    append = {"postgres": (1, 0), "sqlite": (3, 1), "mariadb": (5, 1)}[DATABASE_KIND]
+
+    def test_reading_takes_one(self) -> None:
+        session = get_session("read").sync
+        session.add_items(messages(20))
+        assert statements(session.get_items) == (1, 0)
+        assert statements(lambda: session.get_items(5)) == (1, 0)
+        assert statements(lambda: session.get_items(500)) == (1, 0)
+
+    def test_reading_nothing_asks_whose_it_is(self) -> None:
+        session = get_session("new").sync
+        assert statements(session.get_items) == (2, 0)
+        assert statements(lambda: session.get_items(0)) == (1, 0)
+
+    @pytest.mark.parametrize("size", [1, 2, 100])
+    def test_a_further_append_takes_as_many_at_any_size(self, size: int) -> None:
+        session = get_session("append").sync
+        session.add_items(messages(1))
+        assert statements(lambda: session.add_items(messages(size))) == self.append
+
+    def test_a_further_append_under_a_lease_takes_no_more(self) -> None:
+        get_session("leased").sync.add_items(messages(1))
+        key = SessionKey("leased", fence=AgentSession.objects.get().fence)
+        backend = default_backend()
+        assert statements(lambda: backend.append(key, [ITEM])) == self.append
+
+    def test_the_first_append_makes_the_rows(self) -> None:
+        session = get_session("first").sync
+        tried, begun = 1, int(DATABASE_KIND != "postgres")
+        made = 6
+        expected = (tried + made + self.append[0], begun + 1 + self.append[1])
+        assert statements(lambda: session.add_items([ITEM])) == expected
+
+    def test_an_empty_append_takes_none(self) -> None:
+        session = get_session("none").sync
+        assert statements(lambda: session.add_items([])) == (0, 0)
+
+    def test_popping_takes_as_many_at_any_length(self) -> None:
+        session = get_session("pop").sync
+        session.add_items(messages(2))
+        assert statements(session.pop_item) == (6, 1)
+        session.add_items(messages(300))
+        assert statements(session.pop_item) == (6, 1)
+
+    def test_popping_from_an_empty_history(self) -> None:
+        session = get_session("pop").sync
+        session.add_items([ITEM])
+        session.pop_item()
+        assert statements(session.pop_item) == (3, 1)
+
+    def test_clearing_takes_as_many_at_any_length(self) -> None:
+        session = get_session("clear").sync
+        session.add_items(messages(2))
+        few = statements(session.clear)
+        session.add_items(messages(300))
+        assert statements(session.clear) == few
+        assert few[0] <= 9
+        assert few[1] == 1
+
+
+@pytest.mark.django_db(transaction=True)
+class TestNothingIsCounted:
+    """A batch that is refused leaves every row as it was."""
+
+    def state(self) -> list[Any]:
+        return [
+            list(model.objects.order_by("pk").values())
+            for model in (AgentSession, Branch, SessionItem)
+        ]
+
+    def test_for_a_branch_that_is_not_there(self) -> None:
+        get_session("s").sync.add_items([ITEM])
+        before = self.state()
+        with pytest.raises(BranchDoesNotExist):
+            get_session("s", branch="elsewhere").sync.add_items([ITEM])
+        assert self.state() == before
+
+    def test_for_somebody_else(self, django_user_model: Any) -> None:
+        get_session("s").sync.add_items([ITEM])
+        before = self.state()
+        user = django_user_model.objects.create_user("eve")
+        with pytest.raises(SessionDoesNotExist):
+            get_session("s", user=user).sync.add_items([ITEM])
+        assert self.state() == before
+
+    def test_a_row_without_a_branch_gets_one_and_counts_once(self) -> None:
+        AgentSession.objects.create(session_id="bare")
+        get_session("bare").sync.add_items([ITEM, ITEM])
+        session = AgentSession.objects.get()
+        assert session.item_count == 2
+        assert session.branch is not None
+        assert session.branch.head == 2
+
+    def test_a_named_branch_counts_once(self) -> None:
+        get_session("s").sync.add_items([ITEM])
+        Branch.objects.create(session=AgentSession.objects.get(), name="other")
+        get_session("s", branch="other").sync.add_items([ITEM, ITEM])
+        assert AgentSession.objects.get().item_count == 3
+        assert dict(Branch.objects.values_list("name", "head")) == {
+            "main": 1,
+            "other": 2,
+        }
+
+
+@pytest.mark.django_db(transaction=True)
+class TestPlans:
+    """PostgreSQL alone shows a window that is read by reading everything."""
+
+    __test__ = DATABASE_KIND == "postgres"
+    items = 20_000
+
+    @pytest.fixture(autouse=True)
+    def _histories(self) -> None:
+        backend = default_backend()
+        backend.append(SessionKey("long"), messages(self.items))
+        for number in range(200):
+            backend.append(SessionKey(f"short-{number}"), [ITEM])
+        with connection.cursor() as cursor:
+            cursor.execute("VACUUM (ANALYZE)")
+
+    def window(self, key: SessionKey, limit: int | None) -> dict[str, Any]:
+        cursor = Recorder()
+        default_backend()._sql(connection).latest(cursor, key, limit)
+        return plan(*cursor.seen[-1])
+
+    @pytest.mark.parametrize("branch", [None, "main"])
+    def test_the_window_is_read_through_its_index(self, branch: str | None) -> None:
+        tree = self.window(SessionKey("long", branch=branch), 50)
+        found = {node["Node Type"] for node in nodes(tree)}
+        assert "Sort" not in found
+        scan = next(
+            node
+            for node in nodes(tree)
+            if node.get("Index Name") == "agent_sessions_unique_position"
+        )
+        assert scan["Node Type"] == "Index Scan"
+        assert scan["Scan Direction"] == "Backward"
+        assert scan["Actual Rows"] == 50
+        assert scan.get("Rows Removed by Filter", 0) == 0
+
+    def test_the_window_costs_the_same_at_any_length(self) -> None:
+        buffers = self.window(SessionKey("long"), 50)["Shared Hit Blocks"]
+        assert buffers <= 30
+        reads = self.window(SessionKey("long"), 50).get("Shared Read Blocks", 0)
+        assert reads <= 30
+
+    def test_no_statement_of_an_append_reads_the_history(self) -> None:
+        cursor = Recorder()
+        statements_ = default_backend()._sql(connection)
+        batch = encode_batch([ITEM, ITEM])
+        assert statements_.append(cursor, SessionKey("long"), batch, timezone.now())
+        tree = plan(*cursor.seen[-1])
+        scanned = [
+            node
+            for node in nodes(tree)
+            if node["Node Type"].endswith("Scan")
+            and node.get("Relation Name") == SessionItem._meta.db_table
+        ]
+        assert scanned == []
+        assert tree["Shared Hit Blocks"] <= 100
+
+    def test_counting_an_append_keeps_the_index_entries(self) -> None:
+        # HOT: PostgreSQL needn't touch the session's indexes when only counters and
+        # times change.
+        session = get_session("hot").sync
+        session.add_items([ITEM])
+        before = updates()
+        for _ in range(20):
+            session.add_items([ITEM])
+        for table, (updated, hot) in updates().items():
+            assert updated - before[table][0] == 20
+            # A page that is full makes room once in a while.
+            assert hot - before[table][1] >= 15
+
+
+def updates() -> dict[str, tuple[int, int]]:
+    """Tell how many rows of a table were updated, and how many of them cheaply."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute(
+            "SELECT relname, n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables "
+            "WHERE relname IN (%s, %s)",
+            [AgentSession._meta.db_table, Branch._meta.db_table],
+        )
+        return {table: (updated, hot) for table, updated, hot in cursor.fetchall()}
