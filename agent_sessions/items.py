@@ -16,6 +16,9 @@ TITLE_LENGTH = 80
 NAME_LENGTH = 255
 KIND_LENGTH = 64
 ROLE_LENGTH = 32
+# Python's JSON reader stops at a depth that depends on how deep its caller is, so an
+# item could be written and then not be read back: this is well below.
+MAX_DEPTH = 200
 
 # ASCII escapes carry NUL and lone surrogates, which PostgreSQL's and MariaDB's
 # text can't; NaN and Infinity are no JSON, so strict readers would choke on them.
@@ -87,6 +90,11 @@ def encode_batch(items: Sequence[Any]) -> Batch:
                 f"({_reason(exc)}). Replace NaN, Infinity and Python objects by plain "
                 "JSON values; nothing was written."
             ) from None
+        if _too_deep(item, data):
+            raise InvalidItem(
+                f"Item {index} of {len(items)} is nested more than {MAX_DEPTH} levels "
+                "deep. Flatten it, or store it as a string; nothing was written."
+            )
         kind, role = _kind(item)
         text = text_of(item) if kind == "message" else ""
         if kind == "message" and role == "user":
@@ -168,6 +176,23 @@ def _kind(item: Item) -> tuple[str, str]:
     role = _column(item.get("role"))
     kind = _column(item.get("type"))
     return (kind or ("message" if role else ""), role)
+
+
+def _too_deep(item: Item, data: str) -> bool:
+    # Few brackets can't nest deeply, and that is true of nearly every item.
+    if data.count("{") + data.count("[") <= MAX_DEPTH:
+        return False
+    level: list[Any] = [item]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for value in level
+            for child in (value.values() if isinstance(value, dict) else value)
+            if isinstance(child, dict | list | tuple)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _reason(exc: Exception) -> str:

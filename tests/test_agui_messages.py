@@ -125,12 +125,15 @@ def test_a_refusal_says_so() -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-def test_instructions_keep_their_role(role: str) -> None:
-    assert messages({"role": role, "content": "Be brief"}) == [
+def test_instructions_are_shown_only_where_wanted(role: str) -> None:
+    item = {"role": role, "content": "Be brief"}
+    assert messages(item) == []
+    shown = StreamOptions(expose_instructions=True)
+    assert messages(item, options=shown) == [
         {"id": "item-0", "role": role, "content": "Be brief"}
     ]
     parts = [{"type": "input_text", "text": text} for text in ("Be", "brief")]
-    [message] = messages({"role": role, "content": parts})
+    [message] = messages({"role": role, "content": parts}, options=shown)
     assert message["content"] == "Be\nbrief"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def layer(valkey_server: Server, settings: Any) -> Iterator[str]:
+def layer(valkey_server: Server, settings: Any) -> str:
     """Put Valkey between the processes; give its URL."""
     url = f"redis://{valkey_server.host}:{valkey_server.port}/0"
     settings.CHANNEL_LAYERS = {
@@ -32,7 +32,7 @@ def layer(valkey_server: Server, settings: Any) -> Iterator[str]:
         }
     }
     cache.clear()
-    yield url
+    return url
 
 
 class Other:

@@ -72,8 +72,10 @@ class _Reader:
             self._call(position, item)
 
     def _message(self, position: int, item: Mapping[str, Any]) -> None:
-        build = _ROLES.get(string(item.get("role")))
-        if build is not None:
+        role = string(item.get("role"))
+        build = _ROLES.get(role)
+        hidden = role in _INSTRUCTIONS and not self._options.expose_instructions
+        if build is not None and not hidden:
             message_id = self._take(own_id(item.get("id")), position)
             self.messages.append(build(message_id, item, self._options))
 
@@ -157,6 +159,7 @@ def _instruction(
     return {"id": message_id, "role": item["role"], "content": plain_text(item)}
 
 
+_INSTRUCTIONS = frozenset({"system", "developer"})
 _ROLES: dict[str, Callable[[str, Mapping[str, Any], StreamOptions], Message]] = {
     "user": _user,
     "assistant": _assistant,

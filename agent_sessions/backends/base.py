@@ -210,6 +210,14 @@ def make_key(
     branch: str | None = None,
 ) -> SessionKey:
     """Check an id and its owner. Raises InvalidSessionId and InvalidOwner."""
+    check_session_id(session_id)
+    if user is not None and user.pk is None:
+        raise InvalidOwner
+    return SessionKey(session_id, None if user is None else user.pk, branch)
+
+
+def check_session_id(session_id: Any) -> str:
+    """Give an id that every store takes. Raises InvalidSessionId."""
     if not isinstance(session_id, str):
         raise InvalidSessionId(
             f"A session id is a str, not a {type(session_id).__name__}."
@@ -224,9 +232,7 @@ def make_key(
             "A session id can't hold NUL characters or lone surrogates, which "
             "databases refuse. Remove them."
         )
-    if user is not None and user.pk is None:
-        raise InvalidOwner
-    return SessionKey(session_id, None if user is None else user.pk, branch)
+    return session_id
 
 
 def check_limit(limit: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from agents.memory import SessionABC, SessionSettings
@@ -10,7 +11,12 @@ from agents.memory.session_settings import (
     resolve_session_limit,
 )
 
-from agent_sessions.backends.base import BaseSessionBackend, SessionKey, check_limit
+from agent_sessions.backends.base import (
+    BaseSessionBackend,
+    SessionKey,
+    check_limit,
+    check_session_id,
+)
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -54,8 +60,13 @@ class BackendSession(SessionABC):
         return f"<{type(self).__name__} {self.session_id!r} in {self.backend.alias!r}>"
 
     @property
-    def session_id(self) -> str:  # type: ignore[override]
+    def session_id(self) -> str:
         return self.key.session_id
+
+    @session_id.setter
+    def session_id(self, value: str) -> None:
+        # The SDK's protocol has a plain attribute.
+        self.key = replace(self.key, session_id=check_session_id(value))
 
     @property
     def session_settings(self) -> SessionSettings:

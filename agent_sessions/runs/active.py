@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.utils import timezone
+from django.utils.translation import gettext
 
 from agent_sessions.agui import (
     EventMapper,
@@ -192,20 +193,20 @@ class ActiveRun:
         self._flush()
         expires_at = timezone.now() + self.setup.limits.approval_timeout
         state = _dump(result.to_state())
+        asked = interrupts(result.interruptions, expires_at, message=_question)
         await self._in_thread(
             records.pause,
             self.conversation,
             self.lease,
             self._outcome(Status.WAITING, ""),
             state=state,
-            interrupts=interrupts(result.interruptions, expires_at),
+            interrupts=asked,
             expires_at=expires_at,
         )
         page = await self.conversation.backend.apage(self.conversation.key)
         self._publish(
             self._mapper.interrupted(
-                result.interruptions,
-                expires_at=expires_at,
+                asked,
                 messages=messages_of(page, self.setup.options),
                 before=cursor_of(page),
                 usage=self._usage(),
@@ -294,6 +295,10 @@ async def _drop_unanswered(session: SessionABC, items: list[dict[str, Any]]) -> 
     if await session.get_items(limit=len(items)) == items:
         for _ in items:
             await session.pop_item()
+
+
+def _question(tool: str) -> str:
+    return gettext("May %(tool)s be called?") % {"tool": tool}
 
 
 def _dump(state: RunState[Any]) -> str:

@@ -58,11 +58,13 @@ def failure_code(exc: BaseException) -> str:
         sdk.InputGuardrailTripwireTriggered
         | sdk.OutputGuardrailTripwireTriggered
         | sdk.ToolInputGuardrailTripwireTriggered
-        | sdk.ToolOutputGuardrailTripwireTriggered,
+        | sdk.ToolOutputGuardrailTripwireTriggered
+        # The model's own guardrail.
+        | sdk.ModelRefusalError,
     ):
         return "guardrail"
     if isinstance(exc, sdk.ModelTimeoutError | sdk.ToolTimeoutError):
         return "timeout"
-    if isinstance(exc, sdk.ModelBehaviorError | sdk.ModelRefusalError | APIError):
+    if isinstance(exc, sdk.ModelBehaviorError | APIError):
         return "model_error"
     return "internal"

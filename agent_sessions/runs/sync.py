@@ -117,5 +117,6 @@ def fresh_resting(
             messages,
             before=before,
             open_interrupts=rest.interrupts,
+            options=options,
         )
     return [Frame(run_id, number, event) for number, event in enumerate(events, 1)]

@@ -1,0 +1,76 @@
+"""Items as rows: pure functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent_sessions import items
+from agent_sessions.exceptions import InvalidItem
+
+
+def nested(depth: int) -> Any:
+    value: Any = {}
+    for _ in range(depth - 2):
+        value = [value]
+    return {"deep": value}
+
+
+def test_what_is_written_can_be_read_from_any_depth_of_the_stack() -> None:
+    def read_below(frames: int, data: str) -> Any:
+        return read_below(frames - 1, data) if frames else items.decode(data)
+
+    item = nested(items.MAX_DEPTH)
+    (row,) = items.encode_batch([item]).rows
+    assert read_below(400, row.data) == item
+
+
+@pytest.mark.parametrize("depth", [items.MAX_DEPTH + 1, 960, 100_000])
+def test_what_is_nested_too_deeply_is_refused(depth: int) -> None:
+    with pytest.raises(InvalidItem, match="nested"):
+        items.encode_batch([nested(depth)])
+
+
+def test_many_brackets_side_by_side_are_not_deep() -> None:
+    item: dict[str, Any] = {"wide": [[{}] for _ in range(1_000)]}
+    (row,) = items.encode_batch([item]).rows
+    assert items.decode(row.data) == item
+
+
+def test_an_error_names_the_item_and_not_its_contents() -> None:
+    batch = [{"role": "user"}, {"secret words": float("nan")}]
+    with pytest.raises(InvalidItem, match="Item 1 of 2") as raised:
+        items.encode_batch(batch)
+    assert "secret" not in str(raised.value)
+
+
+def test_columns_are_drawn_from_the_item() -> None:
+    batch = items.encode_batch(
+        [
+            {"role": "user", "content": "\n  First line \nsecond"},
+            {"type": "function_call", "name": "look\x00up", "call_id": "c" * 300},
+            {
+                "type": "message",
+                "role": "assistant",
+                "content": [
+                    {"type": "output_text", "text": "one"},
+                    {"type": "refusal", "refusal": "two \ud800"},
+                    {"type": "input_image", "image_url": "x"},
+                    "odd",
+                ],
+            },
+            {"role": "user", "content": None},
+        ]
+    )
+    user, call, answer, odd = batch.rows
+    assert (user.type, user.role, user.turn) == ("message", "user", 1)
+    assert (call.tool_name, len(call.call_id), call.text) == ("look\ufffdup", 255, "")
+    assert answer.text == "one\ntwo ?"
+    assert (odd.turn, odd.text, batch.turns) == (2, "", 2)
+    assert batch.title == "First line"
+
+
+def test_titles_are_cut_to_a_line() -> None:
+    assert items.first_line("x" * 100) == "x" * 79 + "…"
+    assert items.first_line(" \n\n") == ""
