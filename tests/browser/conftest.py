@@ -42,7 +42,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     demo.start()
     demo.make_users(*USERS)
     yield demo
+    code = None if demo.alive else demo.end()
     demo.end()
+    assert code is None, f"it ended with {code}: {demo.output.read_text()}"
 
 
 @pytest.fixture(scope="session")

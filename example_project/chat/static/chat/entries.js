@@ -13,7 +13,7 @@ export function textOf(content) {
 }
 
 export function userEntry(message) {
-  const author = make("h3", "hidden", say("you"));
+  const author = make("h2", "hidden", say("you"));
   const body = make("div", "body", textOf(message.content));
   return make("article", "entry user", author, body);
 }
@@ -22,7 +22,7 @@ export function userEntry(message) {
 export class Answer {
   constructor(name, refusal) {
     this.body = make("div", "body");
-    const author = make("h3", "author", name || say("assistant"));
+    const author = make("h2", "author", name || say("assistant"));
     this.element = make("article", "entry assistant", author, this.body);
     if (refusal) this.element.classList.add("refusal");
     // A screen reader waits for the end and then speaks the whole message.
@@ -141,7 +141,7 @@ export class Approval {
     const { metadata = {} } = interrupt;
     const name = metadata.toolName ?? metadata.tool_name ?? metadata.name ?? tool?.name;
     const given = metadata.arguments ?? tool?.arguments ?? "";
-    const title = make("h3", "", say("approvalTitle", { tool: name ?? "?" }));
+    const title = make("h2", "", say("approvalTitle", { tool: name ?? "?" }));
     title.id = `approval-${++cards}`;
     this.element = make("section", "entry approval", title);
     this.element.role = "group";

@@ -124,11 +124,12 @@ export class Sidebar extends EventTarget {
     });
     if (this.#confirm.returnValue !== "yes") return;
     const done = await ask(url("session", id), "DELETE");
-    const text = say(done ? "deleted" : this.#busy(id) ? "deleteBusy" : "deleteFailed");
-    this.dispatchEvent(new CustomEvent("notice", { detail: { text } }));
-    if (!done) return;
-    this.#sessions = this.#sessions.filter((session) => session.id !== id);
-    this.#draw();
-    this.dispatchEvent(new CustomEvent("removed", { detail: { id } }));
+    if (done) {
+      this.#sessions = this.#sessions.filter((session) => session.id !== id);
+      this.#draw();
+      this.dispatchEvent(new CustomEvent("removed", { detail: { id } }));
+    }
+    const key = done ? "deleted" : this.#busy(id) ? "deleteBusy" : "deleteFailed";
+    this.dispatchEvent(new CustomEvent("notice", { detail: { text: say(key) } }));
   }
 }
