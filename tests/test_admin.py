@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
-from django.contrib.admin import site
+from django.contrib.admin import AdminSite, site
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
-from django.urls import reverse
+from django.urls import path, reverse
 from django.utils import timezone
 
 from agent_sessions import sessions
-from agent_sessions.admin import CappedPaginator
+from agent_sessions.admin import AgentSessionAdmin, CappedPaginator
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import AgentSession, Branch, SessionItem
@@ -623,6 +623,32 @@ class TestPermissions:
         assert "exist" in messages(response)[0]
 
 
+backoffice = AdminSite(name="backoffice")
+backoffice.register(AgentSession, AgentSessionAdmin)
+urlpatterns = [
+    path("admin/", site.urls),
+    path("backoffice/", backoffice.urls),
+]
+
+
+@override_settings(ROOT_URLCONF="tests.test_admin")
+def test_another_admin_site_stays_on_itself(alice: Any) -> None:
+    row = make(user=alice)
+    client = Client()
+    client.force_login(get_user_model().objects.create_superuser("root", password="x"))
+    address = reverse("backoffice:agent_sessions_agentsession_change", args=(row.pk,))
+    for html in (
+        page(client, address),
+        page(client, f"{address.removesuffix('change/')}clear/"),
+        page(client, reverse("backoffice:agent_sessions_agentsession_changelist")),
+    ):
+        assert not [link for link in Markup(html).links if link.startswith("/admin/")]
+    done = client.post(
+        f"{address.removesuffix('change/')}clear/", {"post": "yes", "count": "1"}
+    )
+    assert done["Location"] == address
+
+
 class TestClear:
     def test_asks_first_and_tells_what_would_go(self, alice: Any) -> None:
         row = make(user=alice)
@@ -819,6 +845,9 @@ class TestDelete:
         told = messages(client.post(reverse(LIST), data, follow=True))
         assert told[0].startswith("old was left as it is: AGENT_SESSIONS has no alias")
         assert told[1:] == ["Deleted 1 session."]
+        again = {**data, "_selected_action": [gone.pk]}
+        response = client.post(reverse(LIST), again, follow=True)
+        assert len(messages(response)) == 1
         response = client.post(url("delete", gone), {"post": "yes"}, follow=True)
         assert messages(response)[0].startswith("old was left as it is")
         assert list(AgentSession.objects.values_list("session_id", flat=True)) == [

@@ -430,6 +430,14 @@ def test_routing_of_any_shape(application: Any, expected: list[str]) -> None:
     assert unguarded_routes(application) == expected
 
 
+@pytest.mark.parametrize(
+    "absent", ["agent_sessions.consumers", "channels.security.websocket"]
+)
+def test_routing_without_channels(absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, absent)
+    assert unguarded_routes(open_application) == []
+
+
 # -- the whole ---------------------------------------------------------------------
 
 

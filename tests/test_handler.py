@@ -18,7 +18,7 @@ from agent_sessions.exceptions import (
     InvalidSessionId,
     MissingExtra,
 )
-from agent_sessions.handler import DATABASE_BACKEND, UNLISTED
+from agent_sessions.handler import DATABASE_BACKEND, UNLISTED, SessionBackendHandler
 
 DATABASE = {"BACKEND": DATABASE_BACKEND}
 
@@ -75,6 +75,12 @@ def test_options_may_be_empty(options: dict[str, Any] | None) -> None:
     setting = {"default": {**DATABASE, "OPTIONS": options}}
     with override_settings(AGENT_SESSIONS=setting):
         assert sessions["default"].options == {"database": None, "threads": None}
+
+
+def test_a_handler_can_be_given_its_settings() -> None:
+    handler = SessionBackendHandler({"own": DATABASE})
+    assert list(handler) == ["own"]
+    assert handler["own"].alias == "own"
 
 
 def test_a_changed_setting_takes_effect_and_goes_again() -> None:

@@ -40,6 +40,20 @@ class ClearingMixin(_ModelAdmin):
 
     actions = ("clear_history", "delete_selected")
 
+    def has_view_permission(
+        self, request: HttpRequest, obj: AgentSession | None = None
+    ) -> bool:
+        # Only the right of that name: Django's also takes the one to change.
+        return request.user.has_perm(f"{self.opts.app_label}.view_agentsession")
+
+    def has_read_permission(
+        self, request: HttpRequest, obj: AgentSession | None = None
+    ) -> bool:
+        """Tell whether the reader may see what was said."""
+        return self.has_view_permission(request, obj) and request.user.has_perm(
+            f"{self.opts.app_label}.read_agentsession"
+        )
+
     def has_clear_permission(
         self, request: HttpRequest, obj: AgentSession | None = None
     ) -> bool:
@@ -185,9 +199,7 @@ class ClearingMixin(_ModelAdmin):
             return super().delete_view(request, object_id, extra_context)
         except AgentSessionError as exc:
             # The log entry was rolled back with everything else.
-            row = self.get_object(request, unquote(object_id))
-            if row is None:
-                raise
+            row = self.get_queryset(request).get(pk=unquote(object_id))
             self._tell_failure(request, row, exc)
             return HttpResponseRedirect(self.change_url(row))
 
@@ -223,8 +235,10 @@ class ClearingMixin(_ModelAdmin):
     # -- shared --------------------------------------------------------------------
 
     def label(self, request: HttpRequest, row: AgentSession) -> str:
-        """Name a session for this reader."""
-        raise NotImplementedError
+        """Name a session for this reader: a title quotes the first message."""
+        if row.title and self.has_read_permission(request, row):
+            return str(row.title)
+        return str(row.session_id)
 
     def _alone(self, request: HttpRequest, row: AgentSession) -> Rows:
         return self.get_queryset(request).filter(pk=row.pk)

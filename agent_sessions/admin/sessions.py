@@ -59,20 +59,6 @@ class AgentSessionAdmin(ClearingMixin):
     ) -> bool:
         return False
 
-    def has_view_permission(
-        self, request: HttpRequest, obj: AgentSession | None = None
-    ) -> bool:
-        # Only the right of that name: Django's also takes the one to change.
-        return request.user.has_perm(f"{self.opts.app_label}.view_agentsession")
-
-    def has_read_permission(
-        self, request: HttpRequest, obj: AgentSession | None = None
-    ) -> bool:
-        """Tell whether the reader may see what was said."""
-        return self.has_view_permission(request, obj) and request.user.has_perm(
-            f"{self.opts.app_label}.read_agentsession"
-        )
-
     # -- list ----------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> Rows:
@@ -192,11 +178,6 @@ class AgentSessionAdmin(ClearingMixin):
                 "Content-Security-Policy": "sandbox",
             },
         )
-
-    def label(self, request: HttpRequest, row: AgentSession) -> str:
-        if row.title and self.has_read_permission(request, row):
-            return str(row.title)
-        return str(row.session_id)
 
     def _transcript(self, request: HttpRequest, obj: AgentSession) -> dict[str, Any]:
         before = _position(request.GET.get("before", ""))

@@ -49,17 +49,13 @@ def pretty(value: Any) -> str:
     """Write a value as JSON in lines; stops soon after a part's length."""
     chunks: list[str] = []
     length = 0
+    # In steps: written at once, a deep value would end in a RecursionError.
     encoder = json.JSONEncoder(indent=2, ensure_ascii=False, default=repr)
-    try:
-        for chunk in encoder.iterencode(value):
-            chunks.append(chunk[: PART_LENGTH + 1])
-            length += len(chunk)
-            if length > PART_LENGTH:
-                break
-    except (RecursionError, TypeError, ValueError):
-        # Nested too deeply, or no JSON at all: what was written so far says more
-        # than nothing, and the raw view has the rest.
-        chunks.append("…")
+    for chunk in encoder.iterencode(value):
+        chunks.append(chunk[: PART_LENGTH + 1])
+        length += len(chunk)
+        if length > PART_LENGTH:
+            break
     return "".join(chunks)
 
 
