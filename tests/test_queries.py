@@ -62,7 +62,7 @@ class Recorder(CursorWrapper):
         super().__init__(connection.create_cursor(), connection)
         self.seen: list[tuple[str, Any]] = []
 
-    def execute(self, sql: str, params: Any = None) -> Any:
+    def execute(self, sql: Any, params: Any = None) -> Any:
         self.seen.append((sql, params))
         return super().execute(sql, params)
 

@@ -206,7 +206,8 @@ class PostgreSQLStatements(Statements):
     ) -> bool:
         update, params = self.count(key, batch, now, cursor.db)
         size, turns = len(batch), batch.turns
-        target, name = f"{self.branch}.id = s.branch_id", []
+        name: list[Any] = []
+        target = f"{self.branch}.id = s.branch_id"
         if key.branch is not None:
             target = f"{self.branch}.session_id = s.id AND {self.branch}.name = %s"
             name = [key.branch]
@@ -248,7 +249,7 @@ class PostgreSQLStatements(Statements):
                 ),
             ],
         )
-        return cursor.rowcount > 0
+        return bool(cursor.rowcount > 0)
 
     def lock(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
         # A statement of its own: with the delete in the same one, concurrent pops
@@ -309,5 +310,5 @@ def statements_for(connection: BaseDatabaseWrapper, alias: str) -> Statements | 
     return None if found is None else found(connection, alias)
 
 
-def _first(row: tuple[Any, ...] | None) -> Any:
-    return None if row is None else row[0]
+def _first(row: Any) -> int | None:
+    return None if row is None else int(row[0])

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import AsyncToSync, sync_to_async
-from django.db import connections
+from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 P = ParamSpec("P")
@@ -147,8 +147,9 @@ def _has_news(connection: BaseDatabaseWrapper) -> bool:
         return False
     poll = select.poll()
     try:
-        poll.register(fileno(), select.POLLIN)
-    except connection.Database.Error:
+        with connection.wrap_database_errors:
+            poll.register(fileno(), select.POLLIN)
+    except Error:
         # The driver knows that it is closed.
         return True
     return bool(poll.poll(0))
