@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
@@ -21,13 +22,14 @@ from agent_sessions.consumers import AgentConsumer  # noqa: E402
 from example_project.options import STREAM_OPTIONS  # noqa: E402
 from example_project.support import build_support_agent  # noqa: E402
 
-websocket_urlpatterns = [
+websocket_urlpatterns: list[Any] = [
     path(
         "ws/agents/<str:session_id>/",
+        # path() is Django's and knows of views only; Channels borrows it.
         AgentConsumer.as_asgi(
             agent=build_support_agent(),
             stream_options=STREAM_OPTIONS,
-        ),
+        ),  # type: ignore[arg-type]
     )
 ]
 

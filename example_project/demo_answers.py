@@ -22,7 +22,7 @@ I'm the **demo model**: I run offline, need no key and know only a few tricks. T
 With `OPENAI_API_KEY` set, a real model answers here instead."""
 
 FORMATTING = """\
-Here is what an answer may hold: **bold**, *italic*, `inline code` and a
+Here is what an answer may hold: **bold**, *italic*, `inline code` and a \
 [link](https://www.djangoproject.com/).
 
 1. Numbered points

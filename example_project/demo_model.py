@@ -52,8 +52,8 @@ class DemoModel(Model):
         prompt: ResponsePromptParam | None,
     ) -> ModelResponse:
         """Return the whole answer at once."""
-        output = _output(_decide(input, tools, handoffs))
-        usage = _usage(system_instructions, input, output)
+        said = _decide(input, tools, handoffs)
+        output, usage = _output(said), _usage(system_instructions, input, said)
         return ModelResponse(
             output=output,
             usage=Usage(
@@ -82,8 +82,8 @@ class DemoModel(Model):
         prompt: ResponsePromptParam | None,
     ) -> AsyncIterator[TResponseStreamEvent]:
         """Stream the answer as the Responses API would, with a breath after each word."""
-        output = _output(_decide(input, tools, handoffs))
-        usage = _usage(system_instructions, input, output)
+        said = _decide(input, tools, handoffs)
+        output, usage = _output(said), _usage(system_instructions, input, said)
         for event in stream(output, usage):
             if event.type.endswith(".delta"):
                 await asyncio.sleep(self.delay)
@@ -139,29 +139,19 @@ def _output(said: Answer) -> list[TResponseOutputItem]:
 
 
 def _usage(
-    instructions: str | None,
-    input: str | list[TResponseInputItem],
-    output: list[TResponseOutputItem],
+    instructions: str | None, input: str | list[TResponseInputItem], said: Answer
 ) -> api.ResponseUsage:
     """Estimate the tokens at four characters each, as plausible as a guess can be."""
     read = len(instructions or "") + len(json.dumps(input, default=str))
-    thought = sum(
-        len(part.text)
-        for item in output
-        if isinstance(item, api.ResponseReasoningItem)
-        for part in item.summary
-    )
-    wrote = thought + sum(
-        len(item.arguments) + len(item.name)
-        if isinstance(item, api.ResponseFunctionToolCall)
-        else len(item.content[0].text)
-        for item in output
-        if isinstance(item, api.ResponseFunctionToolCall | api.ResponseOutputMessage)
-    )
+    calls = "".join(f"{call.name}{json.dumps(call.arguments)}" for call in said.calls)
+    wrote = len(said.thoughts) + len(said.text) + len(calls)
+    input_tokens, output_tokens = read // 4 + 1, wrote // 4 + 1
     return api.ResponseUsage(
-        input_tokens=read // 4 + 1,
+        input_tokens=input_tokens,
         input_tokens_details=InputTokensDetails(cached_tokens=0, cache_write_tokens=0),
-        output_tokens=wrote // 4 + 1,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=thought // 4),
-        total_tokens=read // 4 + wrote // 4 + 2,
+        output_tokens=output_tokens,
+        output_tokens_details=OutputTokensDetails(
+            reasoning_tokens=len(said.thoughts) // 4
+        ),
+        total_tokens=input_tokens + output_tokens,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from agents import Agent, Runner, RunState, SQLiteSession
+from agents import Agent, ItemHelpers, Runner, RunState, SQLiteSession
 from agents.model_settings import ModelSettings
 from agents.models.interface import ModelTracing
 
@@ -178,7 +178,7 @@ async def test_the_same_answers_without_a_runner() -> None:
         prompt=None,
     )
     [message] = response.output
-    assert message.content[0].text == "Hello! Ask me what I can do."  # type: ignore[union-attr]
+    assert ItemHelpers.extract_last_text(message) == "Hello! Ask me what I can do."
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,8 @@ class Chat:
 
     def ask(self, text: str) -> Locator:
         """Send and wait for the end of the answer."""
-        before = self.page.locator(".usage").count()
         self.send(text)
-        expect(self.page.locator(".usage")).to_have_count(before + 1, timeout=20_000)
+        expect(self.status).to_have_text("Answer complete.", timeout=20_000)
         return self.answer
 
     def begin_story(self) -> None:

@@ -122,6 +122,18 @@ def test_a_killed_server_loses_nothing_acknowledged(
     expect(chat.ask("What's my name?")).to_contain_text("Your name is Alice.")
 
 
+def test_a_server_stopped_by_hand_leaves_nothing_open(
+    mortal: Demo, mortal_chat: Chat
+) -> None:
+    chat = mortal_chat
+    chat.begin_story()
+    assert mortal.end(signal.SIGINT) == 0
+    mortal.start()
+    expect(chat.page.locator("#banner")).to_be_hidden(timeout=40_000)
+    expect(chat.page.locator("#list .running")).to_have_count(0)
+    expect(chat.ask("What did I just say?")).to_contain_text("“Tell me a story”")
+
+
 def test_retry_after_a_killed_server_asks_once(mortal: Demo, mortal_chat: Chat) -> None:
     chat = mortal_chat
     chat.begin_story()

@@ -63,8 +63,8 @@ function connect(id) {
 function received({ event }) {
   scroll.keep(() => transcript.apply(event));
   if (event.code === "interrupts_pending") client.refresh();
-  const run = /^RUN_(STARTED|FINISHED|ERROR)$/.test(event.type);
-  if (run && !event.runId?.startsWith("sync:")) sidebar.refresh();
+  const isSync = event.type === "RUN_STARTED" && event.runId.startsWith("sync:");
+  if (/^RUN_(STARTED|FINISHED|ERROR)$/.test(event.type) && !isSync) sidebar.refresh();
 }
 
 async function send(text, message) {
