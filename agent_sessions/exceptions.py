@@ -49,7 +49,14 @@ class SessionDoesNotExist(AgentSessionError, ObjectDoesNotExist):
         self.session_id = session_id
 
 
-class BranchDoesNotExist(AgentSessionError, ObjectDoesNotExist):
+class InvalidBranch(AgentSessionError, ValueError):
+    """A branch can't be made, switched to or deleted like that.
+
+    A ValueError, as AdvancedSQLiteSession raises it.
+    """
+
+
+class BranchDoesNotExist(InvalidBranch, ObjectDoesNotExist):
     """The session has no branch of that name."""
 
     def __init__(self, session_id: str, branch: str) -> None:

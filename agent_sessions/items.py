@@ -20,6 +20,20 @@ ROLE_LENGTH = 32
 # item could be written and then not be read back: this is well below.
 MAX_DEPTH = 200
 
+# Hosted tools, whose items have no name.
+_NAMED_BY_TYPE = frozenset(
+    {
+        "computer_call",
+        "file_search_call",
+        "web_search_call",
+        "code_interpreter_call",
+        "shell_call",
+        "local_shell_call",
+        "apply_patch_call",
+        "image_generation_call",
+    }
+)
+
 # ASCII escapes carry NUL and lone surrogates, which PostgreSQL's and MariaDB's
 # text can't; NaN and Infinity are no JSON, so strict readers would choke on them.
 _encode = json.JSONEncoder(
@@ -107,9 +121,7 @@ def encode_batch(items: Sequence[Any]) -> Batch:
                 type=kind[:KIND_LENGTH],
                 role=role[:ROLE_LENGTH],
                 call_id=_column(item.get("call_id"))[:NAME_LENGTH],
-                tool_name=_column(item.get("name"))[:NAME_LENGTH]
-                if kind != "message"
-                else "",
+                tool_name=tool_name(item, kind)[:NAME_LENGTH],
                 text=text,
             )
         )
@@ -143,6 +155,24 @@ def text_of(item: Item) -> str:
         if isinstance(part, dict)
     )
     return clean_text("\n".join(text for text in texts if isinstance(text, str)))
+
+
+def tool_name(item: Item, kind: str) -> str:
+    """Name the tool that an item calls, with its server or namespace; "" for none."""
+    if kind == "message":
+        return ""
+    if kind in _NAMED_BY_TYPE:
+        return kind
+    if kind in {"tool_search_call", "tool_search_output"}:
+        return "tool_search"
+    name = _column(item.get("name"))
+    if kind.startswith("mcp_"):
+        parts = (_column(item.get("server_label")), name)
+    else:
+        namespace = _column(item.get("namespace"))
+        # The SDK gives some tools their own name as namespace.
+        parts = (namespace if name and namespace != name else "", name)
+    return ".".join(part for part in parts if part)
 
 
 def first_line(text: str) -> str:

@@ -158,6 +158,9 @@ class Branch(models.Model):
     head = models.BigIntegerField(_("head"), default=0)
     turn = models.PositiveIntegerField(_("turn"), default=0)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
+    # An archived branch is not listed and can't be written to; its name stays taken
+    # and its rows are there for the branches that grew from it.
+    archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
 
     objects = OwnedQuerySet.as_manager()
 

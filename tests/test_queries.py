@@ -119,9 +119,14 @@ class TestStatements:
     def test_popping_takes_as_many_at_any_length(self) -> None:
         session = get_session("pop").sync
         session.add_items(messages(2))
-        assert statements(session.pop_item) == (6, 1)
+        # The first one reads the branch's lineage, which then is known.
+        session.pop_item()
+        few = statements(session.pop_item)
         session.add_items(messages(300))
-        assert statements(session.pop_item) == (6, 1)
+        session.pop_item()
+        assert statements(session.pop_item) == few
+        assert few[0] <= 7
+        assert few[1] == 1
 
     def test_popping_from_an_empty_history(self) -> None:
         session = get_session("pop").sync
@@ -135,7 +140,7 @@ class TestStatements:
         few = statements(session.clear)
         session.add_items(messages(300))
         assert statements(session.clear) == few
-        assert few[0] <= 9
+        assert few[0] <= 10
         assert few[1] == 1
 
 

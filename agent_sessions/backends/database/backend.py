@@ -17,6 +17,7 @@ from django.db import (
     transaction,
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
 from agent_sessions.backends.base import (
@@ -26,12 +27,18 @@ from agent_sessions.backends.base import (
     did_you_mean,
     settle,
 )
+from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.history import (
     clear_history,
     pop_newest,
     read_page,
 )
-from agent_sessions.backends.database.statements import Statements, statements_for
+from agent_sessions.backends.database.lineage import Lineages
+from agent_sessions.backends.database.statements import (
+    Row,
+    Statements,
+    statements_for,
+)
 from agent_sessions.backends.database.threads import DatabaseThreads
 from agent_sessions.backends.directory import Directory
 from agent_sessions.exceptions import InvalidBackend, StorageError
@@ -83,6 +90,7 @@ class DatabaseBackend(BaseSessionBackend):
             )
         self._threads: DatabaseThreads | None = None
         self._statements: dict[str, Statements] = {}
+        self._lineages = Lineages(self.database or "")
 
     # -- sync --------------------------------------------------------------------
 
@@ -107,19 +115,16 @@ class DatabaseBackend(BaseSessionBackend):
             return []
 
         def read(connection: BaseDatabaseWrapper) -> list[Item]:
-            statements = self._sql(connection)
             with connection.cursor() as cursor:
                 window = limit
                 while True:
-                    rows = statements.latest(cursor, key, window)
-                    if not rows:
-                        self.directory.assert_own(key)
-                        return []
-                    items = decode_all(reversed(rows))
+                    rows = self._rows(cursor, key, window)
+                    items = decode_all(data for _, data in reversed(rows))
                     if limit is None or window is None:
                         return items
                     if len(items) >= limit or len(rows) < window:
                         return items[-limit:]
+                    # Unreadable rows don't count: look further back.
                     window *= 2
 
         return self._run(read, alone=True)
@@ -127,7 +132,7 @@ class DatabaseBackend(BaseSessionBackend):
     def pop(self, key: SessionKey) -> Item | None:
         def take(connection: BaseDatabaseWrapper) -> Item | None:
             session = self._lock(connection, key)
-            return None if session is None else pop_newest(self.directory, key, session)
+            return None if session is None else pop_newest(self.branches(key), session)
 
         return self._run(take)
 
@@ -153,7 +158,7 @@ class DatabaseBackend(BaseSessionBackend):
         self, key: SessionKey, *, before: int | None = None, limit: int = 100
     ) -> Page:
         return self._run(
-            lambda connection: read_page(self.directory, key, before, limit),
+            lambda connection: read_page(self.branches(key), before, limit),
             alone=True,
         )
 
@@ -190,6 +195,13 @@ class DatabaseBackend(BaseSessionBackend):
         return Directory(self.alias, self.using)
 
     @property
+    def lineages(self) -> Lineages:
+        """What is known of the lineages of branches."""
+        if self._lineages.using != self.using:
+            self._lineages = Lineages(self.using)
+        return self._lineages
+
+    @property
     def threads(self) -> DatabaseThreads:
         """The threads that serve async callers."""
         if self._threads is None or self._threads.database != self.using:
@@ -218,8 +230,36 @@ class DatabaseBackend(BaseSessionBackend):
     def close(self) -> None:
         threads, self._threads = self._threads, None
         self._statements = {}
+        self._lineages = Lineages(self.database or "")
         if threads is not None:
             threads.close()
+
+    # -- branches ------------------------------------------------------------------
+
+    def branches(self, key: SessionKey) -> Branches:
+        """Give the branches of a session; writing to them needs change()."""
+        return Branches(self.directory, self.lineages, key)
+
+    def ask(self, key: SessionKey, question: Callable[[Branches], T]) -> T:
+        """Answer a question about a session's branches."""
+        return self._run(lambda connection: question(self.branches(key)), alone=True)
+
+    async def aask(self, key: SessionKey, question: Callable[[Branches], T]) -> T:
+        """See ask()."""
+        return await self.threads.run(self.ask, key, question)
+
+    def change(self, key: SessionKey, change: Callable[[Branches], T]) -> T:
+        """Change a session's branches, holding its row."""
+
+        def run(connection: BaseDatabaseWrapper) -> T:
+            self._lock(connection, key)
+            return change(self.branches(key))
+
+        return self._run(run)
+
+    async def achange(self, key: SessionKey, change: Callable[[Branches], T]) -> T:
+        """See change()."""
+        return await settle(self.threads.run(self.change, key, change))
 
     # -- operations ----------------------------------------------------------------
 
@@ -265,6 +305,22 @@ class DatabaseBackend(BaseSessionBackend):
                 )
             self._statements[connection.vendor] = statements
         return statements
+
+    def _rows(
+        self, cursor: CursorWrapper, key: SessionKey, window: int | None
+    ) -> list[Row]:
+        """Read the newest rows that a branch shows, newest first."""
+        statements = self._sql(cursor.db)
+        rows = statements.latest(cursor, key, window)
+        # Position 1 is the very beginning, so most histories end the look-up here.
+        if rows and (len(rows) == window or rows[-1][0] == 1):
+            return rows
+        branch = self.directory.find_branch(key)
+        ancestors = () if branch is None else self.lineages.of(branch)[1:]
+        if not ancestors:
+            return rows
+        rest = None if window is None else window - len(rows)
+        return [*rows, *statements.inherited(cursor, ancestors, rest)]
 
     def _lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> int | None:
         """Hold the session's row; its primary key, or None where it isn't there."""

@@ -7,6 +7,7 @@ read and sort the whole history for a filter through the parent's key.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,8 +16,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.lineage import Segment
 from agent_sessions.items import Batch
 from agent_sessions.models import AgentSession, Branch, SessionItem
+
+# A row's position and text.
+Row = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,8 @@ class Statements:
         self.named_branch = (
             f"SELECT {self.branch}.id FROM {self.branch} JOIN {self.session} "
             f"ON {self.session}.id = {self.branch}.session_id "
-            f"WHERE {self.owned} AND {self.branch}.name = %s"
+            f"WHERE {self.owned} AND {self.branch}.name = %s "
+            f"AND {self.branch}.archived_at IS NULL"
         )
 
     # -- parameters ------------------------------------------------------------
@@ -75,16 +81,42 @@ class Statements:
 
     def latest(
         self, cursor: CursorWrapper, key: SessionKey, limit: int | None
-    ) -> list[str]:
-        """Read the texts of the newest rows, newest first."""
+    ) -> list[Row]:
+        """Read the newest rows of the branch itself, newest first."""
         branch, params = self.branch_of(key, cursor.db)
         window = "" if limit is None else " LIMIT %s"
         cursor.execute(
-            f"SELECT data FROM {self.item} WHERE branch_id = ({branch}) "
+            f"SELECT position, data FROM {self.item} WHERE branch_id = ({branch}) "
             f"ORDER BY position DESC{window}",
             params if limit is None else [*params, limit],
         )
-        return [data for (data,) in cursor.fetchall()]
+        rows: list[Row] = cursor.fetchall()
+        return rows
+
+    def inherited(
+        self, cursor: CursorWrapper, segments: Sequence[Segment], limit: int | None
+    ) -> list[Row]:
+        """Read the newest rows of ancestors, newest first.
+
+        Each part is a window of its own on the index; a join with the lineage would
+        read and sort all of them.
+        """
+        window = "" if limit is None else " LIMIT %s"
+        part = (
+            f"SELECT * FROM (SELECT position, data FROM {self.item} WHERE branch_id = %s "
+            f"AND position > %s AND position <= %s ORDER BY position DESC{window}) AS p"
+        )
+        params: list[Any] = []
+        for segment in segments:
+            params += [segment.branch_id, segment.after, segment.upto]
+            params += [] if limit is None else [limit]
+        cursor.execute(
+            f"SELECT position, data FROM ({' UNION ALL '.join([part] * len(segments))}) "
+            f"AS line ORDER BY position DESC{window}",
+            params if limit is None else [*params, limit],
+        )
+        rows: list[Row] = cursor.fetchall()
+        return rows
 
     # -- writing ---------------------------------------------------------------
 
@@ -141,7 +173,7 @@ class Statements:
             branch = (
                 f" AND EXISTS (SELECT 1 FROM {self.branch} WHERE "
                 f"{self.branch}.session_id = {self.session}.id "
-                f"AND {self.branch}.name = %s)"
+                f"AND {self.branch}.name = %s AND {self.branch}.archived_at IS NULL)"
             )
         return (
             f"UPDATE {self.session} SET item_count = item_count + %s, "

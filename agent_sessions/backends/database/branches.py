@@ -1,0 +1,228 @@
+"""Branches without copies: a fork is a row, reading it walks its lineage."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from django.db.models import F, Max
+from django.utils import timezone
+
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.lineage import (
+    Lineages,
+    Segment,
+    segment_of,
+    visible,
+)
+from agent_sessions.backends.directory import Directory
+from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
+from agent_sessions.models import MAIN_BRANCH, AgentSession, Branch, SessionItem
+
+NAME_LENGTH = 255
+QUARANTINE = "quarantine"
+
+
+class Branches:
+    """The branches of one session, whose row the caller holds where it writes."""
+
+    def __init__(
+        self, directory: Directory, lineages: Lineages, key: SessionKey
+    ) -> None:
+        self.directory = directory
+        self.lineages = lineages
+        self.key = key
+        self.using = directory.using
+
+    # -- finding -------------------------------------------------------------------
+
+    def current(self) -> Branch | None:
+        """Find the branch that the key means; None where the session has no row."""
+        branch: Branch | None = self.directory.branches(self.key).first()
+        if branch is None:
+            self.directory.assert_own(self.key)
+        return branch
+
+    def named(self, name: str | None) -> Branch | None:
+        """Find a branch by name, or the current one. Raises BranchDoesNotExist."""
+        if name is None:
+            return self.current()
+        branch: Branch | None = self._all().filter(name=name, archived_at=None).first()
+        if branch is None and name != MAIN_BRANCH:
+            raise BranchDoesNotExist(self.key.session_id, name)
+        return branch
+
+    def archived(self, name: str) -> Branch:
+        """Find an archived branch. Raises BranchDoesNotExist."""
+        branch: Branch | None = (
+            self._all().filter(name=name).exclude(archived_at=None).first()
+        )
+        if branch is None:
+            raise BranchDoesNotExist(self.key.session_id, name)
+        return branch
+
+    def archived_names(self) -> list[str]:
+        """Name the archived branches that still have something to show."""
+        return [
+            branch.name
+            for branch in self._all().exclude(archived_at=None).order_by("pk")
+            if self.items(branch).exists()
+        ]
+
+    def segments(self, branch: Branch) -> tuple[Segment, ...]:
+        """Give what a branch shows, newest first."""
+        return self.lineages.of(branch.pk)
+
+    def items(self, branch: Branch) -> Any:
+        """Give the rows that a branch shows."""
+        return visible(self.using, self.segments(branch))
+
+    def _all(self) -> Any:
+        sessions = self.directory.rows(self.key).values("pk")
+        return Branch.objects.using(self.using).filter(session_id__in=sessions)
+
+    # -- listing -------------------------------------------------------------------
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Describe every branch, oldest first."""
+        current = self.current()
+        return [
+            {
+                "branch_id": branch.name,
+                "message_count": self.items(branch).count(),
+                "user_turns": branch.turn,
+                "is_current": current is not None and branch.pk == current.pk,
+                "created_at": branch.created_at.isoformat(sep=" "),
+            }
+            for branch in self._all().filter(archived_at=None).order_by("pk")
+        ]
+
+    # -- forking -------------------------------------------------------------------
+
+    def fork_before_turn(self, turn: int, name: str | None) -> str:
+        """Make the current branch one that ends before a user's turn."""
+        source = self.current()
+        first = None if source is None else self.first_of_turn(source, turn)
+        if source is None or first is None:
+            where = self.key.branch or (source.name if source else MAIN_BRANCH)
+            raise InvalidBranch(
+                f"Turn {turn} does not contain a user message in branch {where!r}. "
+                "get_conversation_turns() lists those that do."
+            )
+        if name is not None and not name.strip():
+            raise InvalidBranch("Branch name cannot be empty.")
+        chosen = name or self.free_name(f"branch_from_turn_{turn}_{int(time.time())}")
+        return self.fork(source, first - 1, turn - 1, chosen).name
+
+    def first_of_turn(self, source: Branch, turn: int) -> int | None:
+        """Find the position of the user message that begins a turn."""
+        found: int | None = (
+            self.items(source)
+            .filter(turn=turn, type="message", role="user")
+            .order_by("position")
+            .values_list("position", flat=True)
+            .first()
+        )
+        return found
+
+    def fork(self, source: Branch, position: int, turn: int, name: str) -> Branch:
+        """Make a branch that shows `source` up to a position, and switch to it."""
+        self._check_name(name)
+        parent = segment_of(self.segments(source), position)
+        branch: Branch = Branch.objects.using(self.using).create(
+            session_id=source.session_id,
+            name=name,
+            parent_id=parent.branch_id,
+            fork_position=position,
+            head=position,
+            turn=turn,
+        )
+        self.point_at(branch)
+        return branch
+
+    def replace(self, source: Branch, position: int, turn: int) -> Branch:
+        """Let a branch's name mean its history up to a position; keep the old rows.
+
+        The old branch is archived under another name: lineages never change.
+        """
+        rows = Branch.objects.using(self.using).filter(pk=source.pk)
+        now = timezone.now()
+        rows.update(name=f"{source.name[:200]}~{source.pk}", archived_at=now)
+        parent = segment_of(self.segments(source), position)
+        branch: Branch = Branch.objects.using(self.using).create(
+            session_id=source.session_id,
+            name=source.name,
+            parent_id=parent.branch_id,
+            fork_position=position,
+            # Positions of the session are never given twice, whatever the branch.
+            head=max(position, source.head),
+            turn=turn,
+        )
+        AgentSession.objects.using(self.using).filter(
+            pk=source.session_id, branch_id=source.pk
+        ).update(branch=branch)
+        return branch
+
+    def _check_name(self, name: str) -> None:
+        if not name.strip():
+            raise InvalidBranch("Branch name cannot be empty.")
+        if len(name) > NAME_LENGTH or "\x00" in name or "~" in name:
+            raise InvalidBranch(
+                f"A branch name has up to {NAME_LENGTH} characters, and neither NUL nor ~."
+            )
+        if name == QUARANTINE or self._all().filter(name=name).exists():
+            raise InvalidBranch(
+                f"Branch ID {name!r} has already been used. Choose a new branch ID: "
+                "names stay reserved, so that no stale session writes into another's."
+            )
+
+    def free_name(self, base: str) -> str:
+        """Give a name that was never used, as near to `base` as can be."""
+        taken = set(self._all().values_list("name", flat=True))
+        names = (base if n == 1 else f"{base}_{n}" for n in range(1, len(taken) + 2))
+        return next(name for name in names if name not in taken)
+
+    # -- switching and deleting ------------------------------------------------------
+
+    def point_at(self, branch: Branch) -> None:
+        """Make a branch the session's current one, unless the key names its own."""
+        if self.key.branch is None:
+            self.directory.rows(self.key).update(branch=branch)
+
+    def switch(self, name: str) -> None:
+        """Make a branch current. Raises BranchDoesNotExist."""
+        branch = self.named(name)
+        if branch is None:
+            raise BranchDoesNotExist(self.key.session_id, name)
+        self.point_at(branch)
+
+    def delete(self, name: str, *, force: bool) -> None:
+        """Delete a branch's own rows, but for those that other branches show.
+
+        Its name stays reserved.
+        """
+        if not name or not name.strip():
+            raise InvalidBranch("Branch ID cannot be empty.")
+        if name == MAIN_BRANCH:
+            raise InvalidBranch("Cannot delete the 'main' branch.")
+        branch = self.named(name)
+        current = self.current()
+        if branch is None:
+            raise BranchDoesNotExist(self.key.session_id, name)
+        if current is not None and current.pk == branch.pk:
+            if not force:
+                raise InvalidBranch(
+                    f"Cannot delete current branch {name!r}. Use force=True or switch "
+                    "branches first."
+                )
+            self.switch(MAIN_BRANCH)
+        branches = Branch.objects.using(self.using)
+        branches.filter(pk=branch.pk).update(archived_at=timezone.now())
+        needed = branches.filter(parent_id=branch.pk).aggregate(
+            upto=Max("fork_position")
+        )["upto"]
+        rows = SessionItem.objects.using(self.using).filter(branch_id=branch.pk)
+        if needed is not None:
+            rows = rows.filter(position__gt=needed)
+        count, _ = rows.delete()
+        self.directory.rows(self.key).update(item_count=F("item_count") - count)

@@ -1,0 +1,169 @@
+"""Questions about the turns of a history, answered from the extracted columns."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from agent_sessions.backends.database.branches import Branches
+from agent_sessions.exceptions import InvalidBranch
+from agent_sessions.items import decode
+
+PREVIEW = 100
+
+CALLS = frozenset(
+    {
+        "tool_call",
+        "function_call",
+        "computer_call",
+        "file_search_call",
+        "web_search_call",
+        "code_interpreter_call",
+        "tool_search_call",
+        "custom_tool_call",
+        "mcp_call",
+        "mcp_approval_request",
+        "shell_call",
+        "apply_patch_call",
+        "local_shell_call",
+        "image_generation_call",
+    }
+)
+
+
+def conversation_turns(
+    branches: Branches, branch_id: str | None, *, after: int, limit: int | None
+) -> list[dict[str, Any]]:
+    """List the user turns over number `after`, oldest first, up to `limit`."""
+    turns = _user_rows(branches, branch_id, after)
+    return [turn for _, turn in _first(turns, limit)]
+
+
+def find_turns(
+    branches: Branches,
+    search_term: str,
+    branch_id: str | None,
+    *,
+    after: int,
+    limit: int | None,
+) -> list[dict[str, Any]]:
+    """List the user turns whose text holds a term, ASCII letters in any case."""
+    pattern = re.compile(re.escape(search_term), re.IGNORECASE | re.ASCII)
+    matches = (
+        (texts, turn)
+        for texts, turn in _user_rows(branches, branch_id, after)
+        if any(pattern.search(text) for text in texts)
+    )
+    return [turn for _, turn in _first(matches, limit)]
+
+
+def first_match(branches: Branches, search_term: str) -> int:
+    """Give the first turn that holds a term. Raises InvalidBranch."""
+    matches = find_turns(branches, search_term, None, after=0, limit=1)
+    if not matches:
+        raise InvalidBranch(
+            "No user turns found containing the search term. find_turns_by_content() "
+            "shows what does."
+        )
+    turn: int = matches[0]["turn"]
+    return turn
+
+
+def conversation_by_turns(
+    branches: Branches, branch_id: str | None
+) -> dict[int, list[dict[str, str | None]]]:
+    """Group the kinds of items and their tools by turn."""
+    turns: dict[int, list[dict[str, str | None]]] = {}
+    for turn, kind, role, tool in _columns(branches, branch_id):
+        entry = {"type": _kind(kind, role), "tool_name": tool or None}
+        turns.setdefault(turn, []).append(entry)
+    return turns
+
+
+def tool_usage(
+    branches: Branches, branch_id: str | None
+) -> list[tuple[str | None, int, int]]:
+    """Count the calls of each tool in each turn: (tool, calls, turn)."""
+    calls: Counter[tuple[int, str | None]] = Counter()
+    found: Counter[tuple[int, str | None]] = Counter()
+    for turn, kind, _, tool in _columns(branches, branch_id):
+        if kind in CALLS:
+            calls[turn, tool or None] += 1
+        elif kind == "tool_search_output":
+            found[turn, tool or None] += 1
+    # A hosted search may leave its output alone.
+    calls.update({place: n for place, n in found.items() if place not in calls})
+    ordered = sorted(calls.items(), key=lambda entry: (entry[0][0], entry[0][1] or ""))
+    return [(tool, count, turn) for (turn, tool), count in ordered]
+
+
+def preview(content: Any) -> str:
+    """Cut a message's content to what a list shows."""
+    text = content if isinstance(content, str) else "\n".join(_texts(content))
+    return text if len(text) <= PREVIEW else text[:PREVIEW] + "..."
+
+
+def _user_rows(
+    branches: Branches, branch_id: str | None, after: int
+) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    branch = branches.named(branch_id)
+    if branch is None:
+        return
+    rows = (
+        branches.items(branch)
+        .filter(type="message", role="user", turn__gt=after)
+        .order_by("position")
+        .values_list("turn", "data", "created_at")
+    )
+    for turn, data, created_at in rows.iterator(chunk_size=500):
+        item = decode(data)
+        if item is None:
+            continue
+        content = item.get("content", "")
+        yield (
+            _texts(content),
+            {
+                "turn": turn,
+                "content": preview(content),
+                "full_content": content,
+                "timestamp": created_at.isoformat(sep=" "),
+                "can_branch": True,
+            },
+        )
+
+
+def _columns(
+    branches: Branches, branch_id: str | None
+) -> Iterator[tuple[int, str, str, str]]:
+    branch = branches.named(branch_id)
+    if branch is None:
+        return
+    rows = branches.items(branch).order_by("position")
+    yield from rows.values_list("turn", "type", "role", "tool_name").iterator(
+        chunk_size=2_000
+    )
+
+
+def _texts(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    if not isinstance(content, list):
+        return []
+    return [
+        part["text"]
+        for part in content
+        if isinstance(part, dict) and isinstance(part.get("text"), str)
+    ]
+
+
+def _kind(kind: str, role: str) -> str:
+    return role if role in {"user", "assistant"} else kind or "other"
+
+
+def _first(rows: Iterator[Any], limit: int | None) -> Iterator[Any]:
+    for number, row in enumerate(rows):
+        if limit is not None and number >= limit:
+            return
+        yield row
