@@ -12,6 +12,7 @@ import pytest
 from agents import Agent, Runner
 from agents.extensions.memory import AdvancedSQLiteSession
 from agents.testing import ScriptedModel, assistant_message
+from asgiref.sync import sync_to_async
 
 from agent_sessions import DjangoSession
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
@@ -237,7 +238,7 @@ async def test_the_sync_face_does_the_same() -> None:
             sync.fork(1),
         ]
 
-    result = await asyncio.to_thread(use, session.sync)
+    result = await sync_to_async(use)(session.sync)
     assert result[:10] == [
         True,
         "rome",
@@ -490,6 +491,6 @@ async def test_a_fork_of_a_long_history_is_two_rows_and_few_statements(
         with django_assert_num_queries(12, exact=False):
             session.sync.create_branch_from_turn(2_999)
 
-    await asyncio.to_thread(fork)
+    await sync_to_async(fork)()
     assert await SessionItem.objects.acount() == rows
     assert await Branch.objects.acount() == 2
