@@ -39,6 +39,7 @@ class Chat:
 
     def send(self, text: str) -> None:
         expect(self.box).to_be_enabled()
+        expect(self.stop).to_be_hidden()
         self.box.fill(text)
         self.box.press("Enter")
         expect(self.page.locator(".user").last).to_contain_text(text)
