@@ -69,7 +69,7 @@ class AgentConsumer(AsyncWebsocketConsumer):
     # Whether to check the Origin header here; switch it off only where a middleware
     # around the consumer does, with hosts that ALLOWED_HOSTS lacks.
     validate_origin: bool = True
-    # Characters of a frame, sockets of one user and conversation in this process,
+    # Bytes of a frame, sockets of one user and conversation in this process,
     # runs of one user a minute, seconds between pings.
     max_frame: int = 64 * 1024
     max_sockets: int = 5
@@ -206,7 +206,7 @@ class AgentConsumer(AsyncWebsocketConsumer):
         """Answer one frame; nothing here waits for a run."""
         if self.conversation is None:
             return
-        if len(text_data or bytes_data or "") > self.max_frame:
+        if _size(text_data, bytes_data) > self.max_frame:
             await self.close(CLOSE_TOO_LARGE)
             return
         try:
@@ -337,6 +337,10 @@ class AgentConsumer(AsyncWebsocketConsumer):
     async def _send(self, frame: dict[str, Any]) -> None:
         # ASCII escapes: a lone surrogate can't be sent in UTF-8.
         await self.send(text_data=json.dumps(frame, separators=(",", ":")))
+
+
+def _size(text: str | None, data: bytes | None) -> int:
+    return len(data or b"") + len((text or "").encode("utf-8", "surrogatepass"))
 
 
 async def _maybe_await(value: Any) -> Any:

@@ -590,7 +590,8 @@ async def test_three_bad_frames_close_the_socket() -> None:
 async def test_a_frame_too_large_closes_the_socket() -> None:
     user, session_id = await conversation()
     async with Socket(session_id, user, speaker()) as tab:
-        await tab.say("r-1", "x" * 70_000)
+        # 64 KiB of UTF-8, not of characters.
+        await tab.send(json.dumps({"text": "é" * 33_000}, ensure_ascii=False))
         assert await tab.closed() == 4413
 
 
