@@ -17,6 +17,7 @@ from django.db.backends.utils import CursorWrapper
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.lineage import Segment
+from agent_sessions.backends.database.prepared import PreparedStatements
 from agent_sessions.items import Batch
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
@@ -77,6 +78,10 @@ class Statements:
             return self.current_branch, owner
         return self.named_branch, [*owner, key.branch]
 
+    def execute(self, cursor: CursorWrapper, sql: str, params: Sequence[Any]) -> None:
+        """Execute one of the statements that each turn needs."""
+        cursor.execute(sql, params)
+
     # -- reading ---------------------------------------------------------------
 
     def latest(
@@ -85,7 +90,8 @@ class Statements:
         """Read the newest rows of the branch itself, newest first."""
         branch, params = self.branch_of(key, cursor.db)
         window = "" if limit is None else " LIMIT %s"
-        cursor.execute(
+        self.execute(
+            cursor,
             f"SELECT position, data FROM {self.item} WHERE branch_id = ({branch}) "
             f"ORDER BY position DESC{window}",
             params if limit is None else [*params, limit],
@@ -233,6 +239,13 @@ class PostgreSQLStatements(Statements):
 
     same_owner = "{s}.user_id IS NOT DISTINCT FROM %s"
 
+    def __init__(self, connection: BaseDatabaseWrapper, alias: str) -> None:
+        super().__init__(connection, alias)
+        self.prepared = PreparedStatements()
+
+    def execute(self, cursor: CursorWrapper, sql: str, params: Sequence[Any]) -> None:
+        self.prepared.execute(cursor, sql, params)
+
     def append(
         self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
     ) -> bool:
@@ -246,7 +259,8 @@ class PostgreSQLStatements(Statements):
         # Of type json, not jsonb, each element keeps its text byte for byte. The
         # other columns travel apart: reading a member of an object would unescape
         # all of it, and fail on NUL.
-        cursor.execute(
+        self.execute(
+            cursor,
             f"WITH s AS ({update} RETURNING {self.session}.id, "
             f"{self.session}.branch_id), "
             f"b AS (UPDATE {self.branch} SET head = head + %s, turn = turn + %s "
@@ -255,7 +269,8 @@ class PostgreSQLStatements(Statements):
             f"INSERT INTO {self.item} (branch_id, position, turn, data, type, role, "
             "call_id, tool_name, text, size, created_at) "
             "SELECT b.id, b.head + r.ordinal, b.turn + r.turn, r.data::text, r.type, "
-            "r.role, r.call_id, r.tool_name, r.text, octet_length(r.data::text), %s "
+            "r.role, r.call_id, r.tool_name, r.text, octet_length(r.data::text), "
+            "%s::timestamptz "
             "FROM b, ROWS FROM (json_array_elements(%s::json), "
             "json_to_recordset(%s::json) AS (turn int, type text, role text, "
             "call_id text, tool_name text, text text)) "
