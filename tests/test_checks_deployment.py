@@ -20,7 +20,15 @@ from agent_sessions import checks as our_checks
 from agent_sessions.checks.routing import unguarded_routes
 from agent_sessions.consumers import AgentConsumer
 
-REDIS_LAYER = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer"}}
+
+def redis_layer(*hosts: Any) -> dict[str, Any]:
+    config = {"CONFIG": {"hosts": list(hosts)}} if hosts else {}
+    layer = {"BACKEND": "channels_redis.core.RedisChannelLayer", **config}
+    return {"default": layer}
+
+
+URL = "redis://127.0.0.1"
+REDIS_LAYER = redis_layer({"address": URL, "socket_timeout": None})
 
 # Any, as Channels' types of routes don't meet Django's of path().
 open_consumer: Any = AgentConsumer.as_asgi(validate_origin=False)
@@ -61,6 +69,13 @@ def deploy_ids() -> list[str]:
     ("layers", "expected"),
     [
         (REDIS_LAYER, []),
+        (redis_layer(f"{URL}?socket_timeout=60"), []),
+        (redis_layer({"address": f"{URL}?socket_timeout=60"}), []),
+        (redis_layer(), ["W025"]),
+        (redis_layer(URL), ["W025"]),
+        (redis_layer(("127.0.0.1", 6379)), ["W025"]),
+        (redis_layer({"address": URL}), ["W025"]),
+        (redis_layer({"address": URL, "socket_timeout": None}, URL), ["W025"]),
         ({"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}, ["W022"]),
         ({}, ["W021"]),
         (None, ["W021"]),

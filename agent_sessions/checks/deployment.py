@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from django.conf import settings
@@ -10,6 +11,7 @@ from django.utils.module_loading import import_string
 
 from agent_sessions.checks.routing import unguarded_routes
 
+REDIS_LAYER = "channels_redis.core.RedisChannelLayer"
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 
 
@@ -48,7 +50,44 @@ def _check_layers() -> list[CheckMessage]:
                 id="agent_sessions.W022",
             )
         ]
-    return []
+    return _check_redis_layer(layer) if isinstance(layer, dict) else []
+
+
+def _check_redis_layer(layer: dict[str, Any]) -> list[CheckMessage]:
+    """Find the layer whose sockets would break every five seconds.
+
+    redis-py 8 gives up reading after 5 s, just as long as channels_redis waits for a
+    message (django/channels_redis issue 422).
+    """
+    if layer.get("BACKEND") != REDIS_LAYER or not _redis_gives_up():
+        return []
+    config = layer.get("CONFIG")
+    hosts = config.get("hosts") if isinstance(config, dict) else None
+    if not isinstance(hosts, list | tuple):
+        hosts = [None]
+    if all(_has_timeout(host) for host in hosts):
+        return []
+    return [
+        Warning(
+            "CHANNEL_LAYERS['default'] leaves redis-py its time-out of 5 seconds, after "
+            "which every idle websocket breaks off.",
+            hint='Give each host as {"address": "redis://…", "socket_timeout": None}.',
+            id="agent_sessions.W025",
+        )
+    ]
+
+
+def _has_timeout(host: Any) -> bool:
+    if isinstance(host, dict):
+        return "socket_timeout" in host or _has_timeout(host.get("address"))
+    return isinstance(host, str) and "socket_timeout=" in host
+
+
+def _redis_gives_up() -> bool:
+    try:
+        return int(version("redis").partition(".")[0]) >= 8
+    except (PackageNotFoundError, ValueError):
+        return False
 
 
 def _check_routing(path: str) -> list[CheckMessage]:
