@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agent_sessions.handler import get_session, sessions
     from agent_sessions.memory import BackendSession, DjangoSession
+    from agent_sessions.runs.hooks import SessionHooks
 
 __version__ = "0.1.0"
 
@@ -18,9 +19,17 @@ _EXPORTS = {
     "sessions": "agent_sessions.handler",
     "DjangoSession": "agent_sessions.memory",
     "BackendSession": "agent_sessions.memory",
+    "SessionHooks": "agent_sessions.runs.hooks",
 }
 
-__all__ = ["BackendSession", "DjangoSession", "__version__", "get_session", "sessions"]
+__all__ = [
+    "BackendSession",
+    "DjangoSession",
+    "SessionHooks",
+    "__version__",
+    "get_session",
+    "sessions",
+]
 
 
 def __getattr__(name: str) -> Any:

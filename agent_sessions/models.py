@@ -264,11 +264,17 @@ class AgentRun(models.Model):
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
     first_position = models.BigIntegerField(_("first item"), null=True, blank=True)
     last_position = models.BigIntegerField(_("last item"), null=True, blank=True)
+    turn = models.PositiveIntegerField(_("turn"), default=0)
+    # The key of the user message that opens the turn. Not a foreign key, which would
+    # slow every removal of items down: keys are never given twice, so where it leads
+    # nowhere the turn is gone.
+    turn_item = models.BigIntegerField(_("turn's message"), null=True, blank=True)
     requests = models.PositiveIntegerField(_("requests"), default=0)
     input_tokens = models.PositiveBigIntegerField(_("input tokens"), default=0)
     output_tokens = models.PositiveBigIntegerField(_("output tokens"), default=0)
     cached_tokens = models.PositiveBigIntegerField(_("cached tokens"), default=0)
     reasoning_tokens = models.PositiveBigIntegerField(_("reasoning tokens"), default=0)
+    total_tokens = models.PositiveBigIntegerField(_("total tokens"), default=0)
     usage = models.JSONField(_("usage details"), default=dict, blank=True)
     error_code = models.CharField(_("error code"), max_length=64, blank=True)
     trace_id = models.CharField(_("trace id"), max_length=64, blank=True)

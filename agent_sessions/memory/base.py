@@ -10,6 +10,8 @@ from agents.memory.session_settings import (
     coerce_session_settings,
     resolve_session_limit,
 )
+from asgiref.sync import sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
 
 from agent_sessions.backends.base import (
     BaseSessionBackend,
@@ -17,6 +19,8 @@ from agent_sessions.backends.base import (
     check_limit,
     check_session_id,
 )
+from agent_sessions.exceptions import SessionDoesNotExist
+from agent_sessions.memory.context import names_other
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -27,7 +31,9 @@ class BackendSession(SessionABC):
     """A conversation in a backend, for `Runner.run(..., session=session)`.
 
     Cheap to make: nothing is read or written before a method is called, and it may
-    be used from any event loop and thread.
+    be used from any event loop and thread. The SDK gives each method its run as
+    `wrapper`: where the run's context names another user than the session's owner,
+    all raise SessionDoesNotExist before anything is read or written.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class BackendSession(SessionABC):
         nothing. Rows that can't be read are passed over and don't count. Raises
         InvalidLimit, SessionDoesNotExist and StorageError.
         """
+        await self._admit(wrapper)
         return await self.backend.alatest(self.key, self._limit(limit))  # type: ignore[return-value]
 
     async def add_items(
@@ -116,23 +123,42 @@ class BackendSession(SessionABC):
 
         Raises InvalidItem, SessionDoesNotExist, LeaseLost and StorageError.
         """
+        await self._admit(wrapper)
         await self.backend.aappend(self.key, items)  # type: ignore[arg-type]
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> TResponseInputItem | None:
         """Remove and return the newest readable item; None where there is none."""
+        await self._admit(wrapper)
         return await self.backend.apop(self.key)  # type: ignore[return-value]
 
     async def clear_session(
         self, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> None:
         """Remove every item; the session stays usable."""
+        await self._admit(wrapper)
         await self.backend.aclear(self.key)
 
     async def clear(self) -> None:
         """See clear_session()."""
         await self.clear_session()
+
+    async def _admit(self, wrapper: RunContextWrapper[Any] | None) -> None:
+        """Refuse a run whose context names someone else than the session's owner.
+
+        A session without an owner takes any run: what several people share, such as
+        a room's conversation, has no owner that one of them could be.
+        """
+        if wrapper is None or self.key.user_id is None or wrapper.context is None:
+            return
+        try:
+            named = names_other(wrapper.context, self.key.user_id)
+        except SynchronousOnlyOperation:
+            # A request's user that is not loaded yet.
+            named = await sync_to_async(names_other)(wrapper.context, self.key.user_id)
+        if named:
+            raise SessionDoesNotExist(self.session_id)
 
     def _limit(self, limit: int | None) -> int | None:
         limit = resolve_session_limit(limit, self._session_settings)

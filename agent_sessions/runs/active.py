@@ -22,12 +22,13 @@ from agent_sessions.agui import (
 from agent_sessions.backends.base import settle
 from agent_sessions.exceptions import LeaseLost, UnreadableState
 from agent_sessions.models import AgentRun
-from agent_sessions.runs import records, usage
+from agent_sessions.runs import records
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.errors import failure_code, message_for
 from agent_sessions.runs.log import Event, EventLog, Frame
 from agent_sessions.runs.setup import RunSetup, find_agent
 from agent_sessions.runs.sync import cursor_of, messages_of
+from agent_sessions.usage import Spent, remember, since, snapshot, trace_of
 
 if TYPE_CHECKING:
     from agents import RunResultStreaming, RunState
@@ -70,7 +71,7 @@ class ActiveRun:
             options=setup.options,
         )
         self._result: RunResultStreaming | None = None
-        self._before: dict[str, int] = {}
+        self._before: Usage | None = None
         self._abort_mode: Literal["immediate", "after_turn"] | None = None
         self._lost = False
         self._deltas: list[Event] = []
@@ -140,7 +141,8 @@ class ActiveRun:
                 **options,
             )
         self._result = result
-        self._before = usage.columns(result.context_wrapper.usage)
+        self._before = snapshot(result.context_wrapper.usage)
+        remember(result.context_wrapper, self.run_id)
         if self._abort_mode is not None:
             result.cancel(mode=self._abort_mode)
         async for event in result.stream_events():
@@ -230,21 +232,19 @@ class ActiveRun:
     def _outcome(self, status: str, code: str) -> records.Outcome:
         result, used = self._result, self._usage()
         if result is None or used is None:
-            return records.Outcome(status, {}, {}, error_code=code)
-        trace = result.trace
+            return records.Outcome(status, Spent(), error_code=code)
         return records.Outcome(
             status,
-            usage.columns(used),
-            usage.as_json(used),
+            Spent.of(used),
             agent_name=result.current_agent.name,
             error_code=code,
-            trace_id=trace.trace_id if trace else "",
+            trace_id=trace_of(result.trace),
         )
 
     def _usage(self) -> Usage | None:
         if self._result is None:
             return None
-        return usage.difference(self._result.context_wrapper.usage, self._before)
+        return since(self._result.context_wrapper.usage, self._before)
 
     async def _in_thread(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         threads = self.conversation.backend.threads

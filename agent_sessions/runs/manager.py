@@ -17,7 +17,8 @@ from agent_sessions.runs.active import ActiveRun, restore
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.log import Frame, Subscription
 from agent_sessions.runs.relay import ChannelRelay
-from agent_sessions.runs.setup import RunSetup, model_name
+from agent_sessions.runs.setup import RunSetup
+from agent_sessions.usage import model_of
 
 Place = tuple[str, int]
 
@@ -67,7 +68,7 @@ class RunManager:
                     records.begin,
                     conversation,
                     request.run_id,
-                    model=model_name(setup),
+                    model=model_of(setup.agent, setup.run_config),
                     stale_after=stale_after,
                     answers=None if waiting is None else waiting.run,
                 )

@@ -14,6 +14,8 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
+from agent_sessions.backends.database.lineage import Lineages
+from agent_sessions.backends.database.usage import opening
 from agent_sessions.exceptions import (
     InterruptExpired,
     InterruptsPending,
@@ -24,6 +26,7 @@ from agent_sessions.exceptions import (
 from agent_sessions.models import AgentRun, AgentSession, Branch
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.process import is_dead, this_process
+from agent_sessions.usage import Spent
 
 _UNANSWERED = frozenset(
     {AgentRun.Status.FAILED, AgentRun.Status.CANCELLED, AgentRun.Status.INTERRUPTED}
@@ -57,11 +60,10 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended; `usage` maps the row's token columns to what it used."""
+    """How a run ended and what it used."""
 
     status: str
-    usage: dict[str, int]
-    details: dict[str, Any]
+    spent: Spent
     agent_name: str = ""
     error_code: str = ""
     trace_id: str = ""
@@ -212,7 +214,7 @@ def finish(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
     """Close the run's row, count its usage, give the lease back."""
     using = conversation.backend.directory.using
     with transaction.atomic(using):
-        _close(lease, using, outcome)
+        _close(conversation, lease, outcome)
         _release(conversation, lease, outcome, AgentSession.State.IDLE)
 
 
@@ -228,7 +230,7 @@ def pause(
     """Keep a run's state until its tool calls are approved or refused."""
     using = conversation.backend.directory.using
     with transaction.atomic(using):
-        _close(lease, using, outcome)
+        _close(conversation, lease, outcome)
         AgentRun.objects.using(using).filter(pk=lease.run.pk).update(
             state=state,
             interrupts=json.dumps(interrupts),
@@ -338,8 +340,8 @@ def _expired(run: AgentRun) -> bool:
     return run.expires_at is not None and run.expires_at <= timezone.now()
 
 
-def _close(lease: Lease, using: str, outcome: Outcome) -> None:
-    run = lease.run
+def _close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
+    using, run = conversation.backend.directory.using, lease.run
     head = (
         Branch.objects.using(using)
         .filter(pk=run.branch_id)
@@ -348,16 +350,22 @@ def _close(lease: Lease, using: str, outcome: Outcome) -> None:
         or 0
     )
     wrote = head > lease.base
+    # What a run wrote that has lost its lease is cleared, or followed by another's.
+    kept = wrote and conversation.rows().filter(fence=lease.fence).exists()
+    opened = None
+    if kept and run.branch_id is not None:
+        opened = opening(using, Lineages(using), run.branch_id)
     AgentRun.objects.using(using).filter(pk=run.pk).update(
         status=outcome.status,
         agent_name=outcome.agent_name[:255],
         error_code=outcome.error_code,
         trace_id=outcome.trace_id,
-        usage=outcome.details,
         finished_at=timezone.now(),
         first_position=lease.base + 1 if wrote else None,
         last_position=head if wrote else None,
-        **outcome.usage,
+        turn=opened.turn if opened else 0,
+        turn_item=opened.item if opened else None,
+        **outcome.spent.columns(),
     )
 
 
@@ -366,7 +374,7 @@ def _release(
 ) -> None:
     rows = conversation.rows()
     rows.update(
-        **{column: F(column) + used for column, used in outcome.usage.items()},
+        **{name: F(name) + used for name, used in outcome.spent.counters().items()},
         **({"agent_name": outcome.agent_name[:255]} if outcome.agent_name else {}),
     )
     rows.filter(run_id=lease.run.run_id, fence=lease.fence).update(

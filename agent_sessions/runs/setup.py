@@ -63,11 +63,3 @@ def find_agent(root: Agent[Any], name: str) -> Agent[Any]:
             if hasattr(found, "handoffs"):
                 pending.append(found)
     return root
-
-
-def model_name(setup: RunSetup) -> str:
-    """Tell a run's model, as its row names it."""
-    model = getattr(setup.run_config, "model", None) or setup.agent.model
-    if model is None or isinstance(model, str):
-        return model or ""
-    return str(getattr(model, "model", type(model).__name__))

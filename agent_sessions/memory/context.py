@@ -1,0 +1,52 @@
+"""Whom the context of a run names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
+
+_ABSENT = object()
+
+
+def names_other(context: Any, owner: Any) -> bool:
+    """Tell whether a context names a user that is not the owner.
+
+    A context, be it an object or a mapping, names the user of `user`, whose key is
+    `user_id`, and who sent its `request`; it may be a request itself. An anonymous
+    user is someone else. A context that has none of these names nobody.
+    """
+    return any(not _is_owner(named, owner) for named in _named(context))
+
+
+def _named(context: Any) -> Iterator[Any]:
+    """Give the keys of the users whom a context names."""
+    for holder in (context, _member(context, "request")):
+        pk = getattr(_member(holder, "user"), "pk", _ABSENT)
+        if pk is not _ABSENT:
+            yield pk
+    user_id = _member(context, "user_id")
+    if user_id is not None:
+        yield user_id
+
+
+def _member(holder: Any, name: str) -> Any:
+    if isinstance(holder, Mapping):
+        return holder.get(name)
+    return getattr(holder, name, None)
+
+
+def _is_owner(named: Any, owner: Any) -> bool:
+    if named == owner:
+        return True
+    # A key that came as text: "7", or a UUID.
+    try:
+        return named is not None and bool(_key(named) == owner)
+    except ValidationError:
+        return False
+
+
+def _key(value: Any) -> Any:
+    return get_user_model()._meta.pk.to_python(value)
