@@ -67,6 +67,12 @@ class Directory:
         if key.branch not in {None, MAIN_BRANCH} and not self.branches(key).exists():
             raise BranchDoesNotExist(key.session_id, str(key.branch))
 
+    def assert_lease(self, key: SessionKey) -> None:
+        """Pass where the key's lease is the last one. Raises LeaseLost."""
+        fence = self.rows(key).values_list("fence", flat=True).first()
+        if fence != key.fence:
+            raise LeaseLost
+
     def create(self, key: SessionKey) -> None:
         """Make the rows that a session's first write needs.
 

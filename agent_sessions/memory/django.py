@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_sessions.backends.base import make_key
 from agent_sessions.handler import sessions
+from agent_sessions.memory.compaction import CompactableSession
 from agent_sessions.memory.usage import UsageSession
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser
 
 
-class DjangoSession(UsageSession):
+class DjangoSession(CompactableSession, UsageSession):
     """A conversation in a Django database: `DjangoSession("user_123")`.
 
     `user` owns it; None means a session without an owner. `database` is an alias of

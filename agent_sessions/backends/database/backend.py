@@ -328,6 +328,8 @@ class DatabaseBackend(BaseSessionBackend):
             locked = self._sql(connection).lock(cursor, key)
         if locked is None:
             self.directory.assert_own(key)
+        if key.fence is not None:
+            self.directory.assert_lease(key)
         return locked
 
 
