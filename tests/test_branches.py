@@ -13,6 +13,7 @@ from agents import Agent, Runner
 from agents.extensions.memory import AdvancedSQLiteSession
 from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import sync_to_async
+from django.db import transaction
 
 from agent_sessions import DjangoSession
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
@@ -494,3 +495,19 @@ async def test_a_fork_of_a_long_history_is_two_rows_and_few_statements(
     await sync_to_async(fork)()
     assert await SessionItem.objects.acount() == rows
     assert await Branch.objects.acount() == 2
+
+
+async def test_a_rolled_back_branch_leaves_no_trace() -> None:
+    """SQLite gives the ids of a rolled-back transaction again."""
+    session = DjangoSession("s")
+    await three_turns(session)
+
+    def fork_and_roll_back() -> None:
+        with transaction.atomic():
+            session.sync.create_branch_from_turn(3, "gone")
+            assert len(session.sync.get_items()) == 6
+            transaction.set_rollback(True)
+
+    await sync_to_async(fork_and_roll_back)()
+    await session.create_branch_from_turn(2, "stays")
+    assert texts(await session.get_items()) == ["first", "one"]

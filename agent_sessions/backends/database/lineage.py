@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from django.db import connections
 from django.db.models import Q, QuerySet
 
 from agent_sessions.models import Branch, SessionItem
@@ -47,6 +48,9 @@ class Lineages:
         found = self._known.get(branch_id)
         if found is None:
             found = tuple(self._walk(branch_id))
+            if connections[self.using].in_atomic_block:
+                # A branch that is rolled back leaves its id to another, on SQLite.
+                return found
             self._known[branch_id] = found
             if len(self._known) > _CACHE_SIZE:
                 self._known.popitem(last=False)
