@@ -230,6 +230,13 @@ def test_a_late_output_is_counted_with_its_call() -> None:
     assert token_budget(4, counter=one, at_least=0)(history, NEW) == NEW
 
 
+def test_what_the_new_input_binds_is_counted() -> None:
+    history = [user("old"), calls("c"), *talk(1)]
+    for budget, kept in ((3, [calls("c")]), (4, [calls("c"), *talk(1)])):
+        window = token_budget(budget, counter=one, at_least=0)
+        assert window(history, [gives("c")]) == [*kept, gives("c")]
+
+
 def test_no_more_is_counted_than_is_needed() -> None:
     """Counting is dear: what is older than the window isn't looked at."""
     seen: list[Item] = []

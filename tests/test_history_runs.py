@@ -325,3 +325,26 @@ async def test_the_same_words_twice_are_stored_twice(run: Run) -> None:
     assert outline(model.calls[2].input) == ["user again", "assistant b", "user again"]
     stored = outline(await session.get_items())
     assert [line for line in stored if line == "user again"] == ["user again"] * 3
+
+
+@each_run
+async def test_what_a_callback_adds_may_be_taken_for_history(run: Run) -> None:
+    """The SDK doesn't store what equals an item of the history that wasn't sent."""
+
+    def with_rule(history: list[Any], new: list[Any]) -> list[Any]:
+        return [*history, system("be brief"), *new]
+
+    session = DjangoSession("s")
+    agent, _ = scripted([say("a"), say("b"), say("c")])
+    config = RunConfig(session_input_callback=chain(last_turns(1), with_rule))
+    for text in ("1", "2", "3"):
+        await run(agent, text, session=session, run_config=config)
+    assert outline(await session.get_items()) == [
+        "system be brief",
+        "user 1",
+        "assistant a",
+        "user 2",
+        "assistant b",
+        "user 3",
+        "assistant c",
+    ]
