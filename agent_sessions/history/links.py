@@ -90,17 +90,17 @@ def find_calls(items: Sequence[Item]) -> dict[int, int | None]:
     early: list[tuple[int, Key]] = []
     for index, item in enumerate(items):
         if kind_of(item) in CALL_OF:
-            key = _call_key(item)
+            key = call_key(item)
             calls[index] = latest.get(key)
             if key not in latest:
                 early.append((index, key))
         else:
-            latest[_own_key(item)] = index
+            latest[own_key(item)] = index
     first: dict[Key, int] = {}
     if early:
         for index in reversed(range(len(items))):
             if kind_of(items[index]) not in CALL_OF:
-                first[_own_key(items[index])] = index
+                first[own_key(items[index])] = index
     for index, key in early:
         calls[index] = first.get(key)
     return calls
@@ -136,7 +136,7 @@ def _owners(items: Sequence[Item]) -> list[tuple[int, int | None]]:
     for index, item in enumerate(items):
         kind = kind_of(item)
         if kind in {"program", "mcp_approval_request"}:
-            programs[_own_key(item)] = index
+            programs[own_key(item)] = index
         caller = item.get("caller")
         if isinstance(caller, dict) and caller.get("type") == "program":
             key = "program", _text(caller.get("caller_id"))
@@ -147,13 +147,13 @@ def _owners(items: Sequence[Item]) -> list[tuple[int, int | None]]:
     return pairs
 
 
-def _own_key(item: Item) -> Key:
+def own_key(item: Item) -> Key:
     """Give the key by which an output names this item."""
     kind = kind_of(item)
     return kind, _text(item.get("id" if kind == "mcp_approval_request" else "call_id"))
 
 
-def _call_key(output: Item) -> Key:
+def call_key(output: Item) -> Key:
     """Give the key of the call that an output answers."""
     kind = kind_of(output)
     if kind == "mcp_approval_response":

@@ -54,9 +54,7 @@ class Branches:
 
     def archived(self, name: str) -> Branch:
         """Find an archived branch. Raises BranchDoesNotExist."""
-        branch: Branch | None = (
-            self._all().filter(name=name).exclude(archived_at=None).first()
-        )
+        branch: Branch | None = self._archived().filter(name=name).first()
         if branch is None:
             raise BranchDoesNotExist(self.key.session_id, name)
         return branch
@@ -65,7 +63,7 @@ class Branches:
         """Name the archived branches that still have something to show."""
         return [
             branch.name
-            for branch in self._all().exclude(archived_at=None).order_by("pk")
+            for branch in self._archived().order_by("pk")
             if self.items(branch).exists()
         ]
 
@@ -76,6 +74,14 @@ class Branches:
     def items(self, branch: Branch) -> Any:
         """Give the rows that a branch shows."""
         return visible(self.using, self.segments(branch))
+
+    def _archived(self) -> Any:
+        # The doctor's quarantine holds rows, not histories.
+        return (
+            self._all()
+            .exclude(archived_at=None)
+            .exclude(name__startswith=f"{QUARANTINE}~")
+        )
 
     def _all(self) -> Any:
         sessions = self.directory.rows(self.key).values("pk")

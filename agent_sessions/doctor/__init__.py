@@ -1,0 +1,17 @@
+"""Find what is broken in stored sessions, and mend it without destroying anything."""
+
+from __future__ import annotations
+
+from agent_sessions.doctor.examining import examine
+from agent_sessions.doctor.findings import CODES, Finding, Quarantined, Report, Skipped
+from agent_sessions.doctor.quarantine import restore
+
+__all__ = [
+    "CODES",
+    "Finding",
+    "Quarantined",
+    "Report",
+    "Skipped",
+    "examine",
+    "restore",
+]

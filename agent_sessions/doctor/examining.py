@@ -1,0 +1,151 @@
+"""Examine sessions one by one, beside those who write to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from django.db import router
+from django.db.models import QuerySet
+
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.doctor.findings import Finding, Quarantined, Report, Skipped
+from agent_sessions.doctor.leases import holds_a_run
+from agent_sessions.doctor.quarantine import list_quarantined
+from agent_sessions.doctor.session import Examination
+from agent_sessions.doctor.turns import BATCH_SIZE
+from agent_sessions.exceptions import AgentSessionError, InvalidBackend
+from agent_sessions.handler import sessions as backends
+from agent_sessions.models import AgentSession
+
+# Sessions of one query.
+_CHUNK = 500
+
+
+class Progress(Protocol):
+    """Hears how many sessions and items have been read."""
+
+    def __call__(self, sessions: int, items: int) -> None: ...
+
+
+def examine(
+    sessions: Iterable[AgentSession] | None = None,
+    *,
+    repair: bool = False,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress | None = None,
+) -> Report:
+    """Look for what is broken in sessions, all of them if none are given.
+
+    Nothing is written without `repair`. A session is read without holding it; where
+    something is found it is read again while its writers wait, so what they are just
+    writing is never taken for damage, and that is when it is mended. Sessions that a
+    run holds are skipped. Only sessions whose items are in a Django database are
+    looked at.
+    """
+    report = _Collected()
+    for row in _each(sessions):
+        try:
+            backend = backend_of(row)
+        except InvalidBackend as exc:
+            report.skip(row, str(exc), failed=True)
+            continue
+        except TypeError:
+            continue
+        try:
+            _examine(backend, row, report, repair, batch_size, progress)
+        except AgentSessionError as exc:
+            report.skip(row, str(exc), failed=True)
+    return report.report()
+
+
+def backend_of(row: AgentSession) -> DatabaseBackend:
+    """Give the backend that has a session's items.
+
+    Raises InvalidBackend, and TypeError where that is no Django database.
+    """
+    backend = backends[row.backend]
+    if not isinstance(backend, DatabaseBackend):
+        raise TypeError(
+            f"Session {row.session_id!r} is kept by {row.backend!r}, which is no "
+            "DatabaseBackend; the doctor can't look into it."
+        )
+    return backend
+
+
+class _Collected:
+    def __init__(self) -> None:
+        self.examined = 0
+        self.items = 0
+        self.findings: list[Finding] = []
+        self.skipped: list[Skipped] = []
+        self.quarantined: list[Quarantined] = []
+
+    def skip(self, row: AgentSession, reason: str, *, failed: bool = False) -> None:
+        self.skipped.append(Skipped(row.pk, row.session_id, reason, failed))
+
+    def report(self) -> Report:
+        return Report(
+            self.examined,
+            self.items,
+            tuple(self.findings),
+            tuple(self.skipped),
+            tuple(self.quarantined),
+        )
+
+
+def _examine(
+    backend: DatabaseBackend,
+    row: AgentSession,
+    report: _Collected,
+    repair: bool,
+    batch_size: int,
+    progress: Progress | None,
+) -> None:
+    def read(items: int) -> None:
+        if progress is not None:
+            progress(report.examined, report.items + items)
+
+    rows = AgentSession.objects.using(backend.using).filter(pk=row.pk)
+
+    def look(*, repair: bool) -> Examination | Skipped | None:
+        fresh = rows.first()
+        if fresh is None:
+            return None
+        if holds_a_run(fresh):
+            reason = f"Run {fresh.run_id} is active."
+            return Skipped(fresh.pk, fresh.session_id, reason)
+        examination = Examination(
+            backend, fresh, repair=repair, batch_size=batch_size, read=read
+        )
+        examination.run()
+        return examination
+
+    found = look(repair=False)
+    if isinstance(found, Examination) and any(f.repair for f in found.findings):
+        key = SessionKey(row.session_id, row.user_id)
+        found = backend.change(key, lambda branches: look(repair=repair))
+    if isinstance(found, Skipped):
+        report.skipped.append(found)
+    elif found is not None:
+        report.examined += 1
+        report.items += found.items
+        report.findings += found.findings
+        report.quarantined += list_quarantined(backend.using, found.row)
+
+
+def _each(sessions: Iterable[AgentSession] | None) -> Iterator[AgentSession]:
+    """Give the sessions; from a query in chunks, with no cursor held between them."""
+    if sessions is None:
+        sessions = AgentSession.objects.using(router.db_for_write(AgentSession)).all()
+    if not isinstance(sessions, QuerySet):
+        yield from sessions
+        return
+    after = 0
+    while True:
+        chunk = list(sessions.filter(pk__gt=after).order_by("pk")[:_CHUNK])
+        yield from chunk
+        if len(chunk) < _CHUNK:
+            return
+        after = chunk[-1].pk

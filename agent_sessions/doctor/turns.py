@@ -1,0 +1,71 @@
+"""Rows of a branch in pages, and their turns counted anew."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from django.db.models import F, QuerySet, Subquery
+
+from agent_sessions.backends.database.lineage import Lineages, Segment, visible
+from agent_sessions.models import AgentRun, Branch, SessionItem
+
+BATCH_SIZE = 1000
+
+
+def read_pages(
+    rows: QuerySet[Any], columns: tuple[str, ...], size: int
+) -> Iterator[list[Any]]:
+    """Read rows of one branch in their order; `columns` begin with position.
+
+    Each page is a query of its own: rows may be moved away between two of them.
+    """
+    after: int | None = None
+    while True:
+        page = rows if after is None else rows.filter(position__gt=after)
+        found = list(page.order_by("position").values_list(*columns)[:size])
+        if found:
+            yield found
+        if len(found) < size:
+            return
+        after = found[-1][0]
+
+
+def turns_before(using: str, inherited: tuple[Segment, ...]) -> int:
+    """Count the user's messages that a branch has from its ancestors."""
+    if not inherited:
+        return 0
+    count: int = visible(using, inherited).filter(type="message", role="user").count()
+    return count
+
+
+def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
+    """Give the rows of a session that is held the turns that user messages make."""
+    lineages = Lineages(using)
+    branches = Branch.objects.using(using).filter(session_id=session)
+    for branch in branches.exclude(name__startswith="quarantine~").order_by("pk"):
+        turn = turns_before(using, lineages.of(branch.pk)[1:])
+        columns = ("position", "pk", "turn", "type", "role")
+        rows = SessionItem.objects.using(using).filter(branch_id=branch.pk)
+        for page in read_pages(rows, columns, size):
+            moved: dict[int, list[Any]] = defaultdict(list)
+            for _, pk, stored, kind, role in page:
+                turn += (kind, role) == ("message", "user")
+                if stored != turn:
+                    moved[turn - stored].append(pk)
+            for by, pks in moved.items():
+                _move(using, by, pks)
+        if branch.archived_at is None and branch.turn != turn:
+            branches.filter(pk=branch.pk).update(turn=turn)
+    # Runs tell the turn by the message that opens it.
+    items = SessionItem.objects.using(using).filter(branch__session_id=session)
+    runs = AgentRun.objects.using(using).filter(session_id=session)
+    for pk, opened in runs.exclude(turn_item=None).values_list("pk", "turn_item"):
+        turns = items.filter(pk=opened).values("turn")
+        if turns.exists():
+            runs.filter(pk=pk).update(turn=Subquery(turns[:1]))
+
+
+def _move(using: str, by: int, pks: list[Any]) -> None:
+    SessionItem.objects.using(using).filter(pk__in=pks).update(turn=F("turn") + by)
