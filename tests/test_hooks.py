@@ -273,6 +273,8 @@ def test_run_sync_in_a_plain_block() -> None:
     speaker = agent(call("lookup", order="1"), tools=[lookup])
     with pytest.raises(MaxTurnsExceeded), SessionHooks(session) as hooks:
         Runner.run_sync(speaker, "Hi", session=session, hooks=hooks, max_turns=1)
+    # Outside of AsyncToSync the session has its own threads and connections.
+    session.backend.close()
     row = AgentRun.objects.get()
     assert (row.status, row.requests, row.turn) == ("failed", 1, 1)
 

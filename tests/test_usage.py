@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 from agents import Runner
 from agents.extensions.memory import AdvancedSQLiteSession
+from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 
 from agent_sessions import DjangoSession
@@ -276,7 +276,7 @@ async def test_the_sync_methods_do_the_same() -> None:
             session.sync.get_turn_usage(),
         ]
 
-    assert await asyncio.to_thread(synchronously) == [
+    assert await sync_to_async(synchronously)() == [
         await session.get_session_usage(),
         await session.get_turn_usage(1),
         await session.get_turn_usage(),
