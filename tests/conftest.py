@@ -17,6 +17,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.db import connections
 
+from agent_sessions import sessions
 from tests.servers import PARTS, Server
 from tests.servers.chromium import executable
 from tests.servers.mariadb import mariadb
@@ -113,6 +114,13 @@ def django_db_modify_db_settings(
         return
     server: Server = request.getfixturevalue(f"{DATABASE_KIND}_server")
     database.update(HOST=server.host, PORT=str(server.port))
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """Close the backends' connections before the test database is dropped."""
+    yield
+    sessions.reset()
 
 
 @pytest.fixture

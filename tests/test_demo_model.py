@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,8 +28,10 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> Agent[Any]:
 
 
 @pytest.fixture
-def session() -> SQLiteSession:
-    return SQLiteSession("demo")
+def session() -> Iterator[SQLiteSession]:
+    made = SQLiteSession("demo")
+    yield made
+    made.close()
 
 
 def say(*said: str) -> str:
