@@ -1,0 +1,30 @@
+"""Import sessions from other stores; write and read our own export."""
+
+from __future__ import annotations
+
+from agent_sessions.importing.export import FORMAT, export_session
+from agent_sessions.importing.importer import Importer, Report
+from agent_sessions.importing.owners import (
+    OneOwner,
+    Owners,
+    OwnersFromFile,
+    OwnersFromIds,
+)
+from agent_sessions.importing.records import ImportProblem, Source, UnreadableSource
+from agent_sessions.importing.sources import KINDS, open_source
+
+__all__ = [
+    "FORMAT",
+    "KINDS",
+    "ImportProblem",
+    "Importer",
+    "OneOwner",
+    "Owners",
+    "OwnersFromFile",
+    "OwnersFromIds",
+    "Report",
+    "Source",
+    "UnreadableSource",
+    "export_session",
+    "open_source",
+]

@@ -1,0 +1,199 @@
+"""AdvancedSQLiteSession: branches that share their messages, and usage by turn."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+from agent_sessions.importing.databases import as_time
+from agent_sessions.importing.records import (
+    Mark,
+    SourceBranch,
+    SourceItem,
+    SourceRun,
+    SourceSession,
+    after_mark,
+)
+from agent_sessions.importing.tables import TableSource
+from agent_sessions.models import MAIN_BRANCH, AgentRun
+
+RUN_ID = "turn-"
+
+
+class AdvancedSource(TableSource):
+    """The tables of AdvancedSQLiteSession.
+
+    There a branch begins with references to the messages before its fork, so where
+    two branches name the same messages from the beginning is where one forked.
+    """
+
+    def sessions(self) -> Iterator[SourceSession]:
+        for session in super().sessions():
+            histories = self._histories(session.key)
+            everything = self._ids(session.key)
+            if not histories:
+                # Written by a plain SQLiteSession on the same file.
+                yield replace(session, key=(session.key, {MAIN_BRANCH: everything}))
+                continue
+            shown = {pk for ids in histories.values() for pk in ids}
+            yield replace(
+                session,
+                key=(session.key, histories),
+                branches=list(self._branches(session.key, histories)),
+                runs=list(self._runs(session.key)),
+                left_out=len(everything) - len(shown),
+            )
+
+    def items(
+        self, session: SourceSession, branch: SourceBranch, mark: Mark
+    ) -> Iterator[list[SourceItem]]:
+        _, histories = session.key
+        ids: array[int] = histories.get(branch.name, array("q"))
+        own = ids[branch.fork_position or 0 :]
+        return self._pages(after_mark(own, mark, f"branch {branch.name!r}"))
+
+    def _histories(self, session_id: Any) -> dict[str, array[int]]:
+        """Give the ids of the messages that each branch shows; main comes first."""
+        database = self.database
+        names = [
+            name
+            for (name,) in database.rows(
+                "SELECT branch_id FROM message_structure WHERE session_id = "
+                f"{database.mark} GROUP BY branch_id ORDER BY MIN(id)",
+                [session_id],
+            )
+        ]
+        if not names:
+            return {}
+        names = [MAIN_BRANCH, *(name for name in names if name != MAIN_BRANCH)]
+        return {
+            name: database.ids(
+                "SELECT m.id FROM message_structure s "
+                f"JOIN {self._messages} m ON m.id = s.message_id "
+                f"WHERE s.session_id = {database.mark} "
+                f"AND s.branch_id = {database.mark} ORDER BY s.sequence_number",
+                [session_id, name],
+            )
+            for name in names
+        }
+
+    def _branches(
+        self, session_id: Any, histories: dict[str, array[int]]
+    ) -> Iterator[SourceBranch]:
+        created = self._created(session_id)
+        placed: list[str] = []
+        for name, ids in histories.items():
+            branch = SourceBranch(name, created_at=created.get(name))
+            if placed:
+                # The first that shares the most: what all of them have is the root's.
+                branch.parent = max(
+                    placed, key=lambda other: _shared(histories[other], ids)
+                )
+                branch.fork_position = _shared(histories[branch.parent], ids)
+            yield branch
+            placed.append(name)
+        for name in self._reserved(session_id):
+            if name not in histories:
+                # Empty or deleted, which looks the same; its name stays taken.
+                yield SourceBranch(name, MAIN_BRANCH, 0, archived=True)
+
+    def _created(self, session_id: Any) -> dict[str, Any]:
+        # Rows that a fork copied are as old as the fork.
+        rows = self.database.rows(
+            f"SELECT branch_id, {self.database.time('MIN(created_at)')} "
+            f"FROM message_structure WHERE session_id = {self.database.mark} "
+            "GROUP BY branch_id",
+            [session_id],
+        )
+        return {name: as_time(created, self.zone) for name, created in rows}
+
+    def _reserved(self, session_id: Any) -> list[str]:
+        # Files of older releases of the SDK have no such table.
+        if not self._has_table("branch_reservations"):
+            return []
+        rows = self.database.rows(
+            "SELECT branch_id FROM branch_reservations "
+            f"WHERE session_id = {self.database.mark} ORDER BY branch_id",
+            [session_id],
+        )
+        return [name for (name,) in rows]
+
+    def _has_table(self, name: str) -> bool:
+        rows = self.database.rows(
+            "SELECT 1 FROM sqlite_master WHERE type = 'table' "
+            f"AND name = {self.database.mark}",
+            [name],
+        )
+        return bool(rows)
+
+    def _runs(self, session_id: Any) -> Iterator[SourceRun]:
+        """Give each turn's usage as a run: the source keeps no single runs."""
+        for (
+            branch,
+            turn,
+            requests,
+            input_tokens,
+            output_tokens,
+            total,
+            input_details,
+            output_details,
+            created_at,
+        ) in self.database.rows(
+            "SELECT branch_id, user_turn_number, requests, input_tokens, "
+            "output_tokens, total_tokens, input_tokens_details, "
+            f"output_tokens_details, {self.database.time('created_at')} "
+            f"FROM turn_usage WHERE session_id = {self.database.mark} ORDER BY id",
+            [session_id],
+        ):
+            details = {"in": _object(input_details), "out": _object(output_details)}
+            ended = as_time(created_at, self.zone)
+            columns = {
+                "status": AgentRun.Status.COMPLETED,
+                "requests": requests or 0,
+                "input_tokens": input_tokens or 0,
+                "output_tokens": output_tokens or 0,
+                "cached_tokens": _number(details["in"].get("cached_tokens")),
+                "reasoning_tokens": _number(details["out"].get("reasoning_tokens")),
+                "usage": {
+                    "requests": requests or 0,
+                    "input_tokens": input_tokens or 0,
+                    "input_tokens_details": [details["in"]],
+                    "output_tokens": output_tokens or 0,
+                    "output_tokens_details": [details["out"]],
+                    "total_tokens": total or 0,
+                    "request_usage_entries": [],
+                },
+                **({"started_at": ended, "finished_at": ended} if ended else {}),
+            }
+            key = sha256(f"{turn}\n{branch}".encode()).hexdigest()
+            yield SourceRun(RUN_ID + key[:48], branch, columns, turn)
+
+
+def _shared(one: array[int], other: array[int]) -> int:
+    """Count the ids that two histories have in common from the beginning."""
+    shortest = min(len(one), len(other))
+    # Nearly always all or nothing is the same; slices compare fast.
+    low, high = 0, shortest
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _object(text: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0

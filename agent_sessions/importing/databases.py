@@ -1,0 +1,184 @@
+"""Reading a source's tables: a file of SQLite, or an alias of DATABASES."""
+
+from __future__ import annotations
+
+import sqlite3
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote as quote_url
+
+from django.conf import settings
+from django.db import DatabaseError, connections
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from agent_sessions.importing.records import UnreadableSource
+
+
+class Database(ABC):
+    """A database to read from, in the few words that the sources need."""
+
+    # Names the place in the marker of what was imported from it.
+    name: str
+    vendor: str
+    # A parameter's place in a statement.
+    mark: str
+
+    @abstractmethod
+    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run a query. Raises UnreadableSource."""
+
+    @abstractmethod
+    def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
+        """Run a query for whole numbers that may be very many."""
+
+    @abstractmethod
+    def quote(self, name: str) -> str:
+        """Quote the name of a table, which may have its schema before it."""
+
+    def raw(self, column: str) -> str:
+        """Give an expression for a text as it is stored."""
+        # SQLite's text may be no UTF-8, which the driver refuses to decode.
+        return {
+            "sqlite": f"CAST({column} AS BLOB)",
+            "postgresql": f"{column}::text",
+        }.get(self.vendor, column)
+
+    def time(self, column: str) -> str:
+        """Give an expression for a time that no driver chokes on."""
+        return f"CAST({column} AS TEXT)" if self.vendor == "sqlite" else column
+
+    def marks(self, values: Sequence[Any]) -> str:
+        """Give the places of several parameters."""
+        return ", ".join([self.mark] * len(values))
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the connection, if it is the import's own."""
+
+    def _problem(self, exc: Exception) -> UnreadableSource:
+        return UnreadableSource(
+            f"Can't read {self.name}: {str(exc).strip()}. See that it has the tables "
+            "of the kind named, and that --sessions-table and --messages-table fit."
+        )
+
+
+class SQLiteFile(Database):
+    """A file of SQLite, opened for reading only."""
+
+    vendor = "sqlite"
+    mark = "?"
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path.resolve())
+        uri = f"file:{quote_url(self.name)}?mode=ro"
+        try:
+            self._connection = sqlite3.connect(uri, uri=True, timeout=20)
+        except sqlite3.Error as exc:
+            raise UnreadableSource(f"Can't open {self.name}: {exc}.") from exc
+
+    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            with closing(self._connection.execute(sql, tuple(params))) as cursor:
+                return cursor.fetchall()
+        except sqlite3.Error as exc:
+            raise self._problem(exc) from exc
+
+    def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
+        try:
+            with closing(self._connection.execute(sql, tuple(params))) as cursor:
+                return array("q", (row[0] for row in cursor))
+        except sqlite3.Error as exc:
+            raise self._problem(exc) from exc
+
+    def quote(self, name: str) -> str:
+        return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Alias(Database):
+    """An alias of DATABASES."""
+
+    mark = "%s"
+
+    def __init__(self, alias: str) -> None:
+        self.name = f"DATABASES[{alias!r}]"
+        self._connection = connections[alias]
+        self.vendor = self._connection.vendor
+
+    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute(sql, params)
+                return list(cursor.fetchall())
+        except DatabaseError as exc:
+            raise self._problem(exc) from exc
+
+    def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute(sql, params)
+                return array("q", (row[0] for row in cursor))
+        except DatabaseError as exc:
+            raise self._problem(exc) from exc
+
+    def quote(self, name: str) -> str:
+        quote = self._connection.ops.quote_name
+        return ".".join(quote(part) for part in name.split(".")).replace("%", "%%")
+
+    def close(self) -> None:
+        """Leave the connection, which is the project's."""
+
+
+def open_database(place: str) -> Database:
+    """Open an alias of DATABASES, or else a file. Raises UnreadableSource."""
+    if place in connections:
+        return Alias(place)
+    path = Path(place)
+    if not path.is_file():
+        raise UnreadableSource(
+            f"--from {place!r} is neither an alias of DATABASES "
+            f"({', '.join(sorted(connections))}) nor a file."
+        )
+    return SQLiteFile(path)
+
+
+def as_text(value: Any) -> str:
+    """Give a stored text in characters that every database takes.
+
+    What isn't text, NUL and bytes that are no UTF-8, is spelled with backslashes.
+    """
+    if isinstance(value, memoryview):
+        value = value.tobytes()
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    text = "" if value is None else str(value)
+    if not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode()
+    return text.replace("\x00", "\\x00")
+
+
+def as_time(value: Any, zone: tzinfo) -> datetime | None:
+    """Read a source's time; one without an offset is of `zone`."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        try:
+            value = parse_datetime(value)
+        except ValueError:
+            return None
+    if not isinstance(value, datetime):
+        return None
+    # Years at the very ends can't be moved to another zone.
+    if not 2 <= value.year <= 9998:
+        return None
+    aware = value if value.utcoffset() is not None else value.replace(tzinfo=zone)
+    aware = aware.astimezone(timezone.get_fixed_timezone(timedelta(0)))
+    return aware if settings.USE_TZ else timezone.make_naive(aware)

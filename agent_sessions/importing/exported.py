@@ -1,0 +1,225 @@
+"""Read sessions in our own format, agent-sessions/1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+from agent_sessions.exceptions import InvalidItem
+from agent_sessions.importing.databases import as_text, as_time
+from agent_sessions.importing.export import FORMAT, RUN_COLUMNS
+from agent_sessions.importing.records import (
+    ImportProblem,
+    Mark,
+    Source,
+    SourceBranch,
+    SourceItem,
+    SourceRun,
+    SourceSession,
+    UnreadableSource,
+)
+from agent_sessions.importing.runs import TOKENS
+from agent_sessions.importing.stream import Broken, Stream
+from agent_sessions.items import Item, encode_batch
+from agent_sessions.models import MAIN_BRANCH, AgentRun
+
+_PAGE_ROWS = 200
+_PAGE_SIZE = 4 * 1024 * 1024
+# A run that was going on elsewhere goes on nowhere.
+_ENDED = {
+    AgentRun.Status.RUNNING: AgentRun.Status.INTERRUPTED,
+    AgentRun.Status.WAITING: AgentRun.Status.INTERRUPTED,
+}
+
+
+class ExportSource(Source):
+    """A file of our own export; sessions and items are read in the file's order."""
+
+    def __init__(self, path: str, *, only: Sequence[str] = ()) -> None:
+        self.name = f"export:{Path(path).resolve()}"
+        self.only = frozenset(only)
+        try:
+            # Closed by close().
+            self._file = Path(path).open(encoding="utf-8", newline="\n")  # noqa: SIM115
+        except OSError as exc:
+            raise UnreadableSource(f"Can't read {path}: {exc.strerror}.") from exc
+        self._stream = Stream(self._file)
+        self._next: dict[str, Any] | None = None
+        self._first = True
+
+    def total(self) -> int | None:
+        return None
+
+    def sessions(self) -> Iterator[SourceSession]:
+        while self._stream.more_lines():
+            line = self._stream.line
+            try:
+                session = self._header()
+            except (Broken, KeyError, TypeError, ValueError, AttributeError):
+                session = SourceSession(
+                    f"line {line}", problem=f"line {line} is no session of {FORMAT}."
+                )
+            if not self.only or session.problem or session.session_id in self.only:
+                yield session
+            self._stream.next_line()
+
+    def items(
+        self, session: SourceSession, branch: SourceBranch, mark: Mark
+    ) -> Iterator[list[SourceItem]]:
+        seen = 0
+        page: list[SourceItem] = []
+        size = 0
+        for item in self._own(branch):
+            seen += 1
+            if seen <= mark.count:
+                if seen == mark.count and item.id != mark.last:
+                    raise _changed(branch)
+                continue
+            page.append(item)
+            size += len(item.data)
+            if len(page) == _PAGE_ROWS or size > _PAGE_SIZE:
+                yield page
+                page, size = [], 0
+        if seen < mark.count:
+            raise _changed(branch)
+        if branch is session.branches[-1] and self._next is not None:
+            raise ImportProblem(
+                f"line {self._stream.line}: its items aren't in its branches' order."
+            )
+        yield page
+
+    def close(self) -> None:
+        self._file.close()
+
+    # -- a line ----------------------------------------------------------------------
+
+    def _header(self) -> SourceSession:
+        """Read a line up to its items."""
+        stream, found = self._stream, {}
+        stream.take("{")
+        while True:
+            key = stream.value()
+            stream.take(":")
+            if key == "items":
+                break
+            found[key] = stream.value()
+            stream.take(",")
+        if found["format"] != FORMAT:
+            raise Broken
+        stream.take("[")
+        self._first = True
+        self._next = None
+        return _session(found)
+
+    def _own(self, branch: SourceBranch) -> Iterator[SourceItem]:
+        """Give the items that follow, as long as they are the branch's."""
+        while (found := self._look()) is not None and found["branch"] == branch.name:
+            self._next = None
+            try:
+                yield _item(found)
+            except (KeyError, TypeError, ValueError):
+                raise self._broken() from None
+
+    def _look(self) -> dict[str, Any] | None:
+        """Look at the next item; None after the last one."""
+        if self._next is not None:
+            return self._next
+        stream = self._stream
+        try:
+            if stream.peek() == "]":
+                return None
+            if not self._first:
+                stream.take(",")
+            found = stream.value()
+        except Broken:
+            raise self._broken() from None
+        if not isinstance(found, dict) or not isinstance(found.get("branch"), str):
+            raise self._broken()
+        self._first = False
+        self._next = found
+        return found
+
+    def _broken(self) -> ImportProblem:
+        return ImportProblem(
+            f"line {self._stream.line} breaks off or is no {FORMAT}. What came before "
+            "is imported; with a whole file the rest follows."
+        )
+
+
+def _changed(branch: SourceBranch) -> ImportProblem:
+    return ImportProblem(
+        f"the file no longer has all items of branch {branch.name!r} that were "
+        "imported before. Delete the imported session and import again."
+    )
+
+
+def _item(found: dict[str, Any]) -> SourceItem:
+    position, turn = int(found["position"]), int(found["turn"])
+    item: Item | None = found.get("item")
+    if item is None:
+        data = as_text(found["raw"])
+    else:
+        try:
+            data = encode_batch([item]).rows[0].data
+        except InvalidItem as exc:
+            raise ValueError from exc
+    created_at = as_time(found.get("created_at"), UTC)
+    return SourceItem(position, data, created_at, position, turn)
+
+
+def _session(found: dict[str, Any]) -> SourceSession:
+    row = found["session"]
+    runs = [_run(run) for run in found.get("runs", ())]
+    branches = [_branch(branch) for branch in found["branches"]]
+    # The sums hold runs too that are no longer there; those that are add themselves.
+    sums = {
+        name: max(
+            int(row.get(name) or 0) - sum(run.columns.get(name) or 0 for run in runs), 0
+        )
+        for name in TOKENS
+    }
+    return SourceSession(
+        row["id"],
+        as_time(row.get("created_at"), UTC),
+        as_time(row.get("updated_at"), UTC),
+        row.get("user"),
+        branches or [SourceBranch()],
+        row.get("branch") or MAIN_BRANCH,
+        runs,
+        {
+            "title": as_text(row.get("title"))[:200],
+            "metadata": dict(row.get("metadata") or {}),
+            "agent_name": as_text(row.get("agent_name"))[:255],
+            "expires_at": as_time(row.get("expires_at"), UTC),
+            **sums,
+        },
+    )
+
+
+def _branch(found: dict[str, Any]) -> SourceBranch:
+    fork = found.get("fork_position")
+    return SourceBranch(
+        str(found["name"]),
+        found.get("parent"),
+        None if fork is None else int(fork),
+        as_time(found.get("created_at"), UTC),
+        bool(found.get("archived")),
+        int(found.get("head") or 0),
+        int(found.get("turn") or 0),
+    )
+
+
+def _run(found: dict[str, Any]) -> SourceRun:
+    columns = {name: found[name] for name in RUN_COLUMNS if name in found}
+    status = AgentRun.Status(columns["status"])
+    columns["status"] = _ENDED.get(status, status)
+    started_at = as_time(found.get("started_at"), UTC)
+    finished_at = as_time(found.get("finished_at"), UTC)
+    times = {"started_at": started_at} if started_at else {}
+    return SourceRun(
+        str(found["id"]),
+        found.get("branch") or "",
+        {**columns, **times, "finished_at": finished_at or started_at},
+    )

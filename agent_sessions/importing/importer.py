@@ -1,0 +1,137 @@
+"""The import itself: sessions one after the other, those refused left aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.importing.batches import Batches
+from agent_sessions.importing.encoding import encode_page
+from agent_sessions.importing.owners import Owners
+from agent_sessions.importing.records import (
+    ImportProblem,
+    Source,
+    SourceBranch,
+    SourceItem,
+    SourceSession,
+)
+from agent_sessions.importing.runs import write_runs
+from agent_sessions.importing.target import Target
+
+
+@dataclass(slots=True)
+class Report:
+    """What an import did, or would do."""
+
+    # Sessions that were made, that grew, and that had nothing new.
+    made: int = 0
+    grown: int = 0
+    unchanged: int = 0
+    items: int = 0
+    branches: int = 0
+    runs: int = 0
+    # Items that can't be read, and were kept as they are.
+    unreadable: int = 0
+    # Items that the source itself shows nowhere.
+    left_out: int = 0
+    # Sessions that were not imported, and why.
+    refused: dict[str, str] = field(default_factory=dict)
+    # Sessions that were asked for by id, and that the source doesn't have.
+    missing: set[str] = field(default_factory=set)
+
+
+class Importer:
+    """Import a source's sessions into a backend that keeps them in a database."""
+
+    def __init__(
+        self,
+        source: Source,
+        backend: DatabaseBackend,
+        *,
+        owners: Owners,
+        batch_size: int = 1_000,
+        dry_run: bool = False,
+        only: Sequence[str] = (),
+    ) -> None:
+        self.source = source
+        self.backend = backend
+        self.owners = owners
+        self.dry_run = dry_run
+        self.report = Report(missing=set(only))
+        self._batches = Batches(backend.using, batch_size)
+        # Told how many items each page had.
+        self.progress: Callable[[int], None] | None = None
+
+    def run(self) -> Report:
+        """Import everything that is new. Raises UnreadableSource.
+
+        It may be run again after any end: it goes on where it stopped.
+        """
+        with self._batches.running():
+            for session in self.source.sessions():
+                self.report.missing.discard(session.session_id)
+                try:
+                    self._import(session)
+                except ImportProblem as exc:
+                    self.report.refused[str(session.session_id)] = str(exc)
+        return self.report
+
+    def _import(self, session: SourceSession) -> None:
+        owner = self.owners.of(session)
+        target = Target(
+            self.backend,
+            self._batches,
+            self.source.name,
+            session,
+            owner,
+            dry_run=self.dry_run,
+        )
+        # What the source can't continue is found before anything is written.
+        pages = [
+            (branch, self.source.items(session, branch, target.mark_of(branch.name)))
+            for branch in session.branches
+        ]
+        complete = target.complete
+        if self.progress is not None:
+            self.progress(sum(line.mark.count for line in target.lines.values()))
+        target.make()
+        items = branches = 0
+        for branch, own in pages:
+            branches += branch.name not in target.lines
+            target.line(branch)
+            items += sum(self._write(target, branch, page) for page in own if page)
+        runs = write_runs(target)
+        if not complete or items or branches or runs:
+            target.finish()
+        self._count(target, session, items, branches, runs)
+
+    def _write(
+        self, target: Target, branch: SourceBranch, items: list[SourceItem]
+    ) -> int:
+        page = encode_page(items)
+        target.write(branch.name, items, page)
+        self.report.unreadable += page.verbatim
+        self.report.items += len(items)
+        if self.progress is not None:
+            self.progress(len(items))
+        return len(items)
+
+    def _count(
+        self,
+        target: Target,
+        session: SourceSession,
+        items: int,
+        branches: int,
+        runs: int,
+    ) -> None:
+        report = self.report
+        report.branches += branches
+        report.runs += runs
+        report.left_out += session.left_out
+        if target.is_new:
+            report.made += 1
+        elif items or branches or runs:
+            report.grown += 1
+        else:
+            report.unchanged += 1

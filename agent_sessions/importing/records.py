@@ -1,0 +1,121 @@
+"""What every source of an import gives, and what may be wrong with it."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.models import MAIN_BRANCH
+
+
+class ImportProblem(AgentSessionError):
+    """One session can't be imported; it is as it was, and others go on."""
+
+
+class UnreadableSource(AgentSessionError):
+    """A whole source can't be read, or its options don't fit it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a branch has been imported: how many items, and the last one's id."""
+
+    count: int = 0
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceItem:
+    """One item as its source has it; `position` None means the next one."""
+
+    id: int
+    data: str
+    created_at: datetime | None = None
+    position: int | None = None
+    turn: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRun:
+    """What one run has used, with the columns of its row."""
+
+    run_id: str
+    branch: str
+    columns: dict[str, Any]
+    turn: int | None = None
+
+
+@dataclass(slots=True)
+class SourceBranch:
+    """A line of history; its items begin after the fork."""
+
+    name: str = MAIN_BRANCH
+    parent: str | None = None
+    fork_position: int | None = None
+    created_at: datetime | None = None
+    # Not shown, and its name stays taken.
+    archived: bool = False
+    # The last position that was taken and the last turn; None where items tell.
+    head: int | None = None
+    turn: int | None = None
+
+
+@dataclass(slots=True)
+class SourceSession:
+    """One conversation of a source, with what its row keeps."""
+
+    session_id: Any
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    # The owner's name to log in with, where the source knows one.
+    owner: str | None = None
+    branches: list[SourceBranch] = field(default_factory=lambda: [SourceBranch()])
+    current: str = MAIN_BRANCH
+    runs: list[SourceRun] = field(default_factory=list)
+    # Values of the session's row: title, metadata, agent_name.
+    columns: dict[str, Any] = field(default_factory=dict)
+    # What the source itself shows nowhere, and so isn't imported.
+    left_out: int = 0
+    # Why the source can't give it whole; it is then refused by name.
+    problem: str = ""
+    # The source's own key for the session.
+    key: Any = None
+
+
+class Source(Protocol):
+    """Where sessions come from."""
+
+    # Names the place, so that a second import knows what the first one made.
+    name: str
+
+    def total(self) -> int | None:
+        """Count the items, for the progress bar; None where that isn't known."""
+
+    def sessions(self) -> Iterator[SourceSession]:
+        """Give the sessions one after the other."""
+
+    def items(
+        self, session: SourceSession, branch: SourceBranch, mark: Mark
+    ) -> Iterator[list[SourceItem]]:
+        """Give pages of the items that a branch has of its own after the mark.
+
+        Raises ImportProblem before the first page where the source no longer has
+        what the mark says was imported.
+        """
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+def after_mark(ids: array[int], mark: Mark, what: str) -> array[int]:
+    """Give the ids after a mark. Raises ImportProblem where they have changed."""
+    if mark.count and (len(ids) < mark.count or ids[mark.count - 1] != mark.last):
+        raise ImportProblem(
+            f"the source has removed items of {what} that were imported before, so "
+            "what is new can't be told. Delete the imported session and import again."
+        )
+    return ids[mark.count :]

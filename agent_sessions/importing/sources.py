@@ -1,0 +1,56 @@
+"""The kinds of sources, by the names that the command takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, tzinfo
+
+from agent_sessions.importing.advanced import AdvancedSource
+from agent_sessions.importing.databases import open_database
+from agent_sessions.importing.exported import ExportSource
+from agent_sessions.importing.records import Source, UnreadableSource
+from agent_sessions.importing.tables import TableSource
+
+KINDS = {
+    "sqlite": "the SDK's SQLiteSession and AsyncSQLiteSession",
+    "advanced-sqlite": "the SDK's AdvancedSQLiteSession",
+    "sqlalchemy": "the SDK's SQLAlchemySession",
+    "openai-django": "openai-django-sessions",
+    "export": "our own export, agent-sessions/1",
+}
+
+
+def open_source(
+    kind: str,
+    place: str,
+    *,
+    sessions_table: str = "agent_sessions",
+    messages_table: str = "agent_messages",
+    zone: tzinfo = UTC,
+    only: Sequence[str] = (),
+) -> Source:
+    """Open a source: a file, or an alias of DATABASES. Raises UnreadableSource.
+
+    `zone` is that of times without an offset, and `only` names the sessions wanted.
+    """
+    if kind not in KINDS:
+        raise UnreadableSource(
+            f"There is no kind {kind!r} of source; there are: {', '.join(KINDS)}."
+        )
+    if kind == "export":
+        return ExportSource(place, only=only)
+    database = open_database(place)
+    if kind == "advanced-sqlite":
+        if database.vendor != "sqlite":
+            raise UnreadableSource("AdvancedSQLiteSession has its tables in SQLite.")
+        make: type[TableSource] = AdvancedSource
+    else:
+        make = TableSource
+    return make(
+        database,
+        "sqlite" if kind == "advanced-sqlite" else kind,
+        sessions_table=sessions_table,
+        messages_table=messages_table,
+        zone=zone,
+        only=only,
+    )

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from argparse import ArgumentParser, BooleanOptionalAction
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError
+from django.utils.translation import ngettext
+
+from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.importing import (
+    KINDS,
+    Importer,
+    OneOwner,
+    Owners,
+    OwnersFromFile,
+    OwnersFromIds,
+    Report,
+    Source,
+    open_source,
+)
+from agent_sessions.importing.progress import Progress
+
+
+class Command(BaseCommand):
+    help = (
+        "Import sessions from another store. It may be interrupted and run again: it "
+        "goes on where it stopped, and a second run imports only what is new. A "
+        "session that is here already and wasn't made by this import is refused by "
+        "name, and the others go on. Exit codes: 0 all done, 1 some were refused or "
+        "nothing could be read."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        kinds = ", ".join(f"{kind} ({what})" for kind, what in KINDS.items())
+        parser.add_argument("kind", choices=KINDS, metavar="KIND", help=kinds)
+        parser.add_argument(
+            "--from",
+            required=True,
+            dest="place",
+            metavar="PATH_OR_ALIAS",
+            help="a file, or an alias of DATABASES",
+        )
+        parser.add_argument(
+            "--backend",
+            default=DEFAULT_ALIAS,
+            help="alias of AGENT_SESSIONS to import into (default: default)",
+        )
+        owners = parser.add_mutually_exclusive_group()
+        owners.add_argument("--user", help="name of the user who is to own them all")
+        owners.add_argument(
+            "--user-from",
+            metavar="RULE",
+            help="how the id tells the owner: 'user:{username}:*', with {email} or "
+            "{pk} likewise; or what comes before the name: 'user:'",
+        )
+        owners.add_argument(
+            "--owners-csv", metavar="FILE", help="rows of a session's id and a name"
+        )
+        parser.add_argument(
+            "--session-id",
+            action="append",
+            default=[],
+            metavar="ID",
+            help="import this session only; may be given again",
+        )
+        parser.add_argument(
+            "--sessions-table", default="agent_sessions", help="default: %(default)s"
+        )
+        parser.add_argument(
+            "--messages-table", default="agent_messages", help="default: %(default)s"
+        )
+        parser.add_argument(
+            "--timezone",
+            default="UTC",
+            help="zone of the source's times that name none (default: UTC)",
+        )
+        parser.add_argument(
+            "--batch-size",
+            type=int,
+            default=1_000,
+            help="items of one transaction (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="write nothing, say what would be"
+        )
+        parser.add_argument(
+            "--progress",
+            action=BooleanOptionalAction,
+            help="show a progress bar (default: on a terminal)",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["batch_size"] < 1:
+            raise CommandError("--batch-size must be 1 or more.")
+        source = None
+        try:
+            source = _source(options)
+            importer = self._importer(source, options)
+            report = self._run(importer, source, options)
+        except AgentSessionError as exc:
+            raise CommandError(str(exc)) from exc
+        except DatabaseError as exc:
+            # The driver's own words may quote contents, so only its kind is told.
+            raise CommandError(
+                f"The database refused the import ({type(exc).__name__}). What was "
+                "imported before is kept; run the same command again to go on."
+            ) from exc
+        finally:
+            if source is not None:
+                source.close()
+        self._tell(report, options)
+
+    def _importer(self, source: Source, options: dict[str, Any]) -> Importer:
+        backend = sessions[options["backend"]]
+        if not isinstance(backend, DatabaseBackend):
+            raise CommandError(
+                f"The backend {backend.alias!r} is a {type(backend).__name__}; only a "
+                "DatabaseBackend can be imported into."
+            )
+        return Importer(
+            source,
+            backend,
+            owners=_owners(options),
+            batch_size=options["batch_size"],
+            dry_run=options["dry_run"],
+            only=options["session_id"],
+        )
+
+    def _run(
+        self, importer: Importer, source: Source, options: dict[str, Any]
+    ) -> Report:
+        shown = options["progress"]
+        if shown is None:
+            shown = bool(options["verbosity"]) and self.stderr.isatty()
+        if not shown:
+            return importer.run()
+        # Not self.stderr, which ends every line and colours it.
+        progress = Progress(self.stderr._out, source.total())
+        importer.progress = progress.add
+        try:
+            return importer.run()
+        finally:
+            progress.close()
+
+    def _tell(self, report: Report, options: dict[str, Any]) -> None:
+        for session_id, reason in report.refused.items():
+            self.stderr.write(f"{session_id}: refused: {reason}")
+        for session_id in sorted(report.missing):
+            self.stderr.write(f"{session_id}: the source has no such session.")
+        if options["verbosity"]:
+            for line in _lines(report, dry_run=options["dry_run"]):
+                self.stdout.write(line)
+        if count := len(report.refused) + len(report.missing):
+            raise CommandError(
+                ngettext(
+                    "%d session was not imported.",
+                    "%d sessions were not imported.",
+                    count,
+                )
+                % count
+            )
+
+
+def _source(options: dict[str, Any]) -> Source:
+    try:
+        zone = ZoneInfo(options["timezone"])
+    except (KeyError, ValueError, OSError):
+        raise CommandError(
+            f"--timezone: there is no zone {options['timezone']!r}."
+        ) from None
+    return open_source(
+        options["kind"],
+        options["place"],
+        sessions_table=options["sessions_table"],
+        messages_table=options["messages_table"],
+        zone=zone,
+        only=options["session_id"],
+    )
+
+
+def _owners(options: dict[str, Any]) -> Owners:
+    if options["user"] is not None:
+        return OneOwner(options["user"])
+    if options["user_from"] is not None:
+        return OwnersFromIds(options["user_from"])
+    if options["owners_csv"] is not None:
+        return OwnersFromFile(options["owners_csv"])
+    return Owners()
+
+
+def _lines(report: Report, *, dry_run: bool) -> list[str]:
+    done = "Would import" if dry_run else "Imported"
+    items = ngettext("%d item", "%d items", report.items) % report.items
+    lines = [
+        f"{done} {items}: sessions new {report.made}, grown {report.grown}, unchanged "
+        f"{report.unchanged}, refused {len(report.refused)}; branches "
+        f"{report.branches}, runs {report.runs}."
+    ]
+    if report.unreadable:
+        lines.append(f"Unreadable, kept as they are: {report.unreadable}.")
+    if report.left_out:
+        lines.append(f"In no branch of the source, left out: {report.left_out}.")
+    return lines
