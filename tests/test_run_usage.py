@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from agents import Agent, function_tool
 from django.core.cache import cache
 
-from agent_sessions import DjangoSession
+from agent_sessions import DjangoSession, sessions
 from agent_sessions.agui import RunRequest
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import Conversation, RunLimits, RunSetup, get_run_manager
@@ -24,8 +25,12 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> None:
+def fresh() -> Iterator[None]:
     cache.clear()
+    yield
+    # After a socket, the session's own threads and connections may have served.
+    sessions.database(None).close()
+    sessions["default"].close()
 
 
 @function_tool(failure_error_function=None)
