@@ -163,8 +163,7 @@ def _rows(options: dict[str, Any]) -> list[Any]:
         raise CommandError(str(exc), returncode=NOT_EXAMINED) from exc
     databases = {b.using for b in backends if isinstance(b, DatabaseBackend)}
     return [
-        AgentSession.objects.using(using).filter(**owner)
-        for using in sorted(databases)
+        AgentSession.objects.using(using).filter(**owner) for using in sorted(databases)
     ]
 
 
