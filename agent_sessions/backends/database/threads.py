@@ -16,6 +16,8 @@ from asgiref.sync import AsyncToSync, sync_to_async
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agent_sessions.backends.database.executor import WarmExecutor
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -32,8 +34,8 @@ class DatabaseThreads:
         self.size = size
         self._lock = threading.Lock()
         self._pid = 0
-        self._pool: ThreadPoolExecutor | None = None
-        self._lender: ThreadPoolExecutor | None = None
+        self._pool: WarmExecutor | None = None
+        self._lender: WarmExecutor | None = None
         self._connections: list[BaseDatabaseWrapper] = []
 
     async def run(
@@ -91,16 +93,16 @@ class DatabaseThreads:
         executors = getattr(AsyncToSync, "executors", None)
         return getattr(executors, "current", None) is not None
 
-    def _executor(self, name: str, size: int) -> ThreadPoolExecutor:
+    def _executor(self, name: str, size: int) -> WarmExecutor:
         with self._lock:
             if self._pid != os.getpid():
                 # Threads don't survive a fork, and the parent still uses the sockets.
                 self._pool = self._lender = None
                 self._connections = []
                 self._pid = os.getpid()
-            pool: ThreadPoolExecutor | None = getattr(self, name)
+            pool: WarmExecutor | None = getattr(self, name)
             if pool is None:
-                pool = ThreadPoolExecutor(
+                pool = WarmExecutor(
                     size, thread_name_prefix=f"agent_sessions-{self.database}"
                 )
                 setattr(self, name, pool)
