@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import cycle, islice
+import random
 from typing import Any
 
 _WORDS = (
-    "The quick answer is that the parcel left the depot in Köln this morning, so it "
-    "should be with you on Thursday. “Should” is the carrier's word, not mine… "
-)
+    "answer asked before boat book carrier city Köln customer day depot early evening "
+    "every flight friend garden house however invoice island journey key late letter "
+    "long market Monday morning mountain never number often order parcel people please "
+    "price quick question reason refund river second should silver station summer table "
+    "Thursday ticket today train under value very village water week window winter year"
+).split()
 
 
 def turn(number: int) -> list[Any]:
     """Give what one turn adds: a question of 0.5 KB and an answer of 2 KB."""
     return [
-        {"role": "user", "content": f"{number}: {_text(450)}"},
+        {"role": "user", "content": f"{number}: {_text(450, number)}"},
         {
             "id": f"msg_{number:032x}",
             "type": "message",
@@ -23,7 +26,7 @@ def turn(number: int) -> list[Any]:
             "content": [
                 {
                     "type": "output_text",
-                    "text": _text(1_700),
+                    "text": _text(1_700, -number),
                     "annotations": [],
                     "logprobs": [],
                 }
@@ -37,5 +40,7 @@ def history(count: int) -> list[Any]:
     return [item for number in range((count + 1) // 2) for item in turn(number)][:count]
 
 
-def _text(length: int) -> str:
-    return "".join(islice(cycle(_WORDS), length))
+def _text(length: int, seed: int) -> str:
+    """Give words in an order of their own, so that the text packs like a real one."""
+    words = random.Random(seed).choices(_WORDS, k=length // 4)  # noqa: S311
+    return " ".join(words)[:length]
