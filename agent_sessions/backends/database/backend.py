@@ -298,11 +298,6 @@ class DatabaseBackend(BaseSessionBackend):
         statements = self._statements.get(connection.vendor)
         if statements is None:
             statements = statements_for(connection, self.alias)
-            if statements is None:
-                raise InvalidBackend(
-                    f"AGENT_SESSIONS[{self.alias!r}]: {connection.display_name} is "
-                    "not supported; use PostgreSQL, SQLite, MariaDB or MySQL."
-                )
             self._statements[connection.vendor] = statements
         return statements
 

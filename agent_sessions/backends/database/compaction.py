@@ -81,8 +81,6 @@ def _newest(
 def _append(branches: Branches, branch: Branch, batch: Batch) -> None:
     connection = connections[branches.using]
     statements = statements_for(connection, branches.directory.alias)
-    if statements is None:
-        raise NotImplementedError(f"no statements for {connection.vendor}")
     now = timezone.now()
     with connection.cursor() as cursor:
         statements.insert(

@@ -18,6 +18,7 @@ from django.db.backends.utils import CursorWrapper
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.lineage import Segment
 from agent_sessions.backends.database.prepared import PreparedStatements
+from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.items import Batch
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
@@ -351,10 +352,15 @@ _VENDORS: dict[str, type[Statements]] = {
 }
 
 
-def statements_for(connection: BaseDatabaseWrapper, alias: str) -> Statements | None:
-    """Choose the statements of a connection's database; None if it isn't known."""
+def statements_for(connection: BaseDatabaseWrapper, alias: str) -> Statements:
+    """Choose the statements of a connection's database. Raises InvalidBackend."""
     found = _VENDORS.get(connection.vendor)
-    return None if found is None else found(connection, alias)
+    if found is None:
+        raise InvalidBackend(
+            f"AGENT_SESSIONS[{alias!r}]: {connection.display_name} is not supported; "
+            "use PostgreSQL, SQLite, MariaDB or MySQL."
+        )
+    return found(connection, alias)
 
 
 def _first(row: Any) -> int | None:
