@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
-_WORDS = (
+_TEXT = (
     "answer asked before boat book carrier city Köln customer day depot early evening "
     "every flight friend garden house however invoice island journey key late letter "
     "long market Monday morning mountain never number often order parcel people please "
     "price quick question reason refund river second should silver station summer table "
     "Thursday ticket today train under value very village water week window winter year"
-).split()
+)
+_WORDS = tuple(_TEXT.split())
 
 
 def turn(number: int) -> list[Any]:
