@@ -177,6 +177,28 @@ async def test_another_process_may_not_run_at_the_same_time() -> None:
     ]
 
 
+async def test_a_run_begins_only_after_the_last_words_of_the_one_before() -> None:
+    """The row is free a moment before the stream has ended, and a tab may be quick."""
+    user, session_id = await conversation()
+    agent, model = gated("one two three")
+    async with (
+        Socket(session_id, user, agent) as one,
+        Socket(session_id, user, agent) as two,
+    ):
+        await one.say("r-1", "Hi")
+        await model.paused.wait()
+        await two.sync()
+        await two.until("TEXT_MESSAGE_CONTENT")
+        rows = AgentSession.objects.filter(session_id=session_id)
+        await rows.aupdate(run_id="", state="idle")
+        await two.say("r-2", "Hi again")
+        assert await two.silent()
+        model.gate.set()
+        # Held to the official client's order: no run begins inside another.
+        assert (await two.to_end())[-1]["metadata"] == {"runId": "r-1"}
+        assert text_of(await two.to_end()) == "one two three"
+
+
 # -- ends ------------------------------------------------------------------------------
 
 

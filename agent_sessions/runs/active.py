@@ -59,6 +59,7 @@ class ActiveRun:
         self.setup = setup
         self.lease = lease
         self.ended = False
+        self.task: asyncio.Task[None] | None = None
         self.log = EventLog(
             request.run_id,
             max_events=setup.limits.log_events,

@@ -22,6 +22,9 @@ from agent_sessions.usage import model_of
 
 Place = tuple[str, int]
 
+# Seconds that a run gets to say that it has ended, once its row says so.
+LAST_WORDS = 5
+
 
 class RunManager:
     """Start runs, keep them going without listeners, tell listeners about them.
@@ -76,9 +79,11 @@ class RunManager:
         except IntegrityError:
             # The same run id came twice at once; the other one won.
             return None
+        await self._last_words(conversation)
         run = ActiveRun(conversation, request, setup, lease, self._tell)
         self._runs[_place(conversation)] = run
         task = asyncio.create_task(run.run(state), name=f"agent run {run.run_id}")
+        run.task = task
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._over(run, task))
         self._watch(conversation)
@@ -178,10 +183,17 @@ class RunManager:
 
     # -- inside --------------------------------------------------------------------
 
+    async def _last_words(self, conversation: Conversation) -> None:
+        """Let the run before end its stream: it has given its lease back, no more."""
+        previous = self.active(conversation)
+        if previous is not None and previous.task is not None:
+            await asyncio.wait({previous.task}, timeout=LAST_WORDS)
+
     def _tell(self, run: ActiveRun, frame: Frame) -> None:
         place = _place(run.conversation)
         if frame.is_last:
-            self._runs.pop(place, None)
+            if self._runs.get(place) is run:
+                del self._runs[place]
             self._keep(place, run)
         for listener in self._listeners.get(place, ()):
             listener.put(frame)
