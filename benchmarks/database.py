@@ -37,10 +37,16 @@ class Database:
 
     def settle(self) -> None:
         """Bring what was written to rest, so that each measurement starts alike."""
-        if self.kind == "postgresql":
-            with connections["default"].cursor() as cursor:
-                cursor.execute("VACUUM (ANALYZE)")
-                cursor.execute("CHECKPOINT")
+        if self.kind != "postgresql":
+            return
+        import psycopg
+
+        for name in ("bench", "peers"):
+            with psycopg.connect(
+                **self.server, dbname=name, autocommit=True
+            ) as connection:
+                connection.execute("VACUUM (ANALYZE)")
+                connection.execute("CHECKPOINT")
 
 
 @contextmanager
@@ -94,7 +100,7 @@ def _postgresql(place: dict[str, Any], directory: Path) -> Iterator[Database]:
 
     with psycopg.connect(**place, dbname="postgres", autocommit=True) as connection:
         connection.execute("CREATE DATABASE bench")
-        # The peers have tables of the same names as nobody else: a place of their own.
+        # The drivers' own tables and the SDK's.
         connection.execute("CREATE DATABASE peers")
     yield from _migrated(Database("postgresql", ("default",), place, directory))
 
