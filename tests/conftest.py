@@ -6,6 +6,7 @@ Fixtures for tests: `database_environment`, `postgres_server`, `mariadb_server`,
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -121,6 +122,16 @@ def django_db_setup(django_db_setup: None) -> Iterator[None]:
     """Close the backends' connections before the test database is dropped."""
     yield
     sessions.reset()
+
+
+@pytest.fixture
+def default_loop() -> Iterator[None]:
+    """Give Runner.run_sync a loop: it leaves the thread's default one open on purpose."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.fixture

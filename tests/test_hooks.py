@@ -268,6 +268,7 @@ async def test_two_runs_at_once_are_two_rows() -> None:
     assert await tokens() == 11
 
 
+@pytest.mark.usefixtures("default_loop")
 def test_run_sync_in_a_plain_block() -> None:
     session = DjangoSession("s")
     speaker = agent(call("lookup", order="1"), tools=[lookup])

@@ -297,6 +297,7 @@ class TestSyncCallerWaits:
         assert session.sync.get_items() == []
         assert not connection.allow_thread_sharing
 
+    @pytest.mark.usefixtures("default_loop")
     def test_run_sync_inside_of_a_transaction(self) -> None:
         session = get_session("run-sync")
         agent = Agent(
@@ -309,6 +310,7 @@ class TestSyncCallerWaits:
             transaction.set_rollback(True)
         assert session.sync.get_items() == []
 
+    @pytest.mark.usefixtures("default_loop")
     def test_run_sync_outside_of_one(self) -> None:
         session = get_session("run-sync")
         agent = Agent(
