@@ -21,7 +21,8 @@ from tests.admin_pages import (
     url,
 )
 
-pytestmark = pytest.mark.django_db
+# Pages and rights are the same on every database: one call of four is enough.
+pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
 
 
 @pytest.fixture
