@@ -21,8 +21,7 @@ from tests.admin_pages import (
     url,
 )
 
-# Pages and rights are the same on every database: one call of four is enough.
-pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
+pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
