@@ -23,10 +23,16 @@ def store_of(row: AgentSession) -> tuple[BaseSessionBackend, SessionKey]:
     return sessions[row.backend], SessionKey(row.session_id, row.user_id)
 
 
-def read_page(row: AgentSession, *, before: int | None, limit: int) -> Page:
+def read_page(
+    row: AgentSession,
+    *,
+    before: int | None = None,
+    after: int | None = None,
+    limit: int,
+) -> Page:
     """Read a stretch of a session's items, oldest first."""
     backend, key = store_of(row)
-    return backend.page(key, before=before, limit=limit)
+    return backend.page(key, before=before, after=after, limit=limit)
 
 
 def has_active_run(row: AgentSession) -> bool:

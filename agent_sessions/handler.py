@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from django.utils.connection import BaseConnectionHandler
@@ -84,9 +85,34 @@ class SessionBackendHandler(_Handler):
         backend_class = _import_backend(setting, params["BACKEND"])
         options = params.get("OPTIONS")
         try:
-            return backend_class(alias, {} if options is None else options)
+            backend = backend_class(alias, {} if options is None else options)
         except MissingExtra as exc:
             raise _missing_extra(setting, exc) from exc
+        if backend.inner_option is not None:
+            inner = backend.options.get(backend.inner_option)
+            backend.make_inner = partial(self._make_inner, alias, inner)
+        return backend
+
+    def _make_inner(self, alias: str, inner: Any) -> BaseSessionBackend:
+        """Build what an alias wraps, anew and under that alias."""
+        wrapped = [alias]
+        while True:
+            if inner in wrapped:
+                raise InvalidBackend(
+                    f"AGENT_SESSIONS[{alias!r}] wraps itself: "
+                    f"{' > '.join([*wrapped, inner])}.",
+                    id="agent_sessions.E013",
+                )
+            if inner not in self.settings:
+                raise self.unknown_alias(inner)
+            wrapped.append(inner)
+            params = self.settings[inner]
+            _check_params(f"AGENT_SESSIONS[{inner!r}]", inner, params)
+            kind = _import_backend(f"AGENT_SESSIONS[{inner!r}]", params["BACKEND"])
+            if kind.inner_option is None:
+                break
+            inner = (params.get("OPTIONS") or {}).get(kind.inner_option)
+        return self.create_connection(alias, self.settings[wrapped[1]])
 
     def unknown_alias(self, alias: Any) -> InvalidBackend:
         """Make the error for an alias that AGENT_SESSIONS doesn't have."""

@@ -76,6 +76,8 @@ class AgentSession(models.Model):
         blank=True,
         db_index=False,
     )
+    # What the store itself calls the session, where it chooses the name.
+    remote_id = ExactCharField(_("remote id"), max_length=255, blank=True)
     item_count = models.PositiveIntegerField(_("items"), default=0)
     requests = models.PositiveBigIntegerField(_("requests"), default=0)
     input_tokens = models.PositiveBigIntegerField(_("input tokens"), default=0)
@@ -302,3 +304,52 @@ class AgentRun(models.Model):
 
     def __str__(self) -> str:
         return str(self.run_id)
+
+
+class PendingClear(models.Model):
+    """A history that is to be removed from a store that could not be reached.
+
+    Its session's row is gone, with its owner: this is all that is known of it.
+    """
+
+    backend = ExactCharField(_("backend"), max_length=64)
+    session_id = ExactCharField(_("session id"), max_length=255)
+    # Text, not a foreign key: the user is deleted. Empty means no owner.
+    owner = models.CharField(_("owner"), max_length=255, blank=True)
+    remote_id = ExactCharField(_("remote id"), max_length=255, blank=True)
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+    tried_at = models.DateTimeField(_("last tried"), null=True, blank=True)
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    error_code = models.CharField(_("error code"), max_length=64, blank=True)
+
+    class Meta:
+        verbose_name = _("pending clear")
+        verbose_name_plural = _("pending clears")
+
+    def __str__(self) -> str:
+        return f"{self.session_id} in {self.backend}"
+
+
+class SessionSecret(models.Model):
+    """The key of one encrypted session, itself encrypted: without it nothing opens."""
+
+    backend = ExactCharField(_("backend"), max_length=64)
+    session_id = ExactCharField(_("session id"), max_length=255)
+    # Text, as in PendingClear; empty means no owner.
+    owner = models.CharField(_("owner"), max_length=255, blank=True)
+    key_id = models.CharField(_("key id"), max_length=64)
+    wrapped = models.TextField(_("wrapped key"))
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+
+    class Meta:
+        verbose_name = _("session secret")
+        verbose_name_plural = _("session secrets")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("backend", "session_id", "owner"),
+                name="agent_sessions_unique_secret",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.session_id} in {self.backend}"

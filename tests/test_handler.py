@@ -74,7 +74,12 @@ def test_backend_may_be_the_class_itself() -> None:
 def test_options_may_be_empty(options: dict[str, Any] | None) -> None:
     setting = {"default": {**DATABASE, "OPTIONS": options}}
     with override_settings(AGENT_SESSIONS=setting):
-        assert sessions["default"].options == {"database": None, "threads": None}
+        assert sessions["default"].options == {
+            "database": None,
+            "threads": None,
+            "max_age": None,
+            "max_idle": None,
+        }
 
 
 def test_a_handler_can_be_given_its_settings() -> None:
@@ -171,7 +176,7 @@ WRONG: dict[str, tuple[Any, str, str]] = {
     "a misspelt option": (
         {"default": {**DATABASE, "OPTIONS": {"thread": 4}}},
         "has unknown OPTIONS: thread. Did you mean 'threads'? DatabaseBackend takes: "
-        "database, threads.",
+        "database, max_age, max_idle, threads.",
         "E008",
     ),
     "a missing option": (

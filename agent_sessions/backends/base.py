@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core import checks
@@ -57,6 +58,7 @@ class Page:
 
     items: list[StoredItem]
     has_earlier: bool
+    has_later: bool = False
 
 
 class BaseSessionBackend(ABC):
@@ -66,6 +68,9 @@ class BaseSessionBackend(ABC):
     supports_branches: ClassVar[bool] = False
     # Names that OPTIONS may hold, with their defaults.
     option_defaults: ClassVar[dict[str, Any]] = {}
+    # The same for all backends: how long a history is kept, read by
+    # clear_agent_sessions. A timedelta, or text such as "30d".
+    retention_defaults: ClassVar[dict[str, Any]] = {"max_idle": None, "max_age": None}
     # Names that OPTIONS must hold.
     required_options: ClassVar[frozenset[str]] = frozenset()
     # The option that holds another alias, for a backend that wraps that one.
@@ -74,11 +79,21 @@ class BaseSessionBackend(ABC):
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
         self.alias = alias
         self._check_option_names(options)
-        self.options = {**self.option_defaults, **options}
+        self.options = {
+            **self.retention_defaults,
+            **self.option_defaults,
+            **options,
+        }
+        # Makes what `inner_option` names; the handler sets it.
+        self.make_inner: Callable[[], BaseSessionBackend] | None = None
 
     def _check_option_names(self, options: dict[str, Any]) -> None:
         setting = f"AGENT_SESSIONS[{self.alias!r}]"
-        known = self.option_defaults.keys() | self.required_options
+        known = (
+            self.option_defaults.keys()
+            | self.required_options
+            | self.retention_defaults.keys()
+        )
         if unknown := sorted(map(str, options.keys() - known)):
             raise InvalidBackend(
                 f"{setting} has unknown OPTIONS: {', '.join(unknown)}.",
@@ -98,6 +113,16 @@ class BaseSessionBackend(ABC):
         # Options may hold secrets.
         return f"<{type(self).__name__} {self.alias!r}>"
 
+    @cached_property
+    def inner(self) -> BaseSessionBackend:
+        """The backend that this one wraps: of its own, under this one's alias.
+
+        So its rows and keys are never those of the wrapped alias.
+        """
+        if self.make_inner is None:
+            raise InvalidBackend(f"{type(self).__name__} wraps no backend.")
+        return self.make_inner()
+
     @abstractmethod
     def append(self, key: SessionKey, items: Sequence[Item]) -> None:
         """Store a batch whole, contiguous and in order, or not at all."""
@@ -116,9 +141,17 @@ class BaseSessionBackend(ABC):
 
     @abstractmethod
     def page(
-        self, key: SessionKey, *, before: int | None = None, limit: int = 100
+        self,
+        key: SessionKey,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = 100,
     ) -> Page:
-        """Read up to `limit` items that lie before a position, or the newest."""
+        """Read up to `limit` items that lie before or after a position, or the newest.
+
+        Those nearest to the position are read; `before` and `after` exclude it.
+        """
 
     @abstractmethod
     async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
@@ -138,7 +171,12 @@ class BaseSessionBackend(ABC):
 
     @abstractmethod
     async def apage(
-        self, key: SessionKey, *, before: int | None = None, limit: int = 100
+        self,
+        key: SessionKey,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = 100,
     ) -> Page:
         """See page()."""
 

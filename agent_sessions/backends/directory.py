@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db import transaction
+from django.db.models import F
+from django.utils import timezone
+
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.exceptions import (
     BranchDoesNotExist,
@@ -12,6 +16,7 @@ from agent_sessions.exceptions import (
 )
 from agent_sessions.models import (
     MAIN_BRANCH,
+    AgentRun,
     AgentSession,
     Branch,
     OwnedQuerySet,
@@ -95,6 +100,57 @@ class Directory:
         )
         sessions.filter(pk=session.pk, branch=None).update(branch=branch)
 
+    def ensure(self, key: SessionKey) -> None:
+        """Pass where the key's session is its own; make its row where it has none.
+
+        Raises SessionDoesNotExist for someone else's.
+        """
+        with transaction.atomic(self.using):
+            if not self.rows(key).exists():
+                self.create(key)
+
+    def touch(self, key: SessionKey, *, count: int | None, title: str) -> None:
+        """Write down that a session was used, and how many items it has."""
+        now = timezone.now()
+        rows = self.rows(key)
+        if title:
+            rows.filter(title="").update(title=title)
+        counted = {} if count is None else {"item_count": count}
+        rows.update(updated_at=now, active_on=now.date(), **counted)
+
+    def cleared(self, key: SessionKey) -> None:
+        """Write down that a session has no items any more."""
+        with transaction.atomic(self.using):
+            session = self.rows(key).values_list("pk", flat=True).first()
+            if session is not None:
+                forget_history(self.using, session, keep_lease=key.fence is not None)
+
     def _any_owner(self, key: SessionKey) -> SessionQuerySet:
         rows: Any = AgentSession.objects.using(self.using)
         return rows.filter(backend=self.alias, session_id=key.session_id)  # type: ignore[no-any-return]
+
+
+def forget_history(
+    using: str, session: int, *, keep_lease: bool, **columns: Any
+) -> None:
+    """Reset what a session's row tells of its items, and withdraw open approvals.
+
+    A run that is going on loses its lease, unless it is the one that clears: else its
+    late writes would bring back a part of what was cleared. `columns` are written with
+    the rest.
+    """
+    now = timezone.now()
+    AgentRun.objects.using(using).filter(
+        session_id=session, status=AgentRun.Status.WAITING
+    ).update(status=AgentRun.Status.CANCELLED, finished_at=now, state="", interrupts="")
+    if not keep_lease:
+        columns |= {
+            "fence": F("fence") + 1,
+            "run_id": "",
+            "run_owner": "",
+            "run_seen_at": None,
+            "state": AgentSession.State.IDLE,
+        }
+    AgentSession.objects.using(using).filter(pk=session).update(
+        item_count=0, title="", updated_at=now, **columns
+    )

@@ -155,10 +155,17 @@ class DatabaseBackend(BaseSessionBackend):
         return count
 
     def page(
-        self, key: SessionKey, *, before: int | None = None, limit: int = 100
+        self,
+        key: SessionKey,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = 100,
     ) -> Page:
         return self._run(
-            lambda connection: read_page(self.branches(key), before, limit),
+            lambda connection: read_page(
+                self.branches(key), before=before, after=after, limit=limit
+            ),
             alone=True,
         )
 
@@ -178,9 +185,16 @@ class DatabaseBackend(BaseSessionBackend):
         return await settle(self.threads.run(self.clear, key))
 
     async def apage(
-        self, key: SessionKey, *, before: int | None = None, limit: int = 100
+        self,
+        key: SessionKey,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = 100,
     ) -> Page:
-        return await self.threads.run(self.page, key, before=before, limit=limit)
+        return await self.threads.run(
+            self.page, key, before=before, after=after, limit=limit
+        )
 
     # -- configuration -------------------------------------------------------------
 

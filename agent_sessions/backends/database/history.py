@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.db.models import F
 from django.utils import timezone
 
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.database.branches import Branches
+from agent_sessions.backends.directory import forget_history
 from agent_sessions.items import Item, StoredItem, decode
 from agent_sessions.models import (
     MAIN_BRANCH,
-    AgentRun,
     AgentSession,
     Branch,
     SessionItem,
@@ -22,21 +20,33 @@ from agent_sessions.models import (
 _POP_WINDOW = 4
 
 
-def read_page(branches: Branches, before: int | None, limit: int) -> Page:
-    """Read a stretch of a history, oldest first, and whether more lies before it."""
+def read_page(
+    branches: Branches, *, before: int | None, after: int | None, limit: int
+) -> Page:
+    """Read a stretch of a history, oldest first, and whether more lies around it."""
     branch = branches.current()
     if branch is None:
         return Page([], False)
-    found = list(
-        _newest(branches, branch, ("position", "turn", "data", "created_at"), before)[
-            : limit + 1
-        ]
-    )
+    rows = branches.items(branch)
+    wanted = rows.values_list("position", "turn", "data", "created_at")
+    if after is None:
+        if before is not None:
+            wanted = wanted.filter(position__lt=before)
+        found = list(wanted.order_by("-position")[: limit + 1])
+        has_earlier = len(found) > limit
+        found = found[:limit][::-1]
+        has_later = before is not None and rows.filter(position__gte=before).exists()
+    else:
+        wanted = wanted.filter(position__gt=after)
+        found = list(wanted.order_by("position")[: limit + 1])
+        has_later = len(found) > limit
+        found = found[:limit]
+        has_earlier = rows.filter(position__lte=after).exists()
     items = [
         StoredItem(position, turn, decode(data), data, created_at)
-        for position, turn, data, created_at in reversed(found[:limit])
+        for position, turn, data, created_at in found
     ]
-    return Page(items, len(found) > limit)
+    return Page(items, has_earlier, has_later)
 
 
 def pop_newest(branches: Branches, session: int) -> Item | None:
@@ -50,7 +60,7 @@ def pop_newest(branches: Branches, session: int) -> Item | None:
     if branch is None:
         return None
     columns = ("pk", "branch_id", "position", "turn", "data", "type", "role")
-    rows = _newest(branches, branch, columns)
+    rows = branches.items(branch).order_by("-position").values_list(*columns)
     seen, window = 0, _POP_WINDOW
     while True:
         found = list(rows[seen:window])
@@ -76,26 +86,11 @@ def pop_newest(branches: Branches, session: int) -> Item | None:
         seen, window = window, window * 2
 
 
-def _newest(
-    branches: Branches,
-    branch: Branch,
-    columns: tuple[str, ...],
-    before: int | None = None,
-) -> Any:
-    """Give the rows that a branch shows, newest first."""
-    rows = branches.items(branch)
-    if before is not None:
-        rows = rows.filter(position__lt=before)
-    return rows.order_by("-position").values_list(*columns)
-
-
 def clear_history(using: str, session: int, *, keep_lease: bool) -> int:
     """Empty a session whose row is held; tell how many items it had.
 
     It goes on with its main branch. Branches' heads stay, so positions are never given
-    twice, and so do their names: a stale session can't write into another's. A run that is going
-    on loses its lease, unless it is the one that clears: else its late writes would
-    bring back a part of what was cleared. Open approvals are withdrawn.
+    twice, and so do their names: a stale session can't write into another's.
     """
     now = timezone.now()
     branches = Branch.objects.using(using).filter(session_id=session)
@@ -103,22 +98,14 @@ def clear_history(using: str, session: int, *, keep_lease: bool) -> int:
         branch_id__in=list(branches.values_list("pk", flat=True))
     )
     count, _ = items.delete()
-    current = AgentSession.objects.using(using).filter(pk=session)
     branches.exclude(name=MAIN_BRANCH).update(archived_at=now)
     branches.filter(name=MAIN_BRANCH).update(turn=0)
-    current.update(branch=branches.filter(name=MAIN_BRANCH).first())
-    AgentRun.objects.using(using).filter(
-        session_id=session, status=AgentRun.Status.WAITING
-    ).update(status=AgentRun.Status.CANCELLED, finished_at=now, state="", interrupts="")
-    current.update(item_count=0, title="", updated_at=now)
-    if not keep_lease:
-        current.update(
-            fence=F("fence") + 1,
-            run_id="",
-            run_owner="",
-            run_seen_at=None,
-            state=AgentSession.State.IDLE,
-        )
+    forget_history(
+        using,
+        session,
+        keep_lease=keep_lease,
+        branch=branches.filter(name=MAIN_BRANCH).first(),
+    )
     return count
 
 
