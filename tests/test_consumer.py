@@ -577,9 +577,13 @@ async def test_one_user_gets_so_many_sockets_and_no_more() -> None:
     user, session_id = await conversation()
     agent = speaker()
     async with (
-        Socket(session_id, user, agent, max_sockets=2),
-        Socket(session_id, user, agent, max_sockets=2),
+        Socket(session_id, user, agent, max_sockets=2) as first,
+        Socket(session_id, user, agent, max_sockets=2) as second,
     ):
+        # A seat is taken after the socket was accepted; an answer shows that it was.
+        for tab in (first, second):
+            await tab.sync()
+            await tab.to_end()
         assert await close_code(session_id, user, max_sockets=2) == 4429
     async with Socket(session_id, user, agent, max_sockets=2) as tab:
         await tab.sync()
