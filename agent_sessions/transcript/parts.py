@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from agent_sessions.items import clean_text
@@ -21,6 +23,18 @@ _IMAGE = re.compile(
 _ADDRESS = re.compile(r"https?://[^\s\x00-\x1f\x7f]+", re.IGNORECASE)
 
 Item = Mapping[str, Any]
+
+_length: ContextVar[int] = ContextVar("part_length", default=PART_LENGTH)
+
+
+@contextmanager
+def parts_up_to(length: int) -> Iterator[None]:
+    """Cut parts at another length than a page's, within this context."""
+    token = _length.set(length)
+    try:
+        yield
+    finally:
+        _length.reset(token)
 
 
 def string(value: Any) -> str:
@@ -40,22 +54,26 @@ def objects(value: Any) -> Iterator[Item]:
 
 def text_part(value: str, kind: PartKind = PartKind.TEXT, label: str = "") -> Part:
     """Make a part of a text, cut to what a page can carry."""
-    if len(value) <= PART_LENGTH:
+    length = _length.get()
+    if len(value) <= length:
         return Part(kind, clean_text(value), label)
-    return Part(kind, clean_text(value[:PART_LENGTH]), label, size=len(value))
+    return Part(kind, clean_text(value[:length]), label, size=len(value))
 
 
 def pretty(value: Any) -> str:
     """Write a value as JSON in lines; stops soon after a part's length."""
     chunks: list[str] = []
-    length = 0
+    room = _length.get()
     # In steps: written at once, a deep value would end in a RecursionError.
     encoder = json.JSONEncoder(indent=2, ensure_ascii=False, default=repr)
-    for chunk in encoder.iterencode(value):
-        chunks.append(chunk[: PART_LENGTH + 1])
-        length += len(chunk)
-        if length > PART_LENGTH:
-            break
+    try:
+        for chunk in encoder.iterencode(value):
+            chunks.append(chunk[: room + 1])
+            room -= len(chunk)
+            if room < 0:
+                break
+    except RecursionError:
+        chunks.append("…")
     return "".join(chunks)
 
 
@@ -183,7 +201,7 @@ def _decoded_size(base64: str) -> int:
 
 def _indented(value: str) -> str:
     """Write JSON text in lines; any other text stays as it is."""
-    if len(value) > PART_LENGTH or not value.lstrip().startswith(("{", "[")):
+    if len(value) > _length.get() or not value.lstrip().startswith(("{", "[")):
         return value
     try:
         return pretty(json.loads(value))
