@@ -68,29 +68,9 @@ demo-llm: $(VENV)/.llm
 
 # --- tests ---------------------------------------------------------------------
 
-# The whole suite on SQLite, what touches a database again on the other two, then the
-# browser, in a call of its own because Playwright leaves a running loop behind. Each
-# call runs whatever the others gave; the last line is pytest's own.
 test: $(VENV)/.group-test
 	@$(BIN)/python -m tests.servers.provision
-	@status=0; \
-	AGENT_SESSIONS_TEST_NOT_RUN=$$(mktemp); export AGENT_SESSIONS_TEST_NOT_RUN; \
-	trap 'rm -f "$$AGENT_SESSIONS_TEST_NOT_RUN"' EXIT; \
-	run() { \
-		code=0; $(BIN)/python -m pytest "$$@" $(ARGS) || code=$$?; \
-		[ $$code = 0 ] || [ "$$code$(if $(ARGS),chosen)" = 5chosen ] || status=1; \
-	}; \
-	for database in sqlite postgres mariadb; do \
-		echo "=== $$database"; \
-		AGENT_SESSIONS_TEST_DATABASE=$$database; export AGENT_SESSIONS_TEST_DATABASE; \
-		run; \
-	done; \
-	echo "=== browser"; \
-	AGENT_SESSIONS_TEST_DATABASE=sqlite; \
-	DJANGO_ALLOW_ASYNC_UNSAFE=true; export DJANGO_ALLOW_ASYNC_UNSAFE; \
-	run tests/browser; \
-	[ $$status = 0 ] || echo "At least one of the four calls of pytest failed; see above." >&2; \
-	exit $$status
+	@$(BIN)/python -m tests.suite $(ARGS)
 
 # The newest Django that each Python allows, but 6.0 with 3.12 so that it has its turn.
 test-all:

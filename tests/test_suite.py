@@ -1,0 +1,35 @@
+"""The command behind `make test`: every call runs, and any failure fails it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def suite(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.suite", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_each_call_that_fails_is_named() -> None:
+    done = suite("--no-such-option")
+    assert done.returncode == 1
+    failed = done.stderr.splitlines()[-1]
+    for name in ("sqlite", "postgres", "mariadb", "browser"):
+        assert f"=== {name}\n" in done.stdout
+        assert name in failed
+
+
+def test_a_choice_that_some_calls_lack_is_no_failure() -> None:
+    done = suite("-q", "-k", "no such test", "tests/test_suite.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("deselected") == 4
