@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core import checks
 
+from agent_sessions.backends.retention import read_retention
 from agent_sessions.exceptions import (
     InvalidBackend,
     InvalidLimit,
@@ -66,6 +67,8 @@ class BaseSessionBackend(ABC):
 
     # Whether the store keeps several branches of one session.
     supports_branches: ClassVar[bool] = False
+    # Whether clear_agent_sessions --keep-last-turns can shorten a history.
+    supports_trimming: ClassVar[bool] = False
     # Names that OPTIONS may hold, with their defaults.
     option_defaults: ClassVar[dict[str, Any]] = {}
     # The same for all backends: how long a history is kept, read by
@@ -84,6 +87,7 @@ class BaseSessionBackend(ABC):
             **self.option_defaults,
             **options,
         }
+        self.retention = read_retention(alias, self.options)
         # Makes what `inner_option` names; the handler sets it.
         self.make_inner: Callable[[], BaseSessionBackend] | None = None
 
