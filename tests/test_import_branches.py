@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from agents.extensions.memory import AdvancedSQLiteSession
 from agents.usage import Usage
+from asgiref.sync import sync_to_async
 from django.core.management import CommandError
 from openai.types.responses.response_usage import (
     InputTokensDetails,
@@ -245,6 +246,24 @@ def test_usage_becomes_runs_and_sums(path: Path) -> None:
     assert run.usage["output_tokens_details"] == [{"reasoning_tokens": 12}]
     assert run.finished_at is not None
     assert run.finished_at == run.started_at
+
+
+async def test_usage_is_told_by_turn_as_the_source_told_it(path: Path) -> None:
+    source = AdvancedSQLiteSession(session_id="one", db_path=path, create_tables=True)
+    try:
+        await use(source)
+        whole = await source.get_session_usage()
+        turns = {
+            name: await source.get_turn_usage(None, name) for name in ("main", "b1")
+        }
+    finally:
+        source.close()
+    await sync_to_async(run_import)("advanced-sqlite", path)
+    session = DjangoSession("one")
+    found = await session.get_session_usage()
+    assert found == {name: (whole or {})[name] for name in found or {}}
+    for name, expected in turns.items():
+        assert await session.get_turn_usage(branch_id=name) == expected
 
 
 def test_usage_that_grew_is_counted_once(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError
 from django.utils import timezone
@@ -109,6 +110,26 @@ def test_a_run_that_was_going_on_has_ended_here(path: Path) -> None:
     run = AgentRun.objects.get()
     assert (run.status, run.finished_at) == ("interrupted", run.started_at)
     assert AgentSession.objects.get(session_id="one").input_tokens == 9
+
+
+def test_usage_by_turn_survives_a_round_trip(path: Path) -> None:
+    session = DjangoSession("one")
+    session.sync.add_items(conversation(3))  # type: ignore[arg-type]
+    for turn, opening in enumerate(
+        SessionItem.objects.filter(role="user").order_by("position"), 1
+    ):
+        AgentRun.objects.create(
+            session=AgentSession.objects.get(), branch=opening.branch, run_id=f"r{turn}",
+            status="completed", finished_at=timezone.now(), turn=turn,
+            turn_item=opening.pk, requests=1, input_tokens=turn, total_tokens=turn,
+        )  # fmt: skip
+    ask = async_to_sync(session.get_turn_usage)
+    before: Any = ask()
+    assert [turn["total_tokens"] for turn in before] == [1, 2, 3]
+    export(path)
+    AgentSession.objects.all().delete()
+    run_import("export", path)
+    assert ask() == before
 
 
 def test_a_longer_export_adds_what_is_new(path: Path) -> None:

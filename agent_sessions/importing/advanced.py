@@ -156,6 +156,7 @@ class AdvancedSource(TableSource):
                 "requests": requests or 0,
                 "input_tokens": input_tokens or 0,
                 "output_tokens": output_tokens or 0,
+                "total_tokens": total or 0,
                 "cached_tokens": _number(details["in"].get("cached_tokens")),
                 "reasoning_tokens": _number(details["out"].get("reasoning_tokens")),
                 "usage": {

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from django.db.models import OuterRef, Subquery
+
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import InvalidItem
 from agent_sessions.handler import sessions
@@ -26,6 +28,7 @@ RUN_COLUMNS = (
     "first_position",
     "last_position",
     *TOKENS,
+    "total_tokens",
     "usage",
     "error_code",
     "trace_id",
@@ -63,9 +66,12 @@ def export_session(row: AgentSession) -> Iterator[str]:
     yield ',"branches":'
     yield _encode([_branch(branch) for branch in branches])
     yield ',"runs":['
-    for index, run in enumerate(
-        runs.select_related("branch").order_by("pk").iterator()
-    ):
+    opened = SessionItem.objects.using(using).filter(pk=OuterRef("turn_item"))
+    runs = runs.select_related("branch").annotate(
+        opened_on=Subquery(opened.values("branch__name")),
+        opened_at=Subquery(opened.values("position")),
+    )
+    for index, run in enumerate(runs.order_by("pk").iterator()):
         yield f"{',' * bool(index)}{_encode(_run(run))}"
     yield '],"items":['
     separator = ""
@@ -104,10 +110,14 @@ def _branch(branch: Branch) -> dict[str, Any]:
     }
 
 
-def _run(run: AgentRun) -> dict[str, Any]:
+def _run(run: Any) -> dict[str, Any]:
+    opening = None
+    if run.opened_on is not None:
+        opening = {"branch": run.opened_on, "position": run.opened_at}
     return {
         "id": run.run_id,
         "branch": None if run.branch is None else run.branch.name,
+        "opening": opening,
         "started_at": _time(run.started_at),
         "finished_at": _time(run.finished_at),
         **{name: getattr(run, name) for name in RUN_COLUMNS},

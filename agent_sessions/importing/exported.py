@@ -218,8 +218,10 @@ def _run(found: dict[str, Any]) -> SourceRun:
     started_at = as_time(found.get("started_at"), UTC)
     finished_at = as_time(found.get("finished_at"), UTC)
     times = {"started_at": started_at} if started_at else {}
+    opening = found.get("opening")
     return SourceRun(
         str(found["id"]),
         found.get("branch") or "",
         {**columns, **times, "finished_at": finished_at or started_at},
+        opening=opening and (str(opening["branch"]), int(opening["position"])),
     )

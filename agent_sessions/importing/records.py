@@ -41,12 +41,17 @@ class SourceItem:
 
 @dataclass(frozen=True, slots=True)
 class SourceRun:
-    """What one run has used, with the columns of its row."""
+    """What one run has used, with the columns of its row.
+
+    Which turn it was about is told by that turn's number in the branch, or by branch
+    and position of the user message that opens it.
+    """
 
     run_id: str
     branch: str
     columns: dict[str, Any]
     turn: int | None = None
+    opening: tuple[str, int] | None = None
 
 
 @dataclass(slots=True)
