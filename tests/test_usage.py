@@ -247,6 +247,24 @@ async def test_the_sessions_counters_forget_nothing() -> None:
     assert await AgentRun.objects.acount() == 2
 
 
+async def test_a_restored_turn_brings_its_usage_back() -> None:
+    session = DjangoSession("s")
+    await two_turns(session)
+    before = await session.get_session_usage()
+    await session.undo_turn()
+    (archived,) = await session.list_archived()
+    restored = await session.restore_branch(archived)
+    assert await session.get_session_usage() == before
+    assert [turn["user_turn_number"] for turn in await session.get_turn_usage()] == [2]
+    assert await session.get_session_usage(restored) == {
+        "requests": 1,
+        "input_tokens": 75,
+        "output_tokens": 45,
+        "total_tokens": 120,
+        "total_turns": 1,
+    }
+
+
 async def test_an_undone_turn_takes_its_usage_with_it() -> None:
     session = DjangoSession("s")
     await session.store_run_usage(await ask(session, "one", used(1)))

@@ -153,7 +153,7 @@ class _Row:
 def _rows(
     branches: Branches, turn: int | None = None, *, details: bool = False
 ) -> Iterator[_Row]:
-    """Read the runs whose turn a branch still shows.
+    """Read the runs whose turn a branch still shows, each for one branch.
 
     One query for all branches; what each shows is looked up in its lineage.
     """
@@ -169,6 +169,7 @@ def _rows(
     live = dict(
         Branch.objects.using(using)
         .filter(session_id__in=sessions, archived_at=None)
+        .order_by("pk")
         .values_list("name", "pk")
     )
     shown = {_root_name(name): branches.lineages.of(pk) for name, pk in live.items()}
@@ -194,9 +195,13 @@ def _rows(
     for branch_id, opened_on, opened_at, *values in found:
         if opened_on is None:
             continue
-        name = _root_name(names.get(branch_id, ""))
-        for segment in shown.get(name, ()):
-            if segment.branch_id == opened_on and segment.holds(opened_at):
+        own = _root_name(names.get(branch_id, ""))
+        # Else the oldest that shows it: an undone turn that was restored, or a fork.
+        for name in (own, *shown):
+            if any(
+                segment.branch_id == opened_on and segment.holds(opened_at)
+                for segment in shown.get(name, ())
+            ):
                 yield _Row(name, *values, *([] if details else [{}]))
                 break
 
