@@ -59,6 +59,20 @@ def start_run(row: AgentSession, *, ago: timedelta = timedelta(0)) -> None:
     )
 
 
+def wait_for_approval(row: AgentSession) -> None:
+    AgentSession.objects.filter(pk=row.pk).update(state=AgentSession.State.WAITING)
+    AgentRun.objects.create(session=row, run_id="r", status="waiting", state="{}")
+
+
+def left_as_it_is(*args: str) -> str:
+    """Run a call that leaves sessions as they are; give what it tells of them."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.raises(CommandError, match="left as") as caught:
+        call_command("clear_agent_sessions", *args, stdout=out, stderr=err)
+    assert caught.value.returncode == 3
+    return err.getvalue()
+
+
 @pytest.fixture
 def alice() -> Any:
     return get_user_model().objects.create_user("alice", password="x")
@@ -231,11 +245,22 @@ class TestRuns:
         row = AgentSession.objects.get()
         assert (row.item_count, row.run_id, row.state) == (0, "", "idle")
 
-    def test_an_open_approval_is_withdrawn(self) -> None:
-        row = make("one")
-        AgentSession.objects.update(state=AgentSession.State.WAITING)
-        AgentRun.objects.create(session=row, run_id="r", status="waiting", state="{}")
+    def test_a_session_that_waits_is_left_out_and_told(self) -> None:
+        wait_for_approval(make("one"))
+        err = left_as_it_is("one")
+        assert err == "one: left out, because it waits for an approval.\n"
+        assert counts() == {"one": 2}
+        assert AgentRun.objects.get().status == "waiting"
+
+    def test_an_approval_that_nobody_can_give_any_more_holds_nothing(self) -> None:
+        wait_for_approval(make("one"))
+        AgentRun.objects.update(expires_at=timezone.now())
         run("one")
+        assert counts() == {"one": 0}
+
+    def test_an_open_approval_is_withdrawn_if_that_is_wanted(self) -> None:
+        wait_for_approval(make("one"))
+        run("one", "--waiting")
         assert AgentRun.objects.get().status == "cancelled"
         assert AgentSession.objects.get().state == "idle"
 
@@ -245,7 +270,10 @@ class TestDryRun:
         make("one")
         make("two")
         out, _ = run("one", "two", "--dry-run", "--delete")
-        assert out == "Would clear 2 sessions with 4 items.\n"
+        assert out == "Would delete 2 sessions with 4 items.\n"
+        assert run("one", "two", "--dry-run")[0] == (
+            "Would clear 2 sessions with 4 items.\n"
+        )
         assert counts() == {"one": 2, "two": 2}
 
     def test_has_the_exit_code_of_the_real_thing(self) -> None:
@@ -296,8 +324,3 @@ class TestAsking:
 def test_verbosity_0_is_silent() -> None:
     make("one")
     assert run("one", verbosity=0) == ("", "")
-
-
-def test_no_session_id_is_an_error() -> None:
-    with pytest.raises(CommandError, match="SESSION_ID"):
-        run()

@@ -65,6 +65,7 @@ class DatabaseBackend(BaseSessionBackend):
     """
 
     supports_branches = True
+    supports_trimming = True
     option_defaults: ClassVar[dict[str, Any]] = {"database": None, "threads": None}
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
@@ -276,6 +277,13 @@ class DatabaseBackend(BaseSessionBackend):
         return await settle(self.threads.run(self.change, key, change))
 
     # -- operations ----------------------------------------------------------------
+
+    def atomically(self, operation: Callable[[], T]) -> T:
+        """Run an operation in one transaction, again where the database asks for it.
+
+        Raises StorageError.
+        """
+        return self._run(lambda connection: operation())
 
     def _run(
         self, operation: Callable[[BaseDatabaseWrapper], T], *, alone: bool = False

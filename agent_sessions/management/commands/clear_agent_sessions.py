@@ -1,49 +1,98 @@
 from __future__ import annotations
 
-from argparse import ArgumentParser
-from collections.abc import Iterator
+from argparse import ArgumentParser, BooleanOptionalAction
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError
-from django.utils.translation import ngettext
+from django.db import DatabaseError
 
-from agent_sessions import clearing
-from agent_sessions.backends.base import BaseSessionBackend, make_key
-from agent_sessions.exceptions import AgentSessionError, InvalidSessionId
-from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.backends.database.removal import BATCH_SIZE
+from agent_sessions.clearing import (
+    Removal,
+    Selection,
+    Spared,
+    count_trimmed,
+    finish_removals,
+    has_retention,
+    remove,
+    trim,
+    unfinished_items,
+    why_spared,
+)
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.handler import sessions
+from agent_sessions.importing.progress import Progress
+from agent_sessions.management.selecting import (
+    add_selection,
+    count,
+    counted,
+    find_named,
+    read_selection,
+)
 from agent_sessions.models import AgentSession
 
-# Ids of one query; databases limit how many values it takes.
-CHUNK = 500
 # Exit codes beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3
+NOTHING_WRITTEN = "Nothing was written."
+
+
+@dataclass(slots=True)
+class Done:
+    """What became of the sessions."""
+
+    # By alias: sessions and items.
+    removed: dict[str, list[int]] = field(default_factory=dict)
+    spared: int = 0
+    failed: int = 0
+
+    def add(self, alias: str, items: int) -> None:
+        sums = self.removed.setdefault(alias, [0, 0])
+        sums[0] += 1
+        sums[1] += items
 
 
 class Command(BaseCommand):
     help = (
-        "Remove all items of the named sessions. Nothing is written if one of them "
-        "doesn't exist. A session with an active run is left out. Exit codes: 0 all "
-        "done, 1 nothing written, 3 some sessions were left as they are."
+        "Remove the items of sessions, of all backends alike. Without options: what is "
+        "idle for longer than the max_idle of its backend, older than its max_age, or "
+        "whose time is over; fit for cron. A session with an active run, or that waits "
+        "for an approval, is left out. Exit codes: 0 all done, 1 nothing written, 3 "
+        "some sessions were left as they are."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
+        add_selection(parser, verb="clear")
         parser.add_argument(
-            "session_ids", nargs="+", metavar="SESSION_ID", help="a session to clear"
+            "--all", action="store_true", help="all sessions that the options leave"
         )
         parser.add_argument(
-            "--backend",
-            default=DEFAULT_ALIAS,
-            help="alias of AGENT_SESSIONS that has the sessions (default: default)",
+            "--waiting",
+            action="store_true",
+            help="take sessions too that wait for an approval, which is withdrawn",
         )
-        parser.add_argument("--user", help="name of the user who owns them all")
-        parser.add_argument(
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument(
             "--delete",
             action="store_true",
             help="delete the sessions themselves too, not only their items",
         )
+        what.add_argument(
+            "--keep-last-turns",
+            type=count,
+            metavar="N",
+            help="remove only what is older than the last N turns of each session",
+        )
         parser.add_argument(
             "--dry-run", action="store_true", help="write nothing, say what would be"
+        )
+        parser.add_argument(
+            "--batch-size",
+            type=count,
+            default=BATCH_SIZE,
+            help="rows to delete in one transaction (default: %(default)s)",
         )
         parser.add_argument(
             "--noinput",
@@ -52,63 +101,112 @@ class Command(BaseCommand):
             dest="interactive",
             help="don't ask before more than one session",
         )
+        parser.add_argument(
+            "--progress",
+            action=BooleanOptionalAction,
+            help="show a progress bar (default: on a terminal)",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity: int = options["verbosity"]
+        self.options = options
         try:
-            backend = sessions[options["backend"]]
+            self._handle()
         except AgentSessionError as exc:
             raise CommandError(str(exc)) from exc
-        owner = _find_user(options["user"]) if options["user"] is not None else None
-        rows = _find_rows(backend, options["session_ids"], owner)
-        busy = [row for row in rows if clearing.has_active_run(row)]
-        idle = [row for row in rows if row not in busy]
-        for row in busy:
-            self.stderr.write(
-                f"{row.session_id}: left out, because run {row.run_id} is active."
-            )
-        if options["dry_run"]:
-            self._tell("Would clear", idle, sum(row.item_count for row in idle))
-            failed = 0
-        else:
-            if options["interactive"] and len(idle) > 1:
-                self._ask(idle, delete=options["delete"])
-            failed = self._clear(idle, delete=options["delete"])
-        if busy or failed:
-            count = len(busy) + failed
+        except DatabaseError as exc:
+            # The driver's own words may quote contents, so only its kind is told.
             raise CommandError(
-                ngettext(
-                    "%d session was left as it is.",
-                    "%d sessions were left as they are.",
-                    count,
-                )
-                % count,
+                f"The database refused the call ({type(exc).__name__}). Run the same "
+                "command again to go on.",
                 returncode=INCOMPLETE,
+            ) from exc
+
+    def _handle(self) -> None:
+        selection = self._selection()
+        rows: Iterable[AgentSession] = (
+            find_named(selection, undone=NOTHING_WRITTEN)
+            if selection.session_ids
+            else selection.rows()
+        )
+        if self.options["dry_run"]:
+            done = self._try(rows)
+        else:
+            if self.options["interactive"]:
+                self._ask(selection, rows)
+            self._finish()
+            done = self._remove(selection, rows)
+        self._tell(done)
+        left = done.failed + (0 if self._is_governed(selection) else done.spared)
+        if left:
+            left_as = "was left as it is" if left == 1 else "were left as they are"
+            raise CommandError(
+                f"{counted(left, 'session')} {left_as}.", returncode=INCOMPLETE
             )
 
-    def _clear(self, rows: list[AgentSession], *, delete: bool) -> int:
-        """Clear rows one by one; tell how many could not be."""
-        remove = clearing.delete if delete else clearing.clear
-        done: list[AgentSession] = []
-        items = 0
-        for row in rows:
-            try:
-                items += remove(row)
-            except AgentSessionError as exc:
-                self.stderr.write(f"{row.session_id}: {exc}")
-            else:
-                done.append(row)
-        self._tell("Deleted" if delete else "Cleared", done, items)
-        return len(rows) - len(done)
+    # -- what is meant -------------------------------------------------------------
 
-    def _ask(self, rows: list[AgentSession], *, delete: bool) -> None:
-        items = sum(row.item_count for row in rows)
+    def _selection(self) -> Selection:
+        selection = read_selection(self.options)
+        if self.options["keep_last_turns"]:
+            selection = self._trimmable(selection)
+        if not (selection.narrows or self.options["all"]):
+            if self.verbosity and not has_retention(selection.backends):
+                self.stdout.write(
+                    "No backend has max_idle or max_age in its OPTIONS: only sessions "
+                    "whose own time is over are looked for."
+                )
+            selection = replace(selection, idle=True, expired=True)
+        if self._is_governed(selection) and not self.options["delete"]:
+            selection = replace(selection, filled=True)
+        return selection
+
+    def _trimmable(self, selection: Selection) -> Selection:
+        """Leave out backends that can't remove single turns."""
+        can: list[str] = []
+        for alias in selection.backends or sessions:
+            if sessions[alias].supports_trimming:
+                can.append(alias)
+                continue
+            kind = type(sessions[alias]).__name__
+            told = f"{alias}: {kind} can't remove single turns"
+            if alias in selection.backends:
+                raise CommandError(f"{told}. {NOTHING_WRITTEN}")
+            self.stderr.write(f"{told}; its sessions are left out.")
+        if not can:
+            raise CommandError(f"No backend can remove single turns. {NOTHING_WRITTEN}")
+        if len(can) == len(selection.backends or list(sessions)):
+            return selection
+        return replace(selection, backends=tuple(can))
+
+    def _is_governed(self, selection: Selection) -> bool:
+        """Tell whether the settings say which sessions are meant."""
+        return not selection.session_ids and (selection.idle or selection.expired)
+
+    def _ask(self, selection: Selection, rows: Iterable[AgentSession]) -> None:
+        """Ask before more than one session, where settings haven't decided it."""
+        if self._is_governed(selection) and not self.options["delete"]:
+            return
+        if isinstance(rows, list):
+            meant = [row for row in rows if not self._reason(row)]
+            number, items = len(meant), sum(row.item_count for row in meant)
+        else:
+            totals = selection.totals()
+            number, items = totals.sessions, totals.items
+        if number < 2:
+            return
+        keep = self.options["keep_last_turns"]
         question = (
-            f"{'Delete' if delete else 'Clear'} {len(rows)} sessions with {items} "
-            "items? This can't be undone. [y/N] "
+            f"{'Delete' if self.options['delete'] else 'Clear'} {number} sessions"
         )
+        if keep:
+            question = (
+                f"Keep only the last {counted(keep, 'turn')} of {number} sessions"
+            )
         try:
-            answer = input(question)
+            answer = input(
+                f"{question} with {counted(items, 'item')}? This can't be undone. [y/N] "
+            )
         except EOFError:
             raise CommandError(
                 "There is nobody to ask. Use --noinput to go on without."
@@ -116,54 +214,108 @@ class Command(BaseCommand):
         if answer.strip().lower() not in {"y", "yes"}:
             raise CommandError("Cancelled; nothing was written.")
 
-    def _tell(self, done: str, rows: list[AgentSession], items: int) -> None:
+    # -- what is done --------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Go on with what an earlier call was kept from."""
+        if not unfinished_items():
+            return
+        items = finish_removals(batch_size=self.options["batch_size"])
         if self.verbosity:
-            named = ngettext("%d session", "%d sessions", len(rows)) % len(rows)
-            counted = ngettext("%d item", "%d items", items) % items
-            self.stdout.write(f"{done} {named} with {counted}.")
+            self.stdout.write(
+                f"Deleted {counted(items, 'item')} that an earlier call had removed."
+            )
 
+    def _try(self, rows: Iterable[AgentSession]) -> Done:
+        done = Done()
+        for row in rows:
+            if reason := self._reason(row):
+                self._spare(row, reason, done)
+            elif keep := self.options["keep_last_turns"]:
+                self._one(row, done, partial(count_trimmed, row, keep))
+            else:
+                done.add(row.backend, row.item_count)
+        return done
 
-def _find_user(name: str) -> Any:
-    """Find an owner by the name that people log in with."""
-    model = get_user_model()
-    try:
-        return model._default_manager.get_by_natural_key(name)
-    except model.DoesNotExist:
-        raise CommandError(f"There is no user {name!r}.") from None
-
-
-def _find_rows(
-    backend: BaseSessionBackend, session_ids: list[str], owner: Any
-) -> list[AgentSession]:
-    """Find the sessions in the order given. Raises CommandError naming the others."""
-    wanted = list(dict.fromkeys(session_ids))
-    found: dict[str, AgentSession] = {}
-    for ids in _storable(wanted):
-        rows = AgentSession.objects.using(backend.directory.using).filter(
-            backend=backend.alias, session_id__in=ids
+    def _remove(self, selection: Selection, rows: Iterable[AgentSession]) -> Done:
+        done = Done()
+        size, keep = self.options["batch_size"], self.options["keep_last_turns"]
+        how = Removal(
+            delete=self.options["delete"],
+            waiting=self.options["waiting"],
+            still=selection.holds,
+            batch_size=size,
         )
-        if owner is not None:
-            rows = rows.filter(user_id=owner.pk)
-        found |= {row.session_id: row for row in rows}
-    if unknown := [name for name in wanted if name not in found]:
-        whose = "" if owner is None else f" of {owner.get_username()}"
-        raise CommandError(
-            f"The backend {backend.alias!r} has no such session{whose}: "
-            f"{', '.join(map(repr, unknown))}. Nothing was written."
-        )
-    return [found[name] for name in wanted]
+        progress = self._progress(selection)
+        for row in rows:
+            if keep:
+                self._one(row, done, partial(trim, row, keep, how))
+                progress.add(row.item_count)
+                continue
+            items = self._one(row, done, partial(remove, row, how)) or 0
+            if items > size:
+                finish_removals(batch_size=size, progress=progress.add)
+            else:
+                progress.add(items)
+        progress.close()
+        return done
+
+    def _one(
+        self, row: AgentSession, done: Done, act: Callable[[], int | None]
+    ) -> int | None:
+        """Do something to one session; give the number of its items, if it was done."""
+        try:
+            items = act()
+        except Spared as exc:
+            self._spare(row, str(exc), done)
+        except AgentSessionError as exc:
+            done.failed += 1
+            self.stderr.write(f"{row.session_id}: {exc}")
+        else:
+            if items is not None:
+                done.add(row.backend, items)
+            return items
+        return None
+
+    def _reason(self, row: AgentSession) -> str:
+        return why_spared(row, waiting=self.options["waiting"])
+
+    def _spare(self, row: AgentSession, reason: str, done: Done) -> None:
+        done.spared += 1
+        self.stderr.write(f"{row.session_id}: left out, because {reason}.")
+
+    # -- what is told --------------------------------------------------------------
+
+    def _progress(self, selection: Selection) -> Any:
+        shown = self.options["progress"]
+        if shown is None:
+            shown = bool(self.verbosity) and self.stderr.isatty()
+        if not shown:
+            return _Silence()
+        # Not self.stderr, which ends every line and colours it.
+        return Progress(self.stderr._out, selection.totals().items)
+
+    def _tell(self, done: Done) -> None:
+        if not self.verbosity:
+            return
+        verb = "Deleted" if self.options["delete"] else "Cleared"
+        if self.options["dry_run"]:
+            verb = "Would delete" if self.options["delete"] else "Would clear"
+        several = len(done.removed) > 1
+        for alias, (number, items) in sorted((done.removed or {"": [0, 0]}).items()):
+            where = f"{alias}: " if several else ""
+            text = f"{verb} {counted(number, 'session')} with {counted(items, 'item')}."
+            if self.options["keep_last_turns"]:
+                verb = "Would remove" if self.options["dry_run"] else "Removed"
+                text = (
+                    f"{verb} {counted(items, 'item')} of {counted(number, 'session')}."
+                )
+            self.stdout.write(where + text)
 
 
-def _storable(session_ids: list[str]) -> Iterator[list[str]]:
-    """Give the ids that a database can look for, in chunks."""
-    ids = [name for name in session_ids if _is_storable(name)]
-    for start in range(0, len(ids), CHUNK):
-        yield ids[start : start + CHUNK]
+class _Silence:
+    """The progress of a call that nobody watches."""
 
+    def add(self, number: int) -> None: ...
 
-def _is_storable(session_id: str) -> bool:
-    try:
-        make_key(session_id, None)
-    except InvalidSessionId:
-        return False
-    return True
+    def close(self) -> None: ...

@@ -1,18 +1,16 @@
-"""Read, clear and delete sessions by their row: what the admin and commands do.
-
-They are trusted: the row says whose session it is, nobody asks who wants it.
-"""
+"""Read, clear and delete sessions by their row."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
 from agent_sessions.handler import sessions
-from agent_sessions.models import AgentSession
+from agent_sessions.models import AgentRun, AgentSession
 
 # A run that has been silent for longer than this has died.
 RUN_SILENCE = timedelta(seconds=60)
@@ -42,6 +40,17 @@ def has_active_run(row: AgentSession) -> bool:
         and row.run_seen_at is not None
         and timezone.now() - row.run_seen_at < RUN_SILENCE
     )
+
+
+def is_waiting(row: AgentSession) -> bool:
+    """Tell whether an approval of the session can still be given."""
+    if row.state != AgentSession.State.WAITING:
+        return False
+    runs = AgentRun.objects.using(row._state.db).filter(
+        session_id=row.pk, status=AgentRun.Status.WAITING
+    )
+    in_time = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
+    return runs.filter(in_time).exists()
 
 
 def clear(row: AgentSession) -> int:

@@ -1,0 +1,247 @@
+"""Remove long histories in small steps, so that no writer waits for them.
+
+What is removed is taken out of its session in one short transaction: from then on
+nobody finds it. It lies under a row of the directory that belongs to no backend until
+its rows have been deleted, some at a time. Who is killed in between leaves that row
+behind, and the next sweep goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from django.db import connections
+from django.db.models import F, QuerySet, Sum
+from django.utils import timezone
+
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.branches import Branches
+from agent_sessions.backends.database.history import clear_history
+from agent_sessions.backends.directory import forget_history
+from agent_sessions.exceptions import SessionDoesNotExist
+from agent_sessions.models import (
+    MAIN_BRANCH,
+    AgentRun,
+    AgentSession,
+    Branch,
+    SessionItem,
+)
+from agent_sessions.signals import session_cleared
+
+if TYPE_CHECKING:
+    from agent_sessions.backends.database import DatabaseBackend
+
+# The alias of what has been removed and is still to be deleted; no backend has it.
+REMOVED = "~removed"
+# Rows of one transaction.
+BATCH_SIZE = 500
+# SQLite has one writer at a time, and who waits looks again only now and then: it is
+# left alone for this many times as long as it was held.
+_REST = 2.0
+
+Guard = Callable[[AgentSession], None]
+Told = Callable[[int], None]
+
+
+def remove_history(
+    backend: DatabaseBackend,
+    key: SessionKey,
+    *,
+    delete: bool = False,
+    guard: Guard,
+    batch_size: int = BATCH_SIZE,
+) -> int:
+    """Empty a session for all who read it, or delete it; tell how many items it had.
+
+    `guard` is given the session's row once it is held, and raises where it must stay.
+    Up to `batch_size` rows are deleted at once; more are left to sweep(). Raises
+    SessionDoesNotExist where it is gone.
+    """
+
+    def remove(branches: Branches) -> int:
+        row = branches.directory.rows(key).first()
+        if row is None:
+            raise SessionDoesNotExist(key.session_id)
+        guard(row)
+        if _is_long(backend.using, row, batch_size, delete=delete):
+            count: int = row.item_count
+            (_bury_session if delete else _bury_branches)(backend.using, row)
+            return count
+        count = clear_history(backend.using, row.pk, keep_lease=False)
+        if delete:
+            row.delete()
+        return count
+
+    removed = backend.change(key, remove)
+    session_cleared.send(
+        type(backend),
+        session_id=key.session_id,
+        backend=backend.alias,
+        user_id=key.user_id,
+        count=removed,
+    )
+    return removed
+
+
+def unswept(using: str) -> int:
+    """Tell how many items have been removed and are still to be deleted."""
+    return int(_graves(using).aggregate(items=Sum("item_count"))["items"] or 0)
+
+
+def sweep(
+    backend: DatabaseBackend,
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Told | None = None,
+) -> int:
+    """Delete what has been removed from a database, in short transactions.
+
+    Tells how many items. Several processes may sweep at once: what one of them holds
+    the others leave to it.
+    """
+    total = 0
+    graves = _graves(backend.using).order_by("pk").values_list("pk", flat=True)
+    for pk in list(graves):
+        grave = _Grave(backend.using, pk, batch_size)
+        while not grave.is_done:
+            began = time.monotonic()
+            count = backend.atomically(grave.step)
+            rest(backend.using, began)
+            total += count
+            if progress is not None:
+                progress(count)
+    return total
+
+
+def rest(using: str, began: float) -> None:
+    """Let other writers in after a transaction that began then, where they wait."""
+    connection = connections[using]
+    if connection.vendor == "sqlite" and not connection.in_atomic_block:
+        time.sleep((time.monotonic() - began) * _REST)
+
+
+# -- taking out ------------------------------------------------------------------------
+
+
+def _is_long(using: str, row: AgentSession, most: int, *, delete: bool) -> bool:
+    """Tell whether a session has more rows than are deleted at once."""
+    branches = Branch.objects.using(using).filter(session_id=row.pk)
+    items = SessionItem.objects.using(using).filter(
+        branch_id__in=list(branches.values_list("pk", flat=True))
+    )
+    if items[: most + 1].count() > most:
+        return True
+    runs = AgentRun.objects.using(using).filter(session_id=row.pk)
+    return delete and runs[: most + 1].count() > most
+
+
+def _bury_session(using: str, row: AgentSession) -> None:
+    """Take a whole session out of the directory; its id is free at once."""
+    AgentSession.objects.using(using).filter(pk=row.pk).update(
+        backend=REMOVED,
+        session_id=AgentSession.new_id(),
+        user=None,
+        title="",
+        metadata={},
+        branch=None,
+        state=AgentSession.State.IDLE,
+        run_id="",
+        fence=F("fence") + 1,
+    )
+
+
+def _bury_branches(using: str, row: AgentSession) -> None:
+    """Give a session new, empty branches in the place of its own.
+
+    They begin where the old ones ended, so that positions are never given twice, and
+    bear their names, so that no stale session writes into another's.
+    """
+    grave = AgentSession.objects.using(using).create(
+        backend=REMOVED, session_id=AgentSession.new_id(), item_count=row.item_count
+    )
+    branches = Branch.objects.using(using)
+    old = list(branches.filter(session_id=row.pk))
+    branches.filter(session_id=row.pk).update(session=grave)
+    now = timezone.now()
+    for branch in old:
+        # The other names are made by us, from numbers that are never given twice.
+        if "~" not in branch.name:
+            live = branch.name == MAIN_BRANCH
+            branches.create(
+                session_id=row.pk,
+                name=branch.name,
+                head=branch.head,
+                archived_at=None if live else branch.archived_at or now,
+            )
+    main = branches.filter(session_id=row.pk, name=MAIN_BRANCH).first()
+    forget_history(using, row.pk, keep_lease=False, branch=main)
+
+
+# -- deleting --------------------------------------------------------------------------
+
+
+def _graves(using: str) -> QuerySet[AgentSession]:
+    return AgentSession.objects.using(using).filter(backend=REMOVED)
+
+
+class _Grave:
+    """What was taken out of one session: each step deletes a part, in its order."""
+
+    def __init__(self, using: str, pk: int, size: int) -> None:
+        self.using = using
+        self.pk = pk
+        self.size = size
+        self.is_done = False
+        self._row = _graves(using).filter(pk=pk)
+        self._branches = Branch.objects.using(using).filter(session_id=pk)
+        # Where the last step ended: looking from the beginning again, PostgreSQL would
+        # walk over everything that was deleted before.
+        self._after: dict[int, int] = {}
+
+    def step(self) -> int:
+        """Delete up to `size` rows; tell how many items were among them."""
+        if not self._hold():
+            self.is_done = True
+            return 0
+        pks = list(self._branches.order_by("pk").values_list("pk", flat=True))
+        for branch in pks:
+            if count := self._delete_items(branch):
+                return count
+        runs = AgentRun.objects.using(self.using)
+        own = runs.filter(session_id=self.pk).order_by("pk")
+        # The runs of a session that was only cleared stay with it.
+        others = runs.filter(branch_id__in=pks).order_by("pk")
+        if found := list(own.values_list("pk", flat=True)[: self.size]):
+            runs.filter(pk__in=found).delete()
+        elif found := list(others.values_list("pk", flat=True)[: self.size]):
+            runs.filter(pk__in=found).update(branch=None)
+        else:
+            self._branches.update(parent=None)
+            self._row.delete()
+            self.is_done = True
+        return 0
+
+    def _hold(self) -> bool:
+        """Hold the row; False where another process does, or it is gone."""
+        connection = connections[self.using]
+        if not connection.features.has_select_for_update:
+            # A transaction that reads first may be refused its turn to write.
+            return bool(self._row.update(item_count=F("item_count")))
+        skip = connection.features.has_select_for_update_skip_locked
+        return self._row.select_for_update(skip_locked=skip).first() is not None
+
+    def _delete_items(self, branch: int) -> int:
+        items = SessionItem.objects.using(self.using).filter(branch_id=branch)
+        rows = items.filter(position__gt=self._after.get(branch, -1))
+        positions = rows.order_by("position").values_list("position", flat=True)
+        found = list(positions[: self.size])
+        if not found:
+            return 0
+        count, _ = rows.filter(position__lte=found[-1]).delete()
+        self._after[branch] = found[-1]
+        self._row.filter(item_count__gte=count).update(
+            item_count=F("item_count") - count
+        )
+        return count

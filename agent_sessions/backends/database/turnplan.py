@@ -1,0 +1,327 @@
+"""Which turns of a session may go, so that each branch keeps its last ones whole."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from django.db.models import Count, Max, Min, Q, QuerySet
+
+from agent_sessions.backends.database.branches import QUARANTINE
+from agent_sessions.backends.database.lineage import Lineages, Segment, visible
+from agent_sessions.exceptions import InvalidBranch
+from agent_sessions.history.links import CALL_OF, Key, call_key, kind_of, own_key
+from agent_sessions.items import Item, decode
+from agent_sessions.models import AgentSession, Branch, SessionItem
+
+_USERS = Q(type="message", role="user")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The rows of one turn that a branch has of its own; `opens` has its message."""
+
+    branch: int
+    turn: int
+    first: int
+    last: int
+    count: int
+    opens: int
+
+
+class TurnPlan:
+    """What goes and what stays of a session, as it was when it was read.
+
+    `cuts` has, for each branch that loses something, the first position that it keeps.
+    Raises InvalidBranch where turns are numbered wrongly.
+    """
+
+    def __init__(self, using: str, row: AgentSession, keep: int) -> None:
+        self.using = using
+        self.row = row
+        self.cuts: dict[int, int] = {}
+        self._branches = list(
+            Branch.objects.using(using).filter(session_id=row.pk).order_by("pk")
+        )
+        self._state = self._read_state()
+        self._own: dict[int, list[Group]] = {}
+        self._gone: list[list[Group]] = []
+        live = [branch for branch in self._branches if branch.archived_at is None]
+        if any(branch.turn > keep for branch in live):
+            # Lineages that others cached may be of a branch that is being made.
+            self._lineages = Lineages(using)
+            self._read_groups()
+            self._choose(live, keep)
+
+    @property
+    def size(self) -> int:
+        """How many items go."""
+        return sum(group.count for family in self._gone for group in family)
+
+    def is_current(self) -> bool:
+        """Tell whether the session still has the same branches."""
+        return self._read_state() == self._state
+
+    def view(self, branch: int) -> QuerySet[Any]:
+        """Give the rows that a branch shows."""
+        return visible(self.using, self._lineages.of(branch))
+
+    def steps(self, size: int) -> list[list[Group]]:
+        """Give what goes, the oldest first, about `size` rows at a time."""
+        steps: list[list[Group]] = []
+        room = 0
+        for family in self._gone:
+            count = sum(group.count for group in family)
+            if count > room or not steps:
+                steps.append([])
+                room = size
+            steps[-1] += family
+            room -= count
+        return steps
+
+    def shifts(self) -> Iterator[tuple[int, int, int | None, int]]:
+        """Give stretches of rows and by how much their turns become less.
+
+        The last position of a stretch is None where it is open: rows may have come.
+        """
+        for branch in self._numbered():
+            turn = self._kept_before(branch)
+            stretches: list[list[int]] = []
+            for group in self._kept_of(branch):
+                turn += group.opens
+                by = group.turn - turn
+                if stretches and stretches[-1][2] == by:
+                    stretches[-1][1] = group.last
+                else:
+                    stretches.append([group.first, group.last, by])
+            for number, (first, last, by) in enumerate(stretches, 1):
+                if by > 0:
+                    is_open = number == len(stretches)
+                    yield branch, first, None if is_open else last, by
+
+    def branch_shifts(self) -> Iterator[tuple[int, int]]:
+        """Give branches and by how many turns they become shorter."""
+        turns = {branch.pk: branch.turn for branch in self._branches}
+        for branch in self._numbered():
+            own = sum(group.opens for group in self._kept_of(branch))
+            by = turns[branch] - self._kept_before(branch) - own
+            if by > 0:
+                yield branch, by
+
+    # -- reading -------------------------------------------------------------------
+
+    def _read_state(self) -> set[tuple[int, bool]]:
+        branches = Branch.objects.using(self.using).filter(session_id=self.row.pk)
+        return {
+            (pk, archived is None)
+            for pk, archived in branches.values_list("pk", "archived_at")
+        }
+
+    def _read_groups(self) -> None:
+        for branch in self._branches:
+            found = (
+                SessionItem.objects.using(self.using)
+                .filter(branch_id=branch.pk)
+                .values_list("turn")
+                .annotate(
+                    first=Min("position"),
+                    last=Max("position"),
+                    count=Count("pk"),
+                    opens=Count("pk", filter=_USERS),
+                )
+                .order_by("first")
+            )
+            groups = [Group(branch.pk, *values) for values in found]
+            if not _is_quarantine(branch):
+                _check_order(self.row, groups)
+            self._own[branch.pk] = groups
+
+    def _shown(self, branch: int) -> Iterator[Group]:
+        """Give what a branch shows, the newest first."""
+        for segment in self._lineages.of(branch):
+            yield from reversed(self._seen(segment))
+
+    def _seen(self, segment: Segment) -> list[Group]:
+        groups = self._own.get(segment.branch_id, [])
+        if segment.upto is None:
+            return groups
+        firsts = [group.first for group in groups]
+        return groups[: bisect_right(firsts, segment.upto)]
+
+    # -- choosing ------------------------------------------------------------------
+
+    def _choose(self, live: list[Branch], keep: int) -> None:
+        kept: set[Group] = set()
+        shown: set[Group] = set()
+        oldest: int | None = None
+        for branch in live:
+            groups = list(self._shown(branch.pk))
+            shown.update(groups)
+            last = _last_turns(groups, keep)
+            if len(last) < len(groups):
+                self.cuts[branch.pk] = last[-1].first
+                last += self._needed(branch.pk, last)
+            kept.update(last)
+            begins = self.cuts.get(branch.pk, 0)
+            oldest = begins if oldest is None else min(oldest, begins)
+        everything = [group for groups in self._own.values() for group in groups]
+        # What only archived branches have stays where it is newer than any loss.
+        kept.update(
+            group
+            for group in everything
+            if group not in shown and group.last >= (oldest or 0)
+        )
+        self._gone = _without(self._families(everything), kept)
+        gone = {group for family in self._gone for group in family}
+        self._kept = {
+            branch: [group for group in groups if group not in gone]
+            for branch, groups in self._own.items()
+        }
+
+    def _families(self, groups: list[Group]) -> list[list[Group]]:
+        """Put together what is one turn of some branch: a fork may be in its middle."""
+        roots = {group: group for group in groups}
+
+        def root(group: Group) -> Group:
+            while roots[group] is not group:
+                group = roots[group]
+            return group
+
+        for branch in self._branches:
+            own = self._own[branch.pk]
+            if not own or _is_quarantine(branch):
+                continue
+            inherited = self._lineages.of(branch.pk)[1:]
+            seen = (found[-1] for each in inherited if (found := self._seen(each)))
+            before = next(seen, None)
+            if before is not None and before.turn == own[0].turn:
+                roots[root(own[0])] = root(before)
+        families: dict[Group, list[Group]] = defaultdict(list)
+        for group in groups:
+            families[root(group)].append(group)
+        return sorted(families.values(), key=lambda family: family[0].first)
+
+    def _needed(self, branch: int, last: list[Group]) -> list[Group]:
+        """Find the older turns with calls whose outputs are among the last ones."""
+        rows = self.view(branch)
+        begins = last[-1].first
+        older = rows.filter(position__lt=begins)
+        by_place = {
+            (group.branch, group.turn): group
+            for group in self._shown(branch)
+            if group.first < begins
+        }
+        found: list[Group] = []
+        missing = _missing(_items(rows.filter(position__gte=begins)))
+        while missing:
+            key = missing.pop()
+            place = _find(older, key)
+            group = by_place.get(place) if place else None
+            if group is None or group in found:
+                continue
+            found.append(group)
+            turn = rows.filter(
+                branch_id=group.branch,
+                position__gte=group.first,
+                position__lte=group.last,
+            )
+            missing |= _missing(_items(turn))
+        return found
+
+    # -- counting anew ---------------------------------------------------------------
+
+    def _numbered(self) -> Iterator[int]:
+        for branch in self._branches:
+            if not _is_quarantine(branch):
+                yield branch.pk
+
+    def _kept_of(self, branch: int) -> list[Group]:
+        return self._kept[branch]
+
+    def _kept_before(self, branch: int) -> int:
+        """Count the turns that a branch still has from its ancestors."""
+        total = 0
+        for segment in self._lineages.of(branch)[1:]:
+            groups = self._kept[segment.branch_id]
+            firsts = [group.first for group in groups]
+            seen = bisect_right(firsts, segment.upto or 0)
+            total += sum(group.opens for group in groups[:seen])
+        return total
+
+
+def _check_order(row: AgentSession, groups: list[Group]) -> None:
+    ends = accumulate((group.last for group in groups), max)
+    turns = [group.turn for group in groups]
+    overlaps = any(
+        group.first <= end for group, end in zip(groups[1:], ends, strict=False)
+    )
+    if overlaps or turns != sorted(turns) or any(group.opens > 1 for group in groups):
+        raise InvalidBranch(
+            f"The turns of session {row.session_id!r} are numbered wrongly, so its "
+            "last ones can't be told. Mend it with check_agent_sessions --repair."
+        )
+
+
+def _is_quarantine(branch: Branch) -> bool:
+    return bool(branch.name.startswith(f"{QUARANTINE}~"))
+
+
+def _last_turns(groups: list[Group], keep: int) -> list[Group]:
+    """Give the last `keep` turns of what a branch shows, newest first."""
+    opened = 0
+    for index, group in enumerate(groups):
+        opened += group.opens
+        if opened == keep and any(older.opens for older in groups[index + 1 :]):
+            return groups[: index + 1]
+    return list(groups)
+
+
+def _without(families: list[list[Group]], kept: set[Group]) -> list[list[Group]]:
+    return [family for family in families if kept.isdisjoint(family)]
+
+
+def _items(rows: QuerySet[Any]) -> Iterator[Item]:
+    for data in rows.order_by("position").values_list("data", flat=True).iterator():
+        if (item := decode(data)) is not None:
+            yield item
+
+
+def _missing(items: Iterable[Item]) -> set[Key]:
+    """Give the keys of what items can't be parted from and is not among them."""
+    needed: set[Key] = set()
+    own: set[Key] = set()
+    for item in items:
+        kind = kind_of(item)
+        if kind in CALL_OF:
+            needed.add(call_key(item))
+        else:
+            own.add(own_key(item))
+        caller = item.get("caller")
+        if isinstance(caller, dict) and caller.get("type") == "program":
+            needed.add(("program", _text(caller.get("caller_id"))))
+        if kind == "mcp_call":
+            request = _text(item.get("approval_request_id"))
+            needed.add(("mcp_approval_request", request))
+    return {(kind, name) for kind, name in needed - own if name}
+
+
+def _find(older: QuerySet[Any], key: Key) -> tuple[int, int] | None:
+    """Find the branch and turn of the newest call with a key."""
+    kind, name = key
+    calls = older.filter(type=kind).order_by("-position")
+    if kind != "mcp_approval_request":
+        # An approval's request is named by its id, which has no column.
+        calls = calls.filter(call_id=(name or "")[:255])
+    for branch, turn, data in calls.values_list("branch_id", "turn", "data").iterator():
+        item = decode(data)
+        if item is not None and own_key(item) == key:
+            return branch, turn
+    return None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,112 @@
+"""The options by which every command chooses sessions, and what they say."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, ArgumentTypeError
+from datetime import timedelta
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.management.base import CommandError
+
+from agent_sessions.backends.retention import parse_age
+from agent_sessions.clearing import Selection
+from agent_sessions.models import AgentSession
+
+
+def add_selection(parser: ArgumentParser, *, verb: str) -> None:
+    """Add the options that choose sessions."""
+    parser.add_argument(
+        "session_ids", nargs="*", metavar="SESSION_ID", help=f"a session to {verb}"
+    )
+    owners = parser.add_mutually_exclusive_group()
+    owners.add_argument(
+        "--user", metavar="NAME", help="only sessions of the user of this name"
+    )
+    owners.add_argument(
+        "--unowned", action="store_true", help="only sessions without an owner"
+    )
+    parser.add_argument(
+        "--backend",
+        action="append",
+        default=[],
+        metavar="ALIAS",
+        help="only sessions of this alias of AGENT_SESSIONS; may be given again "
+        "(default: all)",
+    )
+    parser.add_argument(
+        "--older-than",
+        type=age,
+        metavar="AGE",
+        help="only sessions whose last activity is longer ago: 30d, 12h, 1d12h",
+    )
+    parser.add_argument(
+        "--idle",
+        action="store_true",
+        help="only sessions idle for longer than the max_idle of their backend",
+    )
+    parser.add_argument(
+        "--expired",
+        action="store_true",
+        help="only sessions whose time is over, or that are older than the max_age of "
+        "their backend; with --idle, one of both is enough",
+    )
+
+
+def read_selection(options: dict[str, Any], **more: Any) -> Selection:
+    """Read what the options choose. Raises CommandError for an unknown user."""
+    return Selection(
+        session_ids=tuple(options["session_ids"]),
+        backends=tuple(options["backend"]),
+        user=None if options["user"] is None else find_user(options["user"]),
+        unowned=options["unowned"],
+        older_than=options["older_than"],
+        **{"idle": options["idle"], "expired": options["expired"], **more},
+    )
+
+
+def find_named(selection: Selection, *, undone: str) -> list[AgentSession]:
+    """Find the named sessions. Raises CommandError that names those there aren't.
+
+    `undone` says in the error what has not been done.
+    """
+    rows, unknown = selection.named()
+    if not unknown:
+        return rows
+    names = ", ".join(map(repr, unknown))
+    whose = "" if selection.user is None else f" of {selection.user.get_username()}"
+    if len(selection.backends) == 1:
+        where = f"The backend {selection.backends[0]!r} has no such session{whose}"
+    else:
+        where = f"There is no such session{whose}"
+    raise CommandError(f"{where}: {names}. {undone}")
+
+
+def find_user(name: str) -> Any:
+    """Find an owner by the name that people log in with. Raises CommandError."""
+    model = get_user_model()
+    try:
+        return model._default_manager.get_by_natural_key(name)
+    except model.DoesNotExist:
+        raise CommandError(f"There is no user {name!r}.") from None
+
+
+def age(text: str) -> timedelta:
+    """Read an option that is a length of time."""
+    try:
+        return parse_age(text)
+    except ValueError as exc:
+        raise ArgumentTypeError(str(exc)) from None
+
+
+def count(text: str) -> int:
+    """Read an option that is a whole number of 1 or more."""
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if number < 1:
+        raise ArgumentTypeError("it must be a whole number of 1 or more")
+    return number
+
+
+def counted(number: int, noun: str) -> str:
+    """Give a number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
