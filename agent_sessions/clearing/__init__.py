@@ -1,0 +1,48 @@
+"""Find, read, clear and delete sessions by their row: what the admin and commands do.
+
+They are trusted: the row says whose session it is, nobody asks who wants it.
+"""
+
+from __future__ import annotations
+
+from agent_sessions.clearing.removing import (
+    Removal,
+    Spared,
+    count_trimmed,
+    finish_removals,
+    remove,
+    trim,
+    unfinished_items,
+    why_spared,
+)
+from agent_sessions.clearing.rows import (
+    RUN_SILENCE,
+    clear,
+    delete,
+    has_active_run,
+    is_waiting,
+    read_page,
+    store_of,
+)
+from agent_sessions.clearing.selection import Selection, Totals, has_retention
+
+__all__ = [
+    "RUN_SILENCE",
+    "Removal",
+    "Selection",
+    "Spared",
+    "Totals",
+    "clear",
+    "count_trimmed",
+    "delete",
+    "finish_removals",
+    "has_active_run",
+    "has_retention",
+    "is_waiting",
+    "read_page",
+    "remove",
+    "store_of",
+    "trim",
+    "unfinished_items",
+    "why_spared",
+]
