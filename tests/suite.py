@@ -13,9 +13,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
+
+from tests.servers import PARTS
 
 BESIDE = ("postgres", "mariadb")
 NOTHING_CHOSEN = 5
@@ -24,10 +26,15 @@ NOTHING_CHOSEN = 5
 class Suite:
     """The calls of pytest, with what they gave."""
 
-    def __init__(self, arguments: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[str], folder: Path, missing: Mapping[str, str]
+    ) -> None:
+        """Take pytest's arguments, a folder for reports, and what databases lack."""
         self.arguments = arguments
         self.folder = folder
+        self.missing = missing
         self.failed: list[str] = []
+        self._report = folder / "not-run"
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
         self._lock = threading.Lock()
@@ -59,7 +66,20 @@ class Suite:
     def _beside(self) -> None:
         for database in BESIDE:
             with self._output(database).open("wb") as output:
-                self._call(database, database, output)
+                if database in self.missing:
+                    self._leave_out(database, output)
+                else:
+                    self._call(database, database, output)
+
+    def _leave_out(self, database: str, output: IO[bytes]) -> None:
+        """Say so here and, where it is seen, at the end of the last call."""
+        line = (
+            f"!!! NOT RUN on {database}: what touches a database, because "
+            f"{self.missing[database]}\n"
+        )
+        output.write(line.encode())
+        with self._report.open("a") as report:
+            report.write(line)
 
     def _call(
         self,
@@ -80,7 +100,7 @@ class Suite:
                 env=os.environ
                 | {
                     "AGENT_SESSIONS_TEST_DATABASE": database,
-                    "AGENT_SESSIONS_TEST_NOT_RUN": str(self.folder / "not-run"),
+                    "AGENT_SESSIONS_TEST_NOT_RUN": str(self._report),
                 }
                 | environment,
             )
@@ -106,10 +126,18 @@ def _title(name: str) -> None:
     print(f"=== {name}", flush=True)
 
 
+def _missing() -> dict[str, str]:
+    """Tell which databases can't be had here, and why; CI must have all."""
+    if os.environ.get("CI", "").lower() in {"1", "true"}:
+        return {}
+    reasons = {database: PARTS[f"{database}_server"]() for database in BESIDE}
+    return {database: reason for database, reason in reasons.items() if reason}
+
+
 def main() -> int:
     """Run the suite in a folder for its reports."""
     with tempfile.TemporaryDirectory(prefix="agent-sessions-suite-") as folder:
-        return Suite(sys.argv[1:], Path(folder)).run()
+        return Suite(sys.argv[1:], Path(folder), _missing()).run()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.suite import Suite
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -33,3 +37,15 @@ def test_a_choice_that_some_calls_lack_is_no_failure() -> None:
     done = suite("-q", "-k", "nosuchtest", "tests/test_suite.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("deselected") == 4
+
+
+def test_a_database_that_cannot_be_had_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    missing = {"mariadb": "there is none."}
+    suite = Suite(["--no-such-option"], tmp_path, missing)
+    assert suite.run() == 1
+    assert sorted(suite.failed) == ["browser", "postgres", "sqlite"]
+    line = "!!! NOT RUN on mariadb: what touches a database, because there is none.\n"
+    assert f"=== mariadb\n{line}" in capfd.readouterr().out
+    assert (tmp_path / "not-run").read_text() == line

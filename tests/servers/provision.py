@@ -95,8 +95,7 @@ def _unpack_chromium(target: Path) -> None:
         if not _run("npm", "pack", "--silent", "--pack-destination", name, NPM_PACKAGE):
             return
         [archive] = directory.glob("*.tgz")
-        with tarfile.open(archive) as package:
-            package.extractall(directory, filter="data")
+        _untar(archive, directory)
         packed = directory / "package" / "bin"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
@@ -104,13 +103,21 @@ def _unpack_chromium(target: Path) -> None:
         (target / "chrome").chmod(0o755)
         for part in ("al2023", "fonts"):  # lib/ and fonts/
             _unbrotli(packed / f"{part}.tar.br", directory / f"{part}.tar")
-            with tarfile.open(directory / f"{part}.tar") as contents:
-                contents.extractall(target, filter="data")
+            _untar(directory / f"{part}.tar", target)
     (target / "fonts.conf").write_text(_FONTS.format(fonts=target / "fonts"))
     chromium.UNPACKED.write_text(_WRAPPER)
     chromium.UNPACKED.chmod(0o755)
     if not _runs(str(chromium.UNPACKED)):
         shutil.rmtree(target)
+
+
+def _untar(source: Path, target: Path) -> None:
+    with tarfile.open(source) as archive:
+        # Python before 3.11.4, such as Debian's, has no filters.
+        archive.extraction_filter = getattr(
+            tarfile, "data_filter", lambda member, path: member
+        )
+        archive.extractall(target)  # noqa: S202 - filtered by the line above
 
 
 def _unbrotli(source: Path, target: Path) -> None:
