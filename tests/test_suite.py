@@ -24,22 +24,13 @@ def suite(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_each_call_that_fails_is_named() -> None:
-    done = suite("--no-such-option")
-    assert done.returncode == 1
-    failed = done.stderr.splitlines()[-1]
-    for name in ("sqlite", "postgres", "mariadb", "browser"):
-        assert f"=== {name}\n" in done.stdout
-        assert name in failed
-
-
 def test_a_choice_that_some_calls_lack_is_no_failure() -> None:
     done = suite("-q", "-k", "nosuchtest", "tests/test_suite.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("deselected") == 4
 
 
-def test_a_database_that_cannot_be_had_is_named(
+def test_what_fails_is_named_and_so_is_a_database_that_cannot_be_had(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     missing = {"mariadb": "there is none."}
@@ -47,5 +38,9 @@ def test_a_database_that_cannot_be_had_is_named(
     assert suite.run() == 1
     assert sorted(suite.failed) == ["browser", "postgres", "sqlite"]
     line = "!!! NOT RUN on mariadb: what touches a database, because there is none.\n"
-    assert f"=== mariadb\n{line}" in capfd.readouterr().out
+    told = capfd.readouterr()
+    assert f"=== mariadb\n{line}" in told.out
+    for name in suite.failed:
+        assert f"=== {name}\n" in told.out
+        assert name in told.err.splitlines()[-1]
     assert (tmp_path / "not-run").read_text() == line
