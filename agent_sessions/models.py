@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from django.conf import settings
 from django.db import models
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
 MAIN_BRANCH = "main"
+# The backend of what has been removed and is still to be deleted, see
+# backends/database/removal.py; no alias can be told by it.
+REMOVED = "~removed"
 
 
 def today() -> date:
@@ -30,6 +33,17 @@ class SessionQuerySet(models.QuerySet["AgentSession"]):
         if user is None:
             return self.filter(user__isnull=True)
         return self.filter(user_id=user.pk) if user.pk is not None else self.none()
+
+
+_SessionManager = models.Manager.from_queryset(SessionQuerySet)
+
+
+class SessionManager(_SessionManager["AgentSession"]):
+    """Every session but those that have been removed and are still to be deleted."""
+
+    def get_queryset(self) -> SessionQuerySet:
+        rows = super().get_queryset().exclude(backend=REMOVED)
+        return cast("SessionQuerySet", rows)
 
 
 class OwnedQuerySet(models.QuerySet[Any]):
@@ -101,7 +115,7 @@ class AgentSession(models.Model):
         _("expires"), null=True, blank=True, db_index=True
     )
 
-    objects = SessionQuerySet.as_manager()
+    objects = SessionManager()
 
     class Meta:
         verbose_name = _("agent session")

@@ -12,7 +12,6 @@ from django.utils import timezone
 
 from agent_sessions.backends.base import SESSION_ID_LENGTH, check_session_id
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.backends.database.removal import REMOVED
 from agent_sessions.exceptions import InvalidSessionId
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession
@@ -131,7 +130,7 @@ class Selection:
             # Rows of an alias that is no longer configured are there too, and
             # DjangoSession works without any alias.
             found = [sessions.database(), *(sessions[alias] for alias in sessions)]
-            return {each.directory.using: ~Q(backend=REMOVED) for each in found}
+            return {each.directory.using: Q() for each in found}
         places: dict[str, Q] = {}
         for alias in self.backends:
             using = sessions[alias].directory.using

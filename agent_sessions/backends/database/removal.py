@@ -23,6 +23,7 @@ from agent_sessions.backends.directory import forget_history
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.models import (
     MAIN_BRANCH,
+    REMOVED,
     AgentRun,
     AgentSession,
     Branch,
@@ -33,8 +34,6 @@ from agent_sessions.signals import session_cleared
 if TYPE_CHECKING:
     from agent_sessions.backends.database import DatabaseBackend
 
-# The alias of what has been removed and is still to be deleted; no backend has it.
-REMOVED = "~removed"
 # Rows of one transaction.
 BATCH_SIZE = 500
 # SQLite has one writer at a time, and who waits looks again only now and then: it is
@@ -183,7 +182,8 @@ def _bury_branches(using: str, row: AgentSession) -> None:
 
 
 def _graves(using: str) -> QuerySet[AgentSession]:
-    return AgentSession.objects.using(using).filter(backend=REMOVED)
+    # The default manager leaves them out.
+    return AgentSession._base_manager.using(using).filter(backend=REMOVED)
 
 
 class _Grave:
