@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from agent_sessions import get_session, sessions
 from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.loops import BackgroundLoop, with_caller
 from agent_sessions.backends.remote import RemoteBackend, Written
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.items import Batch, Item, StoredItem, decode, decode_all
@@ -141,3 +142,59 @@ def test_the_sync_face_shares_the_history() -> None:
     page = sessions["default"].page(SessionKey("s-sync"), limit=2)
     assert [s.position for s in page.items] == [4, 5]
     assert (page.has_earlier, page.has_later) == (True, False)
+
+
+class CountingBackend(ListBackend):
+    """Looks into the directory from within the store's coroutines."""
+
+    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+        rows = self.directory.rows(key)
+        assert await self.on_directory(rows.update, metadata={"seen": 1}) == 1
+        return await super().store_append(key, batch)
+
+    async def store_clear(self, key: SessionKey) -> int:
+        return await self.on_directory(lambda: 1 // 0)
+
+
+def test_a_store_reaches_the_directory_in_its_sync_callers_transaction() -> None:
+    setting = {"default": {"BACKEND": CountingBackend}}
+    with override_settings(AGENT_SESSIONS=setting):
+        session = get_session(f"s-{uuid.uuid4()}")
+        session.sync.add_items([{"role": "user", "content": "Hi"}])
+        row = AgentSession.objects.get(session_id=session.session_id)
+        assert row.metadata == {"seen": 1}
+        with pytest.raises(ZeroDivisionError):
+            session.sync.clear_session()
+        assert len(session.sync.get_items()) == 1
+
+
+async def test_a_store_reaches_the_directory_of_an_async_caller() -> None:
+    setting = {"default": {"BACKEND": CountingBackend}}
+    with override_settings(AGENT_SESSIONS=setting):
+        session = get_session(f"s-{uuid.uuid4()}")
+        await session.add_items([{"role": "user", "content": "Hi"}])
+        row = await AgentSession.objects.aget(session_id=session.session_id)
+        assert row.metadata == {"seen": 1}
+        with pytest.raises(ZeroDivisionError):
+            await session.clear_session()
+
+
+async def test_an_errand_of_a_caller_who_is_gone_is_not_waited_for() -> None:
+    """After Ctrl-C in the waiting thread nothing waits for it for ever."""
+    background = BackgroundLoop("test-errands")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    async def ask() -> None:
+        await with_caller(interrupt)
+
+    def run() -> str:
+        try:
+            background.run(ask())
+        except KeyboardInterrupt:
+            return "interrupted"
+        return "ended"
+
+    assert await sync_to_async(run)() == "interrupted"
+    background.close()

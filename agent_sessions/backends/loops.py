@@ -6,12 +6,79 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import ContextVar
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 C = TypeVar("C")
 T = TypeVar("T")
+
+# The thread that waits for the coroutine that is running, if one does.
+_waiting: ContextVar[_Waiting | None] = ContextVar("_waiting", default=None)
+
+
+class _Waiting:
+    """A thread that waits for a coroutine, and does its errands meanwhile."""
+
+    def __init__(self) -> None:
+        self._errands: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._open: set[Future[Any]] = set()
+        self._gone = False
+
+    def ask(self, function: Callable[[], T]) -> Future[T]:
+        """Have a function called by the waiting thread."""
+        done: Future[T] = Future()
+
+        def errand() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                result = function()
+            except Exception as exc:
+                done.set_exception(exc)
+            except BaseException as exc:
+                # Ctrl-C is the waiting thread's own.
+                done.set_exception(InterruptedError(type(exc).__name__))
+                raise
+            else:
+                done.set_result(result)
+
+        with self._lock:
+            if self._gone:
+                done.cancel()
+            else:
+                self._open.add(done)
+                self._errands.put(errand)
+        return done
+
+    def serve(self, future: Future[T]) -> T:
+        """Do errands until the coroutine has ended; give its result."""
+        future.add_done_callback(lambda _: self._errands.put(None))
+        try:
+            while (errand := self._errands.get()) is not None:
+                errand()
+            return future.result()
+        finally:
+            with self._lock:
+                self._gone = True
+            for left in self._open:
+                left.cancel()
+
+
+async def with_caller(function: Callable[[], T]) -> tuple[bool, T | None]:
+    """Call a function in the thread that waits for this coroutine, if one does.
+
+    There it sees its caller's open transaction. Gives whether a thread waits, and
+    the function's result.
+    """
+    waiting = _waiting.get()
+    if waiting is None:
+        return False, None
+    return True, await asyncio.wrap_future(waiting.ask(function))
 
 
 class PerLoop(Generic[C]):
@@ -85,18 +152,36 @@ class BackgroundLoop:
         self._thread: threading.Thread | None = None
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end and give its result."""
+        """Run a coroutine to its end and give its result.
+
+        Meanwhile the calling thread does what the coroutine asks of it by
+        with_caller().
+        """
         loop = self._running()
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("A store's own coroutine must not call its sync face.")
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        waiting = _Waiting()
+
+        async def main() -> T:
+            _waiting.set(waiting)
+            return await coroutine
+
+        future = asyncio.run_coroutine_threadsafe(main(), loop)
         try:
-            return future.result()
+            return waiting.serve(future)
         except BaseException:
             # Ctrl-C: nobody waits for the rest.
             future.cancel()
             raise
+
+    async def arun(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there for a caller in another event loop."""
+        loop = self._running()
+        if asyncio.get_running_loop() is loop:
+            return await coroutine
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """End the thread; a later call begins another."""

@@ -13,7 +13,8 @@ from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from functools import partial
+from typing import Any, ClassVar, TypeVar, cast
 
 from django.db import DatabaseError, connections, router
 
@@ -25,7 +26,7 @@ from agent_sessions.backends.base import (
 )
 from agent_sessions.backends.database.threads import DatabaseThreads
 from agent_sessions.backends.directory import Directory
-from agent_sessions.backends.loops import BackgroundLoop
+from agent_sessions.backends.loops import BackgroundLoop, with_caller
 from agent_sessions.items import Batch, Item, encode_batch
 from agent_sessions.models import AgentSession
 from agent_sessions.signals import session_cleared
@@ -219,6 +220,18 @@ class RemoteBackend(BaseSessionBackend):
             size = 1 if connections[self.using].vendor == "sqlite" else 8
             self._threads = DatabaseThreads(self.using, size)
         return self._threads
+
+    async def on_directory(
+        self, function: Callable[..., T], *args: Any, **kwargs: Any
+    ) -> T:
+        """Call a function that queries the directory, for a store's coroutine.
+
+        It runs in the thread of a synchronous caller, whose transaction it sees, and
+        in a thread of the database for everybody else.
+        """
+        call = partial(function, *args, **kwargs)
+        served, result = await with_caller(call)
+        return cast("T", result) if served else await self.threads.run(call)
 
     def _is_known(self, key: SessionKey) -> bool:
         """Tell whether the key's row was looked at a short while ago."""
