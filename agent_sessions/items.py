@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from jiter import from_json
+
 from agent_sessions.exceptions import InvalidItem
 
 Item = dict[str, Any]
@@ -131,15 +133,24 @@ def encode_batch(items: Sequence[Any]) -> Batch:
 def decode(data: Any) -> Item | None:
     """Read a stored row; None where it is no JSON object."""
     try:
-        item = json.loads(data)
-    except (ValueError, TypeError, RecursionError):
-        return None
+        # Keys are few; a cache of values would hold on to what people wrote.
+        item = from_json(data.encode(), cache_mode="keys")
+    except (ValueError, AttributeError):
+        item = _decode_slowly(data)
     return item if isinstance(item, dict) else None
 
 
 def decode_all(rows: Iterable[Any]) -> list[Item]:
     """Read stored rows in their order, passing over the unreadable ones."""
     return [item for data in rows if (item := decode(data)) is not None]
+
+
+def _decode_slowly(data: Any) -> Any:
+    """Read what the fast reader refuses, such as lone surrogates and bytes."""
+    try:
+        return json.loads(data)
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def text_of(item: Item) -> str:

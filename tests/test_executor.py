@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, wait
+from functools import partial
 
 import pytest
 
 from agent_sessions.backends.database.executor import WarmExecutor
 
+pytestmark = pytest.mark.one_database
+
 
 @pytest.fixture
 def pool() -> Iterator[WarmExecutor]:
-    with WarmExecutor(3, "warm") as made:
-        yield made
+    made = WarmExecutor(3, "warm")
+    yield made
+    made.shutdown()
 
 
 class Gate:
@@ -33,83 +39,143 @@ class Gate:
 def busy(pool: WarmExecutor, count: int) -> list[Gate]:
     gates = [Gate() for _ in range(count)]
     for gate in gates:
-        pool.submit(gate)
+        pool.run(gate)
     for gate in gates:
         assert gate.begun.wait(10)
     return gates
 
 
-def test_calls_one_after_the_other_share_a_thread(pool: WarmExecutor) -> None:
+def named(prefix: str) -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith(prefix)]
+
+
+async def test_calls_one_after_the_other_share_a_thread(pool: WarmExecutor) -> None:
     gates = [Gate() for _ in range(3)]
-    together = [pool.submit(gate) for gate in gates]
+    together = [pool.run(gate) for gate in gates]
     for gate in gates:
         gate.open.set()
-    assert len({future.result(10) for future in together}) == 3
-    first = pool.submit(threading.get_ident).result()
-    assert {pool.submit(threading.get_ident).result() for _ in range(30)} == {first}
+    assert len({await future for future in together}) == 3
+    first = await pool.run(threading.get_ident)
+    assert {await pool.run(threading.get_ident) for _ in range(30)} == {first}
 
 
-def test_no_more_threads_than_allowed_and_no_fewer(pool: WarmExecutor) -> None:
+async def test_no_more_threads_than_allowed_and_no_fewer(pool: WarmExecutor) -> None:
     gates = busy(pool, 3)
-    waiting = pool.submit(threading.get_ident)
-    assert not waiting.done()
+    waiting = pool.run(threading.get_ident)
     gates[1].open.set()
-    assert waiting.result(10) != threading.get_ident()
-    names = [t.name for t in threading.enumerate() if t.name.startswith("warm")]
-    assert len(names) == 3
+    assert await waiting != threading.get_ident()
+    assert len(named("warm")) == 3
     for gate in gates:
         gate.open.set()
 
 
-def test_what_waits_keeps_its_order(pool: WarmExecutor) -> None:
+async def test_what_waits_keeps_its_order(pool: WarmExecutor) -> None:
     gates = busy(pool, 3)
     seen: list[int] = []
-    waiting = [pool.submit(seen.append, number) for number in range(50)]
+    waiting = [pool.run(partial(seen.append, number)) for number in range(50)]
     gates[0].open.set()
-    wait(waiting, 10)
+    await asyncio.gather(*waiting)
     assert seen == list(range(50))
     for gate in gates:
         gate.open.set()
 
 
-def test_an_exception_is_given_and_the_thread_goes_on(pool: WarmExecutor) -> None:
+async def test_an_exception_is_given_and_the_thread_goes_on(pool: WarmExecutor) -> None:
     with pytest.raises(ZeroDivisionError):
-        pool.submit(divmod, 1, 0).result(10)
-    assert pool.submit(divmod, 7, 2).result(10) == (3, 1)
+        await pool.run(lambda: divmod(1, 0))
+    assert await pool.run(lambda: divmod(7, 2)) == (3, 1)
 
 
-def test_cancelled_work_is_passed_over(pool: WarmExecutor) -> None:
+async def test_cancelled_work_is_passed_over(pool: WarmExecutor) -> None:
     gates = busy(pool, 3)
     seen: list[str] = []
-    cancelled = pool.submit(seen.append, "cancelled")
-    kept = pool.submit(seen.append, "kept")
+    cancelled = pool.run(lambda: seen.append("cancelled"))
+    kept = pool.run(lambda: seen.append("kept"))
     assert cancelled.cancel()
     gates[0].open.set()
-    kept.result(10)
+    await kept
     assert seen == ["kept"]
     for gate in gates:
         gate.open.set()
 
 
-def test_shutdown_finishes_what_was_taken() -> None:
+async def test_work_that_is_cancelled_meanwhile_ends_unheard(
+    pool: WarmExecutor,
+) -> None:
+    (gate,) = busy(pool, 1)
+    other = pool.run(threading.get_ident)
+    begun = Gate()
+    cancelled = pool.run(begun)
+    assert begun.begun.wait(10)
+    cancelled.cancel()
+    for each in (gate, begun):
+        each.open.set()
+    await other
+    assert await pool.run(lambda: "goes on") == "goes on"
+    assert cancelled.cancelled()
+
+
+async def test_shutdown_finishes_what_was_taken() -> None:
     pool = WarmExecutor(1, "ending")
     (gate,) = busy(pool, 1)
-    waiting = pool.submit(threading.get_ident)
+    waiting = pool.run(threading.get_ident)
     pool.shutdown(wait=False)
     with pytest.raises(RuntimeError, match="shut down"):
-        pool.submit(threading.get_ident)
+        pool.run(threading.get_ident)
     gate.open.set()
-    assert waiting.result(10)
+    assert await waiting
     pool.shutdown()
-    assert not [t for t in threading.enumerate() if t.name.startswith("ending")]
+    assert not named("ending")
 
 
-def test_shutdown_may_cancel_what_has_not_begun() -> None:
-    pool = WarmExecutor(1, "ending")
-    (gate,) = busy(pool, 1)
-    waiting = pool.submit(threading.get_ident)
-    pool.shutdown(wait=False, cancel_futures=True)
-    with pytest.raises(CancelledError):
-        waiting.result(10)
+def test_a_loop_that_is_closed_meanwhile_is_let_go(pool: WarmExecutor) -> None:
+    gate = Gate()
+
+    async def leave() -> None:
+        pool.run(gate)
+
+    asyncio.run(leave())
     gate.open.set()
-    pool.shutdown()
+
+    async def again() -> int:
+        return await pool.run(threading.get_ident)
+
+    assert asyncio.run(again())
+    assert len(named("warm")) <= 2
+
+
+# The call is at work when the interpreter begins to end.
+_EXIT = """
+import asyncio, threading, time
+import django
+from django.conf import settings
+settings.configure(INSTALLED_APPS=["django.contrib.auth",
+    "django.contrib.contenttypes", "agent_sessions"])
+django.setup()
+from agent_sessions.backends.database.executor import WarmExecutor
+pool = WarmExecutor(2, "exit")
+begun = threading.Event()
+
+def work():
+    begun.set()
+    time.sleep(0.2)
+    print("finished", flush=True)
+
+async def main():
+    pool.run(work)
+    begun.wait(10)
+
+asyncio.run(main())
+"""
+
+
+def test_an_interpreter_that_ends_waits_for_what_was_taken() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _EXIT],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == ["finished"]
+    assert not done.stderr

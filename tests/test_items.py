@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent_sessions import items
 from agent_sessions.exceptions import InvalidItem
@@ -36,6 +39,49 @@ def test_many_brackets_side_by_side_are_not_deep() -> None:
     item: dict[str, Any] = {"wide": [[{}] for _ in range(1_000)]}
     (row,) = items.encode_batch([item]).rows
     assert items.decode(row.data) == item
+
+
+def plainly(data: str) -> Any:
+    """Read a row as Python's own reader does."""
+    try:
+        item = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return item if isinstance(item, dict) else None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("0", "-0", "-0.0", "1e22", "1E400", "-1e400", "1e-400", "0E-0", "01", "1."),
+        *(".5", "+1", "9223372036854775808", "-9223372036854775809", "9" * 4_300),
+        *("9" * 4_301, "123456789012345678901234567890.5", "0." + "3" * 999),
+        *("NaN", "Infinity", "-Infinity", "nan", "-NaN", "tru", "null"),
+        *('"\\ud800"', '"\\udc00\\ud800"', '"\\ud83d\\ude00"', '"\\u0000"', '"\x00"'),
+        *('"\t"', '"\\x"', '"\\/"', '"\u2028"', '"\ud800"', "[1,]", "{,}", "[" * 300),
+        *('{"b": 1, "c": 2, "b": 3}', '{"": 1}', "1} ", " 1 }x", "1 }\x0b", ""),
+    ],
+)
+def test_rows_are_read_as_pythons_own_reader_does(value: str) -> None:
+    data = f'{{"a": {value}}}'
+    assert repr(items.decode(data)) == repr(plainly(data))
+
+
+@given(st.text('{}[]",:0123456789eE+-.\\ntrufalsN I\n', max_size=14))
+def test_whatever_a_row_holds_is_read_as_pythons_own_reader_does(text: str) -> None:
+    for data in (text, f'{{"a":{text}}}', f"\ufeff{text}"):
+        assert repr(items.decode(data)) == repr(plainly(data))
+
+
+@given(st.floats() | st.integers())
+def test_numbers_are_read_to_the_last_bit(number: float) -> None:
+    data = json.dumps({"a": number})
+    assert repr(items.decode(data)) == repr(json.loads(data))
+
+
+@pytest.mark.parametrize("data", [None, 1, b"\xff", b'{"a": 1}'])
+def test_rows_that_are_no_text_are_read_or_none(data: Any) -> None:
+    assert items.decode(data) == ({"a": 1} if data == b'{"a": 1}' else None)
 
 
 def test_an_error_names_the_item_and_not_its_contents() -> None:

@@ -25,7 +25,6 @@ from agent_sessions.backends.base import (
     Page,
     SessionKey,
     did_you_mean,
-    settle,
 )
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.history import (
@@ -174,16 +173,16 @@ class DatabaseBackend(BaseSessionBackend):
 
     async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
         if items:
-            await settle(self.threads.run(self.append, key, items))
+            await self.threads.finish(self.append, key, items)
 
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
         return await self.threads.run(self.latest, key, limit)
 
     async def apop(self, key: SessionKey) -> Item | None:
-        return await settle(self.threads.run(self.pop, key))
+        return await self.threads.finish(self.pop, key)
 
     async def aclear(self, key: SessionKey) -> int:
-        return await settle(self.threads.run(self.clear, key))
+        return await self.threads.finish(self.clear, key)
 
     async def apage(
         self,
@@ -274,7 +273,7 @@ class DatabaseBackend(BaseSessionBackend):
 
     async def achange(self, key: SessionKey, change: Callable[[Branches], T]) -> T:
         """See change()."""
-        return await settle(self.threads.run(self.change, key, change))
+        return await self.threads.finish(self.change, key, change)
 
     # -- operations ----------------------------------------------------------------
 

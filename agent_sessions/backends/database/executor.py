@@ -1,87 +1,126 @@
-"""An executor that gives work to the thread that was at work last."""
+"""A pool of threads that gives work to the one that was at work last."""
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
-_Work = tuple[Future[Any], Callable[[], Any]]
+
+class _Work(NamedTuple):
+    """A call, and whom its outcome is for."""
+
+    call: Callable[[], Any]
+    future: asyncio.Future[Any]
 
 
-class WarmExecutor(Executor):
+class WarmExecutor:
     """A bounded pool of threads, of which few are used where few are needed.
 
     ThreadPoolExecutor goes round all of its threads. Each has a connection here, and
     a server process behind that, whose caches grow cold meanwhile: with eight threads
-    a turn takes a fifth longer.
+    a turn takes a fifth longer. And its outcomes reach a coroutine by way of two
+    futures, which takes as long again as waking the thread.
     """
 
     def __init__(self, max_workers: int, thread_name_prefix: str = "") -> None:
         self._size = max_workers
         self._prefix = thread_name_prefix
+        self._pid = os.getpid()
         self._lock = threading.Lock()
-        # One thread each, which the interpreter ends properly when it exits.
-        self._lanes: list[ThreadPoolExecutor] = []
-        self._idle: list[ThreadPoolExecutor] = []
+        self._lanes: list[_Lane] = []
+        self._idle: list[_Lane] = []
         self._waiting: deque[_Work] = deque()
         self._ended = False
 
-    def submit(
-        self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Future[T]:
-        """Run a function in the most recently used idle thread, else when one is free."""
-        future: Future[T] = Future()
+    def run(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """Call in the most recently used idle thread, else when one is free.
 
-        def call() -> T:
-            return function(*args, **kwargs)
-
+        Where the future is cancelled before that, it isn't called. Needs a running
+        loop. Raises RuntimeError after a shutdown.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        work = _Work(call, future)
         with self._lock:
             if self._ended:
                 raise RuntimeError("This executor has been shut down.")
             if self._idle:
-                lane = self._idle.pop()
+                self._idle.pop().inbox.put(work)
             elif len(self._lanes) < self._size:
-                name = f"{self._prefix}-{len(self._lanes)}"
-                lane = ThreadPoolExecutor(1, thread_name_prefix=name)
-                self._lanes.append(lane)
+                self._new_lane().inbox.put(work)
             else:
-                self._waiting.append((future, call))
-                return future
-            lane.submit(self._serve, lane, (future, call))
+                self._waiting.append(work)
         return future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more work; finish what was taken, or cancel what hasn't begun."""
+    def shutdown(self, wait: bool = True) -> None:
+        """Take no more work and finish what was taken."""
+        if self._pid != os.getpid():
+            # A fork has the parent's object, but not its threads.
+            return
         with self._lock:
             self._ended = True
-            if cancel_futures:
-                while self._waiting:
-                    self._waiting.popleft()[0].cancel()
+            idle, self._idle = self._idle, []
             lanes = tuple(self._lanes)
-        for lane in lanes:
-            lane.shutdown(wait=wait)
+        atexit.unregister(self.shutdown)
+        for lane in idle:
+            lane.inbox.put(None)
+        if wait:
+            for lane in lanes:
+                lane.join()
 
-    def _serve(self, lane: ThreadPoolExecutor, work: _Work) -> None:
-        following: _Work | None = work
-        while following is not None:
-            future, call = following
-            begun = future.set_running_or_notify_cancel()
-            result, error = _outcome(call) if begun else (None, None)
-            with self._lock:
-                following = self._waiting.popleft() if self._waiting else None
-                if following is None:
-                    # Before its caller is told, who may come back at once.
-                    self._idle.append(lane)
-            if error is not None:
-                future.set_exception(error)
-            elif begun:
-                future.set_result(result)
+    def _new_lane(self) -> _Lane:
+        if not self._lanes:
+            # Threads that the interpreter joins by itself would have to end first.
+            atexit.register(self.shutdown)
+        lane = _Lane(self._next, f"{self._prefix}-{len(self._lanes)}")
+        self._lanes.append(lane)
+        lane.start()
+        return lane
+
+    def _next(self, lane: _Lane) -> _Work | None:
+        """Give what waits to a thread that has done its work, else let it rest."""
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._ended:
+                lane.inbox.put(None)
+            else:
+                self._idle.append(lane)
+            return None
+
+
+class _Lane(threading.Thread):
+    """One thread: works what lies in its inbox until that is None."""
+
+    def __init__(self, following: Callable[[_Lane], _Work | None], name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.inbox: SimpleQueue[_Work | None] = SimpleQueue()
+        self._following = following
+
+    def run(self) -> None:
+        while (work := self.inbox.get()) is not None:
+            while work is not None:
+                work = self._do(work)
+
+    def _do(self, work: _Work) -> _Work | None:
+        result, error = (None, None)
+        if not work.future.cancelled():
+            result, error = _outcome(work.call)
+        # Before the caller is told, who may come back at once.
+        following = self._following(self)
+        # Nobody is there any more where the loop has been closed.
+        with contextlib.suppress(RuntimeError):
+            loop = work.future.get_loop()
+            loop.call_soon_threadsafe(_tell, work.future, result, error)
+        return following
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
@@ -89,3 +128,14 @@ def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         return call(), None
     except BaseException as exc:
         return None, exc
+
+
+def _tell(
+    future: asyncio.Future[Any], result: Any, error: BaseException | None
+) -> None:
+    if future.cancelled():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

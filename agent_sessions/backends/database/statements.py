@@ -90,12 +90,14 @@ class Statements:
     ) -> list[Row]:
         """Read the newest rows of the branch itself, newest first."""
         branch, params = self.branch_of(key, cursor.db)
-        window = "" if limit is None else " LIMIT %s"
+        # A number, not a parameter: PostgreSQL takes one that it doesn't know for a
+        # tenth of the history, and would plan this anew at every call.
+        window = "" if limit is None else f" LIMIT {limit:d}"
         self.execute(
             cursor,
             f"SELECT position, data FROM {self.item} WHERE branch_id = ({branch}) "
             f"ORDER BY position DESC{window}",
-            params if limit is None else [*params, limit],
+            params,
         )
         rows: list[Row] = cursor.fetchall()
         return rows

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -16,6 +15,7 @@ from asgiref.sync import AsyncToSync, sync_to_async
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agent_sessions.backends.base import settle
 from agent_sessions.backends.database.executor import WarmExecutor
 
 P = ParamSpec("P")
@@ -46,16 +46,26 @@ class DatabaseThreads:
         A caller that holds a transaction, as a view under ATOMIC_REQUESTS or a test
         does, gets it run on its own connection; everybody else gets the pool.
         """
+        return await self._begin(function, *args, **kwargs)
+
+    async def finish(
+        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a function that writes: a cancelled caller learns its outcome too."""
+        return await settle(self._begin(function, *args, **kwargs))
+
+    def _begin(
+        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[T]:
         if self._sync_caller_waits():
-            return await sync_to_async(function, thread_sensitive=True)(*args, **kwargs)
+            return sync_to_async(function, thread_sensitive=True)(*args, **kwargs)
         call = partial(contextvars.copy_context().run, function, *args, **kwargs)
-        loop = asyncio.get_running_loop()
         own = self._callers_connection()
         if own.in_atomic_block or _in_memory(own):
-            pool = self._executor("_lender", 1)
-            return await loop.run_in_executor(pool, self._lend, own, call)
+            lender = self._executor("_lender", 1)
+            return lender.run(partial(self._lend, own, call))
         pool = self._executor("_pool", self.size)
-        return await loop.run_in_executor(pool, self._on_own_connection, call)
+        return pool.run(partial(self._on_own_connection, call))
 
     def close(self) -> None:
         """End the threads and close their connections; later calls make new ones."""
