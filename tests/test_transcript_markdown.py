@@ -151,7 +151,7 @@ def test_texts_are_whole_where_a_page_would_cut_them() -> None:
 def test_unreadable_rows_stand_in_their_places() -> None:
     row = StoredItem(7, 0, None, '{"a": `', datetime(2026, 1, 2, tzinfo=UTC))
     text = "\n".join(markdown([row]))
-    assert headings(text) == ["7. Unreadable item – `Expecting value at character 6`"]
+    assert headings(text) == ["7. Unreadable item: `Expecting value at character 6`"]
     assert fences(text) == ['{"a": `\n']
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from agent_sessions.admin.paginator import CappedPaginator
+from agent_sessions.admin.runs import AgentRunAdmin
 from agent_sessions.admin.sessions import AgentSessionAdmin
 
-__all__ = ["AgentSessionAdmin", "CappedPaginator"]
+__all__ = ["AgentRunAdmin", "AgentSessionAdmin", "CappedPaginator"]

@@ -20,6 +20,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from agent_sessions import clearing
+from agent_sessions.admin.rights import may, may_read
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentSession
 
@@ -38,27 +39,23 @@ else:
 class ClearingMixin(_ModelAdmin):
     """What changes sessions in the admin: clear the history, delete."""
 
-    actions = ("clear_history", "delete_selected")
-
     def has_view_permission(
         self, request: HttpRequest, obj: AgentSession | None = None
     ) -> bool:
         # Only the right of that name: Django's also takes the one to change.
-        return request.user.has_perm(f"{self.opts.app_label}.view_agentsession")
+        return may(request, "view")
 
     def has_read_permission(
         self, request: HttpRequest, obj: AgentSession | None = None
     ) -> bool:
         """Tell whether the reader may see what was said."""
-        return self.has_view_permission(request, obj) and request.user.has_perm(
-            f"{self.opts.app_label}.read_agentsession"
-        )
+        return may_read(request)
 
     def has_clear_permission(
         self, request: HttpRequest, obj: AgentSession | None = None
     ) -> bool:
         """Tell whether the reader may empty sessions."""
-        return request.user.has_perm(f"{self.opts.app_label}.clear_agentsession")
+        return may(request, "clear")
 
     # -- clear ---------------------------------------------------------------------
 

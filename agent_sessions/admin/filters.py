@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from django.contrib.admin import SimpleListFilter
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from agent_sessions.handler import sessions
+from agent_sessions.models import AgentRun
 
 
 class StoreFilter(SimpleListFilter):
@@ -25,3 +28,27 @@ class StoreFilter(SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         alias = self.value()
         return queryset if alias is None else queryset.filter(backend=alias)
+
+
+class StartedFilter(SimpleListFilter):
+    """Filter runs by when they began, in a way that the index serves."""
+
+    title = _("started")
+    parameter_name = "days"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [
+            ("1", _("Past 24 hours")),
+            ("7", _("Past 7 days")),
+            ("30", _("Past 30 days")),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        days = self.value()
+        if days not in {"1", "7", "30"}:
+            return queryset
+        # The index begins with the status.
+        return queryset.filter(
+            status__in=AgentRun.Status.values,
+            started_at__gte=timezone.now() - timedelta(days=int(days)),
+        )

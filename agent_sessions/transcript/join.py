@@ -14,6 +14,9 @@ IDLE_GAP = timedelta(minutes=5)
 HANDOFF_PREFIX = "transfer_to_"
 # Characters of images that one page carries; the rest are linked.
 IMAGES_LENGTH = 4_000_000
+# Characters of texts that one page carries, and what is left of those after them.
+TEXTS_LENGTH = 1_000_000
+REST_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,9 @@ def join(stored: Iterable[StoredItem]) -> list[Line]:
     lines: list[Line] = []
     calls: dict[str, int] = {}
     previous: datetime | None = None
-    album = _Album()
+    budget = _Budget()
     for row in stored:
-        entry = album.fit(parse(row.item, row.raw))
+        entry = budget.fit(parse(row.item, row.raw))
         gap = previous is not None and row.created_at - previous > IDLE_GAP
         since = previous if gap else None
         previous = row.created_at
@@ -71,19 +74,26 @@ def _answered(call: Line, output: Entry, position: int) -> Line:
     )
 
 
-class _Album:
-    """Keep the images of a page within what a browser takes easily."""
+class _Budget:
+    """Keep a page within what a server writes and a browser takes easily."""
 
     def __init__(self) -> None:
-        self._length = 0
+        self._images = 0
+        self._texts = 0
 
     def fit(self, entry: Entry) -> Entry:
-        if not any(part.src for part in entry.parts):
-            return entry
-        return replace(entry, parts=tuple(map(self._fit, entry.parts)))
+        return replace(
+            entry,
+            arguments=tuple(map(self._fit, entry.arguments)),
+            parts=tuple(map(self._fit, entry.parts)),
+        )
 
     def _fit(self, part: Part) -> Part:
-        self._length += len(part.src)
-        if not part.src or self._length <= IMAGES_LENGTH:
-            return part
-        return replace(part, kind=PartKind.IMAGE_LINK, src="")
+        self._images += len(part.src)
+        if part.src and self._images > IMAGES_LENGTH:
+            part = replace(part, kind=PartKind.IMAGE_LINK, src="")
+        self._texts += len(part.text)
+        if self._texts > TEXTS_LENGTH and len(part.text) > REST_LENGTH:
+            size = part.size or len(part.text)
+            part = replace(part, text=part.text[:REST_LENGTH], size=size)
+        return part

@@ -102,7 +102,7 @@ def _heading(row: StoredItem, entry: Entry, name: str) -> Iterator[str]:
     if entry.call_id:
         words.append(f"({_span(entry.call_id)})")
     if entry.status and entry.status != "completed":
-        words.append(f"– {_span(entry.status)}")
+        words[-1] += f": {_span(entry.status)}"
     yield " ".join(words)
     yield ""
     yield f"{row.created_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,186 @@
+"""Give sessions away as files: JSON and Markdown, streamed, and logged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied
+from django.core.handlers.asgi import ASGIRequest
+from django.db.models import QuerySet
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponseRedirect,
+    StreamingHttpResponse,
+)
+from django.http.response import HttpResponseBase
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from agent_sessions.admin.reading import History
+from agent_sessions.admin.rights import may_read
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.importing.export import export_session
+from agent_sessions.models import AgentSession
+from agent_sessions.transcript.markdown import markdown
+
+# Sessions of one file.
+MOST = 100
+# Characters that are sent at once.
+_CHUNK = 64 * 1024
+
+Rows = QuerySet[AgentSession]
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[AgentSession]
+else:
+    # Generic for type checkers alone.
+    _ModelAdmin = admin.ModelAdmin
+
+
+def _as_markdown(row: AgentSession) -> Iterator[str]:
+    facts = (
+        (_("Store"), row.backend),
+        (_("Owner"), "" if row.user is None else row.user.get_username()),
+        (_("Created"), row.created_at.isoformat()),
+        (_("Last activity"), row.updated_at.isoformat()),
+    )
+    history = History(row)
+    # Read now, so that a store that fails does so before anything is sent.
+    items = history.items()
+    first = next(items, None)
+    rest = () if first is None else chain([first], items)
+    for line in markdown(rest, title=row.session_id, facts=facts):
+        yield f"{line}\n"
+
+
+# What a file is made by, its ending and its type.
+_FORMS = {
+    "json": (export_session, "jsonl", "application/jsonl"),
+    "markdown": (_as_markdown, "md", "text/markdown; charset=utf-8"),
+}
+
+
+class ExportMixin(_ModelAdmin):
+    """Export sessions that the reader may read."""
+
+    @admin.action(
+        permissions=["read"],
+        description=gettext_lazy("Export selected %(verbose_name_plural)s as JSON"),
+    )
+    def export_json(
+        self, request: HttpRequest, queryset: Rows
+    ) -> HttpResponseBase | None:
+        """Send the selected sessions, a JSON object a line."""
+        return self._export(request, queryset, "json")
+
+    @admin.action(
+        permissions=["read"],
+        description=gettext_lazy("Export selected %(verbose_name_plural)s as Markdown"),
+    )
+    def export_markdown(
+        self, request: HttpRequest, queryset: Rows
+    ) -> HttpResponseBase | None:
+        """Send the selected sessions as one Markdown text."""
+        return self._export(request, queryset, "markdown")
+
+    def export_view(
+        self, request: HttpRequest, object_id: str, form: str
+    ) -> HttpResponseBase:
+        """Send one session as a file."""
+        obj = self.get_object(request, unquote(object_id))
+        if not may_read(request):
+            raise PermissionDenied
+        if form not in _FORMS:
+            raise Http404
+        if obj is None:
+            return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
+                request, self.opts, object_id
+            )
+        alone = self.get_queryset(request).filter(pk=obj.pk)
+        response = self._export(request, alone, form, name=obj.session_id)
+        return response or HttpResponseRedirect("../../change/")
+
+    def _export(
+        self, request: HttpRequest, queryset: Rows, form: str, *, name: str = ""
+    ) -> HttpResponseBase | None:
+        rows = list(queryset.select_related("user", "branch")[: MOST + 1])
+        if len(rows) > MOST:
+            text = ngettext(
+                "At most %d session can be exported at once.",
+                "At most %d sessions can be exported at once.",
+                MOST,
+            )
+            self.message_user(request, text % MOST, messages.ERROR)
+            return None
+        make, ending, content_type = _FORMS[form]
+        pieces: list[Iterable[str]] = []
+        given: list[AgentSession] = []
+        for row in rows:
+            found = make(row)
+            try:
+                first = next(found)
+            except AgentSessionError as exc:
+                error = _("%(name)s was not exported: %(error)s")
+                told = {"name": row.session_id, "error": exc}
+                self.message_user(request, error % told, messages.ERROR)
+            else:
+                pieces.append(chain([first], found))
+                given.append(row)
+        if not given:
+            return None
+        reader: Any = request.user.pk
+        LogEntry.objects.log_actions(reader, given, CHANGE, f"Exported as {form}.")
+        filename = f"{_file_name(name) or 'agent-sessions'}.{ending}"
+        return stream(request, chain.from_iterable(pieces), filename, content_type)
+
+
+def stream(
+    request: HttpRequest, pieces: Iterator[str], filename: str, content_type: str
+) -> HttpResponseBase:
+    """Send text as a file, as it is made, under WSGI and ASGI."""
+    chunks = _chunks(pieces)
+    # Under ASGI, Django would read a plain iterator whole before it sends anything.
+    body: Any = _stepwise(chunks) if isinstance(request, ASGIRequest) else chunks
+    return StreamingHttpResponse(
+        body,
+        content_type=content_type,
+        headers={
+            "Content-Disposition": f'attachment; filename="{filename}"',
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-store",
+        },
+    )
+
+
+def _chunks(pieces: Iterator[str]) -> Iterator[bytes]:
+    held: list[str] = []
+    length = 0
+    for piece in pieces:
+        held.append(piece)
+        length += len(piece)
+        if length >= _CHUNK:
+            yield "".join(held).encode()
+            held, length = [], 0
+    yield "".join(held).encode()
+
+
+async def _stepwise(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    # In the request's own thread, as database connections belong to threads.
+    def step() -> bytes | None:
+        return next(chunks, None)
+
+    while (chunk := await sync_to_async(step)()) is not None:
+        yield chunk
+
+
+def _file_name(name: str) -> str:
+    """Make a name that every file system and header takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80]

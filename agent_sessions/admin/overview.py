@@ -1,0 +1,99 @@
+"""The overview: what happened lately, drawn and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest
+from django.template.response import TemplateResponse
+from django.utils.formats import date_format
+from django.utils.translation import gettext as _
+
+from agent_sessions.admin.charts import HEIGHT, WIDTH, Chart, bar_chart
+from agent_sessions.admin.rights import may
+from agent_sessions.admin.statistics import Statistics, Tally, gather
+from agent_sessions.admin.transcript import grouped
+from agent_sessions.models import AgentSession
+
+# How many days the page can look back; the first is what it shows unasked.
+RANGES = (30, 7, 14)
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[AgentSession]
+else:
+    # Generic for type checkers alone.
+    _ModelAdmin = admin.ModelAdmin
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart with its words."""
+
+    id: str
+    title: str
+    total: str
+    highest: str
+    chart: Chart
+
+
+class OverviewMixin(_ModelAdmin):
+    """A page of charts, for those who may see that sessions exist."""
+
+    def overview_view(self, request: HttpRequest) -> TemplateResponse:
+        """Show the last days: sessions, runs, tokens, errors and open approvals."""
+        if not may(request, "view"):
+            raise PermissionDenied
+        asked = request.GET.get("days", "")
+        length = next((n for n in RANGES if str(n) == asked), RANGES[0])
+        found = gather(length)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Overview of agent sessions"),
+            "opts": self.opts,
+            "media": self.media,
+            "statistics": found,
+            "figures": _figures(found),
+            "ranges": [(n, n == length) for n in sorted(RANGES)],
+            "first": found.days[0][0],
+            "last": found.days[-1][0],
+            "size": f"0 0 {WIDTH} {HEIGHT}",
+            "may_see_runs": may(request, "view", "agentrun"),
+        }
+        request.current_app = self.admin_site.name
+        return TemplateResponse(
+            request, "admin/agent_sessions/agentsession/overview.html", context
+        )
+
+
+def _figures(found: Statistics) -> list[Figure]:
+    def figure(
+        name: str, title: str, values: Callable[[Tally], tuple[int, ...]]
+    ) -> Figure:
+        stacks = [values(tally) for _day, tally in found.days]
+        chart = bar_chart(stacks, _labels(found.days, stacks))
+        total = sum(map(sum, stacks))
+        return Figure(name, title, grouped(total), grouped(chart.highest), chart)
+
+    return [
+        figure("sessions", _("Sessions"), lambda day: (day.sessions,)),
+        figure("runs", _("Runs"), lambda day: (day.runs,)),
+        figure(
+            "tokens", _("Tokens"), lambda day: (day.input_tokens, day.output_tokens)
+        ),
+        figure("errors", _("Errors"), lambda day: (day.errors,)),
+        figure("waiting", _("Waiting approvals"), lambda day: (day.waiting,)),
+    ]
+
+
+def _labels(
+    days: Sequence[tuple[date, Any]], stacks: Sequence[tuple[int, ...]]
+) -> list[str]:
+    return [
+        f"{date_format(day, 'SHORT_DATE_FORMAT')}: {' + '.join(map(grouped, stack))}"
+        for (day, _tally), stack in zip(days, stacks, strict=True)
+    ]

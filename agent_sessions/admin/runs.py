@@ -1,0 +1,234 @@
+"""The runs of agents: a list, and one run with what it used and wrote."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.urls import NoReverseMatch, reverse
+from django.utils.formats import number_format
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from agent_sessions.admin.approvals import approvals
+from agent_sessions.admin.filters import StartedFilter
+from agent_sessions.admin.lines import lay_out
+from agent_sessions.admin.paginator import CappedPaginator
+from agent_sessions.admin.reading import History
+from agent_sessions.admin.rights import may, may_read
+from agent_sessions.admin.transcript import (
+    PAGE_LENGTH,
+    grouped,
+    in_words,
+    item_url,
+    owner_url,
+)
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.models import REMOVED, AgentRun
+from agent_sessions.transcript.parts import json_part
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[AgentRun]
+else:
+    # Generic for type checkers alone.
+    _ModelAdmin = admin.ModelAdmin
+
+_COUNTS = (
+    "requests",
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "total_tokens",
+)
+
+
+@admin.register(AgentRun)
+class AgentRunAdmin(_ModelAdmin):
+    """Runs to look at: how they went, what they used, what they wait for."""
+
+    list_display = (
+        "run_id",
+        "session",
+        "status_in_words",
+        "agent_name",
+        "model",
+        "tokens",
+        "duration",
+        "started_at",
+        "error_code",
+    )
+    list_filter = ("status", StartedFilter)
+    list_select_related = ("session",)
+    list_per_page = 50
+    # Keys ascend with time, and every database has them in order.
+    ordering = ("-pk",)
+    sortable_by = ()
+    search_fields = ("=run_id", "=session__session_id")
+    search_help_text = _("The whole id of a run or of a session.")
+    paginator = CappedPaginator
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    actions = None
+
+    class Media:
+        css = {"all": ("agent_sessions/admin.css",)}
+        js = ("agent_sessions/admin.js",)
+
+    # -- permissions ---------------------------------------------------------------
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(
+        self, request: HttpRequest, obj: AgentRun | None = None
+    ) -> bool:
+        return False
+
+    def has_view_permission(
+        self, request: HttpRequest, obj: AgentRun | None = None
+    ) -> bool:
+        return may(request, "view", "agentrun")
+
+    def has_delete_permission(
+        self, request: HttpRequest, obj: AgentRun | None = None
+    ) -> bool:
+        # Runs go with their session, so this is asked where a user is deleted; by
+        # themselves they stay, see delete_view().
+        return may(request, "delete")
+
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        raise PermissionDenied
+
+    # -- list ----------------------------------------------------------------------
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[AgentRun]:
+        rows = super().get_queryset(request).exclude(session__backend=REMOVED)
+        return rows.defer("state", "session__metadata")
+
+    def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
+        # The link from a session's page to its runs.
+        if lookup == "session__id__exact":
+            return True
+        return super().lookup_allowed(lookup, value, request)
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> Any:
+        waiting = 0
+        if self.has_view_permission(request):
+            waiting = AgentRun.objects.filter(status=AgentRun.Status.WAITING).count()
+        text = ngettext(
+            "%(count)s run waits for approval.",
+            "%(count)s runs wait for approval.",
+            waiting,
+        )
+        context = {"waiting": text % {"count": grouped(waiting)} if waiting else ""}
+        return super().changelist_view(request, {**context, **(extra_context or {})})
+
+    @admin.display(description=_("status"))
+    def status_in_words(self, obj: AgentRun) -> str:
+        words = in_words(obj.status, obj.get_status_display())
+        if obj.status != AgentRun.Status.WAITING:
+            return words
+        tools = ", ".join(approval.tool for approval in approvals(obj))
+        return format_html("{} <code>{}</code>", words, tools) if tools else words
+
+    @admin.display(description=_("tokens (in / out)"), empty_value="-")
+    def tokens(self, obj: AgentRun) -> str | None:
+        if not (obj.input_tokens or obj.output_tokens):
+            return None
+        return f"{grouped(obj.input_tokens)} / {grouped(obj.output_tokens)}"
+
+    @admin.display(description=_("duration"), empty_value="-")
+    def duration(self, obj: AgentRun) -> str | None:
+        if obj.finished_at is None:
+            return None
+        return how_long(obj.started_at, obj.finished_at)
+
+    # -- one run -------------------------------------------------------------------
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        # The page has no form; its template shows everything.
+        return ()
+
+    def render_change_form(
+        self,
+        request: HttpRequest,
+        context: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> HttpResponse:
+        run: AgentRun = kwargs["obj"]
+        may_see = may_read(request)
+        context |= {
+            "counts": [
+                (self.opts.get_field(name).verbose_name, grouped(getattr(run, name)))  # type: ignore[union-attr]
+                for name in _COUNTS
+            ],
+            "status": self.status_in_words(run),
+            "duration": self.duration(run),
+            "approvals": approvals(run),
+            "is_waiting": run.status == AgentRun.Status.WAITING,
+            "usage": [json_part(run.usage)] if run.usage else [],
+            "session_url": self._session_url(request, run),
+            "owner_url": owner_url(self, request, run.session),
+            "has_read_permission": may_see,
+            "show_delete": False,
+        }
+        if may_see and run.first_position is not None and run.last_position is not None:
+            context |= self._items(request, run, run.first_position, run.last_position)
+        elif may_see and context["approvals"]:
+            self._log_reading(request, run)
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def _items(
+        self, request: HttpRequest, run: AgentRun, first: int, last: int
+    ) -> dict[str, Any]:
+        branch = "" if run.branch is None else run.branch.name
+        history = History(run.session, branch)
+        limit = max(1, min(last - first + 1, PAGE_LENGTH))
+        try:
+            page = history.page(after=first - 1, limit=limit)
+        except AgentSessionError as exc:
+            return {"transcript_error": str(exc)}
+        self._log_reading(request, run)
+        items = [item for item in page.items if item.position <= last]
+        chosen = history.chosen
+        address = item_url(self, run.session, chosen.name if chosen else None)
+        return {
+            "lines": lay_out(items, (), address),
+            "has_more": bool(items) and items[-1].position < last and page.has_later,
+        }
+
+    def _log_reading(self, request: HttpRequest, run: AgentRun) -> None:
+        # In the session's history, where one looks for who read it.
+        log: Any = self.log_change
+        log(request, run.session, f"Read run {run.run_id}.")
+
+    def _session_url(self, request: HttpRequest, run: AgentRun) -> str:
+        if not may(request, "view"):
+            return ""
+        name = f"{self.admin_site.name}:agent_sessions_agentsession_change"
+        try:
+            return reverse(name, args=(run.session_id,))
+        except NoReverseMatch:
+            # A site of the project's own may leave the sessions out.
+            return ""
+
+
+def how_long(started: datetime, finished: datetime) -> str:
+    """Write how long something took: seconds, or minutes and seconds."""
+    seconds = max(finished - started, timedelta()).total_seconds()
+    if seconds < 60:
+        text = number_format(round(seconds, 1), decimal_pos=1)
+        return str(_("%(seconds)s s") % {"seconds": text})
+    minutes, rest = divmod(round(seconds), 60)
+    return str(
+        _("%(minutes)d min %(seconds)d s") % {"minutes": minutes, "seconds": rest}
+    )

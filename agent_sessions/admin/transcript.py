@@ -1,0 +1,202 @@
+"""One session in the admin: its page, and its items as they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from django.contrib import admin
+from django.contrib.admin.utils import unquote
+from django.contrib.auth import get_user_model
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse
+from django.urls import NoReverseMatch, reverse
+from django.utils.formats import number_format
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from agent_sessions.admin.lines import lay_out
+from agent_sessions.admin.reading import History
+from agent_sessions.admin.rights import may, may_read
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.items import clean_text
+from agent_sessions.models import AgentSession
+
+PAGE_LENGTH = 100
+# Characters of an item that a browser is to show; more is a download.
+RAW_LENGTH = 2_000_000
+_COUNTS = (
+    "requests",
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+)
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[AgentSession]
+else:
+    # Generic for type checkers alone.
+    _ModelAdmin = admin.ModelAdmin
+
+
+class TranscriptMixin(_ModelAdmin):
+    """The page of a session: what is known of it, and what was said."""
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        # The page has no form; its template shows header and transcript.
+        return ()
+
+    def render_change_form(
+        self,
+        request: HttpRequest,
+        context: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> HttpResponse:
+        obj: AgentSession = kwargs["obj"]
+        context |= {
+            "owner_url": owner_url(self, request, obj),
+            "counts": [
+                (self.opts.get_field(name).verbose_name, grouped(getattr(obj, name)))  # type: ignore[union-attr]
+                for name in _COUNTS
+            ],
+            "item_count": grouped(obj.item_count),
+            "state": in_words(obj.state, obj.get_state_display()),
+            "has_clear_permission": may(request, "clear"),
+            "has_read_permission": may_read(request),
+            "runs_url": self._runs_url(request, obj),
+        }
+        if context["has_read_permission"]:
+            context["subtitle"] = obj.title or obj.session_id
+            context |= self._transcript(request, obj)
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def item_view(
+        self, request: HttpRequest, object_id: str, position: int
+    ) -> HttpResponse:
+        """Give one item as it is stored, as plain text; a very long one to keep."""
+        obj = self.get_object(request, unquote(object_id))
+        if not may_read(request):
+            raise PermissionDenied
+        if obj is None:
+            raise Http404
+        try:
+            item = History(obj, request.GET.get("branch", "")).item(position)
+        except AgentSessionError as exc:
+            raise Http404(str(exc)) from exc
+        if item is None:
+            raise Http404
+        self.log_change(request, obj, f"Read item {position}.")
+        headers = {
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": "sandbox",
+        }
+        if len(item.raw) > RAW_LENGTH:
+            headers["Content-Disposition"] = f'attachment; filename="{position}.json"'
+        return HttpResponse(
+            clean_text(item.raw),
+            content_type="text/plain; charset=utf-8",
+            headers=headers,
+        )
+
+    def _transcript(self, request: HttpRequest, obj: AgentSession) -> dict[str, Any]:
+        history = History(obj, request.GET.get("branch", ""))
+        before = _position(request.GET.get("before", ""))
+        after = _position(request.GET.get("after", "")) if before is None else None
+        try:
+            page = history.page(before=before, after=after, limit=PAGE_LENGTH)
+            items, branches = page.items, history.branches
+            runs = history.runs(items[0].position, items[-1].position) if items else []
+        except AgentSessionError as exc:
+            return {"transcript_error": str(exc)}
+        chosen = history.chosen
+        elsewhere = page.has_later or (not items and (before, after) != (None, None))
+        context = {
+            "lines": lay_out(
+                items, runs, item_url(self, obj, chosen.name if chosen else None)
+            ),
+            "runs_are_links": may(request, "view", "agentrun"),
+            "newest_url": _link(request) if elsewhere else "",
+            "branch": chosen,
+            "branches": [
+                (choice, _link(request, None if choice.is_current else choice.name))
+                for choice in branches
+            ],
+        }
+        if items:
+            first, last = items[0].position, items[-1].position
+            self.log_change(request, obj, f"Read items {first} to {last}.")
+            if page.has_earlier:
+                context["earlier_url"] = _link(request, before=first)
+            if page.has_later:
+                context["later_url"] = _link(request, after=last)
+        return context
+
+    def _runs_url(self, request: HttpRequest, obj: AgentSession) -> str:
+        if not may(request, "view", "agentrun"):
+            return ""
+        name = f"{self.admin_site.name}:agent_sessions_agentrun_changelist"
+        try:
+            return f"{reverse(name)}?session__id__exact={obj.pk}"
+        except NoReverseMatch:
+            # A site of the project's own may leave the runs out.
+            return ""
+
+
+def item_url(
+    site_admin: Any, obj: AgentSession, branch: str | None = None
+) -> Callable[[int], str]:
+    """Give what makes the address of an item's raw form from its position."""
+    name = f"{site_admin.admin_site.name}:agent_sessions_agentsession_item"
+    # One look-up serves a page's hundreds of links.
+    start = reverse(name, args=(obj.pk, 0)).removesuffix("0/")
+    end = f"/?{urlencode({'branch': branch})}" if branch else "/"
+    return lambda position: f"{start}{position}{end}"
+
+
+def owner_url(site_admin: Any, request: HttpRequest, obj: AgentSession) -> str:
+    """Give the address of the owner's page, for those who may see users."""
+    user = get_user_model()._meta
+    if obj.user_id is None or not request.user.has_perm(
+        f"{user.app_label}.view_{user.model_name}"
+    ):
+        return ""
+    site = site_admin.admin_site.name
+    name = f"{site}:{user.app_label}_{user.model_name}_change"
+    try:
+        return reverse(name, args=(obj.user_id,))
+    except NoReverseMatch:
+        return ""
+
+
+def in_words(state: str, words: str) -> SafeString:
+    """Write a state as text; its class can add a colour, but says nothing by itself."""
+    known = state if state.isascii() and state.isalpha() else "unknown"
+    return format_html('<span class="as-state as-state-{}">{}</span>', known, words)
+
+
+def grouped(number: int) -> str:
+    """Write a count with the language's separators."""
+    return number_format(number, use_l10n=True, force_grouping=True)
+
+
+def _position(text: str) -> int | None:
+    """Read the position in a link; anything else shows the newest page."""
+    # A database's positions have 19 digits at most.
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+def _link(request: HttpRequest, branch: str | None = "", **place: int) -> str:
+    """Give the address of another place in the same history.
+
+    `branch` is another branch's name, or None for the session's current one.
+    """
+    query = request.GET.copy()
+    for name in ("before", "after", *(() if branch == "" else ("branch",))):
+        query.pop(name, None)
+    query.update({name: str(position) for name, position in place.items()})
+    if branch:
+        query["branch"] = branch
+    return f"?{query.urlencode()}"
