@@ -1,7 +1,8 @@
 """Databases, servers and coroutine tests for the whole suite.
 
 Fixtures for tests: `database_environment`, `postgres_server`, `mariadb_server`,
-`valkey_server` and `chromium`. A test that is a coroutine function just runs.
+`valkey_server`, `dapr_server` and `chromium`. A test that is a coroutine function just
+runs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from django.db import connections
 from agent_sessions import sessions
 from tests.servers import PARTS, Server
 from tests.servers.chromium import executable
+from tests.servers.dapr import DaprSidecar, dapr
 from tests.servers.mariadb import mariadb
 from tests.servers.postgres import postgres
 from tests.servers.valkey import valkey
@@ -167,6 +169,13 @@ def valkey_server() -> Iterator[Server]:
     """Run Valkey for the session."""
     with valkey() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def dapr_server() -> Iterator[DaprSidecar]:
+    """Run a sidecar of Dapr for the session."""
+    with dapr() as sidecar:
+        yield sidecar
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.servers import chromium as _chromium
+from tests.servers import dapr as _dapr
 from tests.servers import mariadb as _mariadb
 from tests.servers import postgres as _postgres
 from tests.servers import valkey as _valkey
@@ -11,6 +12,7 @@ from tests.servers.process import Server, ServerError, serve
 # What a test can ask for by the name of a fixture -> what is missing, if anything.
 PARTS = {
     "chromium": _chromium.missing,
+    "dapr_server": _dapr.missing,
     "mariadb_server": _mariadb.missing,
     "postgres_server": _postgres.missing,
     "valkey_server": _valkey.missing,

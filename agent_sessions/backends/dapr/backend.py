@@ -1,0 +1,192 @@
+"""The backend over a Dapr state store."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.dapr.client import open_client, require_dapr
+from agent_sessions.backends.dapr.history import History
+from agent_sessions.backends.dapr.reading import Rules
+from agent_sessions.backends.dapr.records import head_key
+from agent_sessions.backends.dapr.sidecar import Sidecar
+from agent_sessions.backends.loops import BackgroundLoop, PerLoop
+from agent_sessions.backends.remote import RemoteBackend, Written
+from agent_sessions.backends.retention import EXAMPLES, parse_age
+from agent_sessions.exceptions import InvalidBackend, StorageError
+from agent_sessions.items import Batch, Item
+
+CONSISTENCIES = ("strong", "eventual")
+
+
+class _Place:
+    """What belongs to one event loop: the sidecar's client, and a lock for each key.
+
+    Without the locks the writers of one process would refuse one another's heads.
+    """
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self.sidecar = sidecar
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def lock(self, key: str) -> asyncio.Lock:
+        return self._locks.setdefault(key, asyncio.Lock())
+
+
+class DaprBackend(RemoteBackend):
+    """Sessions in a state store of Dapr, through the sidecar's gRPC.
+
+    OPTIONS: `store_name`, the state store's component; `address` of the sidecar
+    (default: the DAPR_* variables) or a `client`, a DaprClient of either kind that is
+    used and never closed; `ttl`, after which a session that nobody writes to is gone (a
+    timedelta, "30d" or seconds); `consistency`, "strong" or "eventual"; `segment_size`,
+    items in a record; `timeout` of a request and `health_timeout` of the sidecar's
+    health check at the start (s; None leaves the check out).
+    """
+
+    required_options = frozenset({"store_name"})
+    option_defaults: ClassVar[dict[str, Any]] = {
+        **RemoteBackend.option_defaults,
+        "address": None,
+        "client": None,
+        "ttl": None,
+        "consistency": "strong",
+        "segment_size": 32,
+        "timeout": 10,
+        "health_timeout": 5,
+    }
+
+    def __init__(
+        self, alias: str, options: dict[str, Any], *, listed: bool = True
+    ) -> None:
+        """See RemoteBackend. Raises InvalidBackend and MissingExtra."""
+        super().__init__(alias, options, listed=listed)
+        self._check_values()
+        require_dapr("DaprBackend")
+        self._rules = Rules(self.options["segment_size"], self._ttl())
+        self._places = PerLoop(self._make_place, self._close_place)
+        # A client that was handed in may serve one loop alone.
+        self._client_loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+
+    def _check_values(self) -> None:
+        options = self.options
+        if not isinstance(options["store_name"], str) or not options["store_name"]:
+            raise self._invalid("store_name", "Give the name of a Dapr state store.")
+        if options["consistency"] not in CONSISTENCIES:
+            raise self._invalid(
+                "consistency", f"It is one of: {', '.join(CONSISTENCIES)}."
+            )
+        size = options["segment_size"]
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 1000:
+            raise self._invalid("segment_size", "It is a whole number of 1 to 1000.")
+        for name in ("timeout", "health_timeout"):
+            seconds = options[name]
+            if seconds is None and name == "health_timeout":
+                continue
+            if not isinstance(seconds, int | float) or not seconds > 0:
+                raise self._invalid(name, "Give a number of seconds above 0.")
+
+    def _ttl(self) -> int | None:
+        value = self.options["ttl"]
+        if value is None:
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = timedelta(seconds=value)
+        try:
+            return max(1, int(parse_age(value).total_seconds()))
+        except ValueError:
+            raise self._invalid(
+                "ttl", f"Give a timedelta, whole seconds above 0, or {EXAMPLES}."
+            ) from None
+
+    def _invalid(self, name: str, hint: str) -> InvalidBackend:
+        return InvalidBackend(
+            f"AGENT_SESSIONS[{self.alias!r}]: the option {name} is not valid.",
+            hint=hint,
+            id="agent_sessions.E017",
+        )
+
+    def share_background(self, background: BackgroundLoop) -> None:
+        """Let synchronous callers wait on a loop that other backends use too."""
+        self._background = background
+
+    # -- the sidecar -----------------------------------------------------------------
+
+    async def _make_place(self) -> _Place:
+        client = self.options["client"]
+        if client is None:
+            client = await open_client(
+                self.options["address"], self.options["health_timeout"]
+            )
+        sidecar = Sidecar(
+            client,
+            self.options["store_name"],
+            consistency=self.options["consistency"],
+            timeout=self.options["timeout"],
+        )
+        if self.options["client"] is not None and not sidecar.blocks:
+            self._bind_client()
+        return _Place(sidecar)
+
+    def _bind_client(self) -> None:
+        loop = asyncio.get_running_loop()
+        bound = None if self._client_loop is None else self._client_loop()
+        if bound is not None and bound is not loop and not bound.is_closed():
+            raise StorageError(
+                "This DaprClient belongs to another event loop. Give the client of "
+                "dapr.clients, which serves all loops and threads, or a client for "
+                "each loop."
+            )
+        self._client_loop = weakref.ref(loop)
+
+    async def _close_place(self, place: _Place) -> None:
+        if self.options["client"] is None:
+            await place.sidecar.client.close()
+
+    # -- storage ---------------------------------------------------------------------
+
+    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+        place = await self._places.get()
+        history = self._history(place, key)
+        async with place.lock(history.key):
+            return Written(await history.append(batch))
+
+    async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        place = await self._places.get()
+        return await self._history(place, key).latest(limit)
+
+    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
+        place = await self._places.get()
+        history = self._history(place, key)
+        async with place.lock(history.key):
+            item, count = await history.pop()
+        return item, Written(count)
+
+    async def store_clear(self, key: SessionKey) -> int:
+        place = await self._places.get()
+        history = self._history(place, key)
+        async with place.lock(history.key):
+            return await history.clear()
+
+    async def store_page(
+        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
+    ) -> Page:
+        place = await self._places.get()
+        history = self._history(place, key)
+        return await history.page(before=before, after=after, limit=limit)
+
+    def _history(self, place: _Place, key: SessionKey) -> History:
+        async def admit() -> None:
+            # After the head was read: whoever takes the lease and writes, or clears,
+            # changes the head, and then this is asked again.
+            await self.on_directory(self.directory.assert_lease, key)
+
+        fenced = self.listed and key.fence is not None
+        return History(
+            place.sidecar, head_key(key), self._rules, admit if fenced else None
+        )

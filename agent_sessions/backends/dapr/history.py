@@ -1,0 +1,313 @@
+"""Change a session's history in a state store: append, pop, clear."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from agent_sessions.backends.dapr.reading import WINDOW, Found, Moved, Reader, Rules
+from agent_sessions.backends.dapr.records import (
+    Entry,
+    Head,
+    encode_head,
+    encode_segment,
+    is_too_long,
+    metadata_key,
+    new_head,
+    new_name,
+    segment_key,
+    split,
+)
+from agent_sessions.backends.dapr.sidecar import (
+    Conflict,
+    Sidecar,
+    Unreachable,
+    Write,
+    pause,
+)
+from agent_sessions.backends.dapr.tries import Draft, Tries
+from agent_sessions.exceptions import StorageError
+from agent_sessions.items import Batch, Item, decode
+
+logger = logging.getLogger("agent_sessions.backends")
+
+# How often a change is tried while others change the same session.
+ATTEMPTS = 40
+# Segments that go into one transaction with the head, and their bytes.
+TOGETHER = 8
+TOGETHER_BYTES = 1024 * 1024
+# Of an emptied session the head stays for a day (s), so that writers who read it
+# before are found out. It holds no content.
+EMPTY_TTL = 24 * 60 * 60
+# Segments outlive their head, so that a history never ends in parts.
+SPARE_TTL = 60
+
+
+class History(Reader):
+    """One session's items. `admit` is awaited before each attempt to write."""
+
+    def __init__(
+        self,
+        sidecar: Sidecar,
+        key: str,
+        rules: Rules,
+        admit: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        super().__init__(sidecar, key, rules)
+        self._admit = admit
+
+    async def append(self, batch: Batch) -> int:
+        """Store a batch; give how many items there are then."""
+        now = int(time.time())
+
+        async def plan(found: Found) -> Draft:
+            head = found.head
+            entries = tuple(
+                Entry(row.data, head.turns + row.turn, now) for row in batch.rows
+            )
+            draft = self._sealed(head)
+            tail = (*draft.head.tail, *entries)
+            grown = replace(
+                draft.head,
+                tail=tail,
+                count=head.count + len(entries),
+                turns=head.turns + batch.turns,
+            )
+            return self._unburdened(replace(draft, head=grown))
+
+        draft = await self._change(plan)
+        return 0 if draft is None else draft.head.count
+
+    async def pop(self) -> tuple[Item | None, int | None]:
+        """Remove and give the newest readable item, and how many are left."""
+
+        async def plan(found: Found) -> Draft | None:
+            head = found.head
+            if (taken := _take(head.tail)) is None:
+                return await self._plan_sealed_pop(found)
+            item, tail = taken
+            popped = replace(
+                head,
+                tail=tail,
+                count=head.count - 1,
+                generations=head.assigned(head.sealed, None, new_name()),
+            )
+            return self._unburdened(Draft(popped, item=item))
+
+        draft = await self._change(plan)
+        return (None, None) if draft is None else (draft.item, draft.head.count)
+
+    async def _plan_sealed_pop(self, found: Found) -> Draft | None:
+        head = found.head
+        last = not head.tail
+        for number in reversed(range(head.sealed)):
+            [segment] = await self.segments(found, [number])
+            if not segment.entries:
+                # What can't be read stays in its place, so it must keep its number.
+                last = last and segment.entries is not None
+                continue
+            if (taken := _take(segment.entries)) is None:
+                last = False
+                continue
+            item, rest = taken
+            stop = head.sealed if last else number + 1
+            popped = replace(
+                head,
+                count=head.count - 1,
+                generations=head.assigned(number, None if last else stop, new_name()),
+                garbage=(*head.garbage, *head.stretches(number, stop)),
+            )
+            if last:
+                return Draft(replace(popped, sealed=number, tail=rest), item=item)
+            key = self._segment_key(popped, number)
+            return Draft(popped, {key: encode_segment(rest)}, item)
+        return None
+
+    async def clear(self) -> int:
+        """Remove everything; give how many items there were."""
+
+        async def plan(found: Found) -> Draft | None:
+            head = found.head
+            if not found.etag or (head.is_empty and not head.garbage):
+                return None
+            emptied = replace(
+                new_head(self.rules.size, int(time.time())),
+                writes=head.writes,
+                recent=head.recent,
+                garbage=(*head.garbage, *head.stretches(0, head.sealed)),
+            )
+            return Draft(emptied, count=head.count)
+
+        draft = await self._change(plan, thorough=True)
+        if draft is None:
+            return 0
+        if (key := metadata_key(self.key)) is not None:
+            await self.sidecar.delete_many([key])
+        return draft.count
+
+    def _sealed(self, head: Head) -> Draft:
+        """Give full segments of the tail keys of their own.
+
+        All that read this head write the same there, so it doesn't matter who does.
+        """
+        full, rest = split(head.tail, head.size)
+        segments = {
+            self._segment_key(head, number): encode_segment(entries)
+            for number, entries in enumerate(full, head.sealed)
+        }
+        return Draft(replace(head, sealed=head.sealed + len(full), tail=rest), segments)
+
+    def _unburdened(self, draft: Draft) -> Draft:
+        """Take out of the head what is too much for it, in a generation of its own."""
+        head = draft.head
+        if not is_too_long(head.tail, head.size):
+            return draft
+        names = head.assigned(head.sealed, None, new_name())
+        more = self._sealed(replace(head, generations=names))
+        return replace(
+            draft, head=more.head, segments={**draft.segments, **more.segments}
+        )
+
+    async def _change(
+        self,
+        plan: Callable[[Found], Awaitable[Draft | None]],
+        *,
+        thorough: bool = False,
+    ) -> Draft | None:
+        """Plan a change and write it, again and again where others come first.
+
+        `thorough` makes a failure to delete what the change left over an error.
+        """
+        tries = Tries()
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await pause(attempt, first=0.01)
+            try:
+                found = await self.read()
+                if (done := tries.arrived(found.head)) is not None:
+                    return await self._finish(tries, done, thorough=thorough)
+                if self._admit is not None:
+                    await self._admit()
+                draft = await plan(found)
+            except Moved:
+                continue
+            except Unreachable as exc:
+                raise tries.failure(exc) from exc
+            if draft is None:
+                return None
+            draft = replace(draft, head=draft.head.marked(new_name()))
+            tries.begin(found.head, draft)
+            try:
+                draft = await self._commit(found, draft)
+            except Conflict:
+                tries.refused(draft)
+            except Unreachable as exc:
+                tries.doubt(exc)
+                await pause(attempt + 1, first=0.1)
+            else:
+                return await self._finish(tries, draft, thorough=thorough)
+        raise StorageError(
+            "The session is being changed by too many others at once. Nothing was "
+            "written; try again later, or write from fewer places."
+        )
+
+    async def _commit(self, found: Found, draft: Draft) -> Draft:
+        """Write the segments and then the head. Raises Conflict and Unreachable."""
+        draft = replace(draft, head=await self._kept_alive(found, draft.head))
+        head = draft.head
+        ttl = self.rules.ttl
+        lasting = None if ttl is None else 2 * ttl + SPARE_TTL
+        writes = [Write(key, data, ttl=lasting) for key, data in draft.segments.items()]
+        if head.is_empty:
+            ttl = min(ttl or EMPTY_TTL, EMPTY_TTL)
+        last = Write(self.key, encode_head(head), found.etag, ttl)
+        if self._fit_together(found, writes):
+            # The only thing that a transaction changes is how many requests there
+            # are: some stores apply a refused one in part, and that must do no harm.
+            self.rules.transactions = await self.sidecar.transact([*writes, last])
+            if self.rules.transactions:
+                return draft
+        await self.sidecar.put_many(writes)
+        await self.sidecar.save(last)
+        return draft
+
+    def _fit_together(self, found: Found, writes: list[Write]) -> bool:
+        # A transaction can't say that a record must be new.
+        return (
+            bool(found.etag)
+            and 0 < len(writes) <= TOGETHER
+            and sum(len(write.data) for write in writes) <= TOGETHER_BYTES
+            and self.rules.transactions is not False
+        )
+
+    async def _kept_alive(self, found: Found, head: Head) -> Head:
+        """Let the sealed segments live as long as the head is about to.
+
+        They are written again where they wouldn't, so about once in the time to live.
+        """
+        ttl, lasts, now = self.rules.ttl, head.lasts, int(time.time())
+        if not head.sealed:
+            return replace(head, lasts=None if ttl is None else now + 2 * ttl)
+        if ttl is None and lasts is None:
+            return head
+        if ttl is not None and lasts is not None and lasts >= now + ttl:
+            return head
+        stop = min(head.sealed, found.head.sealed)
+        for first in range(0, stop, WINDOW):
+            numbers = range(first, min(first + WINDOW, stop))
+            keys = [self._segment_key(head, number) for number in numbers]
+            values = await self.sidecar.read_many(keys)
+            lasting = None if ttl is None else 2 * ttl + SPARE_TTL
+            await self.sidecar.put_many(
+                Write(key, value.data, value.etag, lasting)
+                for key, value in values.items()
+                if value.data
+            )
+        return replace(head, lasts=None if ttl is None else now + 2 * ttl)
+
+    async def _finish(self, tries: Tries, draft: Draft, *, thorough: bool) -> Draft:
+        """Delete what the change left over. It is done already, whatever happens."""
+        try:
+            if stale := tries.stale(draft.head):
+                await self.sidecar.delete_many(stale)
+            if draft.head.garbage:
+                await self._sweep()
+        except StorageError as exc:
+            if thorough:
+                raise StorageError(
+                    "The session is empty, but not all of its records could be "
+                    "deleted from the state store. Clear it again."
+                ) from exc
+            logger.warning(
+                "Left-over records of a session in the state store %r could not be "
+                "deleted (%s); the next change tries again",
+                self.sidecar.store_name,
+                type(exc).__name__,
+            )
+        return draft
+
+    async def _sweep(self) -> None:
+        found = await self.read()
+        await self.sidecar.delete_many(
+            segment_key(self.key, generation, number)
+            for generation, first, stop in found.head.garbage
+            for number in range(first, stop)
+        )
+        if not found.head.garbage:
+            return
+        swept = replace(found.head, garbage=()).marked(new_name())
+        try:
+            await self._commit(found, Draft(swept))
+        except Conflict:
+            # Whoever was first has the same garbage to take out.
+            return
+
+
+def _take(entries: tuple[Entry, ...]) -> tuple[Item, tuple[Entry, ...]] | None:
+    """Take the newest readable item out of entries; None where there is none."""
+    for index in reversed(range(len(entries))):
+        if (item := decode(entries[index].text)) is not None:
+            return item, (*entries[:index], *entries[index + 1 :])
+    return None

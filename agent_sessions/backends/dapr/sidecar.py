@@ -1,0 +1,281 @@
+"""One state store as its sidecar shows it, through either of Dapr's clients."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from agent_sessions.exceptions import StorageError
+
+T = TypeVar("T")
+
+# Requests of one operation that are under way at the same time.
+PARALLEL = 8
+# Times that a request is made where the sidecar or its store doesn't answer.
+TRIES = 4
+
+# The aio client hides the code of a refused save, and each store words it its way.
+_CONFLICTS = (
+    "etag mismatch",
+    "etag does not match",
+    "precondition failed",
+    "failed to set key",
+)
+_TRANSIENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "CANCELLED"}
+_ADVICE = {
+    "RESOURCE_EXHAUSTED": (
+        "A record is larger than the sidecar or the client takes. Store smaller "
+        "items, or raise the sidecar's --max-body-size and the client's limit, "
+        "DAPR_GRPC_MAX_INBOUND_MESSAGE_SIZE_BYTES."
+    ),
+    "UNAUTHENTICATED": "Set DAPR_API_TOKEN to the sidecar's token.",
+    "PERMISSION_DENIED": "Give this application access to the state store.",
+}
+_NO_STORE = (
+    "Check that the sidecar has a state store of this name for this application."
+)
+
+
+class Conflict(Exception):
+    """Someone else wrote a record since it was read."""
+
+
+class Unreachable(StorageError):
+    """The sidecar or its store gave no answer."""
+
+
+class TooLarge(StorageError):
+    """A request or its answer is larger than the sidecar or the client takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What lies under a key; both are empty where there is nothing."""
+
+    data: bytes = b""
+    etag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A record to be written.
+
+    `etag` is the one that it must still have, "" where there must be none. `ttl` are
+    seconds; None keeps it for ever.
+    """
+
+    key: str
+    data: bytes
+    etag: str = ""
+    ttl: int | None = None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {} if self.ttl is None else {"ttlInSeconds": str(self.ttl)}
+
+
+class Sidecar:
+    """Reads and writes records of one state store.
+
+    `client` is a DaprClient, of either kind: what blocks runs in a thread. `timeout`
+    are the seconds that a request may take.
+    """
+
+    def __init__(
+        self, client: Any, store_name: str, *, consistency: str, timeout: float
+    ) -> None:
+        self.client = client
+        self.store_name = store_name
+        self.consistency = consistency
+        self.timeout = timeout
+        self.blocks = not inspect.iscoroutinefunction(client.get_state)
+
+    async def read(self, key: str) -> Value:
+        """Read one record."""
+        found = await self._retried(
+            lambda: self._call(
+                "get_state",
+                store_name=self.store_name,
+                key=key,
+                state_metadata={"consistency": self.consistency},
+            )
+        )
+        return Value(found.data, found.etag)
+
+    async def read_many(self, keys: Sequence[str]) -> dict[str, Value]:
+        """Read several records in as few requests as their size allows."""
+        if not keys:
+            return {}
+        try:
+            return await self._retried(lambda: self._read_bulk(keys))
+        except TooLarge:
+            if len(keys) == 1:
+                raise
+        half = len(keys) // 2
+        return await self.read_many(keys[:half]) | await self.read_many(keys[half:])
+
+    async def _read_bulk(self, keys: Sequence[str]) -> dict[str, Value]:
+        found = await self._call(
+            "get_bulk_state",
+            store_name=self.store_name,
+            keys=keys,
+            parallelism=PARALLEL,
+            states_metadata={"consistency": self.consistency},
+        )
+        if any(item.error for item in found.items):
+            raise Unreachable(
+                f"The state store {self.store_name!r} could not read every record. "
+                "Nothing was changed; try again."
+            )
+        values = {item.key: Value(item.data, item.etag) for item in found.items}
+        return {key: values.get(key, Value()) for key in keys}
+
+    async def save(self, write: Write) -> None:
+        """Write a record if nobody else did since. Raises Conflict."""
+        await self._save(write, first_write=True)
+
+    async def put_many(self, writes: Iterable[Write]) -> None:
+        """Write records whatever lies there, or if it still has their etags."""
+        await self._each(writes, lambda write: self._retried(lambda: self._save(write)))
+
+    async def _save(self, write: Write, *, first_write: bool = False) -> None:
+        from dapr.clients.grpc._state import Concurrency, Consistency, StateOptions
+
+        kind = Concurrency.first_write
+        if not (first_write or write.etag):
+            kind = Concurrency.last_write
+        await self._call(
+            "save_state",
+            store_name=self.store_name,
+            key=write.key,
+            value=write.data,
+            etag=write.etag or None,
+            options=StateOptions(Consistency[self.consistency], kind),
+            state_metadata=write.metadata,
+        )
+
+    async def delete_many(self, keys: Iterable[str]) -> None:
+        """Delete records, whatever lies there."""
+        await self._each(
+            keys,
+            lambda key: self._retried(
+                lambda: self._call("delete_state", store_name=self.store_name, key=key)
+            ),
+        )
+
+    async def transact(self, writes: Sequence[Write]) -> bool:
+        """Write all records or none; False where the store has no transactions.
+
+        Raises Conflict where one of them has another etag.
+        """
+        from dapr.clients.grpc._request import TransactionalStateOperation
+
+        operations = [
+            TransactionalStateOperation(
+                key=write.key,
+                data=write.data,
+                etag=write.etag or None,
+                metadata=write.metadata,
+            )
+            for write in writes
+        ]
+        try:
+            await self._call(
+                "execute_state_transaction",
+                store_name=self.store_name,
+                operations=operations,
+            )
+        except _Unsupported:
+            return False
+        return True
+
+    async def _each(
+        self, things: Iterable[T], work: Callable[[T], Awaitable[object]]
+    ) -> None:
+        """Work on all, some at a time; the first error is raised when all is still."""
+        seats = asyncio.Semaphore(PARALLEL)
+
+        async def seated(thing: T) -> None:
+            async with seats:
+                await work(thing)
+
+        outcomes = await asyncio.gather(*map(seated, things), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _retried(self, request: Callable[[], Awaitable[T]]) -> T:
+        for attempt in range(1, TRIES):
+            try:
+                return await request()
+            except Unreachable:
+                await pause(attempt, first=0.1)
+        return await request()
+
+    async def _call(self, name: str, **arguments: Any) -> Any:
+        method = getattr(self.client, name)
+        try:
+            async with asyncio.timeout(self.timeout):
+                if self.blocks:
+                    return await asyncio.to_thread(method, **arguments)
+                return await method(**arguments)
+        except TimeoutError as exc:
+            raise Unreachable(
+                f"The Dapr sidecar gave no answer within {self.timeout:g} s."
+            ) from exc
+        except Exception as exc:
+            raise self._translated(exc) from exc
+
+    def _translated(self, exc: Exception) -> Exception:
+        """Turn an error of the client into one of ours, without its details."""
+        code, message = _code(exc), str(exc).lower()
+        if code is None and not _is_daprs(exc):
+            # A wrong argument or a bug: no outage may hide it.
+            return exc
+        if code == "ABORTED" or any(words in message for words in _CONFLICTS):
+            return Conflict()
+        if code == "UNIMPLEMENTED":
+            return _Unsupported(
+                f"The state store {self.store_name!r} or its sidecar lacks what is "
+                "needed. Use a store with ETags and a sidecar of Dapr 1.14 or newer."
+            )
+        if code is None or code in _TRANSIENT:
+            return Unreachable(
+                f"The Dapr sidecar or its state store {self.store_name!r} can't be "
+                f"reached ({code or type(exc).__name__})."
+            )
+        kind = TooLarge if code == "RESOURCE_EXHAUSTED" else StorageError
+        return kind(
+            f"The state store {self.store_name!r} refused ({code}). "
+            f"{_ADVICE.get(code, _NO_STORE)}"
+        )
+
+
+class _Unsupported(StorageError):
+    """The store or the sidecar doesn't offer a request."""
+
+
+async def pause(attempt: int, *, first: float) -> None:
+    """Wait before the next attempt, for a time that differs between writers.
+
+    `attempt` is how many were made, `first` the longest wait (s) after one of them.
+    """
+    longest = min(first * 2 ** (attempt - 1), 0.5)
+    await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - no secret
+
+
+def _code(exc: BaseException) -> str | None:
+    """Name the gRPC code of an error or of its cause."""
+    for error in (exc, exc.__cause__):
+        code = getattr(error, "code", None)
+        if callable(code):
+            return getattr(code(), "name", None)
+    return None
+
+
+def _is_daprs(exc: Exception) -> bool:
+    return type(exc).__module__.partition(".")[0] in {"dapr", "grpc"}

@@ -1,0 +1,80 @@
+"""What is known of a change whose writes may have arrived without an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from agent_sessions.backends.dapr.records import RECENT, Head
+from agent_sessions.backends.dapr.sidecar import TRIES, Unreachable
+from agent_sessions.exceptions import StorageError
+from agent_sessions.items import Item
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a change is to write: segments first, by key, and then the head."""
+
+    head: Head
+    segments: Mapping[str, bytes] = field(default_factory=dict)
+    item: Item | None = None
+    count: int = 0
+
+
+class Tries:
+    """What one change has tried so far, of which some may have arrived unheard."""
+
+    def __init__(self) -> None:
+        self._written: set[str] = set()
+        self._draft: Draft | None = None
+        self._doubtful: dict[str, Draft] = {}
+        self._writes = 0
+
+    def begin(self, head: Head, draft: Draft) -> None:
+        """Note what is about to be written."""
+        self._draft = draft
+        if not self._doubtful:
+            self._writes = head.writes
+
+    def refused(self, draft: Draft) -> None:
+        """Note that a draft's head was not written; its segments may lie there."""
+        self._written |= draft.segments.keys()
+
+    def doubt(self, exc: Unreachable) -> None:
+        """Note that nobody knows whether the draft was written. Raises in the end."""
+        assert self._draft is not None  # noqa: S101 - begin() comes first
+        self.refused(self._draft)
+        self._doubtful[self._draft.head.recent[-1]] = self._draft
+        if len(self._doubtful) >= TRIES:
+            raise self.failure(exc) from exc
+
+    def arrived(self, head: Head) -> Draft | None:
+        """Give the draft that was written although no answer came."""
+        for mark, draft in self._doubtful.items():
+            if mark in head.recent:
+                return draft
+        if self._doubtful and head.writes - self._writes > RECENT:
+            raise self.failure(None)
+        return None
+
+    def failure(self, exc: Unreachable | None) -> StorageError:
+        """Make the error for a change of which no more can be known."""
+        if not self._doubtful and exc is not None:
+            return Unreachable(f"{exc} Nothing was written; try again.")
+        return Unreachable(
+            f"{exc or 'Others changed the session meanwhile.'} The last change is "
+            "stored whole or not at all, but which of both is not known. Read the "
+            "session before you write it again."
+        )
+
+    def stale(self, head: Head) -> set[str]:
+        """Give the keys of segments that were written and that no head tells of."""
+        stale = set()
+        for key in self._written:
+            generation, number = key.rsplit(":", 2)[1:]
+            if (
+                int(number) >= head.sealed
+                or head.generation_of(int(number)) != generation
+            ):
+                stale.add(key)
+        return stale
