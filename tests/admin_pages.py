@@ -13,7 +13,7 @@ from django.urls import reverse
 
 from agent_sessions import sessions
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.models import AgentSession
+from agent_sessions.models import AgentRun, AgentSession
 
 LIST = "admin:agent_sessions_agentsession_changelist"
 RIGHTS = ("view", "read", "clear", "delete", "add", "change")
@@ -34,11 +34,17 @@ def make(
     return rows.get()
 
 
-def staff(*rights: str, name: str = "staff") -> Client:
+def make_run(row: AgentSession, **fields: Any) -> AgentRun:
+    given = {"run_id": "run-1", "branch": row.branch, "status": "completed"}
+    return AgentRun.objects.create(session=row, **{**given, **fields})
+
+
+def staff(*rights: str, name: str = "staff", runs: bool = False) -> Client:
+    """Log in someone with these rights on sessions, and to view runs."""
     user = get_user_model().objects.create_user(name, password="x", is_staff=True)
-    user.user_permissions.set(
-        Permission.objects.filter(codename__in=[f"{r}_agentsession" for r in rights])
-    )
+    names = [f"{right}_agentsession" for right in rights]
+    names += ["view_agentrun"] if runs else []
+    user.user_permissions.set(Permission.objects.filter(codename__in=names))
     client = Client()
     client.force_login(user)
     return client

@@ -21,6 +21,7 @@ from django.http import (
     StreamingHttpResponse,
 )
 from django.http.response import HttpResponseBase
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
@@ -106,7 +107,8 @@ class ExportMixin(_ModelAdmin):
             )
         alone = self.get_queryset(request).filter(pk=obj.pk)
         response = self._export(request, alone, form, name=obj.session_id)
-        return response or HttpResponseRedirect("../../change/")
+        name = f"{self.admin_site.name}:agent_sessions_agentsession_change"
+        return response or HttpResponseRedirect(reverse(name, args=(obj.pk,)))
 
     def _export(
         self, request: HttpRequest, queryset: Rows, form: str, *, name: str = ""

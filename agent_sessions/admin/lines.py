@@ -5,23 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from agent_sessions.admin.words import grouped, how_long
 from agent_sessions.items import StoredItem
 from agent_sessions.models import AgentRun
 from agent_sessions.transcript import Line, join
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """A run that ends here, and what it used."""
+
+    run: AgentRun
+    input_tokens: str
+    output_tokens: str
+    duration: str
+
+    @classmethod
+    def of(cls, run: AgentRun) -> RunEnd:
+        return cls(
+            run,
+            grouped(run.input_tokens),
+            grouped(run.output_tokens),
+            ""
+            if run.finished_at is None
+            else how_long(run.started_at, run.finished_at),
+        )
 
 
 @dataclass(slots=True)
 class Shown:
     """A line with its links, and what stands before and after it.
 
-    `agent` names who speaks from here on; `runs` are those that end here.
+    `agent` names who speaks from here on; `ends` are the runs that end here.
     """
 
     line: Line
     raw_url: str
     output_url: str = ""
     agent: str = ""
-    runs: list[AgentRun] = field(default_factory=list)
+    ends: list[RunEnd] = field(default_factory=list)
 
 
 def lay_out(
@@ -47,7 +69,7 @@ def lay_out(
             first.agent = agent = run.agent_name
         last = _at_or_before(shown, run.last_position or 0)
         if last is not None and _ends_here(run, shown):
-            last.runs.append(run)
+            last.ends.append(RunEnd.of(run))
     return shown
 
 

@@ -16,8 +16,10 @@ from django.utils.translation import gettext as _
 
 from agent_sessions.admin.charts import HEIGHT, WIDTH, Chart, bar_chart
 from agent_sessions.admin.rights import may
+from agent_sessions.admin.runs import waiting_text
 from agent_sessions.admin.statistics import Statistics, Tally, gather
-from agent_sessions.admin.transcript import grouped
+from agent_sessions.admin.transcript import runs_url
+from agent_sessions.admin.words import grouped
 from agent_sessions.models import AgentSession
 
 # How many days the page can look back; the first is what it shows unasked.
@@ -41,6 +43,17 @@ class Figure:
     chart: Chart
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of counts: heads, and rows that each begin with a name."""
+
+    id: str
+    title: str
+    heads: tuple[str, ...]
+    rows: list[tuple[str, list[str]]]
+    note: str = ""
+
+
 class OverviewMixin(_ModelAdmin):
     """A page of charts, for those who may see that sessions exist."""
 
@@ -56,13 +69,14 @@ class OverviewMixin(_ModelAdmin):
             "title": _("Overview of agent sessions"),
             "opts": self.opts,
             "media": self.media,
-            "statistics": found,
             "figures": _figures(found),
+            "tables": [table for table in _tables(found) if table.rows],
+            "waiting": waiting_text(found.waiting_now) if found.waiting_now else "",
             "ranges": [(n, n == length) for n in sorted(RANGES)],
             "first": found.days[0][0],
             "last": found.days[-1][0],
             "size": f"0 0 {WIDTH} {HEIGHT}",
-            "may_see_runs": may(request, "view", "agentrun"),
+            "runs_url": runs_url(self, request),
         }
         request.current_app = self.admin_site.name
         return TemplateResponse(
@@ -90,10 +104,75 @@ def _figures(found: Statistics) -> list[Figure]:
     ]
 
 
+def _tables(found: Statistics) -> list[Table]:
+    of_runs = (_("Runs"), _("Tokens in"), _("Tokens out"), _("Errors"), _("Waiting"))
+    of_sessions = (_("Sessions"), _("Tokens in"), _("Tokens out"))
+    days = [(_day(day), tally) for day, tally in reversed(found.days)]
+    active = _(
+        "Sessions that were last active in these days, with all that they have used "
+        "so far."
+    )
+    return [
+        Table(
+            "days",
+            _("By day"),
+            (_("Day"), _("Sessions"), *of_runs),
+            [
+                (name, [grouped(tally.sessions), *_counts(tally)])
+                for name, tally in [*days, (_("All"), found.total)]
+            ],
+            _(
+                "A session counts on the day of its last activity, a run on the day it "
+                "began."
+            ),
+        ),
+        Table(
+            "agents",
+            _("By agent"),
+            (_("Agent"), *of_runs),
+            [(tally.name, _counts(tally)) for tally in found.agents],
+        ),
+        Table(
+            "stores",
+            _("By store"),
+            (_("Store"), *of_sessions),
+            [(tally.name, _used(tally)) for tally in found.backends],
+            active,
+        ),
+        Table(
+            "users",
+            _("Top users by tokens"),
+            (_("User"), *of_sessions),
+            [(tally.name, _used(tally)) for tally in found.users],
+            active,
+        ),
+        Table(
+            "codes",
+            _("Errors by code"),
+            (_("Error code"), _("Runs")),
+            [(code, [grouped(count)]) for code, count in found.errors],
+        ),
+    ]
+
+
+def _counts(tally: Tally) -> list[str]:
+    counts = (tally.input_tokens, tally.output_tokens, tally.errors, tally.waiting)
+    return list(map(grouped, (tally.runs, *counts)))
+
+
+def _used(tally: Tally) -> list[str]:
+    counts = (tally.sessions, tally.input_tokens, tally.output_tokens)
+    return list(map(grouped, counts))
+
+
+def _day(day: date) -> str:
+    return date_format(day, "SHORT_DATE_FORMAT")
+
+
 def _labels(
     days: Sequence[tuple[date, Any]], stacks: Sequence[tuple[int, ...]]
 ) -> list[str]:
     return [
-        f"{date_format(day, 'SHORT_DATE_FORMAT')}: {' + '.join(map(grouped, stack))}"
+        f"{_day(day)}: {' + '.join(map(grouped, stack))}"
         for (day, _tally), stack in zip(days, stacks, strict=True)
     ]

@@ -84,7 +84,7 @@ class History:
             .annotate(first=Subquery(first))
         )
         found = list(rows.order_by("-pk")[:BRANCHES])
-        if len(found) == BRANCHES:
+        if self._wanted and len(found) == BRANCHES:
             # One that was asked for is there, however old.
             found += rows.filter(name=self._wanted, pk__lt=found[-1].pk)
         family = {branch.pk: branch for branch in found}

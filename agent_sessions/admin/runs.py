@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
@@ -10,7 +9,6 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, reverse
-from django.utils.formats import number_format
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
@@ -21,13 +19,8 @@ from agent_sessions.admin.lines import lay_out
 from agent_sessions.admin.paginator import CappedPaginator
 from agent_sessions.admin.reading import History
 from agent_sessions.admin.rights import may, may_read
-from agent_sessions.admin.transcript import (
-    PAGE_LENGTH,
-    grouped,
-    in_words,
-    item_url,
-    owner_url,
-)
+from agent_sessions.admin.transcript import PAGE_LENGTH, item_url, owner_url
+from agent_sessions.admin.words import grouped, how_long, in_words
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import REMOVED, AgentRun
 from agent_sessions.transcript.parts import json_part
@@ -123,12 +116,7 @@ class AgentRunAdmin(_ModelAdmin):
         waiting = 0
         if self.has_view_permission(request):
             waiting = AgentRun.objects.filter(status=AgentRun.Status.WAITING).count()
-        text = ngettext(
-            "%(count)s run waits for approval.",
-            "%(count)s runs wait for approval.",
-            waiting,
-        )
-        context = {"waiting": text % {"count": grouped(waiting)} if waiting else ""}
+        context = {"waiting": waiting_text(waiting) if waiting else ""}
         return super().changelist_view(request, {**context, **(extra_context or {})})
 
     @admin.display(description=_("status"))
@@ -222,13 +210,11 @@ class AgentRunAdmin(_ModelAdmin):
             return ""
 
 
-def how_long(started: datetime, finished: datetime) -> str:
-    """Write how long something took: seconds, or minutes and seconds."""
-    seconds = max(finished - started, timedelta()).total_seconds()
-    if seconds < 60:
-        text = number_format(round(seconds, 1), decimal_pos=1)
-        return str(_("%(seconds)s s") % {"seconds": text})
-    minutes, rest = divmod(round(seconds), 60)
-    return str(
-        _("%(minutes)d min %(seconds)d s") % {"minutes": minutes, "seconds": rest}
+def waiting_text(count: int) -> str:
+    """Tell how many runs wait for someone."""
+    text = ngettext(
+        "%(count)s run waits for approval.",
+        "%(count)s runs wait for approval.",
+        count,
     )
+    return text % {"count": grouped(count)}

@@ -14,7 +14,8 @@ from agent_sessions.admin.exporting import ExportMixin
 from agent_sessions.admin.filters import StoreFilter
 from agent_sessions.admin.overview import OverviewMixin
 from agent_sessions.admin.paginator import CappedPaginator
-from agent_sessions.admin.transcript import TranscriptMixin, grouped, in_words
+from agent_sessions.admin.transcript import TranscriptMixin
+from agent_sessions.admin.words import grouped, in_words
 from agent_sessions.models import AgentSession
 
 

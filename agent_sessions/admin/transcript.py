@@ -12,13 +12,11 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, reverse
-from django.utils.formats import number_format
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
 
 from agent_sessions.admin.lines import lay_out
 from agent_sessions.admin.reading import History
 from agent_sessions.admin.rights import may, may_read
+from agent_sessions.admin.words import grouped, in_words
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.items import clean_text
 from agent_sessions.models import AgentSession
@@ -66,7 +64,7 @@ class TranscriptMixin(_ModelAdmin):
             "state": in_words(obj.state, obj.get_state_display()),
             "has_clear_permission": may(request, "clear"),
             "has_read_permission": may_read(request),
-            "runs_url": self._runs_url(request, obj),
+            "runs_url": _runs_of(runs_url(self, request), obj),
         }
         if context["has_read_permission"]:
             context["subtitle"] = obj.title or obj.session_id
@@ -117,7 +115,7 @@ class TranscriptMixin(_ModelAdmin):
             "lines": lay_out(
                 items, runs, item_url(self, obj, chosen.name if chosen else None)
             ),
-            "runs_are_links": may(request, "view", "agentrun"),
+            "all_runs_url": runs_url(self, request),
             "newest_url": _link(request) if elsewhere else "",
             "branch": chosen,
             "branches": [
@@ -134,15 +132,22 @@ class TranscriptMixin(_ModelAdmin):
                 context["later_url"] = _link(request, after=last)
         return context
 
-    def _runs_url(self, request: HttpRequest, obj: AgentSession) -> str:
-        if not may(request, "view", "agentrun"):
-            return ""
-        name = f"{self.admin_site.name}:agent_sessions_agentrun_changelist"
-        try:
-            return f"{reverse(name)}?session__id__exact={obj.pk}"
-        except NoReverseMatch:
-            # A site of the project's own may leave the runs out.
-            return ""
+
+def runs_url(site_admin: Any, request: HttpRequest) -> str:
+    """Give the address of the list of runs, for those who may see it."""
+    if not may(request, "view", "agentrun"):
+        return ""
+    try:
+        return reverse(
+            f"{site_admin.admin_site.name}:agent_sessions_agentrun_changelist"
+        )
+    except NoReverseMatch:
+        # A site of the project's own may leave the runs out.
+        return ""
+
+
+def _runs_of(address: str, obj: AgentSession) -> str:
+    return f"{address}?session__id__exact={obj.pk}" if address else ""
 
 
 def item_url(
@@ -169,17 +174,6 @@ def owner_url(site_admin: Any, request: HttpRequest, obj: AgentSession) -> str:
         return reverse(name, args=(obj.user_id,))
     except NoReverseMatch:
         return ""
-
-
-def in_words(state: str, words: str) -> SafeString:
-    """Write a state as text; its class can add a colour, but says nothing by itself."""
-    known = state if state.isascii() and state.isalpha() else "unknown"
-    return format_html('<span class="as-state as-state-{}">{}</span>', known, words)
-
-
-def grouped(number: int) -> str:
-    """Write a count with the language's separators."""
-    return number_format(number, use_l10n=True, force_grouping=True)
 
 
 def _position(text: str) -> int | None:
