@@ -92,12 +92,14 @@ class AgentSession(models.Model):
     )
     # What the store itself calls the session, where it chooses the name.
     remote_id = ExactCharField(_("remote id"), max_length=255, blank=True)
-    item_count = models.PositiveIntegerField(_("items"), default=0)
-    requests = models.PositiveBigIntegerField(_("requests"), default=0)
-    input_tokens = models.PositiveBigIntegerField(_("input tokens"), default=0)
-    output_tokens = models.PositiveBigIntegerField(_("output tokens"), default=0)
-    cached_tokens = models.PositiveBigIntegerField(_("cached tokens"), default=0)
-    reasoning_tokens = models.PositiveBigIntegerField(_("reasoning tokens"), default=0)
+    # Plain integers, as in the two models below: PostgreSQL parses the CHECK of each
+    # Positive…Field anew at every update, which would take a tenth of an append.
+    item_count = models.IntegerField(_("items"), default=0)
+    requests = models.BigIntegerField(_("requests"), default=0)
+    input_tokens = models.BigIntegerField(_("input tokens"), default=0)
+    output_tokens = models.BigIntegerField(_("output tokens"), default=0)
+    cached_tokens = models.BigIntegerField(_("cached tokens"), default=0)
+    reasoning_tokens = models.BigIntegerField(_("reasoning tokens"), default=0)
     agent_name = models.CharField(_("last agent"), max_length=255, blank=True)
     state = models.CharField(
         _("state"), max_length=16, choices=State.choices, default=State.IDLE
@@ -105,7 +107,7 @@ class AgentSession(models.Model):
     run_id = ExactCharField(_("active run"), max_length=64, blank=True)
     run_owner = models.CharField(_("run's process"), max_length=64, blank=True)
     run_seen_at = models.DateTimeField(_("run last seen"), null=True, blank=True)
-    fence = models.PositiveBigIntegerField(_("fencing number"), default=0)
+    fence = models.BigIntegerField(_("fencing number"), default=0)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     # Not indexed: every append changes it, and PostgreSQL would then rewrite every
     # index entry of the row. `active_on` changes once a day and orders lists.
@@ -172,7 +174,7 @@ class Branch(models.Model):
     )
     fork_position = models.BigIntegerField(_("fork position"), null=True, blank=True)
     head = models.BigIntegerField(_("head"), default=0)
-    turn = models.PositiveIntegerField(_("turn"), default=0)
+    turn = models.IntegerField(_("turn"), default=0)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     # An archived branch is not listed and can't be written to; its name stays taken
     # and its rows are there for the branches that grew from it.
@@ -207,7 +209,7 @@ class SessionItem(models.Model):
         db_index=False,
     )
     position = models.BigIntegerField(_("position"))
-    turn = models.PositiveIntegerField(_("turn"), default=0)
+    turn = models.IntegerField(_("turn"), default=0)
     # Text, not JSONField: jsonb refuses NUL and lone surrogates and rewrites 1e22.
     data = models.TextField(_("data"))
     type = models.CharField(_("type"), max_length=64, blank=True)
@@ -215,7 +217,7 @@ class SessionItem(models.Model):
     call_id = models.CharField(_("call id"), max_length=255, blank=True)
     tool_name = models.CharField(_("tool name"), max_length=255, blank=True)
     text = models.TextField(_("text"), blank=True)
-    size = models.PositiveIntegerField(_("size in bytes"), default=0)
+    size = models.IntegerField(_("size in bytes"), default=0)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
 
     objects = OwnedQuerySet.as_manager()
