@@ -3,6 +3,7 @@ from __future__ import annotations
 from django.apps import AppConfig
 from django.core import checks
 from django.core.signals import setting_changed
+from django.db.models.signals import pre_delete
 from django.utils.translation import gettext_lazy as _
 
 
@@ -18,8 +19,11 @@ class AgentSessionsConfig(AppConfig):
             check_deployment,
         )
         from agent_sessions.handler import reset_backends
+        from agent_sessions.models import AgentSession
+        from agent_sessions.pending import on_delete
 
         checks.register(check_backends)
         checks.register(check_databases, checks.Tags.database)
         checks.register(check_deployment, deploy=True)
         setting_changed.connect(reset_backends)
+        pre_delete.connect(on_delete, sender=AgentSession)

@@ -98,6 +98,72 @@ class StorageError(AgentSessionError):
     """The store could not be read or written; nothing was half-written."""
 
 
+class StoreUnavailable(StorageError):
+    """The store didn't answer. A write has arrived whole, or not at all."""
+
+
+class StoreRefused(StorageError):
+    """The store doesn't take our credentials, or these don't allow the operation."""
+
+
+class StoreReadOnly(StorageError):
+    """The store takes no writes; nothing was written."""
+
+
+class StoreFull(StorageError):
+    """The store has no room for more; nothing was written."""
+
+
+class WrongKeyType(StorageError):
+    """Something else than a history lies under a session's key; it was left alone."""
+
+
+class StoreBusy(StorageError):
+    """The store asks to wait; nothing was written. `retry_after` in seconds, if told."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class HistoryGone(StorageError):
+    """The store no longer has the history that the session's row names."""
+
+
+class PartlyWritten(StorageError):
+    """A write broke off, and what it had written could not all be removed again.
+
+    The first `stored` items of the batch are there; `unsure` holds the numbers, from
+    0, of those that may be there.
+    """
+
+    def __init__(self, message: str, *, stored: int, unsure: range) -> None:
+        super().__init__(message)
+        self.stored = stored
+        self.unsure = unsure
+
+
+class EncryptionError(StorageError):
+    """Encrypted items don't open; nothing was changed."""
+
+
+class UnknownEncryptionKey(EncryptionError):
+    """Items are encrypted with a key that isn't configured; `key_id` names it."""
+
+    def __init__(self, session_id: str, key_id: str, known: list[str]) -> None:
+        super().__init__(
+            f"Session {session_id!r} has items under the encryption key {key_id!r}, "
+            f"which is not among the keys that are configured ({', '.join(known)}). "
+            "Add that key behind the others; nothing was changed."
+        )
+        self.session_id = session_id
+        self.key_id = key_id
+
+
+class InvalidEncryptionKey(AgentSessionError, ValueError):
+    """What is given as a key is none; the message doesn't quote it."""
+
+
 class SessionBusy(AgentSessionError):
     """Another run of the session is still going; `run_id` names it."""
 

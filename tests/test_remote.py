@@ -123,6 +123,7 @@ async def test_the_row_follows_what_is_written() -> None:
     assert (row.item_count, row.title) == (0, "")
 
 
+@pytest.mark.django_db(transaction=True)
 def test_the_row_is_left_alone_between_touches(
     django_assert_num_queries: Any,
 ) -> None:

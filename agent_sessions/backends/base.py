@@ -127,6 +127,45 @@ class BaseSessionBackend(ABC):
             raise InvalidBackend(f"{type(self).__name__} wraps no backend.")
         return self.make_inner()
 
+    @property
+    def keeps_outside(self) -> bool:
+        """Whether a session has more than the rows that go with its own.
+
+        Then a deletion of that row leaves something behind, which erase() removes.
+        """
+        return self.inner_option is not None and self.inner.keeps_outside
+
+    def erase(self, key: SessionKey, remote_id: str = "") -> int:
+        """Remove what is left of a session whose row is gone; tell how many items.
+
+        `remote_id` is what the row said last. Erasing what isn't there is no error.
+        """
+        return 0 if self.inner_option is None else self.inner.erase(key, remote_id)
+
+    def enroll(self, key: SessionKey) -> None:
+        """Make the rows that a session's first use needs. Raises what create() does."""
+        self.directory.create(key)
+
+    def flush(self, key: SessionKey) -> None:
+        """Bring the session's row up to date with what was written, if it isn't."""
+        if self.inner_option is not None:
+            self.inner.flush(key)
+
+    async def aflush(self, key: SessionKey) -> None:
+        """See flush()."""
+        if self.inner_option is not None:
+            await self.inner.aflush(key)
+
+    def head(self, key: SessionKey) -> int:
+        """Give the position of the newest item; 0 where there is none."""
+        newest = self.page(key, limit=1).items
+        return newest[-1].position if newest else 0
+
+    async def ahead(self, key: SessionKey) -> int:
+        """See head()."""
+        newest = (await self.apage(key, limit=1)).items
+        return newest[-1].position if newest else 0
+
     @abstractmethod
     def append(self, key: SessionKey, items: Sequence[Item]) -> None:
         """Store a batch whole, contiguous and in order, or not at all."""

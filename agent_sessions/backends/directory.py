@@ -23,6 +23,14 @@ from agent_sessions.models import (
     SessionQuerySet,
 )
 
+# The columns of a session in which no run is going on.
+NO_RUN: dict[str, Any] = {
+    "run_id": "",
+    "run_owner": "",
+    "run_seen_at": None,
+    "state": AgentSession.State.IDLE,
+}
+
 
 class Directory:
     """One backend alias's rows in one database; every look-up names the owner."""
@@ -109,14 +117,21 @@ class Directory:
             if not self.rows(key).exists():
                 self.create(key)
 
-    def touch(self, key: SessionKey, *, count: int | None, title: str) -> None:
-        """Write down that a session was used, and how many items it has."""
+    def touch(self, key: SessionKey, *, count: int | None, title: str) -> bool:
+        """Write down that a session was used, and how many items it has.
+
+        Tells whether it is there.
+        """
         now = timezone.now()
         rows = self.rows(key)
         if title:
             rows.filter(title="").update(title=title)
         counted = {} if count is None else {"item_count": count}
-        rows.update(updated_at=now, active_on=now.date(), **counted)
+        return bool(rows.update(updated_at=now, active_on=now.date(), **counted))
+
+    def revoke(self, key: SessionKey) -> None:
+        """Take the lease from the run that is going on, if one is."""
+        self.rows(key).exclude(run_id="").update(fence=F("fence") + 1, **NO_RUN)
 
     def cleared(self, key: SessionKey) -> None:
         """Write down that a session has no items any more."""
@@ -144,13 +159,7 @@ def forget_history(
         session_id=session, status=AgentRun.Status.WAITING
     ).update(status=AgentRun.Status.CANCELLED, finished_at=now, state="", interrupts="")
     if not keep_lease:
-        columns |= {
-            "fence": F("fence") + 1,
-            "run_id": "",
-            "run_owner": "",
-            "run_seen_at": None,
-            "state": AgentSession.State.IDLE,
-        }
+        columns |= {"fence": F("fence") + 1, **NO_RUN}
     AgentSession.objects.using(using).filter(pk=session).update(
         item_count=0, title="", updated_at=now, **columns
     )

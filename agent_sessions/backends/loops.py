@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+)
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
@@ -79,6 +85,16 @@ async def with_caller(function: Callable[[], T]) -> tuple[bool, T | None]:
     if waiting is None:
         return False, None
     return True, await asyncio.wrap_future(waiting.ask(function))
+
+
+async def take(source: AsyncIterator[T], most: int) -> list[T]:
+    """Take the next items, up to `most`; fewer are the last ones."""
+    taken: list[T] = []
+    async for each in source:
+        taken.append(each)
+        if len(taken) == most:
+            break
+    return taken
 
 
 class PerLoop(Generic[C]):

@@ -1,42 +1,45 @@
 """What backends share whose items lie outside Django's databases.
 
 The directory's row in a Django database still says whose a session is. A store only
-implements the six coroutines; the rest, with the synchronous faces, is here.
+implements the coroutines store_…(); the rest, with the synchronous faces, is here.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from abc import abstractmethod
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from django.db import DatabaseError, connections, router
+from django.db import Error, IntegrityError, connections, router, transaction
 
+from agent_sessions.backends.admissions import Admissions, News
 from agent_sessions.backends.base import (
     BaseSessionBackend,
     Page,
     SessionKey,
     settle,
 )
-from agent_sessions.backends.database.threads import DatabaseThreads
-from agent_sessions.backends.directory import Directory
-from agent_sessions.backends.loops import BackgroundLoop, with_caller
+from agent_sessions.backends.loops import BackgroundLoop, take, with_caller
+from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.items import Batch, Item, encode_batch
-from agent_sessions.models import AgentSession
 from agent_sessions.signals import session_cleared
+
+if TYPE_CHECKING:
+    # Imported late below: a session without a directory needs no Django settings.
+    from agent_sessions.backends.database.threads import DatabaseThreads
+    from agent_sessions.backends.directory import Directory
 
 T = TypeVar("T")
 
 logger = logging.getLogger("agent_sessions.backends")
 
-# How many sessions' admissions a process remembers.
-_REMEMBERED = 10_000
+# Ids of one step of a listing.
+_CHUNK = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +47,6 @@ class Written:
     """What a store tells of a change: how many items the session has, if it knows."""
 
     count: int | None = None
-
-
-@dataclass(slots=True)
-class _Admission:
-    """That a key's row was found or made, and when its row was last written."""
-
-    user_id: Any
-    checked: float
-    touched: float | None = None
 
 
 class RemoteBackend(BaseSessionBackend):
@@ -79,7 +73,7 @@ class RemoteBackend(BaseSessionBackend):
         self.database: str | None = self.options["database"]
         self._threads: DatabaseThreads | None = None
         self._background = BackgroundLoop(f"agent_sessions-{alias}")
-        self._admissions: OrderedDict[str, _Admission] = OrderedDict()
+        self._admissions = Admissions(self.options["touch_interval"])
         self._lock = threading.Lock()
 
     # -- what a store implements -----------------------------------------------------
@@ -98,7 +92,7 @@ class RemoteBackend(BaseSessionBackend):
 
     @abstractmethod
     async def store_clear(self, key: SessionKey) -> int:
-        """Remove every item; tell how many there were."""
+        """Remove every item; tell how many there were. Nothing there is no error."""
 
     @abstractmethod
     async def store_page(
@@ -113,6 +107,10 @@ class RemoteBackend(BaseSessionBackend):
         """
         raise NotImplementedError(f"{type(self).__name__} can't list its sessions.")
 
+    async def store_erase(self, key: SessionKey, remote_id: str) -> int:
+        """Remove the items of a session whose row is gone; `remote_id` was its own."""
+        return await self.store_clear(key)
+
     # -- sync --------------------------------------------------------------------
 
     def append(self, key: SessionKey, items: Sequence[Item]) -> None:
@@ -120,7 +118,7 @@ class RemoteBackend(BaseSessionBackend):
             return
         batch = encode_batch(items)
         self._admit(key, write=True)
-        written = self._background.run(self.store_append(key, batch))
+        written = self._await(self.store_append(key, batch))
         self._touch(key, written, batch.title)
 
     def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
@@ -136,6 +134,7 @@ class RemoteBackend(BaseSessionBackend):
 
     def clear(self, key: SessionKey) -> int:
         self._admit(key)
+        self._begin_clear(key)
         count = self._await(self.store_clear(key))
         self._cleared(key, count)
         return count
@@ -149,9 +148,25 @@ class RemoteBackend(BaseSessionBackend):
         limit: int = 100,
     ) -> Page:
         self._admit(key)
-        return self._await(
+        page = self._await(
             self.store_page(key, before=before, after=after, limit=limit)
         )
+        self.flush(key)
+        return page
+
+    def erase(self, key: SessionKey, remote_id: str = "") -> int:
+        self._admissions.forget(key)
+        return self._await(self.store_erase(key, remote_id))
+
+    def list_ids(self) -> Iterator[str]:
+        """Give the ids of the sessions without an owner that the store has.
+
+        Also those that have no row. Raises NotImplementedError where the store can't
+        tell, see `supports_listing`.
+        """
+        ids = self.store_ids()
+        while chunk := self._await(take(ids, _CHUNK)):
+            yield from chunk
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._background.run(coroutine)
@@ -166,7 +181,7 @@ class RemoteBackend(BaseSessionBackend):
 
     async def _append(self, key: SessionKey, batch: Batch) -> None:
         written = await self.store_append(key, batch)
-        await self._if_due(key, self._touch, key, written, batch.title)
+        await self._atouch(key, written, batch.title)
 
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
         await self._aadmit(key)
@@ -179,7 +194,7 @@ class RemoteBackend(BaseSessionBackend):
     async def _pop(self, key: SessionKey) -> Item | None:
         item, written = await self.store_pop(key)
         if item is not None:
-            await self._if_due(key, self._touch, key, written)
+            await self._atouch(key, written)
         return item
 
     async def aclear(self, key: SessionKey) -> int:
@@ -187,6 +202,8 @@ class RemoteBackend(BaseSessionBackend):
         return await settle(self._clear(key))
 
     async def _clear(self, key: SessionKey) -> int:
+        if self.listed:
+            await self.threads.run(self._begin_clear, key)
         count = await self.store_clear(key)
         if self.listed:
             await self.threads.run(self._cleared, key, count)
@@ -201,25 +218,35 @@ class RemoteBackend(BaseSessionBackend):
         limit: int = 100,
     ) -> Page:
         await self._aadmit(key)
-        return await self.store_page(key, before=before, after=after, limit=limit)
+        page = await self.store_page(key, before=before, after=after, limit=limit)
+        await self.aflush(key)
+        return page
 
     # -- the directory ---------------------------------------------------------------
 
     @property
     def using(self) -> str:
         """The alias of DATABASES that holds the directory."""
+        from agent_sessions.models import AgentSession
+
         return self.database or router.db_for_write(AgentSession)
 
     @property
     def directory(self) -> Directory:
+        from agent_sessions.backends.directory import Directory
+
         return Directory(self.alias, self.using)
 
     @property
     def threads(self) -> DatabaseThreads:
-        if self._threads is None or self._threads.database != self.using:
-            size = 1 if connections[self.using].vendor == "sqlite" else 8
-            self._threads = DatabaseThreads(self.using, size)
-        return self._threads
+        from agent_sessions.backends.database.threads import DatabaseThreads
+
+        using = self.using
+        with self._lock:
+            if self._threads is None or self._threads.database != using:
+                size = 1 if connections[using].vendor == "sqlite" else 8
+                self._threads = DatabaseThreads(using, size)
+            return self._threads
 
     async def on_directory(
         self, function: Callable[..., T], *args: Any, **kwargs: Any
@@ -233,23 +260,28 @@ class RemoteBackend(BaseSessionBackend):
         served, result = await with_caller(call)
         return cast("T", result) if served else await self.threads.run(call)
 
-    def _is_known(self, key: SessionKey) -> bool:
-        """Tell whether the key's row was looked at a short while ago."""
-        if not self.listed:
-            return True
-        if key.fence is not None:
-            return False
-        with self._lock:
-            admission = self._admissions.get(key.session_id)
-            return (
-                admission is not None
-                and admission.user_id == key.user_id
-                and self._is_fresh(admission.checked)
-            )
+    @property
+    def keeps_outside(self) -> bool:
+        return True
 
-    def _is_fresh(self, moment: float) -> bool:
-        interval: float = self.options["touch_interval"]
-        return time.monotonic() - moment < interval
+    def enroll(self, key: SessionKey) -> None:
+        from agent_sessions.backends.leftovers import erase_before
+
+        if not self.directory.rows(key).exists():
+            erase_before(self, key)
+        super().enroll(key)
+
+    def flush(self, key: SessionKey) -> None:
+        if (news := self._admissions.take(key)) is not None:
+            self._write_down(key, news)
+
+    async def aflush(self, key: SessionKey) -> None:
+        if (news := self._admissions.take(key)) is not None:
+            await settle(self.threads.run(self._write_down, key, news))
+
+    def _is_known(self, key: SessionKey) -> bool:
+        # A run's lease is looked at each time.
+        return not self.listed or (key.fence is None and self._admissions.is_known(key))
 
     def _admit(self, key: SessionKey, *, write: bool = False) -> None:
         """Pass where the key's session is its own; a write makes the row.
@@ -262,66 +294,80 @@ class RemoteBackend(BaseSessionBackend):
         if key.fence is not None:
             directory.assert_own(key)
             directory.assert_lease(key)
-        elif write:
-            directory.ensure(key)
         elif not directory.rows(key).exists():
-            # Not remembered: the first write may be someone else's.
-            directory.assert_own(key)
-            return
-        self._remember(key)
+            from agent_sessions.backends.leftovers import erase_before
 
-    def _remember(self, key: SessionKey) -> None:
-        with self._lock:
-            old = self._admissions.pop(key.session_id, None)
-            touched = old.touched if old and old.user_id == key.user_id else None
-            self._admissions[key.session_id] = _Admission(
-                key.user_id, time.monotonic(), touched
-            )
-            while len(self._admissions) > _REMEMBERED:
-                self._admissions.popitem(last=False)
+            directory.assert_own(key)
+            erase_before(self, key)
+            if not write:
+                # Not remembered: the first write may be someone else's.
+                return
+            directory.ensure(key)
+        # What is rolled back, as after each test, is not remembered.
+        transaction.on_commit(partial(self._remember, key), using=self.using)
 
     async def _aadmit(self, key: SessionKey, *, write: bool = False) -> None:
         if not self._is_known(key):
             await self.threads.run(self._admit, key, write=write)
 
-    async def _if_due(
-        self, key: SessionKey, touch: Callable[..., None], *args: Any
-    ) -> None:
-        if self._touch_is_due(key):
-            await self.threads.run(touch, *args)
-
-    def _touch_is_due(self, key: SessionKey) -> bool:
-        if not self.listed:
-            return False
-        with self._lock:
-            admission = self._admissions.get(key.session_id)
-            touched = None if admission is None else admission.touched
-            return touched is None or not self._is_fresh(touched)
+    def _remember(self, key: SessionKey) -> None:
+        for pushed, news in self._admissions.remember(key):
+            self._write_down(pushed, news)
 
     def _touch(self, key: SessionKey, written: Written, title: str = "") -> None:
         """Bring the row up to date, if that is due. The items are written already."""
-        if not self._touch_is_due(key):
-            return
+        if self.listed:
+            news = self._admissions.tell(key, News(written.count, title))
+            if news is not None:
+                self._write_down(key, news)
+
+    async def _atouch(self, key: SessionKey, written: Written, title: str = "") -> None:
+        if self.listed:
+            news = self._admissions.tell(key, News(written.count, title))
+            if news is not None:
+                await self.threads.run(self._write_down, key, news)
+
+    def _write_down(self, key: SessionKey, news: News) -> None:
+        """Write what is new into the row. What the store acknowledged stays so."""
         try:
-            self.directory.touch(key, count=written.count, title=title)
-        except DatabaseError as exc:
-            # What the store acknowledged must not look as if it had failed.
-            logger.warning(
-                "The row of a session in %r could not be touched (%s)",
-                self.alias,
-                type(exc).__name__,
-            )
-            return
-        with self._lock:
-            if admission := self._admissions.get(key.session_id):
-                admission.touched = time.monotonic()
+            if not self.directory.touch(key, count=news.count, title=news.title):
+                self._admissions.forget(key)
+                self._rescue(key, news)
+        except Error as exc:
+            self._admissions.put_off(key, news)
+            self._warn("could not be touched", exc)
+
+    def _rescue(self, key: SessionKey, news: News) -> None:
+        """Make a row for what was written to a session that was deleted meanwhile.
+
+        Where its owner is gone, or a run wrote, it goes the way of the session.
+        """
+        from agent_sessions.backends.leftovers import erase_now
+
+        try:
+            if key.fence is None:
+                self.directory.ensure(key)
+                self.directory.touch(key, count=news.count, title=news.title)
+                return
+        except (IntegrityError, SessionDoesNotExist) as exc:
+            self._warn("has lost its owner", exc)
+        erase_now(self, key.fenced(None))
+
+    def _warn(self, what: str, exc: Exception) -> None:
+        logger.warning(
+            "The row of a session in %r %s (%s)", self.alias, what, type(exc).__name__
+        )
+
+    def _begin_clear(self, key: SessionKey) -> None:
+        """End a run's lease before its items go: it must not write between."""
+        if self.listed and key.fence is None:
+            self.directory.revoke(key)
 
     def _cleared(self, key: SessionKey, count: int) -> None:
         if not self.listed:
             return
+        self._admissions.forget(key)
         self.directory.cleared(key)
-        with self._lock:
-            self._admissions.pop(key.session_id, None)
         session_cleared.send(
             type(self),
             session_id=key.session_id,
@@ -331,9 +377,19 @@ class RemoteBackend(BaseSessionBackend):
         )
 
     def close(self) -> None:
+        if news := self._admissions.take_all():
+            # In a thread: whoever closes may be in an event loop.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(self._write_all, news).result()
         self._background.close()
-        threads, self._threads = self._threads, None
         with self._lock:
-            self._admissions.clear()
+            threads, self._threads = self._threads, None
         if threads is not None:
             threads.close()
+
+    def _write_all(self, all_news: list[tuple[SessionKey, News]]) -> None:
+        try:
+            for key, news in all_news:
+                self._write_down(key, news)
+        finally:
+            connections[self.using].close()
