@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 from agents.memory import Session
 from asgiref.sync import sync_to_async
+from dapr.aio.clients import DaprClient as AsyncDaprClient
+from dapr.clients import DaprClient
 from django.contrib.auth import get_user_model
 from django.test import override_settings
+from pytest_django import DjangoDbBlocker
 
-from agent_sessions import get_session
+from agent_sessions import get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.dapr.records import (
     decode_head,
@@ -24,8 +28,19 @@ from agent_sessions.backends.dapr.records import (
     segment_key,
 )
 from agent_sessions.exceptions import SessionDoesNotExist
+from agent_sessions.memory.dapr import DaprSession
+from agent_sessions.models import AgentSession
 from agent_sessions.testing import SessionContract
+from agent_sessions.testing.contract.base import ContractBase
+from agent_sessions.testing.contract.concurrency import ConcurrencyCases
+from agent_sessions.testing.contract.popping import PoppingCases
+from agent_sessions.testing.contract.processes import ProcessCases
+from agent_sessions.testing.contract.shape import ShapeCases
+from agent_sessions.testing.contract.sync import SyncCases
+from agent_sessions.testing.contract.writing import WritingCases
 from tests.servers.dapr import STORE, DaprSidecar
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.one_database
 
@@ -54,7 +69,7 @@ def damage(sidecar: DaprSidecar, key: SessionKey, nth: int, data: str) -> str:
     return original
 
 
-class DaprContract(SessionContract):
+class DaprHooks(ContractBase):
     supports_corrupt = True
     supports_owner = True
     supports_wrapper = True
@@ -74,14 +89,13 @@ class DaprContract(SessionContract):
         with override_settings(AGENT_SESSIONS=self.setting()):
             yield
 
+    # Small, so that the cases cross the bounds of segments.
+    segment_size: ClassVar[int] = 4
+
     def setting(self) -> dict[str, Any]:
-        return {
-            "default": {
-                "BACKEND": "agent_sessions.backends.dapr.DaprBackend",
-                # Small, so that the cases cross the bounds of segments.
-                "OPTIONS": {"store_name": STORE, "segment_size": 4},
-            }
-        }
+        options = {"store_name": STORE, "segment_size": self.segment_size}
+        backend = "agent_sessions.backends.dapr.DaprBackend"
+        return {"default": {"BACKEND": backend, "OPTIONS": options}}
 
     async def make_session(self, session_id: str, **options: Any) -> Session:
         return get_session(session_id, **options)
@@ -95,8 +109,100 @@ class DaprContract(SessionContract):
 
 
 @pytest.mark.django_db
-class TestInATransaction(DaprContract):
+class TestInATransaction(DaprHooks, SessionContract):
     """The caller holds a transaction of the directory's database."""
 
     # Other threads have connections of their own, which can't see its rows.
     supports_threads = False
+
+
+class OnThePool:
+    """No transaction is open: threads and processes see the directory's rows."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def transactional_db(
+        cls, django_db_setup: None, django_db_blocker: DjangoDbBlocker
+    ) -> Iterator[None]:
+        """Let rows stay to the end of the class: each case has sessions of its own."""
+        with django_db_blocker.unblock():
+            yield
+            sessions.reset()
+            AgentSession.objects.all().delete()
+            get_user_model().objects.all().delete()
+
+    @pytest.fixture(autouse=True)
+    def _database(self, database_environment: dict[str, str]) -> None:
+        self.environment = database_environment
+
+    def run_coroutine(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return asyncio.run(main())
+
+
+class TestOnThePool(OnThePool, DaprHooks, ConcurrencyCases, ProcessCases):
+    supports_second_process = True
+    segment_size = 32
+
+    def process_environment(self) -> dict[str, str]:
+        return self.environment | self.sidecar.environment
+
+    def process_source(self) -> str:
+        return f"""
+import django
+from django.conf import settings
+settings.AGENT_SESSIONS = {self.setting()!r}
+django.setup()
+from agent_sessions import get_session, sessions
+
+async def make_session(session_id):
+    return get_session(session_id)
+"""
+
+
+class TestWithoutTransactions(
+    OnThePool, DaprHooks, WritingCases, PoppingCases, ConcurrencyCases
+):
+    """The store has no transactions: segments are written first, the head last."""
+
+    @pytest.fixture(autouse=True)
+    def _plain_store(self, _sidecar: None) -> None:
+        self.sidecar.faults.transactions = False
+
+
+class Standalone(DaprHooks):
+    """The class that needs no settings and no database, over a client of its caller."""
+
+    supports_owner = False
+
+    def run_coroutine(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return asyncio.run(main())
+
+
+class TestSessionOverTheAsyncClient(Standalone, ShapeCases, PoppingCases):
+    # The client belongs to one loop; the sync face has a loop of its own.
+    supports_sync = False
+    supports_threads = False
+    known_gaps: ClassVar[dict[str, str]] = {
+        "test_serves_event_loops_one_after_another": "An asyncio client serves one "
+        "loop: another gets a StorageError that says so."
+    }
+
+    def run_coroutine(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async def with_client() -> T:
+            async with AsyncDaprClient(self.sidecar.address) as self.client:
+                return await main()
+
+        return asyncio.run(with_client())
+
+    async def make_session(self, session_id: str, **options: Any) -> Session:
+        return DaprSession(session_id, STORE, self.client, **options)
+
+
+class TestSessionOverTheBlockingClient(Standalone, SyncCases, ConcurrencyCases):
+    @pytest.fixture(autouse=True)
+    def _client(self, _sidecar: None) -> Iterator[None]:
+        with DaprClient(self.sidecar.address) as self.client:
+            yield
+
+    async def make_session(self, session_id: str, **options: Any) -> Session:
+        return DaprSession(session_id, STORE, self.client, **options)

@@ -70,8 +70,6 @@ class DaprBackend(RemoteBackend):
         require_dapr("DaprBackend")
         self._rules = Rules(self.options["segment_size"], self._ttl())
         self._places = PerLoop(self._make_place, self._close_place)
-        # A client that was handed in may serve one loop alone.
-        self._client_loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
 
     def _check_values(self) -> None:
         options = self.options
@@ -129,20 +127,19 @@ class DaprBackend(RemoteBackend):
             consistency=self.options["consistency"],
             timeout=self.options["timeout"],
         )
-        if self.options["client"] is not None and not sidecar.blocks:
-            self._bind_client()
+        if not sidecar.blocks:
+            self._check_loop(client)
         return _Place(sidecar)
 
-    def _bind_client(self) -> None:
-        loop = asyncio.get_running_loop()
-        bound = None if self._client_loop is None else self._client_loop()
-        if bound is not None and bound is not loop and not bound.is_closed():
+    def _check_loop(self, client: Any) -> None:
+        """Refuse an asyncio client of another loop: it fails in ways hard to read."""
+        loop = getattr(getattr(client, "_channel", None), "_loop", None)
+        if loop is not None and loop is not asyncio.get_running_loop():
             raise StorageError(
                 "This DaprClient belongs to another event loop. Give the client of "
-                "dapr.clients, which serves all loops and threads, or a client for "
-                "each loop."
+                "dapr.clients, which serves all loops and threads, or make one of "
+                "dapr.aio.clients in each loop."
             )
-        self._client_loop = weakref.ref(loop)
 
     async def _close_place(self, place: _Place) -> None:
         if self.options["client"] is None:
