@@ -255,7 +255,8 @@ async def test_a_restored_turn_brings_its_usage_back() -> None:
     (archived,) = await session.list_archived()
     restored = await session.restore_branch(archived)
     assert await session.get_session_usage() == before
-    assert [turn["user_turn_number"] for turn in await session.get_turn_usage()] == [2]
+    turns: Any = await session.get_turn_usage()
+    assert [turn["user_turn_number"] for turn in turns] == [2]
     assert await session.get_session_usage(restored) == {
         "requests": 1,
         "input_tokens": 75,
