@@ -67,7 +67,7 @@ def database(kind: str) -> Iterator[Database]:
 def _sqlite(directory: Path) -> Iterator[Database]:
     # One at the SDK's own durability, one at what our checks recommend.
     aliases = {"default": "FULL", "normal": "NORMAL"}
-    _configure(
+    configure(
         {
             alias: {
                 "ENGINE": "django.db.backends.sqlite3",
@@ -85,7 +85,7 @@ def _sqlite(directory: Path) -> Iterator[Database]:
 
 
 def _postgresql(place: dict[str, Any], directory: Path) -> Iterator[Database]:
-    _configure(
+    configure(
         {
             "default": {
                 "ENGINE": "django.db.backends.postgresql",
@@ -105,7 +105,8 @@ def _postgresql(place: dict[str, Any], directory: Path) -> Iterator[Database]:
     yield from _migrated(Database("postgresql", ("default",), place, directory))
 
 
-def _configure(databases: dict[str, Any]) -> None:
+def configure(databases: dict[str, Any]) -> None:
+    """Set Django up on databases."""
     settings.configure(
         DATABASES=databases,
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 500
 # SQLite has one writer at a time, and who waits looks again only now and then: it is
 # left alone for this many times as long as it was held.
-_REST = 2.0
+_REST = 4.0
 
 Guard = Callable[[AgentSession], None]
 Told = Callable[[int], None]
