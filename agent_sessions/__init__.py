@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agent_sessions.handler import get_session, sessions
-    from agent_sessions.memory import BackendSession, DjangoSession
+    from agent_sessions.memory import BackendSession, DjangoSession, RedisSession
+    from agent_sessions.memory.encrypted import EncryptedSession, EncryptSession
     from agent_sessions.runs.hooks import SessionHooks
 
 __version__ = "0.1.0"
@@ -19,12 +20,18 @@ _EXPORTS = {
     "sessions": "agent_sessions.handler",
     "DjangoSession": "agent_sessions.memory",
     "BackendSession": "agent_sessions.memory",
+    "RedisSession": "agent_sessions.memory",
+    "EncryptedSession": "agent_sessions.memory.encrypted",
+    "EncryptSession": "agent_sessions.memory.encrypted",
     "SessionHooks": "agent_sessions.runs.hooks",
 }
 
 __all__ = [
     "BackendSession",
     "DjangoSession",
+    "EncryptSession",
+    "EncryptedSession",
+    "RedisSession",
     "SessionHooks",
     "__version__",
     "get_session",

@@ -25,6 +25,7 @@ from tests.servers.chromium import executable
 from tests.servers.dapr import DaprSidecar, dapr
 from tests.servers.mariadb import mariadb
 from tests.servers.postgres import postgres
+from tests.servers.redis import Watched, cluster, redis, sentinel
 from tests.servers.valkey import valkey
 from tests.settings import DATABASE_KIND
 
@@ -176,6 +177,27 @@ def dapr_server() -> Iterator[DaprSidecar]:
     """Run a sidecar of Dapr for the session."""
     with dapr() as sidecar:
         yield sidecar
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Server]:
+    """Run Redis for the session."""
+    with redis() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[list[Server]]:
+    """Run a Redis cluster of three nodes for the session."""
+    with cluster() as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def valkey_sentinel() -> Iterator[Watched]:
+    """Run a Valkey with a replica and sentinels for the session."""
+    with sentinel() as watched:
+        yield watched
 
 
 @pytest.fixture(scope="session")

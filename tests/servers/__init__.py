@@ -6,6 +6,7 @@ from tests.servers import chromium as _chromium
 from tests.servers import dapr as _dapr
 from tests.servers import mariadb as _mariadb
 from tests.servers import postgres as _postgres
+from tests.servers import redis as _redis
 from tests.servers import valkey as _valkey
 from tests.servers.process import Server, ServerError, serve
 
@@ -15,6 +16,9 @@ PARTS = {
     "dapr_server": _dapr.missing,
     "mariadb_server": _mariadb.missing,
     "postgres_server": _postgres.missing,
+    "redis_cluster": _redis.missing,
+    "redis_server": _redis.missing,
+    "valkey_sentinel": _valkey.missing,
     "valkey_server": _valkey.missing,
 }
 

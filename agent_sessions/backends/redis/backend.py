@@ -1,0 +1,325 @@
+"""The backend over Redis and what speaks its protocol, single or as a cluster."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.core import checks
+
+from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.loops import PerLoop
+from agent_sessions.backends.redis import clients, scripts
+from agent_sessions.backends.redis.clients import CHECK_ID, Client, Place
+from agent_sessions.backends.redis.commands import (
+    GivenClient,
+    evaluate,
+    is_cluster,
+    scan,
+)
+from agent_sessions.backends.redis.errors import named_errors
+from agent_sessions.backends.redis.keys import Names, id_of, pattern
+from agent_sessions.backends.redis.scripts import TOKEN_LENGTH, Script
+from agent_sessions.backends.remote import RemoteBackend, Written
+from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
+from agent_sessions.items import Batch, Item, StoredItem, decode
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis, RedisCluster
+
+KEY_PREFIX = "agents:session"
+# Redis takes no larger number of milliseconds, counted from 1970.
+_LONGEST = timedelta(days=36_500)
+_EVERYTHING = 2**62
+# How many texts a pop looks at where the newest is doubtful; then all of them.
+_WINDOW = 32
+
+
+class RedisBackend(RemoteBackend):
+    """Keep items in Redis lists, each operation one step of the server.
+
+    OPTIONS: `cache`, an alias of CACHES that django-redis serves ("default"), or `url`;
+    `cluster`, whether the URL is a cluster's; `client_options`, what else redis-py's
+    asyncio client takes; `ttl`, a timedelta or seconds after which a history is
+    forgotten; `sliding`, whether each use starts the ttl anew (True) or it counts from
+    the first write; `max_items`, how many of the newest items are kept; `key_prefix`
+    ("agents:session", as the SDK has it).
+    """
+
+    supports_listing = True
+    option_defaults: ClassVar[dict[str, Any]] = {
+        **RemoteBackend.option_defaults,
+        "cache": None,
+        "url": None,
+        "cluster": False,
+        "client_options": None,
+        "ttl": None,
+        "sliding": True,
+        "max_items": None,
+        "key_prefix": None,
+    }
+
+    def __init__(
+        self,
+        alias: str,
+        options: dict[str, Any],
+        *,
+        listed: bool = True,
+        client: Redis | RedisCluster | None = None,
+    ) -> None:
+        """Configure the backend; a `client` that is given is used and never closed."""
+        super().__init__(alias, options, listed=listed)
+        if find_spec("redis") is None:
+            raise MissingExtra("RedisBackend", "redis")
+        self.ttl_ms = self._ttl_ms(self.options["ttl"])
+        self.max_items = self._whole("max_items") or 0
+        self.given = None if client is None else GivenClient(client)
+        self._clients = PerLoop(self._connect, Client.aclose)
+
+    # -- configuration -----------------------------------------------------------
+
+    def _ttl_ms(self, ttl: Any) -> int:
+        if ttl is None:
+            return 0
+        if isinstance(ttl, int | float) and not isinstance(ttl, bool):
+            ttl = _seconds(ttl)
+        if not (isinstance(ttl, timedelta) and timedelta(0) < ttl <= _LONGEST):
+            raise self._invalid(
+                f"the option ttl is no length of time: {self.options['ttl']!r}.",
+                "Give a timedelta or seconds, more than 0 and at most 100 years, or "
+                "None for ever.",
+            )
+        return max(ttl // timedelta(milliseconds=1), 1)
+
+    def _whole(self, name: str) -> int | None:
+        value: Any = self.options[name]
+        if value is None or (type(value) is int and value > 0):
+            return value
+        raise self._invalid(
+            f"the option {name} is {value!r}.", "Give a whole number of 1 or more."
+        )
+
+    def _invalid(self, message: str, hint: str) -> InvalidBackend:
+        return InvalidBackend(
+            f"AGENT_SESSIONS[{self.alias!r}]: {message}", hint=hint, id=CHECK_ID
+        )
+
+    @property
+    def place(self) -> Place:
+        """Where the server is. Raises InvalidBackend."""
+        cache, url = self.options["cache"], self.options["url"]
+        extra = dict(self.options["client_options"] or {})
+        if cache is not None and url is not None:
+            raise self._invalid(
+                "the options cache and url are both given.", "Keep one of them."
+            )
+        cluster: bool = self.options["cluster"]
+        if url is not None:
+            return clients.from_url(url, extra, cluster=cluster)
+        if cluster:
+            raise self._invalid(
+                "the option cluster needs a url.",
+                "django-redis has no clusters: give the option url instead of cache.",
+            )
+        return clients.from_cache(self._cache, extra)
+
+    @property
+    def _cache(self) -> str:
+        return self.options["cache"] or "default"
+
+    @property
+    def key_prefix(self) -> str:
+        """What names of keys begin with; a cache's KEY_PREFIX comes before it."""
+        if (prefix := self.options["key_prefix"]) is not None:
+            return str(prefix)
+        if self.given is None and self.options["url"] is None:
+            return clients.cache_prefix(self._cache) + KEY_PREFIX
+        return KEY_PREFIX
+
+    def check(self) -> list[checks.CheckMessage]:
+        """Report a server that can't be reached by these options; nothing is sent."""
+        try:
+            _ = self.place
+        except InvalidBackend as exc:
+            return [checks.Error(exc.message, hint=exc.hint, id=exc.id)]
+        except MissingExtra as exc:
+            return [checks.Error(str(exc), id="agent_sessions.E006")]
+        return [*super().check(), *self._check_shared()]
+
+    def _check_shared(self) -> list[checks.CheckMessage]:
+        from django.conf import settings
+
+        mine = {name: self.options[name] for name in ("cache", "url", "key_prefix")}
+        for alias, params in getattr(settings, "AGENT_SESSIONS", {}).items():
+            if alias == self.alias:
+                break
+            options = params.get("OPTIONS") or {}
+            if "RedisBackend" in str(params.get("BACKEND")) and mine == {
+                name: options.get(name) for name in mine
+            }:
+                return [
+                    checks.Warning(
+                        f"AGENT_SESSIONS[{alias!r}] and [{self.alias!r}] keep sessions "
+                        "without an owner under the same keys.",
+                        hint="Give one of them another key_prefix.",
+                        id="agent_sessions.W007",
+                    )
+                ]
+        return []
+
+    # -- clients -----------------------------------------------------------------
+
+    async def _connect(self) -> Client:
+        return await self.place.connect()
+
+    async def client(self) -> Redis | RedisCluster:
+        """Give the running loop's client: the one given, or one of our own."""
+        with named_errors(self.alias):
+            if self.given is not None:
+                return await self.given.in_this_loop()
+            return (await self._clients.get()).redis
+
+    async def disconnect(self) -> None:
+        """Let go of the running loop's idle connections, if the client was made here."""
+        if self.given is not None:
+            return
+        client: Any = await self.client()
+        if is_cluster(client):
+            for node in client.get_nodes():
+                await node.disconnect_free_connections()
+        else:
+            await client.connection_pool.disconnect(inuse_connections=False)
+
+    async def ping(self) -> bool:
+        """Tell whether the server answers."""
+        client = await self.client()
+        try:
+            with named_errors(self.alias):
+                return bool(await client.ping())
+        except StorageError:
+            return False
+
+    def names(self, key: SessionKey) -> Names:
+        """Give the names of a session's keys."""
+        return Names(self.key_prefix, key.session_id, self.alias, key.user_id)
+
+    async def _run(self, script: Script, names: Names, *args: Any) -> Any:
+        keys: Sequence[bytes] = names.keys
+        client = await self.client()
+        if script is scripts.CLEAR and not is_cluster(client):
+            keys = (*keys, *names.sdk_keys)
+        with named_errors(self.alias):
+            return await evaluate(client, script, keys, args)
+
+    def _terms(self, key: SessionKey) -> tuple[str, int, int]:
+        """Give the arguments that every operation has: fence, ttl and its kind."""
+        fence = "" if key.fence is None else str(key.fence)
+        return fence, self.ttl_ms, int(bool(self.options["sliding"]))
+
+    # -- the store ---------------------------------------------------------------
+
+    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+        texts = [row.data for row in batch.rows]
+        names = self.names(key)
+        terms = (_token(), *self._terms(key), self.max_items)
+        return Written(await self._run(scripts.APPEND, names, *terms, *texts))
+
+    async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        names = self.names(key)
+        window = min(limit or _EVERYTHING, _EVERYTHING)
+        while True:
+            texts = await self._newest(key, names, window)
+            items = [item for text in texts if (item := _read(text)) is not None]
+            if limit is None or len(items) >= limit or len(texts) < window:
+                return items if limit is None else items[-limit:]
+            # The limit counts what can be read.
+            window = min(window * 2, _EVERYTHING)
+
+    async def _newest(self, key: SessionKey, names: Names, window: int) -> list[bytes]:
+        fence, ttl, sliding = self._terms(key)
+        texts: list[bytes]
+        if fence or (ttl and sliding):
+            texts = await self._run(scripts.LATEST, names, fence, ttl, sliding, window)
+            return texts
+        # Nothing to write down: a plain command does, on a replica too.
+        client = await self.client()
+        with named_errors(self.alias):
+            texts = await client.execute_command(
+                "LRANGE", names.items, -window, -1, NEVER_DECODE=True
+            )
+        return texts
+
+    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
+        names, terms = self.names(key), (_token(), *self._terms(key))
+        window, choice = _WINDOW, (0, 0, b"")
+        while True:
+            found, *answer = await self._run(
+                scripts.POP, names, *terms, window, *choice
+            )
+            if found:
+                text, count = answer
+                return _read(text), Written(count)
+            # The server was in doubt whether the newest can be read.
+            count, texts = answer
+            choice = (0, 0, b"")
+            for place, text in enumerate(reversed(texts), 1):
+                if _read(text) is not None:
+                    choice = (place, count, text)
+                    break
+            else:
+                if len(texts) == count:
+                    return None, Written(count)
+                window = _EVERYTHING
+
+    async def store_clear(self, key: SessionKey) -> int:
+        names, fence = self.names(key), self._terms(key)[0]
+        return int(await self._run(scripts.CLEAR, names, _token(), fence))
+
+    async def store_page(
+        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
+    ) -> Page:
+        edges = ("" if edge is None else edge for edge in (before, after))
+        base, count, start, stamps, texts = await self._run(
+            scripts.PAGE, self.names(key), *edges, limit
+        )
+        times = [tuple(map(int, stamp.split(b":"))) for stamp in stamps]
+        items = []
+        made = 0
+        for position, text in enumerate(texts, base + start + 1):
+            while times and times[0][0] <= position:
+                made = times.pop(0)[1]
+            moment = datetime.fromtimestamp(made / 1000, UTC)
+            raw = text.decode("utf-8", "backslashreplace")
+            items.append(StoredItem(position, 0, _read(text), raw, moment))
+        return Page(items, start > 0 and count > 0, start + len(texts) < count)
+
+    async def store_ids(self) -> AsyncIterator[str]:
+        client = await self.client()
+        seen: set[str] = set()
+        with named_errors(self.alias):
+            async for name in scan(client, pattern(self.key_prefix)):
+                session_id = id_of(self.key_prefix, name)
+                if session_id is not None and session_id not in seen:
+                    seen.add(session_id)
+                    yield session_id
+
+
+def _token() -> str:
+    return secrets.token_hex(TOKEN_LENGTH // 2)
+
+
+def _seconds(number: float) -> timedelta | None:
+    try:
+        return timedelta(seconds=number)
+    except (OverflowError, ValueError):
+        return None
+
+
+def _read(text: bytes) -> Item | None:
+    try:
+        return decode(text.decode())
+    except UnicodeDecodeError:
+        return None

@@ -1,0 +1,220 @@
+"""Asyncio clients, made from a URL or from what a CACHES alias says.
+
+django-redis is synchronous, so its alias is read and its client built again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from django.utils.module_loading import import_string
+
+from agent_sessions.backends.base import did_you_mean
+from agent_sessions.exceptions import InvalidBackend
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio.retry import Retry
+
+CHECK_ID = "agent_sessions.E021"
+# About 0.6 s: a server that is being replaced is waited for, a dead one is told.
+RETRIES = 6
+_DJANGO_REDIS = "django_redis.cache.RedisCache"
+# Parts of a synchronous client; the asyncio one has its own.
+_SYNC_ONLY = frozenset({"retry", "parser_class", "connection_class", "queue_class"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server is, and how to get there; secrets stay out of its repr."""
+
+    url: str = field(repr=False)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+    cluster: bool = False
+    sentinels: tuple[tuple[str, int], ...] = ()
+    sentinel_options: dict[str, Any] | None = field(default=None, repr=False)
+
+    async def connect(self) -> Client:
+        """Make a client in the running loop; only a cluster's nodes are asked for.
+
+        Raises InvalidBackend where redis-py doesn't take the URL or the options.
+        """
+        try:
+            if self.sentinels:
+                return self._through_sentinels()
+            if not self.cluster:
+                return Client(self._single())
+            client = self._cluster()
+        except (TypeError, ValueError, AttributeError) as exc:
+            raise InvalidBackend(
+                "The Redis client can't be made from these options "
+                f"({type(exc).__name__}).",
+                hint="Compare the URL and its options with those of redis-py.",
+                id=CHECK_ID,
+            ) from exc
+        # Here, where one task is: several that find a new client race in redis-py 8.
+        await client.initialize()
+        return Client(client)
+
+    def _single(self) -> Redis:
+        from redis.asyncio import BlockingConnectionPool, Redis
+
+        # Where all connections are in use, a caller waits for one.
+        options = {"retry": _retry(), **self.options}
+        return Redis.from_pool(BlockingConnectionPool.from_url(self.url, **options))
+
+    def _cluster(self) -> RedisCluster:
+        from redis.asyncio import RedisCluster
+
+        return RedisCluster.from_url(self.url, **self.options)
+
+    def _through_sentinels(self) -> Client:
+        from redis.asyncio.connection import parse_url
+        from redis.asyncio.sentinel import (
+            Sentinel,
+            SentinelManagedConnection,
+            SentinelManagedSSLConnection,
+        )
+
+        options = {"retry": _retry(), **self.options, **parse_url(self.url)}
+        service, secure = options.pop("host", None), self.url.startswith("rediss")
+        options.pop("port", None)
+        options["connection_class"] = (
+            SentinelManagedSSLConnection if secure else SentinelManagedConnection
+        )
+        manager = Sentinel(  # type: ignore[no-untyped-call]
+            self.sentinels, sentinel_kwargs=self.sentinel_options, **options
+        )
+        if not service:
+            raise ValueError("LOCATION lacks the name of the service.")
+        return Client(manager.master_for(service), manager.aclose)
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client that was made here, and what else to close with it."""
+
+    redis: Redis | RedisCluster
+    close_more: Callable[[], Any] | None = None
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        try:
+            await self.redis.aclose()
+        finally:
+            if self.close_more is not None:
+                await self.close_more()
+
+
+def _retry() -> Retry:
+    from redis.asyncio.retry import Retry
+    from redis.backoff import ExponentialWithJitterBackoff
+
+    return Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.5), RETRIES)
+
+
+def from_url(url: Any, options: dict[str, Any], *, cluster: bool = False) -> Place:
+    """Read a URL. Raises InvalidBackend."""
+    schemes = ("redis", "rediss") if cluster else ("redis", "rediss", "unix")
+    if not isinstance(url, str) or urlsplit(url).scheme not in schemes:
+        raise InvalidBackend(
+            "The option url is no URL of a Redis server"
+            + (" of a cluster." if cluster else "."),
+            hint=f"It begins with {' or '.join(f'{scheme}://' for scheme in schemes)}.",
+            id=CHECK_ID,
+        )
+    return Place(url, options, cluster)
+
+
+def from_cache(alias: str, options: dict[str, Any]) -> Place:
+    """Read an alias of CACHES that django-redis serves. Raises InvalidBackend."""
+    from django.conf import settings
+
+    caches = settings.CACHES
+    if alias not in caches:
+        raise InvalidBackend(
+            f"The option cache names {alias!r}, which CACHES doesn't have.",
+            hint=did_you_mean([str(alias)], caches)
+            + f"CACHES has: {', '.join(sorted(caches)) or 'none'}.",
+            id=CHECK_ID,
+        )
+    params = caches[alias]
+    if not _is_django_redis(params.get("BACKEND")):
+        raise InvalidBackend(
+            f"CACHES[{alias!r}] is not served by django-redis.",
+            hint=f"Its BACKEND must be {_DJANGO_REDIS!r}; or give the option url.",
+            id=CHECK_ID,
+        )
+    # Lower case is what django-redis doesn't read.
+    given = params.get("OPTIONS") or {}
+    made = {**_connection_options(given), **options}
+    # What the URL says wins, as with django-redis.
+    url = _first(params.get("LOCATION"), alias)
+    if not given.get("SENTINELS"):
+        return from_url(url, made)
+    sentinels = tuple((str(host), int(port)) for host, port in given["SENTINELS"])
+    parts = urlsplit(url)
+    # django-redis' own word: which of its two pools a URL is for.
+    query = [(k, v) for k, v in parse_qsl(parts.query) if k != "is_master"]
+    url = urlunsplit(parts._replace(query=urlencode(query)))
+    return Place(
+        url, made, sentinels=sentinels, sentinel_options=given.get("SENTINEL_KWARGS")
+    )
+
+
+def cache_prefix(alias: str) -> str:
+    """Give what the keys of a CACHES alias begin with, where it was told to differ."""
+    from django.conf import settings
+
+    params = settings.CACHES[alias]
+    if not (prefix := params.get("KEY_PREFIX")):
+        return ""
+    return f"{prefix}:{params.get('VERSION', 1)}:"
+
+
+def _is_django_redis(path: Any) -> bool:
+    from importlib.util import find_spec
+
+    if find_spec("django_redis") is None:
+        return False
+    from django_redis.cache import RedisCache
+
+    try:
+        found = import_string(path) if isinstance(path, str) else path
+    except ImportError:
+        return False
+    return isinstance(found, type) and issubclass(found, RedisCache)
+
+
+def _first(location: Any, alias: str) -> str:
+    """Give the primary's URL: django-redis writes to the first one."""
+    if isinstance(location, str):
+        location = location.split(",")
+    urls = list(location or ())
+    if not urls:
+        raise InvalidBackend(
+            f"CACHES[{alias!r}] has no LOCATION.",
+            hint='Set it to the server\'s URL, "redis://127.0.0.1:6379/1" for example.',
+            id=CHECK_ID,
+        )
+    return str(urls[0]).strip()
+
+
+def _connection_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Translate OPTIONS of django-redis into redis-py's."""
+    options: dict[str, Any] = {
+        name.lower(): given[name]
+        for name in (
+            "USERNAME",
+            "PASSWORD",
+            "SOCKET_TIMEOUT",
+            "SOCKET_CONNECT_TIMEOUT",
+        )
+        if given.get(name)
+    }
+    pool = given.get("CONNECTION_POOL_KWARGS") or {}
+    options |= {name: value for name, value in pool.items() if name not in _SYNC_ONLY}
+    return options

@@ -1,0 +1,100 @@
+"""The errors of redis-py, as those of agent_sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from agent_sessions.exceptions import (
+    AgentSessionError,
+    LeaseLost,
+    StorageError,
+    StoreFull,
+    StoreReadOnly,
+    StoreRefused,
+    StoreUnavailable,
+    WrongKeyType,
+)
+
+# The first word of what the server says -> the error, and what to do.
+_WORDS: dict[str, tuple[type[StorageError], str]] = {
+    "NOAUTH": (StoreRefused, "it wants a password. Set it in the URL or the cache."),
+    "WRONGPASS": (StoreRefused, "it refuses the user or password. Check both."),
+    "NOPERM": (
+        StoreRefused,
+        "its ACL refuses the operation. Allow the session keys and EVALSHA.",
+    ),
+    "READONLY": (
+        StoreReadOnly,
+        "it is a replica and takes no writes. Connect to the primary, or through "
+        "Sentinel, which finds it.",
+    ),
+    "OOM": (
+        StoreFull,
+        "its memory is full. Raise maxmemory, or clear sessions.",
+    ),
+    "MISCONF": (StoreFull, "it can't save to disk. Make room there."),
+    "NOREPLICAS": (StoreUnavailable, "it has too few replicas to take writes."),
+    "CLUSTERDOWN": (StoreUnavailable, "its cluster is down. Try again when it is up."),
+    "MASTERDOWN": (StoreUnavailable, "its primary is down. Try again later."),
+    "LOADING": (StoreUnavailable, "it is still loading its data. Try again."),
+    "TRYAGAIN": (StoreUnavailable, "its cluster is moving the session. Try again."),
+    "WRONGTYPE": (
+        WrongKeyType,
+        "a session's key holds something else, which was left alone. Choose another "
+        "session id or key_prefix.",
+    ),
+}
+
+
+@contextmanager
+def named_errors(alias: str) -> Iterator[None]:
+    """Raise what redis-py raises as a StorageError that tells what to do."""
+    from redis.exceptions import RedisClusterException, RedisError
+
+    try:
+        yield
+    except AgentSessionError:
+        raise
+    except (RedisError, RedisClusterException, OSError) as exc:
+        raise _named(alias, exc) from exc
+
+
+def _named(alias: str, exc: Exception) -> AgentSessionError:
+    from redis import exceptions
+
+    # "UNBLOCKED …", or with an older server "ERR Error running script: UNBLOCKED …".
+    words = str(exc).replace(":", " ").split()
+    if "LEASELOST" in words:
+        return LeaseLost()
+    kind, advice = next((_WORDS[word] for word in words if word in _WORDS), _by(exc))
+    if isinstance(exc, exceptions.AuthenticationError):
+        kind, advice = _WORDS["WRONGPASS"]
+    return kind(f"Redis of {alias!r} could not be used: {advice}")
+
+
+def _by(exc: Exception) -> tuple[type[StorageError], str]:
+    """Go by the error's class; redis-py cuts some words off."""
+    from redis import exceptions
+
+    words: dict[type[Exception], str] = {
+        exceptions.AuthenticationError: "NOAUTH",
+        exceptions.AuthorizationError: "NOPERM",
+        exceptions.NoPermissionError: "NOPERM",
+        exceptions.ReadOnlyError: "READONLY",
+        exceptions.OutOfMemoryError: "OOM",
+        exceptions.BusyLoadingError: "LOADING",
+        exceptions.MasterDownError: "MASTERDOWN",
+        exceptions.ClusterDownError: "CLUSTERDOWN",
+        exceptions.TryAgainError: "TRYAGAIN",
+    }
+    for kind, word in words.items():
+        if isinstance(exc, kind):
+            return _WORDS[word]
+    if isinstance(exc, exceptions.ResponseError):
+        return StorageError, "it refused the operation. Its error is the cause above."
+    return (
+        StoreUnavailable,
+        f"it doesn't answer ({type(exc).__name__}). Check that it runs and can be "
+        "reached; a write has arrived whole, or not at all.",
+    )

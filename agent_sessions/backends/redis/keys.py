@@ -1,0 +1,105 @@
+"""The names of a session's keys, all of them in one slot of a cluster.
+
+Items lie where the SDK's RedisSession keeps them, so that its histories open and it
+can read ours: `<prefix>:<id>:messages`. Whatever else is kept of a session lies beside
+it, in keys whose hash tag puts them into the same slot. Names of owned sessions hold
+the alias and the owner, and can't be the name of a session without one.
+"""
+
+from __future__ import annotations
+
+import binascii
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import count
+from typing import Any
+from urllib.parse import quote
+
+SLOTS = 16_384
+ITEMS = ":messages"
+OWNED = "-of:"
+
+
+@dataclass(frozen=True)
+class Names:
+    """The keys of one session. `prefix` is the SDK's `key_prefix`."""
+
+    prefix: str
+    session_id: str
+    alias: str = ""
+    user_id: Any = None
+
+    @cached_property
+    def stem(self) -> str:
+        """What the key of the items begins with."""
+        if self.user_id is None:
+            return f"{self.prefix}:{self.session_id}"
+        # Quoted, so that neither an alias nor a text key runs into what follows.
+        alias, user = quote(self.alias, safe=""), quote(str(self.user_id), safe="")
+        return f"{self.prefix}{OWNED}{alias}:{user}:{self.session_id}"
+
+    @cached_property
+    def items(self) -> bytes:
+        """The list with the items, as JSON texts."""
+        return f"{self.stem}{ITEMS}".encode()
+
+    @cached_property
+    def beside(self) -> bytes:
+        """What the names of the other keys begin with."""
+        tag = hash_tag(self.items)
+        if tag is not None:
+            return b"{" + tag + b"}:" + self.items
+        if b"}" not in self.items:
+            # Without a tag the whole name is hashed: so is this one's tag.
+            return b"{" + self.items + b"}"
+        return b"{" + tag_of_slot(slot_of(self.items)) + b"}:" + self.items
+
+    @cached_property
+    def keys(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """The keys that scripts take: items, notes, times and the last popped."""
+        beside = self.beside
+        return self.items, beside + b":notes", beside + b":times", beside + b":popped"
+
+    @property
+    def sdk_keys(self) -> tuple[bytes, ...]:
+        """What the SDK keeps of a session beside its items; in slots of their own."""
+        if self.user_id is not None:
+            return ()
+        return self.stem.encode(), f"{self.stem}:counter".encode()
+
+
+def pattern(prefix: str) -> bytes:
+    """Give the SCAN pattern of all sessions without an owner."""
+    escaped = "".join(f"\\{c}" if c in "*?[]\\^-" else c for c in prefix)
+    return f"{escaped}:*{ITEMS}".encode()
+
+
+def id_of(prefix: str, name: bytes) -> str | None:
+    """Tell whose items lie under a name; None where it is no session's."""
+    head, tail = f"{prefix}:".encode(), ITEMS.encode()
+    if not (name.startswith(head) and name.endswith(tail)):
+        return None
+    try:
+        return name[len(head) : -len(tail)].decode() or None
+    except UnicodeDecodeError:
+        return None
+
+
+def hash_tag(name: bytes) -> bytes | None:
+    """Give the part of a name that a cluster hashes; None where it hashes all."""
+    start = name.find(b"{")
+    end = name.find(b"}", start + 1)
+    return name[start + 1 : end] if 0 <= start < end - 1 else None
+
+
+def slot_of(name: bytes) -> int:
+    """Give the slot of a cluster that a name belongs to."""
+    tag = hash_tag(name)
+    return binascii.crc_hqx(name if tag is None else tag, 0) % SLOTS
+
+
+@lru_cache(maxsize=1024)
+def tag_of_slot(slot: int) -> bytes:
+    """Find a tag that belongs to a slot, for names whose braces can't be tagged."""
+    tags = (str(number).encode() for number in count())
+    return next(tag for tag in tags if binascii.crc_hqx(tag, 0) % SLOTS == slot)

@@ -1,0 +1,102 @@
+"""The session over Redis, usable without any setting."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from agent_sessions.backends.base import make_key
+from agent_sessions.backends.redis import RedisBackend
+from agent_sessions.memory.base import BackendSession
+
+if TYPE_CHECKING:
+    from agents.memory import SessionSettings
+    from redis.asyncio import Redis, RedisCluster
+
+ALIAS = "RedisSession"
+
+
+class RedisSession(BackendSession):
+    """A conversation in Redis: `RedisSession("user_123", redis_client)`.
+
+    The client is one of redis.asyncio, of a cluster too; it stays the caller's to
+    close. `options` are `ttl`, `sliding`, `max_items` and `key_prefix`, see
+    RedisBackend. Histories of the SDK's RedisSession open as they are.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        redis_client: Redis | RedisCluster,
+        *,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        backend = RedisBackend(ALIAS, options, listed=False, client=redis_client)
+        super().__init__(
+            backend, make_key(session_id, None), session_settings=session_settings
+        )
+
+    @classmethod
+    def from_url(
+        cls,
+        session_id: str,
+        url: str,
+        *,
+        redis_kwargs: dict[str, Any] | None = None,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Open a session on the server of a URL, or with `cluster=True` its cluster.
+
+        All sessions of a URL share a client in each event loop, closed with the loop.
+        `redis_kwargs` go to it.
+        """
+        if redis_kwargs:
+            # A tuple can be compared, so that the sessions of a URL find its client.
+            options["client_options"] = tuple(sorted(redis_kwargs.items()))
+        backend = _backend(url=url, **options)
+        return cls.from_key(
+            backend, make_key(session_id, None), session_settings=session_settings
+        )
+
+    @classmethod
+    def from_cache(
+        cls,
+        session_id: str,
+        cache: str = "default",
+        *,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Open a session on the server of a CACHES alias that django-redis serves."""
+        backend = _backend(cache=cache, **options)
+        return cls.from_key(
+            backend, make_key(session_id, None), session_settings=session_settings
+        )
+
+    async def close(self) -> None:
+        """Let go of the event loop's idle connections; a client given stays open.
+
+        Without it, they are closed with the loop. The session stays usable.
+        """
+        await cast("RedisBackend", self.backend).disconnect()
+
+    async def ping(self) -> bool:
+        """Tell whether the server answers."""
+        return await cast("RedisBackend", self.backend).ping()
+
+
+def _backend(**options: Any) -> RedisBackend:
+    try:
+        return _shared(**options)
+    except TypeError:
+        # An option can't be compared: a session with a client of its own.
+        return _shared.__wrapped__(**options)
+
+
+@lru_cache(maxsize=64)
+def _shared(**options: Any) -> RedisBackend:
+    backend = RedisBackend(ALIAS, options, listed=False)
+    _ = backend.place  # a mistake is told here, not at the first use
+    return backend
