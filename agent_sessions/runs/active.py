@@ -20,19 +20,24 @@ from agent_sessions.agui import (
     user_items,
 )
 from agent_sessions.backends.base import settle
-from agent_sessions.exceptions import LeaseLost, UnreadableState
+from agent_sessions.backends.places import find_newest
+from agent_sessions.exceptions import (
+    AgentSessionError,
+    LeaseLost,
+    UnreadableState,
+)
 from agent_sessions.models import AgentRun
 from agent_sessions.runs import records
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.errors import failure_code, message_for
 from agent_sessions.runs.log import Event, EventLog, Frame
+from agent_sessions.runs.retrying import drop_unanswered
 from agent_sessions.runs.setup import RunSetup, find_agent
 from agent_sessions.runs.sync import cursor_of, messages_of
 from agent_sessions.usage import Spent, remember, since, snapshot, trace_of
 
 if TYPE_CHECKING:
     from agents import RunResultStreaming, RunState
-    from agents.memory import SessionABC
     from agents.usage import Usage
 
 logger = logging.getLogger("agent_sessions.runs")
@@ -71,6 +76,9 @@ class ActiveRun:
             run_id=request.run_id,
             options=setup.options,
         )
+        self._base: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if lease.base is not None:
+            self._base.set_result(lease.base)
         self._result: RunResultStreaming | None = None
         self._before: Usage | None = None
         self._abort_mode: Literal["immediate", "after_turn"] | None = None
@@ -82,6 +90,10 @@ class ActiveRun:
     @property
     def run_id(self) -> str:
         return self.request.run_id
+
+    async def base(self) -> int:
+        """Give the last position before the run: what a replay's snapshot ends with."""
+        return await asyncio.shield(self._base)
 
     def abort(self, mode: Literal["immediate", "after_turn"] = "immediate") -> None:
         """Ask the run to stop at once or after its turn."""
@@ -114,6 +126,8 @@ class ActiveRun:
             await self._end()
         finally:
             heartbeat.cancel()
+            if not self._base.done():
+                self._base.set_result(0)
             self._flush()
             self.ended = True
 
@@ -128,12 +142,15 @@ class ActiveRun:
         options: dict[str, Any] = {"session": session, "run_config": setup.run_config}
         if setup.limits.max_turns is not None:
             options["max_turns"] = setup.limits.max_turns
+        items = user_items(self.request)
+        if state is None and self.lease.is_retry:
+            await drop_unanswered(session, items)
+        if not self._base.done():
+            # Its positions may be given again, so not before what was dropped.
+            self._base.set_result(await store.ahead(key))
         if state is not None:
             result = Runner.run_streamed(setup.agent, state, **options)
         else:
-            items = user_items(self.request)
-            if self.lease.is_retry:
-                await _drop_unanswered(session, items)
             agent = find_agent(setup.agent, self.lease.agent_name)
             result = Runner.run_streamed(
                 agent,
@@ -189,7 +206,7 @@ class ActiveRun:
 
     async def _finish(self, status: str, code: str = "") -> None:
         """Close the row before clients hear of the end: then they may write on."""
-        outcome = self._outcome(status, code)
+        outcome = await self._outcome(status, code)
         await self._in_thread(records.finish, self.conversation, self.lease, outcome)
 
     async def _pause(self, result: RunResultStreaming) -> None:
@@ -201,7 +218,7 @@ class ActiveRun:
             records.pause,
             self.conversation,
             self.lease,
-            self._outcome(Status.WAITING, ""),
+            await self._outcome(Status.WAITING, ""),
             state=state,
             interrupts=asked,
             expires_at=expires_at,
@@ -227,20 +244,41 @@ class ActiveRun:
         message = {"role": "assistant", "content": self._partial}
         try:
             await self.conversation.backend.aappend(key, [message])
-        except LeaseLost:
-            logger.info("Run %s was stopped after it lost its lease", self.run_id)
+        except AgentSessionError as exc:
+            # The run has ended all the same, and its row is to say so.
+            logger.info(
+                "Run %s: the stopped answer was not kept (%s)",
+                self.run_id,
+                type(exc).__name__,
+            )
 
-    def _outcome(self, status: str, code: str) -> records.Outcome:
+    async def _outcome(self, status: str, code: str) -> records.Outcome:
         result, used = self._result, self._usage()
+        base, head = await self._place()
         if result is None or used is None:
-            return records.Outcome(status, Spent(), error_code=code)
+            return records.Outcome(
+                status, Spent(), error_code=code, base=base, head=head
+            )
         return records.Outcome(
             status,
             Spent.of(used),
             agent_name=result.current_agent.name,
             error_code=code,
             trace_id=trace_of(result.trace),
+            base=base,
+            head=head,
         )
+
+    async def _place(self) -> tuple[int | None, int | None]:
+        """Say between what positions the run's items lie, in a store of their own.
+
+        Reading there also brings the session's row up to date.
+        """
+        if self.lease.base is not None or not self._base.done():
+            return None, None
+        conversation = self.conversation
+        newest = await find_newest(conversation.backend, conversation.key)
+        return self._base.result(), None if newest is None else newest.position
 
     def _usage(self) -> Usage | None:
         if self._result is None:
@@ -289,13 +327,6 @@ class ActiveRun:
             self._partial += event["delta"]
         elif event["type"] in {"TEXT_MESSAGE_START", "TEXT_MESSAGE_END"}:
             self._partial = ""
-
-
-async def _drop_unanswered(session: SessionABC, items: list[dict[str, Any]]) -> None:
-    """Take back the message of a failed run that is now sent again."""
-    if await session.get_items(limit=len(items)) == items:
-        for _ in items:
-            await session.pop_item()
 
 
 def _question(tool: str) -> str:

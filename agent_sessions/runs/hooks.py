@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from agents import Agent, AgentsException, RunHooks, __version__, get_current_trace
 
 from agent_sessions.backends.base import settle
+from agent_sessions.backends.places import find_newest, find_newest_sync
 from agent_sessions.backends.plain import PlainRun, Status
 from agent_sessions.runs.errors import failure_code
 from agent_sessions.usage import Spent, model_of, remember, since, snapshot, trace_of
@@ -122,7 +123,11 @@ class SessionHooks(RunHooks[Any]):
         traceback: TracebackType | None,
     ) -> None:
         for run in self._end(exc):
-            run.row.write(run.spent())
+            session = self.session
+            newest = None
+            if not run.row.is_in_rows:
+                newest = find_newest_sync(session.backend, session.key)
+            run.row.write(run.spent(), newest)
 
     def _end(self, exc: BaseException | None) -> list[_Watched]:
         """Say of every open run how it ended, and let go of it."""
@@ -143,11 +148,15 @@ class SessionHooks(RunHooks[Any]):
     ) -> _Watched:
         session = self.session
         row = PlainRun(session.backend, session.key)
+        newest = None
+        if not row.is_in_rows:
+            newest = await find_newest(session.backend, session.key)
         await settle(
             session.backend.threads.run(
                 row.begin,
                 agent.name,
                 resumed=resumed,
+                newest=newest,
                 model=model_of(agent)[:255],
                 trace_id=trace_of(get_current_trace()),
                 sdk_version=__version__[:32],
@@ -162,5 +171,8 @@ class SessionHooks(RunHooks[Any]):
             await self._write(run)
 
     async def _write(self, run: _Watched) -> None:
-        threads = self.session.backend.threads
-        await settle(threads.run(run.row.write, run.spent()))
+        session, newest = self.session, None
+        if not run.row.is_in_rows and run.row.status != Status.RUNNING:
+            newest = await find_newest(session.backend, session.key)
+        threads = session.backend.threads
+        await settle(threads.run(run.row.write, run.spent(), newest))

@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.usage import opening
+from agent_sessions.backends.places import is_in_rows
 from agent_sessions.exceptions import (
     InterruptExpired,
     InterruptsPending,
@@ -39,8 +40,8 @@ class Lease:
 
     run: AgentRun
     fence: int
-    # The last position before the run: what a replay's snapshot ends with.
-    base: int
+    # The last position before the run; None where the store must be asked.
+    base: int | None
     agent_name: str
     # Whether the run before it failed, so that its message may come again.
     is_retry: bool
@@ -67,6 +68,9 @@ class Outcome:
     agent_name: str = ""
     error_code: str = ""
     trace_id: str = ""
+    # The last positions before and after it, of a store that is not the database.
+    base: int | None = None
+    head: int | None = None
 
 
 def begin(
@@ -114,10 +118,11 @@ def begin(
                 raise UnknownInterrupt(
                     "This approval has been answered already. Reload the conversation."
                 )
+    base = branch.head if branch else 0
     return Lease(
         run,
         row.fence,
-        base=branch.head if branch else 0,
+        base=base if is_in_rows(conversation.backend) else None,
         agent_name=row.agent_name,
         is_retry=previous is not None and previous.status in _UNANSWERED,
     )
@@ -342,18 +347,17 @@ def _expired(run: AgentRun) -> bool:
 
 def _close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
     using, run = conversation.backend.directory.using, lease.run
-    head = (
-        Branch.objects.using(using)
-        .filter(pk=run.branch_id)
-        .values_list("head", flat=True)
-        .first()
-        or 0
-    )
-    wrote = head > lease.base
+    base, head = lease.base, outcome.head
+    if base is not None:
+        heads = Branch.objects.using(using).filter(pk=run.branch_id)
+        head = heads.values_list("head", flat=True).first()
+    else:
+        base = outcome.base
+    wrote = base is not None and head is not None and head > base
     # What a run wrote that has lost its lease is cleared, or followed by another's.
     kept = wrote and conversation.rows().filter(fence=lease.fence).exists()
     opened = None
-    if kept and run.branch_id is not None:
+    if kept and lease.base is not None and run.branch_id is not None:
         opened = opening(using, Lineages(using), run.branch_id)
     AgentRun.objects.using(using).filter(pk=run.pk).update(
         status=outcome.status,
@@ -361,7 +365,7 @@ def _close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
         error_code=outcome.error_code,
         trace_id=outcome.trace_id,
         finished_at=timezone.now(),
-        first_position=lease.base + 1 if wrote else None,
+        first_position=base + 1 if base is not None and wrote else None,
         last_position=head if wrote else None,
         turn=opened.turn if opened else 0,
         turn_item=opened.item if opened else None,

@@ -61,8 +61,9 @@ def replay(offset: str | None, log: EventLog | None) -> list[Frame] | None:
 async def read_before(run: ActiveRun) -> Page:
     """Read the history up to where a run began."""
     conversation = run.conversation
+    base = await run.base()
     return await conversation.backend.apage(
-        conversation.key, before=run.lease.base + 1, limit=SNAPSHOT_LIMIT
+        conversation.key, before=base + 1, limit=SNAPSHOT_LIMIT
     )
 
 
