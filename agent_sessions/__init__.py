@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agent_sessions.handler import get_session, sessions
-    from agent_sessions.memory import BackendSession, DjangoSession, RedisSession
+    from agent_sessions.memory import (
+        BackendSession,
+        DjangoSession,
+        OpenAIConversationsSession,
+        RedisSession,
+    )
     from agent_sessions.memory.encrypted import EncryptedSession, EncryptSession
     from agent_sessions.runs.hooks import SessionHooks
 
@@ -20,6 +25,7 @@ _EXPORTS = {
     "sessions": "agent_sessions.handler",
     "DjangoSession": "agent_sessions.memory",
     "BackendSession": "agent_sessions.memory",
+    "OpenAIConversationsSession": "agent_sessions.memory",
     "RedisSession": "agent_sessions.memory",
     "EncryptedSession": "agent_sessions.memory.encrypted",
     "EncryptSession": "agent_sessions.memory.encrypted",
@@ -31,6 +37,7 @@ __all__ = [
     "DjangoSession",
     "EncryptSession",
     "EncryptedSession",
+    "OpenAIConversationsSession",
     "RedisSession",
     "SessionHooks",
     "__version__",

@@ -9,15 +9,23 @@ from agent_sessions.memory.base import BackendSession, SyncSession
 
 if TYPE_CHECKING:
     from agent_sessions.memory.django import DjangoSession
+    from agent_sessions.memory.openai import OpenAIConversationsSession
     from agent_sessions.memory.redis import RedisSession
 
-# Resolved on first use: the first needs Django's settings, the other an extra.
+# Resolved on first use: some need Django's settings, others an extra.
 _EXPORTS = {
     "DjangoSession": "agent_sessions.memory.django",
+    "OpenAIConversationsSession": "agent_sessions.memory.openai",
     "RedisSession": "agent_sessions.memory.redis",
 }
 
-__all__ = ["BackendSession", "DjangoSession", "RedisSession", "SyncSession"]
+__all__ = [
+    "BackendSession",
+    "DjangoSession",
+    "OpenAIConversationsSession",
+    "RedisSession",
+    "SyncSession",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,319 @@
+"""OpenAIConversationsBackend: items at OpenAI, the directory in a Django database."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from django.core import checks
+from django.utils import timezone
+
+from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.loops import PerLoop
+from agent_sessions.backends.openai.checks import check_options
+from agent_sessions.backends.remote import RemoteBackend, Written
+from agent_sessions.backends.window import page_of
+from agent_sessions.exceptions import HistoryGone, StorageError, StoreBusy
+from agent_sessions.items import Batch, Item
+
+if TYPE_CHECKING:
+    from agents.memory import SessionSettings
+
+    from agent_sessions.memory.openai import ConversationSession
+    from agent_sessions.memory.openai_client import Conversations
+
+T = TypeVar("T")
+
+logger = logging.getLogger("agent_sessions.backends")
+
+# Stands before the id of a conversation from the moment at which its deletion begins
+# until it is known to have succeeded, so that a crash in between forgets nothing.
+DELETING = "deleting:"
+# How often an operation begins again because the conversation was cleared under it.
+_TRIES = 8
+# How many conversations' counts a process remembers.
+_REMEMBERED = 10_000
+
+
+class OpenAIConversationsBackend(RemoteBackend):
+    """Keeps items in OpenAI's Conversations service.
+
+    A session's row holds the id of its remote conversation, which is made with the
+    first item. Clearing deletes it there. OPTIONS, besides those of all remote
+    backends: `api_key` (default: OPENAI_API_KEY from the environment), `base_url`,
+    `organization`, `project`, `timeout` in seconds for one request, and
+    `max_retries`, how often a read or a request refused with status 429 is repeated.
+    """
+
+    option_defaults: ClassVar[dict[str, Any]] = {
+        **RemoteBackend.option_defaults,
+        "api_key": None,
+        "base_url": None,
+        "organization": None,
+        "project": None,
+        "timeout": 60,
+        "max_retries": 2,
+    }
+
+    def __init__(
+        self, alias: str, options: dict[str, Any], *, listed: bool = True
+    ) -> None:
+        super().__init__(alias, options, listed=listed)
+        self._clients: PerLoop[Conversations] = PerLoop(
+            self.make_client, self.close_client
+        )
+        self._counts: OrderedDict[str, int] = OrderedDict()
+        self._counting = threading.Lock()
+
+    def check(self) -> list[checks.CheckMessage]:
+        return [*super().check(), *check_options(self.alias, self.options)]
+
+    def open_session(
+        self,
+        key: SessionKey,
+        *,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> ConversationSession:
+        from agent_sessions.memory.openai import ConversationSession
+
+        return ConversationSession(self, key, session_settings=session_settings)
+
+    async def make_client(self) -> Conversations:
+        """Make the running loop's client."""
+        from agent_sessions.memory.openai_client import Conversations, make_client
+
+        return Conversations(make_client(self.options))
+
+    async def close_client(self, conversations: Conversations) -> None:
+        """Close a client that make_client() made."""
+        await conversations.client.close()
+
+    async def aclose(self) -> None:
+        """Close the running loop's client; the next use makes another."""
+        await self._clients.aclose()
+
+    # -- where the remote id is kept -------------------------------------------------
+
+    async def find(self, key: SessionKey) -> str | None:
+        """Read what the row says: an id, "" for none, None where there is no row."""
+        return await self.on_directory(self._find, key)
+
+    def _find(self, key: SessionKey) -> str | None:
+        rows = self.directory.rows(key)
+        return rows.values_list("remote_id", flat=True).first()
+
+    async def swap(self, key: SessionKey, old: str, new: str) -> bool:
+        """Write an id in place of another; False where that isn't there any more."""
+        return await self.on_directory(self._swap, key, old, new)
+
+    def _swap(self, key: SessionKey, old: str, new: str) -> bool:
+        rows = self.directory.rows(key).filter(remote_id=old)
+        return rows.update(remote_id=new) == 1
+
+    async def open(self, key: SessionKey) -> str:
+        """Give the id of the key's conversation, which is made where there is none."""
+        for _ in range(_TRIES):
+            found = await self.find(key)
+            if found is None:
+                await self.on_directory(self.directory.ensure, key)
+            elif found.startswith(DELETING):
+                # Whoever began it may have been killed.
+                await self._finish_deletion(key, found)
+            elif found:
+                return found
+            elif made := await self._make(key):
+                return made
+        raise _busy()
+
+    async def _make(self, key: SessionKey) -> str | None:
+        """Make a conversation; None where another process was faster."""
+        conversations = await self._clients.get()
+        made = await conversations.create()
+        won = False
+        try:
+            won = await self.swap(key, "", made)
+        finally:
+            if not won:
+                await self._drop(conversations, made)
+        self._count(made, 0)
+        return made if won else None
+
+    async def _drop(self, conversations: Conversations, made: str) -> None:
+        """Delete a conversation that nobody has heard of."""
+        try:
+            await conversations.delete(made)
+        except StorageError as exc:
+            logger.warning(
+                "An empty conversation of %r stays behind at OpenAI (%s)",
+                self.alias,
+                type(exc).__name__,
+            )
+
+    async def forget(self, key: SessionKey) -> None:
+        """Take the conversation's id from the row, and leave the conversation."""
+        if found := await self.find(key):
+            await self.swap(key, found, "")
+
+    # -- what a store implements -----------------------------------------------------
+
+    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+        items = [row.data for row in batch.rows]
+
+        async def write() -> Written:
+            remote = await self.open(key)
+            await self._on(key, remote, lambda c: c.add(remote, items))
+            return Written(self._add_to_count(remote, len(items)))
+
+        return await self._again(write)
+
+    async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        async def read() -> list[Item]:
+            found = await self.find(key)
+            if not found:
+                return []
+            remote = found.removeprefix(DELETING)
+            nothing: list[Item] = []
+            items = await self._on(
+                key, found, lambda c: c.latest(remote, limit), nothing
+            )
+            if limit is None or len(items) < limit:
+                self._count(remote, len(items))
+            return items
+
+        return await self._again(read)
+
+    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
+        async def pop() -> tuple[Item | None, Written]:
+            found = await self.find(key)
+            if not found:
+                return None, Written(0)
+            remote = found.removeprefix(DELETING)
+            item = await self._on(key, found, lambda c: c.pop(remote), None)
+            return item, Written(self._add_to_count(remote, -1 if item else 0))
+
+        return await self._again(pop)
+
+    async def store_clear(self, key: SessionKey) -> int:
+        for _ in range(_TRIES):
+            found = await self.find(key)
+            if not found:
+                return 0
+            count = await self._count_of(found.removeprefix(DELETING))
+            deleting = found
+            if not found.startswith(DELETING):
+                deleting = DELETING + found
+                if not await self.swap(key, found, deleting):
+                    continue
+            await self._finish_deletion(key, deleting)
+            return count
+        raise _busy()
+
+    async def store_erase(self, key: SessionKey, remote_id: str) -> int:
+        remote = remote_id.removeprefix(DELETING)
+        if not remote:
+            return 0
+        count = await self._count_of(remote)
+        conversations = await self._clients.get()
+        await conversations.delete(remote)
+        self._forget_count(remote)
+        return count
+
+    async def store_page(
+        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
+    ) -> Page:
+        items = await self.store_latest(key, None)
+        used = await self.on_directory(self._used_at, key)
+        return page_of(items, used, before=before, after=after, limit=limit)
+
+    # -- helpers ---------------------------------------------------------------------
+
+    async def _again(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Call an operation again while the conversation is cleared under it."""
+        for _ in range(_TRIES):
+            try:
+                return await operation()
+            except _Cleared:
+                continue
+        raise _busy()
+
+    async def _on(
+        self,
+        key: SessionKey,
+        found: str,
+        operation: Callable[[Conversations], Awaitable[T]],
+        nothing: T | None = None,
+    ) -> T:
+        """Ask about a conversation. Raises _Cleared where the row has changed since.
+
+        Raises HistoryGone where it still names what OpenAI doesn't have; `nothing` is
+        given where it says that the conversation is being deleted.
+        """
+        try:
+            return await operation(await self._clients.get())
+        except HistoryGone:
+            if await self.find(key) != found:
+                raise _Cleared from None
+            if found.startswith(DELETING):
+                return nothing  # type: ignore[return-value]
+            raise
+
+    async def _finish_deletion(self, key: SessionKey, deleting: str) -> None:
+        """Delete a conversation and forget its id, or name it as before."""
+        remote = deleting.removeprefix(DELETING)
+        conversations = await self._clients.get()
+        try:
+            await conversations.delete(remote)
+        except BaseException:
+            await self.swap(key, deleting, remote)
+            raise
+        await self.swap(key, deleting, "")
+        self._forget_count(remote)
+
+    def _used_at(self, key: SessionKey) -> Any:
+        rows = self.directory.rows(key)
+        return rows.values_list("updated_at", flat=True).first() or timezone.now()
+
+    # The service doesn't tell how many items there are, and the row is to: each
+    # reading of a whole history counts, and writes are added to that.
+
+    def _count(self, remote: str, count: int) -> None:
+        with self._counting:
+            self._counts.pop(remote, None)
+            self._counts[remote] = count
+            if len(self._counts) > _REMEMBERED:
+                self._counts.popitem(last=False)
+
+    def _add_to_count(self, remote: str, more: int) -> int | None:
+        with self._counting:
+            known = self._counts.get(remote)
+            if known is None:
+                return None
+            self._counts[remote] = max(0, known + more)
+            return self._counts[remote]
+
+    def _forget_count(self, remote: str) -> None:
+        with self._counting:
+            self._counts.pop(remote, None)
+
+    async def _count_of(self, remote: str) -> int:
+        known = self._add_to_count(remote, 0)
+        if known is not None:
+            return known
+        conversations = await self._clients.get()
+        try:
+            return len(await conversations.latest(remote, None))
+        except HistoryGone:
+            return 0
+
+
+class _Cleared(Exception):
+    """The conversation is another one now, or none."""
+
+
+def _busy() -> StoreBusy:
+    return StoreBusy(
+        "The session is cleared again and again while it is used. Try again."
+    )

@@ -1,0 +1,130 @@
+"""Sessions in OpenAI's Conversations service, as the SDK's Runner knows them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from agents.memory import OpenAIConversationsSession as SDKConversationsSession
+from agents.memory import SessionSettings
+
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.openai.backend import (
+    DELETING,
+    OpenAIConversationsBackend,
+)
+from agent_sessions.memory.base import BackendSession
+from agent_sessions.memory.openai_client import Conversations, http_client
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+
+class ConversationSession(BackendSession, SDKConversationsSession):  # type: ignore[misc]
+    """A session of OpenAIConversationsBackend, for `Runner.run(..., session=session)`.
+
+    It is one of the SDK's class, for which the Runner has rules of its own. Its
+    `session_id` is ours; conversation_id() tells the service's.
+    """
+
+    backend: OpenAIConversationsBackend
+
+    async def conversation_id(self) -> str | None:
+        """Read the id of the remote conversation; None before the first item."""
+        await self.backend._aadmit(self.key)
+        found = await self.backend.find(self.key)
+        return found.removeprefix(DELETING) if found else None
+
+    # The SDK's own names for it, which its subclasses may call.
+
+    async def _get_session_id(self) -> str:
+        await self.backend._aadmit(self.key, write=True)
+        return await self.backend.open(self.key)
+
+    async def _clear_session_id(self) -> None:
+        await self.backend._aadmit(self.key)
+        await self.backend.forget(self.key)
+
+
+class OpenAIConversationsSession(ConversationSession):
+    """One remote conversation, without any Django setting or database.
+
+    `conversation_id` None makes a conversation with the first item, and so does the
+    first item after a clear; `session_id` raises ValueError until then. The client
+    is closed only if it was not given: `await session.close()`.
+    """
+
+    backend: _Standalone
+
+    def __init__(
+        self,
+        conversation_id: str | None = None,
+        client: AsyncOpenAI | None = None,
+        *,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            _Standalone(conversation_id, client),
+            SessionKey("standalone"),
+            session_settings=session_settings,
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.backend.name or 'not made yet'!r}>"
+
+    @property
+    def session_id(self) -> str:
+        name = self.backend.name.removeprefix(DELETING)
+        if not name:
+            raise ValueError(
+                "The conversation is not made yet. It gets its id with its first "
+                "item: call add_items() first."
+            )
+        return name
+
+    @session_id.setter
+    def session_id(self, value: str) -> None:
+        self.backend.name = value
+
+    async def close(self) -> None:
+        """Close the running loop's client, unless it was given."""
+        await self.backend.aclose()
+
+
+class _Standalone(OpenAIConversationsBackend):
+    """One session's own backend: the remote id is kept here instead of on a row."""
+
+    def __init__(self, name: str | None, client: AsyncOpenAI | None) -> None:
+        super().__init__("standalone", {}, listed=False)
+        self.name = name or ""
+        self._given = client
+        self._home: ref[asyncio.AbstractEventLoop] | None = None
+        self._naming = threading.Lock()
+
+    async def find(self, key: SessionKey) -> str | None:
+        return self.name
+
+    async def swap(self, key: SessionKey, old: str, new: str) -> bool:
+        with self._naming:
+            if self.name != old:
+                return False
+            self.name = new
+            return True
+
+    async def make_client(self) -> Conversations:
+        if self._given is None:
+            return await super().make_client()
+        loop = asyncio.get_running_loop()
+        with self._naming:
+            if self._home is None:
+                self._home = ref(loop)
+        if self._home() is loop:
+            return Conversations(self._given)
+        # Its connections belong to the loop of their first use.
+        return Conversations(self._given.copy(http_client=http_client()))
+
+    async def close_client(self, conversations: Conversations) -> None:
+        if conversations.client is not self._given:
+            await super().close_client(conversations)

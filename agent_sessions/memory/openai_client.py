@@ -1,0 +1,345 @@
+"""What is asked of OpenAI's Conversations service, one loop's client, named errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any, TypeVar
+from urllib.parse import quote
+from weakref import WeakValueDictionary
+
+import httpx2
+import openai
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+from agent_sessions.exceptions import (
+    HistoryGone,
+    InvalidBackend,
+    PartlyWritten,
+    StorageError,
+    StoreBusy,
+    StoreRefused,
+    StoreUnavailable,
+)
+from agent_sessions.items import Item
+
+T = TypeVar("T")
+
+# The service's own limits.
+WRITE_SIZE = 20
+PAGE_SIZE = 100
+# A longer wait than this is the caller's business.
+LONGEST_WAIT = 10.0
+# How often a reading is begun again whose place in the history was popped.
+_READINGS = 5
+
+
+def make_client(options: dict[str, Any]) -> AsyncOpenAI:
+    """Make a client for the running loop. Raises InvalidBackend without a key."""
+    names = ("api_key", "base_url", "organization", "project", "timeout")
+    given = {name: options[name] for name in names if options[name] is not None}
+    try:
+        return AsyncOpenAI(
+            **given, max_retries=options["max_retries"], http_client=http_client()
+        )
+    except openai.OpenAIError:
+        raise InvalidBackend(
+            "There is no API key for OpenAI.",
+            hint="Set OPENAI_API_KEY in the environment, or the option 'api_key'.",
+            id="agent_sessions.W010",
+        ) from None
+
+
+def http_client() -> DefaultAsyncHttpxClient:
+    """Make the running loop's connections."""
+    return DefaultAsyncHttpxClient(verify=_certificates())
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    # Reading them takes 0.1 s, and a view that uses async_to_sync has a new loop, and
+    # so a new client, each time.
+    return httpx2.create_ssl_context()
+
+
+class Conversations:
+    """The remote conversations, as one event loop sees them.
+
+    Nothing that changes one is sent twice, except where the service said that it
+    refused the first: 429. Reads are retried as the client is set to.
+    """
+
+    def __init__(self, client: AsyncOpenAI) -> None:
+        self.client = client
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def create(self) -> str:
+        """Make an empty conversation; give its id."""
+        made = await self._write("POST", "/conversations", b'{"items":[]}')
+        return str(made["id"])
+
+    async def delete(self, conversation: str) -> None:
+        """Delete a conversation; one that is gone already is fine."""
+        try:
+            await self._write("DELETE", _path(conversation))
+        except HistoryGone:
+            return
+
+    async def add(self, conversation: str, items: Sequence[str]) -> None:
+        """Append items, given as JSON texts, in requests of 20.
+
+        Where a later request fails, what the earlier ones wrote is removed again.
+        Raises StorageError, and PartlyWritten where that failed too.
+        """
+        made: list[str] = []
+        async with self._lock(conversation):
+            for start in range(0, len(items), WRITE_SIZE):
+                chunk = items[start : start + WRITE_SIZE]
+                try:
+                    made += await self._add(conversation, chunk)
+                except StorageError as exc:
+                    if start == 0 or isinstance(exc, HistoryGone):
+                        raise
+                    await self._undo(conversation, made, len(items), exc)
+                    raise
+
+    async def latest(self, conversation: str, limit: int | None) -> list[Item]:
+        """Read the newest `limit` items, oldest first."""
+        async with self._lock(conversation):
+            return await self._latest(conversation, limit)
+
+    async def pop(self, conversation: str) -> Item | None:
+        """Remove and return the newest item."""
+        async with self._lock(conversation):
+            while newest := await self._latest(conversation, 1):
+                try:
+                    await self._remove(conversation, newest[0]["id"])
+                except HistoryGone:
+                    # Popped by another process, or the whole conversation is gone:
+                    # the next reading tells.
+                    continue
+                return newest[0]
+        return None
+
+    # -- requests --------------------------------------------------------------------
+
+    async def _add(self, conversation: str, items: Sequence[str]) -> list[str]:
+        # As they were encoded: the client's own encoder refuses lone surrogates.
+        content = b'{"items":[' + ",".join(items).encode("ascii") + b"]}"
+        made = await self._write("POST", _path(conversation, "items"), content)
+        return [item["id"] for item in made["data"]]
+
+    async def _remove(self, conversation: str, item: str) -> None:
+        await self._write("DELETE", _path(conversation, "items", item))
+
+    async def _latest(self, conversation: str, limit: int | None) -> list[Item]:
+        for _ in range(_READINGS):
+            try:
+                return await self._read(conversation, limit)
+            except _PlaceLost:
+                continue
+        raise StoreBusy(
+            "OpenAI's conversation changes faster than it can be read. Try again."
+        )
+
+    async def _read(self, conversation: str, limit: int | None) -> list[Item]:
+        """Read from the newest back. Raises _PlaceLost where a pop took the place."""
+        found: list[Item] = []
+        after: str | None = None
+        while limit is None or len(found) < limit:
+            size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
+            query = {"order": "desc", "limit": size}
+            if after is not None:
+                query["after"] = after
+            try:
+                page = await self._get(_path(conversation, "items"), query)
+            except StorageError as exc:
+                if after is not None and type(exc) in {HistoryGone, StorageError}:
+                    raise _PlaceLost from exc
+                raise
+            found += [item for item in page["data"] if isinstance(item, dict)]
+            if not page["has_more"]:
+                break
+            after = page["last_id"]
+        return found[::-1]
+
+    async def _undo(
+        self, conversation: str, made: list[str], total: int, cause: StorageError
+    ) -> None:
+        """Remove what a batch's first requests wrote, the newest first.
+
+        Raises PartlyWritten where something stays, or may have come late.
+        """
+        start = len(made)
+        left = list(made)
+        # What can't be removed is told below.
+        with suppress(StorageError):
+            while left:
+                # What somebody has popped is as good as removed.
+                with suppress(HistoryGone):
+                    await self._remove(conversation, left[-1])
+                left.pop()
+        unsure = isinstance(cause, StoreUnavailable)
+        if not left and not unsure:
+            return
+        end = min(start + WRITE_SIZE, total)
+        told = [
+            f"of a batch of {total} items the first {len(left)} are stored and could "
+            "not be removed again"
+            if left
+            else f"the first {start} items of a batch of {total} were removed again"
+        ]
+        if unsure:
+            told.append(f"items {start + 1} to {end} may have arrived")
+        raise PartlyWritten(
+            f"OpenAI stopped answering in the middle of a write: {', and '.join(told)}. "
+            "Read the session before you send the batch again.",
+            stored=len(left),
+            unsure=range(start, end) if unsure else range(0),
+        ) from cause
+
+    async def _get(self, path: str, query: dict[str, Any]) -> Any:
+        return await self._ask(
+            lambda: self.client.get(
+                path, cast_to=httpx2.Response, options={"params": query}
+            ),
+            writing=False,
+        )
+
+    async def _write(self, method: str, path: str, content: bytes | None = None) -> Any:
+        send: Any = self.client.post if method == "POST" else self.client.delete
+        # The client would send again after a lost answer, and so write twice.
+        options = {
+            "max_retries": 0,
+            "headers": {"Content-Type": "application/json"},
+        }
+
+        def request() -> Awaitable[httpx2.Response]:
+            return send(  # type: ignore[no-any-return]
+                path, cast_to=httpx2.Response, content=content, options=options
+            )
+
+        for left in range(self.client.max_retries, -1, -1):
+            try:
+                return await self._ask(request, writing=True)
+            except StoreBusy as exc:
+                wait = 1.0 if exc.retry_after is None else exc.retry_after
+                if not left or wait > LONGEST_WAIT:
+                    raise
+                await asyncio.sleep(wait)
+        raise AssertionError("the last turn returns or raises")
+
+    async def _ask(
+        self, request: Callable[[], Awaitable[httpx2.Response]], *, writing: bool
+    ) -> Any:
+        """Send a request; give the JSON of its answer. Raises StorageError."""
+        try:
+            response = await request()
+        except openai.OpenAIError as exc:
+            # Not the cause: its text and request may quote the items or the key.
+            raise _named(exc, writing=writing) from None
+        try:
+            answer = json.loads(response.content)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise StoreUnavailable(
+                "What answered at OpenAI's address speaks no JSON. Check the option "
+                "'base_url'." + _unsure(writing)
+            )
+        return answer
+
+    def _lock(self, conversation: str) -> asyncio.Lock:
+        # Requests of one batch stay together, as far as this loop can see to it.
+        return self._locks.setdefault(conversation, asyncio.Lock())
+
+
+class _PlaceLost(Exception):
+    """The item at which a reading was to go on has been removed."""
+
+
+def _path(*parts: str) -> str:
+    return "/conversations/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _unsure(writing: bool) -> str:
+    if not writing:
+        return ""
+    return (
+        " The write may have arrived: read the session before you try again, since "
+        "it is not sent a second time."
+    )
+
+
+def _named(exc: openai.OpenAIError, *, writing: bool) -> StorageError:
+    """Give the error of ours that says what to do, without any contents."""
+    if isinstance(exc, openai.APITimeoutError):
+        return StoreUnavailable(
+            "OpenAI didn't answer in time. Look at status.openai.com, or raise the "
+            "option 'timeout'." + _unsure(writing)
+        )
+    if isinstance(exc, openai.APIConnectionError):
+        reached = not isinstance(exc.__cause__, httpx2.ConnectError)
+        return StoreUnavailable(
+            "OpenAI can't be reached. Check the network and the option 'base_url'."
+            + (_unsure(writing) if reached else " Nothing was sent.")
+        )
+    if not isinstance(exc, openai.APIStatusError):
+        return StorageError(f"OpenAI's client failed ({type(exc).__name__}).")
+    about = _about(exc)
+    if isinstance(exc, openai.NotFoundError):
+        return HistoryGone(
+            f"OpenAI has no such conversation any more ({about}). It was deleted there, "
+            "or belongs to another project's key. Clear the session to begin anew."
+        )
+    if isinstance(exc, openai.RateLimitError):
+        return _busy(exc, about)
+    if isinstance(exc, openai.AuthenticationError | openai.PermissionDeniedError):
+        return StoreRefused(
+            f"OpenAI refused the API key ({about}). Check OPENAI_API_KEY, or the "
+            "option 'api_key', and the key's permissions."
+        )
+    if exc.status_code >= 500 or exc.status_code == 408:
+        return StoreUnavailable(
+            f"OpenAI failed ({about}). Look at status.openai.com." + _unsure(writing)
+        )
+    return StorageError(
+        f"OpenAI refused a request ({about}); nothing was written. The service takes "
+        "only items that it knows."
+    )
+
+
+def _busy(exc: openai.RateLimitError, about: str) -> StorageError:
+    wait = _retry_after(exc.response)
+    if exc.code == "insufficient_quota":
+        return StoreRefused(
+            f"The quota at OpenAI is used up ({about}); nothing was written. Look at "
+            "the project's billing and limits."
+        )
+    when = "" if wait is None else f" in {wait:g} seconds"
+    return StoreBusy(
+        f"OpenAI takes no more requests for now ({about}); nothing was written. Try "
+        f"again{when}.",
+        retry_after=wait,
+    )
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    for name, divisor in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            return max(0.0, float(response.headers[name]) / divisor)
+        except (KeyError, ValueError):
+            continue
+    return None
+
+
+def _about(exc: openai.APIStatusError) -> str:
+    """Tell an error's status, code and number; its message may quote the items."""
+    parts = [f"status {exc.status_code}"]
+    parts += [f"code {exc.code}"] if exc.code else []
+    parts += [f"request {exc.request_id}"] if exc.request_id else []
+    return ", ".join(parts)
