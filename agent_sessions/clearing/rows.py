@@ -11,6 +11,7 @@ from django.utils import timezone
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentRun, AgentSession
+from agent_sessions.pending import is_cleared
 
 # A run that has been silent for longer than this has died.
 RUN_SILENCE = timedelta(seconds=60)
@@ -66,5 +67,5 @@ def delete(row: AgentSession) -> int:
     """
     with transaction.atomic(row._state.db):
         count = clear(row)
-        row.delete()
+        is_cleared(row).delete()
     return count

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from django.db.models import OuterRef, Subquery
 
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import InvalidItem
 from agent_sessions.handler import sessions
-from agent_sessions.importing.records import UnreadableSource
+from agent_sessions.history.links import begins_turn
 from agent_sessions.importing.runs import TOKENS
 from agent_sessions.importing.target import MARKER
-from agent_sessions.items import decode, encode_batch
-from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
+from agent_sessions.items import StoredItem, decode, encode_batch
+from agent_sessions.models import (
+    MAIN_BRANCH,
+    AgentRun,
+    AgentSession,
+    Branch,
+    SessionItem,
+)
 
 FORMAT = "agent-sessions/1"
 # What a run's object has beside its id, branch and times. Not its state: that is
@@ -44,16 +52,13 @@ _encode = json.JSONEncoder(
 def export_session(row: AgentSession) -> Iterator[str]:
     """Give the pieces of a session's line, its newline included.
 
-    Memory doesn't grow with the history. Raises UnreadableSource for a session whose
-    items aren't in a database of Django.
+    Memory doesn't grow with the history. What other stores than Django's databases
+    have is read through their backend, twice: encrypted items come out in clear where
+    the backend has their key. Raises what the store raises.
     """
     backend = sessions[row.backend]
-    if not isinstance(backend, DatabaseBackend):
-        raise UnreadableSource(
-            f"Session {row.session_id!r} is kept by {type(backend).__name__}; only "
-            "those of DatabaseBackend can be exported."
-        )
-    using = backend.using
+    using = row._state.db or backend.directory.using
+    stored = isinstance(backend, DatabaseBackend)
     branches = list(
         Branch.objects.using(using)
         .filter(session_id=row.pk)
@@ -61,10 +66,13 @@ def export_session(row: AgentSession) -> Iterator[str]:
         .order_by("pk")
     )
     runs = AgentRun.objects.using(using).filter(session_id=row.pk)
+    described = (
+        [_branch(branch) for branch in branches] if stored else [_only(backend, row)]
+    )
     yield f'{{"format":{_encode(FORMAT)},"session":'
-    yield _encode(_session(row))
+    yield _encode(describe_session(row) | ({} if stored else {"branch": MAIN_BRANCH}))
     yield ',"branches":'
-    yield _encode([_branch(branch) for branch in branches])
+    yield _encode(described)
     yield ',"runs":['
     opened = SessionItem.objects.using(using).filter(pk=OuterRef("turn_item"))
     runs = runs.select_related("branch").annotate(
@@ -75,14 +83,69 @@ def export_session(row: AgentSession) -> Iterator[str]:
         yield f"{',' * bool(index)}{_encode(_run(run))}"
     yield '],"items":['
     separator = ""
-    for branch in branches:
-        for item in _rows(using, branch):
-            yield separator + _item(branch.name, item)
-            separator = ","
+    found = (
+        (item for branch in branches for item in _items_of(using, branch))
+        if stored
+        else (_item(MAIN_BRANCH, item) for item in _counted(backend, row))
+    )
+    for item in found:
+        yield separator + item
+        separator = ","
     yield "]}\n"
 
 
-def _session(row: AgentSession) -> dict[str, Any]:
+def read_items(backend: BaseSessionBackend, key: SessionKey) -> Iterator[StoredItem]:
+    """Read a whole history, oldest first, a page at a time."""
+    # Positions count from 1.
+    page = backend.page(key, after=0, limit=_PAGE)
+    while page.items:
+        yield from page.items
+        if not page.has_later:
+            return
+        page = backend.page(key, after=page.items[-1].position, limit=_PAGE)
+
+
+def describe_item(row: StoredItem) -> str:
+    """Give an item as JSON, with its place; an unreadable one as its raw text."""
+    return _item(None, row)
+
+
+def _only(backend: BaseSessionBackend, row: AgentSession) -> dict[str, Any]:
+    """Describe the one line of a history in a store that has no branches."""
+    head = turn = 0
+    for item in _counted(backend, row):
+        head, turn = item.position, item.turn
+    return {
+        "name": MAIN_BRANCH,
+        "parent": None,
+        "fork_position": None,
+        "head": head,
+        "turn": turn,
+        "created_at": _time(row.created_at),
+        "archived": False,
+    }
+
+
+def _counted(backend: BaseSessionBackend, row: AgentSession) -> Iterator[StoredItem]:
+    """Read a history with its turns as the user's messages make them."""
+    turn = 0
+    for item in read_items(backend, SessionKey(row.session_id, row.user_id)):
+        turn += item.item is not None and begins_turn(item.item)
+        yield replace(item, turn=turn)
+
+
+def _items_of(using: str, branch: Branch) -> Iterator[str]:
+    return (_item(branch.name, _stored(row)) for row in _rows(using, branch))
+
+
+def _stored(row: SessionItem) -> StoredItem:
+    return StoredItem(
+        row.position, row.turn, decode(row.data), row.data, row.created_at
+    )
+
+
+def describe_session(row: AgentSession) -> dict[str, Any]:
+    """Give what the directory knows of a session."""
     metadata = row.metadata if isinstance(row.metadata, dict) else {}
     return {
         "id": row.session_id,
@@ -136,17 +199,19 @@ def _rows(using: str, branch: Branch) -> Iterator[SessionItem]:
         last = page[-1].position
 
 
-def _item(branch: str, row: SessionItem) -> str:
+def _item(branch: str | None, row: StoredItem) -> str:
     place = {
-        "branch": branch,
+        **({} if branch is None else {"branch": branch}),
         "position": row.position,
         "turn": row.turn,
         "created_at": _time(row.created_at),
     }
+    if row.item is None:
+        return _encode({**place, "raw": row.raw})
     try:
-        data = encode_batch([decode(row.data)]).rows[0].data
+        data = encode_batch([row.item]).rows[0].data
     except InvalidItem:
-        return _encode({**place, "raw": row.data})
+        return _encode({**place, "raw": row.raw})
     return f'{_encode(place)[:-1]},"item":{data}}}'
 
 

@@ -33,6 +33,7 @@ from agent_sessions.management.selecting import (
     read_selection,
 )
 from agent_sessions.models import AgentSession
+from agent_sessions.pending import retry_pending
 
 # Exit codes beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3
@@ -129,14 +130,16 @@ class Command(BaseCommand):
             if selection.session_ids
             else selection.rows()
         )
+        failed = 0
         if self.options["dry_run"]:
             done = self._try(rows)
         else:
             if self.options["interactive"]:
                 self._ask(selection, rows)
-            self._finish()
+            failed = self._finish()
             done = self._remove(selection, rows)
         self._tell(done)
+        done.failed += failed
         left = done.failed + (0 if self._is_governed(selection) else done.spared)
         if left:
             left_as = "was left as it is" if left == 1 else "were left as they are"
@@ -216,15 +219,29 @@ class Command(BaseCommand):
 
     # -- what is done --------------------------------------------------------------
 
-    def _finish(self) -> None:
-        """Go on with what an earlier call was kept from."""
-        if not unfinished_items():
-            return
-        items = finish_removals(batch_size=self.options["batch_size"])
-        if self.verbosity:
+    def _finish(self) -> int:
+        """Go on with what earlier calls were kept from; tell how many are still left."""
+        report = retry_pending()
+        if self.verbosity and report.cleared:
             self.stdout.write(
-                f"Deleted {counted(items, 'item')} that an earlier call had removed."
+                f"Removed {counted(report.items, 'item')} of "
+                f"{counted(report.cleared, 'session')} deleted earlier."
             )
+        failed = 0
+        for alias, reason in sorted(report.reasons.items()):
+            failed += report.left[alias]
+            self.stderr.write(
+                f"{alias}: what {counted(report.left[alias], 'deleted session')} held "
+                f"is still there ({reason})."
+            )
+        if unfinished_items():
+            items = finish_removals(batch_size=self.options["batch_size"])
+            if self.verbosity:
+                self.stdout.write(
+                    f"Deleted {counted(items, 'item')} that an earlier call had "
+                    "removed."
+                )
+        return failed
 
     def _try(self, rows: Iterable[AgentSession]) -> Done:
         done = Done()
