@@ -12,12 +12,13 @@ from collections.abc import (
     Callable,
     Coroutine,
 )
-from concurrent.futures import Future
-from contextlib import suppress
+from concurrent.futures import CancelledError, Future
 from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
+
+from agent_sessions.exceptions import StoreUnavailable
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -117,6 +118,7 @@ class PerLoop(Generic[C]):
             WeakKeyDictionary()
         )
         self._lock = threading.Lock()
+        _loops_of_this_process.add(self)
 
     async def get(self) -> C:
         """Give the running loop's client, made on first use."""
@@ -130,9 +132,10 @@ class PerLoop(Generic[C]):
             with self._lock:
                 found = self._keepers.get(loop)
             if found is None:
-                keeper = self._keep()
+                keeper = self._keep(loop)
                 found = keeper, await anext(keeper)
                 with self._lock:
+                    self._drop_closed()
                     self._keepers[loop] = found
         return found[1]
 
@@ -143,14 +146,29 @@ class PerLoop(Generic[C]):
         if found is not None:
             await found[0].aclose()
 
-    async def _keep(self) -> AsyncGenerator[C]:
+    async def _keep(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[C]:
         # asyncio.run() and async_to_sync() close a loop's open generators before the
         # loop, which is the one moment at which a client can still say goodbye.
         client = await self._make()
         try:
             yield client
         finally:
+            with self._lock:
+                # A client may hold its loop, which then would never be let go of.
+                self._keepers.pop(loop, None)
+                self._making.pop(loop, None)
             await self._close(client)
+
+    def _drop_closed(self) -> None:
+        """Let go of loops that were closed without a word to their generators."""
+        for loop in [each for each in self._making if each.is_closed()]:
+            self._keepers.pop(loop, None)
+            del self._making[loop]
+
+    def _after_fork(self) -> None:
+        _inherited.append((self._keepers, self._making))
+        self._keepers, self._making = WeakKeyDictionary(), WeakKeyDictionary()
+        self._lock = threading.Lock()
 
 
 class BackgroundLoop:
@@ -163,17 +181,16 @@ class BackgroundLoop:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lock = threading.Lock()
-        self._pid = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        _loops_of_this_process.add(self)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end and give its result.
 
         Meanwhile the calling thread does what the coroutine asks of it by
-        with_caller().
+        with_caller(). Raises StoreUnavailable where the loop is closed meanwhile.
         """
-        loop = self._running()
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("A store's own coroutine must not call its sync face.")
@@ -183,9 +200,13 @@ class BackgroundLoop:
             _waiting.set(waiting)
             return await coroutine
 
-        future = asyncio.run_coroutine_threadsafe(main(), loop)
+        future = self._submit(main())
         try:
             return waiting.serve(future)
+        except CancelledError as exc:
+            raise StoreUnavailable(
+                "The backend was closed while it was used. Try again."
+            ) from exc
         except BaseException:
             # Ctrl-C: nobody waits for the rest.
             future.cancel()
@@ -193,41 +214,67 @@ class BackgroundLoop:
 
     async def arun(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine there for a caller in another event loop."""
-        loop = self._running()
-        if asyncio.get_running_loop() is loop:
+        if asyncio.get_running_loop() is self._loop:
             return await coroutine
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-        return await asyncio.wrap_future(future)
+        return await asyncio.wrap_future(self._submit(coroutine))
 
     def close(self) -> None:
-        """End the thread; a later call begins another."""
+        """End the thread; who waits is told so, and a later call begins another."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
-            inherited = self._pid != os.getpid()
-        if loop is None or thread is None or inherited:
+        if loop is None or thread is None:
             return
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(loop.stop)
-        thread.join()
+        loop.call_soon_threadsafe(loop.stop)
+        if thread is not threading.current_thread():
+            thread.join()
 
-    def _running(self) -> asyncio.AbstractEventLoop:
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        # Under the lock: what is submitted comes before what close() says.
         with self._lock:
-            if self._loop is None or self._pid != os.getpid():
-                self._pid = os.getpid()
+            if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
                     target=_serve, args=[self._loop], name=self._name, daemon=True
                 )
                 self._thread.start()
-            return self._loop
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _after_fork(self) -> None:
+        _inherited.append((self._loop, self._thread))
+        self._loop = self._thread = None
+        self._lock = threading.Lock()
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
+        loop.run_until_complete(_end_tasks())
         loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         asyncio.set_event_loop(None)
         loop.close()
+
+
+async def _end_tasks() -> None:
+    while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+_loops_of_this_process: WeakSet[PerLoop[Any] | BackgroundLoop] = WeakSet()
+# Threads don't survive a fork, but loops share their selector with the parent: were
+# they or their clients let go of in the child, the parent would hear no more.
+_inherited: list[Any] = []
+
+
+def _after_fork() -> None:
+    for each in list(_loops_of_this_process):
+        each._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
