@@ -69,6 +69,10 @@ class BaseSessionBackend(ABC):
     supports_branches: ClassVar[bool] = False
     # Whether clear_agent_sessions --keep-last-turns can shorten a history.
     supports_trimming: ClassVar[bool] = False
+    # Whether pop_if() takes an item in one step with looking at it.
+    supports_pop_if: ClassVar[bool] = False
+    # Whether rewrite() can put items in the places of others.
+    supports_rewriting: ClassVar[bool] = False
     # Names that OPTIONS may hold, with their defaults.
     option_defaults: ClassVar[dict[str, Any]] = {}
     # The same for all backends: how long a history is kept, read by
@@ -145,6 +149,38 @@ class BaseSessionBackend(ABC):
     def enroll(self, key: SessionKey) -> None:
         """Make the rows that a session's first use needs. Raises what create() does."""
         self.directory.create(key)
+
+    def pop_if(self, key: SessionKey, accept: Callable[[Item], bool]) -> Item | None:
+        """Remove and return the newest item that is accepted; others stay.
+
+        `accept` is asked from the newest item back; where it raises, nothing happens.
+        Only where `supports_pop_if` is set.
+        """
+        raise NotImplementedError(f"{type(self).__name__} pops what is newest.")
+
+    def rewrite(
+        self,
+        key: SessionKey,
+        change: Callable[[Item], Item | None],
+        *,
+        unless: str = "",
+        batch_size: int = 500,
+    ) -> int:
+        """Put changed items in the places of a session's own; tell how many.
+
+        Those of all branches, archived ones too. `change` gives None for what stays.
+        An item that is popped or rewritten meanwhile is left alone. Stored texts that
+        hold `unless` needn't be looked at. Only where `supports_rewriting` is set.
+        """
+        raise NotImplementedError(f"{type(self).__name__} can't rewrite items.")
+
+    def seal_text(self, key: SessionKey, text: str) -> str:
+        """Make a text of a session's fit to be stored beside its items."""
+        return text
+
+    def open_text(self, key: SessionKey, text: str) -> str:
+        """Read what seal_text() made. Raises EncryptionError."""
+        return text
 
     def flush(self, key: SessionKey) -> None:
         """Bring the session's row up to date with what was written, if it isn't."""

@@ -33,6 +33,7 @@ from agent_sessions.backends.database.history import (
     read_page,
 )
 from agent_sessions.backends.database.lineage import Lineages
+from agent_sessions.backends.database.rewriting import Rewriting
 from agent_sessions.backends.database.statements import (
     Row,
     Statements,
@@ -65,6 +66,8 @@ class DatabaseBackend(BaseSessionBackend):
 
     supports_branches = True
     supports_trimming = True
+    supports_pop_if = True
+    supports_rewriting = True
     option_defaults: ClassVar[dict[str, Any]] = {"database": None, "threads": None}
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
@@ -135,6 +138,25 @@ class DatabaseBackend(BaseSessionBackend):
             return None if session is None else pop_newest(self.branches(key), session)
 
         return self._run(take)
+
+    def pop_if(self, key: SessionKey, accept: Callable[[Item], bool]) -> Item | None:
+        def take(connection: BaseDatabaseWrapper) -> Item | None:
+            session = self._lock(connection, key)
+            if session is None:
+                return None
+            return pop_newest(self.branches(key), session, accept)
+
+        return self._run(take)
+
+    def rewrite(
+        self,
+        key: SessionKey,
+        change: Callable[[Item], Item | None],
+        *,
+        unless: str = "",
+        batch_size: int = 500,
+    ) -> int:
+        return Rewriting(self, key, change, unless, batch_size).run()
 
     def clear(self, key: SessionKey) -> int:
         def empty(connection: BaseDatabaseWrapper) -> int:

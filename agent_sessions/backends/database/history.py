@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from django.db.models import F
 from django.utils import timezone
 
@@ -49,9 +51,14 @@ def read_page(
     return Page(items, has_earlier, has_later)
 
 
-def pop_newest(branches: Branches, session: int) -> Item | None:
+def pop_newest(
+    branches: Branches,
+    session: int,
+    accept: Callable[[Item], bool] = lambda item: True,
+) -> Item | None:
     """Take the newest readable item from a session whose row is held.
 
+    One that isn't accepted is passed over like an unreadable one.
     Unreadable rows are passed over and kept: a pop must not destroy what a repair
     or the right key could still read. What a branch has from its parent stays there:
     the branch then ends earlier.
@@ -65,7 +72,8 @@ def pop_newest(branches: Branches, session: int) -> Item | None:
     while True:
         found = list(rows[seen:window])
         for pk, owner, position, turn, data, kind, role in found:
-            if (item := decode(data)) is None:
+            item = decode(data)
+            if item is None or not accept(item):
                 continue
             opens = (kind, role) == ("message", "user")
             before = max(turn - 1, 0) if opens else turn

@@ -1,0 +1,354 @@
+"""The backend that encrypts what another one stores."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from asgiref.sync import sync_to_async
+from django.core import checks
+
+from agent_sessions.backends.base import (
+    BaseSessionBackend,
+    Page,
+    SessionKey,
+    settle,
+)
+from agent_sessions.backends.encrypted.options import DEFAULTS, read_options
+from agent_sessions.backends.encrypted.pages import is_closed, open_page
+from agent_sessions.backends.encrypted.source import KeySource
+from agent_sessions.encryption import KeyRing, Memory, Reading, Vault, session_context
+from agent_sessions.encryption.keys import require_cryptography
+from agent_sessions.encryption.vault import Taking
+from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
+from agent_sessions.items import Item, encode_batch
+
+if TYPE_CHECKING:
+    from agent_sessions.backends.database.threads import DatabaseThreads
+    from agent_sessions.backends.directory import Directory
+    from agent_sessions.backends.encrypted.secrets import SessionSecrets
+    from agent_sessions.memory import BackendSession
+
+T = TypeVar("T")
+
+logger = logging.getLogger("agent_sessions.backends")
+
+# More envelopes than this are opened in a thread, so that the loop goes on meanwhile.
+_MANY = 100
+# What is sealed beside items; each kind opens in its own place only.
+TEXTS = b"\x00text"
+SECRETS = b"\x00secret"
+
+
+class EncryptedBackend(BaseSessionBackend):
+    """Encrypt what another backend stores.
+
+    OPTIONS: `backend`, the alias of the one that stores; `keys`, a list of keys of
+    which the first writes and all read, or the dotted path of a function that gives
+    one; `lifetime`, for how long a turn is shown; `session_keys`, whether each session
+    has a key of its own that clearing destroys; `clear_without_key`, whether a history
+    may be cleared whose key is missing; `name`, what items are bound to in the place
+    of the alias; `cache_bytes`, how much opened text a process remembers.
+    """
+
+    required_options = frozenset({"backend", "keys"})
+    option_defaults: ClassVar[dict[str, Any]] = DEFAULTS
+    inner_option = "backend"
+
+    def __init__(self, alias: str, options: dict[str, Any]) -> None:
+        super().__init__(alias, options)
+        require_cryptography(type(self).__name__)
+        self.settings = read_options(alias, self.options)
+        self.source = KeySource(alias, self.options["keys"])
+        self._memory = Memory(self.settings.cache_bytes)
+
+    # -- sync --------------------------------------------------------------------
+
+    def append(self, key: SessionKey, items: Sequence[Item]) -> None:
+        if items:
+            # What is no JSON is told before anything is begun.
+            encode_batch(items)
+            with self._writing(key) as vault:
+                self.inner.append(key, vault.seal(items))
+
+    def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        if limit == 0:
+            return self.inner.latest(key, 0)
+        return self._with_keys(key, lambda vault: self._read(vault, key, limit))
+
+    def pop(self, key: SessionKey) -> Item | None:
+        return self._with_keys(key, lambda vault: self._pop(vault, key))
+
+    def clear(self, key: SessionKey) -> int:
+        if not self.settings.clear_without_key:
+            newest = self.inner.latest(key, 1)
+            self._with_keys(key, lambda vault: [vault.open(item) for item in newest])
+        if self._secrets is None:
+            count = self.inner.clear(key)
+        else:
+            with self._secrets.destroyed(key):
+                count = self.inner.clear(key)
+        self._vault(key).forget()
+        return count
+
+    def page(
+        self,
+        key: SessionKey,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = 100,
+    ) -> Page:
+        found = self.inner.page(key, before=before, after=after, limit=limit)
+
+        def later(position: int, limit: int) -> Page:
+            return self.inner.page(key, after=position, limit=limit)
+
+        page = open_page(self._reader(key), found, later=later)
+        if is_closed(page) and self.source.renew():
+            page = open_page(self._reader(key), found, later=later)
+        return page
+
+    # -- async -------------------------------------------------------------------
+
+    async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
+        if self._is_threaded:
+            await settle(self.threads.run(self.append, key, items))
+        elif items:
+            await self._load()
+            await self.inner.aappend(key, self._vault(key).seal(items))
+
+    async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        if self._is_threaded:
+            return await self.threads.run(self.latest, key, limit)
+        if limit == 0:
+            return await self.inner.alatest(key, 0)
+        return await self._awith_keys(key, lambda vault: self._aread(vault, key, limit))
+
+    async def apop(self, key: SessionKey) -> Item | None:
+        if self._is_threaded or self.inner.supports_pop_if:
+            return await settle(self.threads.run(self.pop, key))
+        return await settle(self._awith_keys(key, lambda vault: self._apop(vault, key)))
+
+    async def aclear(self, key: SessionKey) -> int:
+        if self._is_threaded:
+            return await settle(self.threads.run(self.clear, key))
+        if not self.settings.clear_without_key:
+            newest = await self.inner.alatest(key, 1)
+            await self._awith_keys(key, lambda vault: _opened(vault, newest))
+        count = await self.inner.aclear(key)
+        self._vault(key).forget()
+        return count
+
+    async def apage(
+        self,
+        key: SessionKey,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = 100,
+    ) -> Page:
+        if self._is_threaded or self.settings.lifetime is not None:
+            return await self.threads.run(
+                self.page, key, before=before, after=after, limit=limit
+            )
+        await self._load()
+        found = await self.inner.apage(key, before=before, after=after, limit=limit)
+        page = open_page(self._vault(key), found, later=_unasked)
+        if is_closed(page) and await sync_to_async(self.source.renew)():
+            page = open_page(self._vault(key), found, later=_unasked)
+        return page
+
+    # -- the wrapped backend ---------------------------------------------------------
+
+    @property
+    def directory(self) -> Directory:
+        return self.inner.directory
+
+    @property
+    def threads(self) -> DatabaseThreads:
+        return self.inner.threads
+
+    def enroll(self, key: SessionKey) -> None:
+        self.inner.enroll(key)
+
+    def head(self, key: SessionKey) -> int:
+        return self.inner.head(key)
+
+    async def ahead(self, key: SessionKey) -> int:
+        return await self.inner.ahead(key)
+
+    def check(self) -> list[checks.CheckMessage]:
+        return self.source.check()
+
+    def open_session(self, key: SessionKey, **options: Any) -> BackendSession:
+        from agent_sessions.memory.encrypted import EncryptedBackendSession
+
+        return EncryptedBackendSession(self, key, **options)
+
+    def close(self) -> None:
+        self._memory = Memory(self.settings.cache_bytes)
+        if (inner := self.__dict__.pop("inner", None)) is not None:
+            inner.close()
+
+    # -- texts beside the items ------------------------------------------------------
+
+    def seal_text(self, key: SessionKey, text: str) -> str:
+        with self._writing(key, TEXTS) as vault:
+            return vault.seal_text(text) if text else ""
+
+    def open_text(self, key: SessionKey, text: str) -> str:
+        if not text:
+            return ""
+        return self._with_keys(key, lambda vault: vault.open_text(text), TEXTS)
+
+    # -- keys ------------------------------------------------------------------------
+
+    def vault(self, key: SessionKey, purpose: bytes = b"") -> Vault:
+        """Give what opens a session's items, also those under its own key.
+
+        Raises UnknownEncryptionKey and EncryptionError.
+        """
+        return self._reader(key, purpose)
+
+    async def avault(self, key: SessionKey) -> Vault:
+        """See vault()."""
+        if self._is_threaded:
+            return await self.threads.run(self._reader, key)
+        await self._load()
+        return self._vault(key)
+
+    @cached_property
+    def _secrets(self) -> SessionSecrets | None:
+        from agent_sessions.backends.encrypted.secrets import SessionSecrets
+
+        if not self.settings.session_keys:
+            return None
+        return SessionSecrets(self.alias, self.directory.using)
+
+    @property
+    def _is_threaded(self) -> bool:
+        """Whether async callers need a thread: the sessions' keys lie in a database."""
+        return self.settings.session_keys
+
+    def _vault(
+        self, key: SessionKey, ring: KeyRing | None = None, purpose: bytes = b""
+    ) -> Vault:
+        owner = None if key.user_id is None else str(key.user_id)
+        return Vault(
+            self.source.ring() if ring is None else ring,
+            session_context(self.settings.name, owner, key.session_id) + purpose,
+            key.session_id,
+            lifetime=self.settings.lifetime,
+            memory=self._memory,
+        )
+
+    def _reader(self, key: SessionKey, purpose: bytes = b"") -> Vault:
+        if self._secrets is None:
+            return self._vault(key, purpose=purpose)
+        secret = self._secrets.find(key, self._vault(key, purpose=SECRETS))
+        ring = self.source.ring()
+        return self._vault(key, ring if secret is None else ring.under(secret), purpose)
+
+    @contextmanager
+    def _writing(self, key: SessionKey, purpose: bytes = b"") -> Iterator[Vault]:
+        if self._secrets is None:
+            yield self._vault(key, purpose=purpose)
+            return
+        with self._secrets.held(key, self._vault(key, purpose=SECRETS)) as secret:
+            yield self._vault(key, self.source.ring().under(secret), purpose)
+
+    def _with_keys(
+        self, key: SessionKey, use: Callable[[Vault], T], purpose: bytes = b""
+    ) -> T:
+        """Use a session's keys, again where the provider has others by now."""
+        try:
+            return use(self._reader(key, purpose))
+        except UnknownEncryptionKey:
+            if not self.source.renew():
+                raise
+            return use(self._reader(key, purpose))
+
+    async def _awith_keys(
+        self, key: SessionKey, use: Callable[[Vault], Awaitable[T]]
+    ) -> T:
+        await self._load()
+        try:
+            return await use(self._vault(key))
+        except UnknownEncryptionKey:
+            if not await sync_to_async(self.source.renew)():
+                raise
+            return await use(self._vault(key))
+
+    async def _load(self) -> None:
+        # A provider may take its time, which the loop hasn't.
+        if not self.source.is_ready:
+            await sync_to_async(self.source.ring)()
+
+    # -- operations ------------------------------------------------------------------
+
+    def _read(self, vault: Vault, key: SessionKey, limit: int | None) -> list[Item]:
+        reading = Reading(vault, limit)
+        while not reading.feed(self.inner.latest(key, reading.window)):
+            pass
+        return self._told(reading)
+
+    async def _aread(
+        self, vault: Vault, key: SessionKey, limit: int | None
+    ) -> list[Item]:
+        reading = Reading(vault, limit)
+        is_done = False
+        while not is_done:
+            found = await self.inner.alatest(key, reading.window)
+            if len(found) > _MANY:
+                is_done = await asyncio.to_thread(reading.feed, found)
+            else:
+                is_done = reading.feed(found)
+        return self._told(reading)
+
+    def _told(self, reading: Reading) -> list[Item]:
+        if reading.passed_over:
+            logger.warning(
+                "%d rows of a session in %r don't open and were passed over",
+                reading.passed_over,
+                self.alias,
+            )
+        return reading.items
+
+    def _pop(self, vault: Vault, key: SessionKey) -> Item | None:
+        taking = Taking(vault)
+        if self.inner.supports_pop_if:
+            return taking.end(self.inner.pop_if(key, taking.accepts))
+        if not taking.may_take(self.inner.latest(key, 1)):
+            return None
+        taken = self.inner.pop(key)
+        try:
+            return taking.end(taken)
+        except EncryptionError:
+            # Somebody was faster, with a key that isn't ours.
+            self.inner.append(key, [] if taken is None else [taken])
+            raise
+
+    async def _apop(self, vault: Vault, key: SessionKey) -> Item | None:
+        taking = Taking(vault)
+        if not taking.may_take(await self.inner.alatest(key, 1)):
+            return None
+        taken = await self.inner.apop(key)
+        try:
+            return taking.end(taken)
+        except EncryptionError:
+            await self.inner.aappend(key, [] if taken is None else [taken])
+            raise
+
+
+async def _opened(vault: Vault, envelopes: list[Item]) -> None:
+    for envelope in envelopes:
+        vault.open(envelope)
+
+
+def _unasked(position: int, limit: int) -> Page:
+    raise AssertionError("without a lifetime nobody looks further")

@@ -1,0 +1,68 @@
+"""The OPTIONS of EncryptedBackend, read and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent_sessions.backends.retention import EXAMPLES, parse_age
+from agent_sessions.exceptions import InvalidBackend
+
+DEFAULTS: dict[str, Any] = {
+    "lifetime": None,
+    "session_keys": False,
+    "clear_without_key": False,
+    "name": None,
+    "cache_bytes": 8 * 2**20,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an alias encrypts."""
+
+    # Seconds for which a turn is shown; None for ever.
+    lifetime: float | None
+    # Whether each session has a key of its own that clearing destroys.
+    session_keys: bool
+    # Whether a history may be cleared whose key is missing.
+    clear_without_key: bool
+    # What ciphertexts are bound to in the place of the alias.
+    name: str
+    # How much opened text a process remembers.
+    cache_bytes: int
+
+
+def read_options(alias: str, options: Mapping[str, Any]) -> Options:
+    """Read the options but for the keys. Raises InvalidBackend."""
+    name, size = options["name"], options["cache_bytes"]
+    for flag in ("session_keys", "clear_without_key"):
+        if not isinstance(options[flag], bool):
+            raise _invalid(alias, flag, "True or False")
+    if name is not None and (not isinstance(name, str) or not name):
+        raise _invalid(alias, "name", "a str, such as the alias had before")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise _invalid(alias, "cache_bytes", "a whole number of 0 or more")
+    return Options(
+        lifetime=_seconds(alias, options["lifetime"]),
+        session_keys=options["session_keys"],
+        clear_without_key=options["clear_without_key"],
+        name=alias if name is None else name,
+        cache_bytes=size,
+    )
+
+
+def _seconds(alias: str, lifetime: Any) -> float | None:
+    try:
+        return None if lifetime is None else parse_age(lifetime).total_seconds()
+    except ValueError:
+        raise _invalid(alias, "lifetime", f"a timedelta, or {EXAMPLES}") from None
+
+
+def _invalid(alias: str, option: str, wanted: str) -> InvalidBackend:
+    return InvalidBackend(
+        f"AGENT_SESSIONS[{alias!r}]: the option {option} can't be used.",
+        hint=f"Give {wanted}.",
+        id="agent_sessions.E019",
+    )

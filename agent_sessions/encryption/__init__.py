@@ -1,0 +1,18 @@
+"""Encrypt items: keys, envelopes, and what one session's keys open. No Django here."""
+
+from __future__ import annotations
+
+from agent_sessions.encryption.envelopes import is_envelope
+from agent_sessions.encryption.keys import KeyRing, MasterKey, session_context
+from agent_sessions.encryption.memory import Memory
+from agent_sessions.encryption.vault import Reading, Vault
+
+__all__ = [
+    "KeyRing",
+    "MasterKey",
+    "Memory",
+    "Reading",
+    "Vault",
+    "is_envelope",
+    "session_context",
+]

@@ -1,0 +1,174 @@
+"""Master keys, rings of them, and what is derived from them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from agent_sessions.exceptions import InvalidEncryptionKey, MissingExtra
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
+
+# What each derived key is for; one of them tells nothing about another.
+_ID = b"agent_sessions.key-id.v2"
+_SESSION = b"agent_sessions.session.v2\x00"
+# The SDK's EncryptedSession derives with these, see read_sdk_key().
+_SDK_INFO = b"agents.session-store.hkdf.v1"
+_FERNET = re.compile(r"[A-Za-z0-9_-]{43}=")
+_MALFORMED = re.compile(r"[A-Za-z0-9_+/-]+=+")
+MIN_LENGTH = 16
+GENERATE = (
+    'python -c "from cryptography.fernet import Fernet; '
+    'print(Fernet.generate_key().decode())"'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MasterKey:
+    """A key from which those of sessions are derived.
+
+    `id` is drawn from the secret and tells nothing about it. `is_strong` says that it
+    is 32 random bytes, as far as its shape tells, and no password.
+    """
+
+    secret: bytes = field(repr=False)
+    is_strong: bool = True
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hmac.digest(self.secret, _ID, "sha256")[:10]
+        object.__setattr__(self, "id", base64.b32encode(digest).decode().lower())
+
+    @classmethod
+    def parse(cls, key: Any) -> MasterKey:
+        """Read a key as Fernet.generate_key() makes it, or a long text.
+
+        The bytes are those that the SDK's EncryptedSession takes. Raises
+        InvalidEncryptionKey, which doesn't quote the key.
+        """
+        text = _as_text(key)
+        if text != text.strip():
+            raise InvalidEncryptionKey("It has blanks or a line's end around it.")
+        if len(text) < MIN_LENGTH:
+            raise InvalidEncryptionKey(
+                f"It is too short: {len(text)} characters of at least {MIN_LENGTH}."
+                if text
+                else "It is empty."
+            )
+        try:
+            secret = base64.urlsafe_b64decode(text)
+        except (binascii.Error, ValueError):
+            secret = b""
+        if len(secret) == 32:
+            strong = bool(_FERNET.fullmatch(text)) and len(set(secret)) >= 8
+            return cls(secret, strong)
+        if _MALFORMED.fullmatch(text):
+            raise InvalidEncryptionKey(
+                "It looks like base64, but not of 32 bytes: a part is missing."
+            )
+        return cls(text.encode(), is_strong=False)
+
+
+class KeyRing:
+    """Master keys: the first one writes, all of them read."""
+
+    def __init__(self, keys: Iterable[MasterKey]) -> None:
+        self._keys = {key.id: key for key in keys}
+        if not self._keys:
+            raise InvalidEncryptionKey("There is none.")
+        self.first = next(iter(self._keys.values()))
+
+    @classmethod
+    def parse(cls, keys: Any) -> KeyRing:
+        """Read a list of keys. Raises InvalidEncryptionKey, which names the bad one."""
+        if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+            raise InvalidEncryptionKey(
+                f"Keys are a list, the newest first, not a {type(keys).__name__}."
+            )
+        found: dict[str, MasterKey] = {}
+        for number, text in enumerate(keys, 1):
+            try:
+                key = MasterKey.parse(text)
+            except InvalidEncryptionKey as exc:
+                raise InvalidEncryptionKey(f"Key {number}: {exc}") from None
+            if key.id in found:
+                raise InvalidEncryptionKey(f"Key {number}: It is in the list twice.")
+            found[key.id] = key
+        return cls(found.values())
+
+    def __repr__(self) -> str:
+        return f"<KeyRing {', '.join(self._keys)}>"
+
+    def __iter__(self) -> Iterator[MasterKey]:
+        return iter(self._keys.values())
+
+    @property
+    def ids(self) -> list[str]:
+        """The keys' ids, the writing one first."""
+        return list(self._keys)
+
+    def get(self, key_id: str) -> MasterKey | None:
+        """Find a key by its id."""
+        return self._keys.get(key_id)
+
+    def under(self, key: MasterKey) -> KeyRing:
+        """Give a ring that writes with another key and reads with all."""
+        return KeyRing([key, *self])
+
+
+def session_context(name: str, owner: str | None, session_id: str) -> bytes:
+    """Say unmistakably which session is meant: what its key is bound to."""
+    return json.dumps([name, owner, session_id]).encode()
+
+
+def session_key(key: MasterKey, context: bytes) -> Fernet:
+    """Derive the key of one session."""
+    return _derive(key.secret, salt=None, info=_SESSION + context)
+
+
+def read_sdk_key(key: MasterKey, session_id: str) -> Fernet:
+    """Derive the key that the SDK's EncryptedSession has for a session.
+
+    agents/extensions/memory/encrypt_session.py, 0.24.
+    """
+    return _derive(key.secret, salt=session_id.encode(), info=_SDK_INFO)
+
+
+def require_cryptography(feature: str) -> None:
+    """Pass where cryptography is installed, without importing it.
+
+    Raises MissingExtra.
+    """
+    if find_spec("cryptography") is None:
+        raise MissingExtra(feature, "encrypt")
+
+
+def _derive(secret: bytes, *, salt: bytes | None, info: bytes) -> Fernet:
+    from cryptography.fernet import Fernet
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    derived = HKDF(SHA256(), length=32, salt=salt, info=info).derive(secret)
+    return Fernet(base64.urlsafe_b64encode(derived))
+
+
+def _as_text(key: Any) -> str:
+    if isinstance(key, bytes):
+        try:
+            return key.decode()
+        except UnicodeDecodeError:
+            raise InvalidEncryptionKey(
+                "It is bytes that are no text; encode them with "
+                "base64.urlsafe_b64encode."
+            ) from None
+    if not isinstance(key, str):
+        raise InvalidEncryptionKey(f"It is a {type(key).__name__}, not a str.")
+    return key

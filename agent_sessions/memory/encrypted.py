@@ -1,0 +1,281 @@
+"""Encrypted sessions: around any session object, and those of EncryptedBackend."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from agents.memory import OpenAIConversationsSession, SessionABC, SessionSettings
+from agents.memory.session_settings import (
+    coerce_session_settings,
+    resolve_session_limit,
+)
+
+from agent_sessions.backends.base import check_limit, settle
+from agent_sessions.encryption import (
+    KeyRing,
+    Memory,
+    Reading,
+    Vault,
+    session_context,
+)
+from agent_sessions.encryption.keys import require_cryptography
+from agent_sessions.encryption.vault import Taking
+from agent_sessions.exceptions import EncryptionError, InvalidBackend
+from agent_sessions.memory.base import BackendSession
+
+if TYPE_CHECKING:
+    from agents.items import TResponseInputItem
+    from agents.memory import Session
+    from agents.run_context import RunContextWrapper
+
+    from agent_sessions.backends.encrypted import EncryptedBackend
+
+T = TypeVar("T")
+
+logger = logging.getLogger("agent_sessions.backends")
+
+_METHODS = ("get_items", "add_items", "pop_item", "clear_session")
+# As in EncryptedBackend.
+_MANY = 100
+_CACHE_BYTES = 2 * 2**20
+
+
+class SealedCompaction:
+    """The SDK's compaction hooks over a store that keeps envelopes.
+
+    Without the store's own hooks the SDK reads, clears and adds; that goes through
+    the session, and is encrypted too. memory/compaction.py tells what the hooks are.
+    """
+
+    async def _sealed(self) -> tuple[Any, Vault]:
+        """Give the session that stores envelopes, and what opens them."""
+        raise NotImplementedError
+
+    async def _get_compaction_snapshot(
+        self, limit: int, *, prune_prefix: Callable[[Any], bool] | None = None
+    ) -> Any:
+        """Read the newest `limit` items and how to replace them; None where it can't be
+        done safely: also where one of them doesn't open, or its time is over."""
+        inner, vault = await self._sealed()
+        reader = getattr(inner, "_get_compaction_snapshot", None)
+        found = None if reader is None else await reader(limit)
+        if found is None:
+            return None
+        opened = [vault.open(envelope) for envelope in found.items]
+        items = [each for each in opened if each is not None]
+        if len(vault.unexpired(items)) < len(found.items):
+            return None
+
+        async def replace_suffix(start: int, output: list[Any]) -> bool:
+            return bool(await found.replace_suffix(start, vault.seal(output)))
+
+        return type(found)(
+            [each.item for each in items], found.complete, replace_suffix
+        )
+
+    async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
+        """Replace the whole history in one step, where the store can."""
+        inner, vault = await self._sealed()
+        # Looked up on the type, as the SDK does.
+        replace = getattr(type(inner), "_atomic_replace_items", None)
+        if replace is None:
+            return False
+        return bool(await replace(inner, vault.seal(items)))
+
+
+class EncryptedBackendSession(SealedCompaction, BackendSession):
+    """A session of EncryptedBackend."""
+
+    async def _sealed(self) -> tuple[Any, Vault]:
+        backend = cast("EncryptedBackend", self.backend)
+        inner = backend.inner.open_session(self.key)
+        if backend.settings.session_keys:
+            # A key that another process may destroy meanwhile: no hook.
+            return None, await backend.avault(self.key)
+        return inner, await backend.avault(self.key)
+
+
+class EncryptedSession(SealedCompaction, SessionABC):
+    """Encrypt what another session object stores: `EncryptedSession(inner, key)`.
+
+    `keys` in the place of `encryption_key` is a list: the first one writes, all read.
+    Keys are those of `Fernet.generate_key()`. Histories that the SDK's own
+    EncryptedSession wrote under the same session id are read. `lifetime` is a number
+    of seconds after which a turn is hidden, whole; by default nothing is.
+    """
+
+    def __init__(
+        self,
+        inner_session: Session,
+        encryption_key: str | bytes | None = None,
+        *,
+        keys: Iterable[str | bytes] | None = None,
+        lifetime: float | None = None,
+    ) -> None:
+        require_cryptography(type(self).__name__)
+        if (encryption_key is None) == (keys is None):
+            raise TypeError("Give either encryption_key or keys.")
+        if isinstance(inner_session, OpenAIConversationsSession):
+            raise InvalidBackend(
+                "OpenAI's Conversations take no encrypted items.",
+                hint="Wrap a session of another store.",
+                id="agent_sessions.E019",
+            )
+        self.inner_session = inner_session
+        self._ring = KeyRing.parse([encryption_key] if keys is None else keys)
+        self._lifetime = lifetime
+        self._memory = Memory(_CACHE_BYTES)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.session_id!r}>"
+
+    @property
+    def session_id(self) -> str:
+        return self.inner_session.session_id
+
+    @session_id.setter
+    def session_id(self, value: str) -> None:
+        self.inner_session.session_id = value
+
+    @property
+    def session_settings(self) -> SessionSettings | None:
+        return self.inner_session.session_settings
+
+    @session_settings.setter
+    def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
+        self.inner_session.session_settings = (
+            None if value is None else coerce_session_settings(value)
+        )
+
+    async def get_items(
+        self,
+        limit: int | None = None,
+        *,
+        wrapper: RunContextWrapper[Any] | None = None,
+    ) -> list[TResponseInputItem]:
+        """Read the newest `limit` items, oldest first, as BackendSession does.
+
+        Raises UnknownEncryptionKey, and EncryptionError where nothing opens.
+        """
+        limit = resolve_session_limit(limit, self.session_settings)
+        check_limit(limit)
+        if limit == 0:
+            return []
+        reading = Reading(self._vault(), limit)
+        is_done = False
+        while not is_done:
+            found = await self._read(reading.window, wrapper)
+            if len(found) > _MANY:
+                is_done = await asyncio.to_thread(reading.feed, found)
+            else:
+                is_done = reading.feed(found)
+        if reading.passed_over:
+            logger.warning(
+                "%d items don't open and were passed over", reading.passed_over
+            )
+        return cast("list[TResponseInputItem]", reading.items)
+
+    async def add_items(
+        self,
+        items: list[TResponseInputItem],
+        *,
+        wrapper: RunContextWrapper[Any] | None = None,
+    ) -> None:
+        """Store a batch, each item in an envelope of its own. Raises InvalidItem."""
+        sealed = self._vault().seal(items)
+        await self._call(self.inner_session.add_items, wrapper, sealed)
+
+    async def pop_item(
+        self, *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> TResponseInputItem | None:
+        """Remove and return the newest item.
+
+        Raises EncryptionError where it doesn't open; it then stays.
+        """
+        taking = Taking(self._vault())
+        if not taking.may_take(await self._read(1, wrapper)):
+            return None
+        return await settle(self._take(taking, wrapper))
+
+    async def clear_session(
+        self, *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> None:
+        """Remove every item.
+
+        Raises UnknownEncryptionKey where the newest one needs another key: nothing is
+        removed then. Clear `inner_session` to do it nevertheless.
+        """
+        vault = self._vault()
+        for envelope in await self._read(1, wrapper):
+            vault.open(envelope)
+        await self._call(self.inner_session.clear_session, wrapper)
+        vault.forget()
+
+    async def clear(self) -> None:
+        """See clear_session()."""
+        await self.clear_session()
+
+    async def _take(
+        self, taking: Taking, wrapper: RunContextWrapper[Any] | None
+    ) -> TResponseInputItem | None:
+        taken: Any = await self._call(self.inner_session.pop_item, wrapper)
+        try:
+            return cast("TResponseInputItem | None", taking.end(taken))
+        except EncryptionError:
+            # Somebody was faster, with a key that isn't ours.
+            if taken is not None:
+                await self._call(self.inner_session.add_items, wrapper, [taken])
+            raise
+
+    async def _read(
+        self, window: int | None, wrapper: RunContextWrapper[Any] | None
+    ) -> Sequence[Any]:
+        # Without a limit there is none in the settings either.
+        arguments = () if window is None else (window,)
+        found: Sequence[Any] = await self._call(
+            self.inner_session.get_items, wrapper, *arguments
+        )
+        return found
+
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[T]],
+        wrapper: RunContextWrapper[Any] | None,
+        *arguments: Any,
+    ) -> T:
+        # The SDK's own rule: all four methods take it, or none is given it.
+        if wrapper is not None and _takes_wrapper(self.inner_session):
+            return await method(*arguments, wrapper=wrapper)
+        return await method(*arguments)
+
+    async def _sealed(self) -> tuple[Any, Vault]:
+        return self.inner_session, self._vault()
+
+    def _vault(self) -> Vault:
+        owner = getattr(getattr(self.inner_session, "key", None), "user_id", None)
+        context = session_context(
+            "", None if owner is None else str(owner), self.session_id
+        )
+        return Vault(
+            self._ring,
+            context,
+            self.session_id,
+            lifetime=self._lifetime,
+            memory=self._memory,
+        )
+
+
+def _takes_wrapper(session: Any) -> bool:
+    kinds = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    for name in _METHODS:
+        parameters = inspect.signature(getattr(session, name)).parameters
+        if "wrapper" not in parameters or parameters["wrapper"].kind not in kinds:
+            return False
+    return True
+
+
+EncryptSession = EncryptedSession
