@@ -20,7 +20,7 @@ from agent_sessions.backends.leftovers import CLAIM
 from agent_sessions.exceptions import StoreBusy, StoreUnavailable
 from agent_sessions.models import AgentSession, PendingClear
 from agent_sessions.pending import count_pending, is_cleared, retry_pending
-from tests.test_remote import ListBackend
+from tests.list_backend import ListBackend
 
 pytestmark = [pytest.mark.django_db(transaction=True)]
 

@@ -2,76 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import AsyncIterator
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from agents.memory import Session
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.db import OperationalError, connection
 from django.test import override_settings
 from django.utils import timezone
 
 from agent_sessions import get_session, sessions
-from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.loops import BackgroundLoop, with_caller
 from agent_sessions.backends.remote import RemoteBackend, Written
 from agent_sessions.exceptions import SessionDoesNotExist
-from agent_sessions.items import Batch, Item, StoredItem, decode, decode_all
-from agent_sessions.models import AgentSession
+from agent_sessions.items import Batch
+from agent_sessions.models import AgentSession, PendingClear
+from agent_sessions.pending import is_cleared
 from agent_sessions.testing import SessionContract
+from tests.list_backend import ListBackend
 
 pytestmark = [pytest.mark.one_database, pytest.mark.django_db]
-
-
-class ListBackend(RemoteBackend):
-    """Lists of JSON texts, by owner and id."""
-
-    supports_listing = True
-    histories: ClassVar[dict[tuple[Any, str], list[str]]] = {}
-
-    def history(self, key: SessionKey) -> list[str]:
-        return self.histories.setdefault((key.user_id, key.session_id), [])
-
-    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
-        self.history(key).extend(row.data for row in batch.rows)
-        return Written(len(self.history(key)))
-
-    async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        items = decode_all(self.history(key))
-        return items if limit is None else items[-limit:]
-
-    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
-        texts = self.history(key)
-        for index in range(len(texts) - 1, -1, -1):
-            if (item := decode(texts[index])) is not None:
-                del texts[index]
-                return item, Written(len(texts))
-        return None, Written(len(texts))
-
-    async def store_clear(self, key: SessionKey) -> int:
-        return len(self.histories.pop((key.user_id, key.session_id), []))
-
-    async def store_page(
-        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
-    ) -> Page:
-        texts = self.history(key)
-        if after is not None:
-            start, stop = after, min(after + limit, len(texts))
-        else:
-            stop = len(texts) if before is None else before - 1
-            start = max(stop - limit, 0)
-        items = [
-            StoredItem(index + 1, 0, decode(text), text, timezone.now())
-            for index, text in enumerate(texts[start:stop], start)
-        ]
-        return Page(items, start > 0, stop < len(texts))
-
-    async def store_ids(self) -> AsyncIterator[str]:
-        for user_id, session_id in list(self.histories):
-            if user_id is None:
-                yield session_id
 
 
 SETTING = {"default": {"BACKEND": ListBackend, "OPTIONS": {"touch_interval": 0}}}
@@ -199,3 +157,172 @@ async def test_an_errand_of_a_caller_who_is_gone_is_not_waited_for() -> None:
 
     assert await sync_to_async(run)() == "interrupted"
     background.close()
+
+
+# -- the directory's rows --------------------------------------------------------------
+
+SELDOM = {"default": {"BACKEND": ListBackend}}
+HELLO: Any = {"role": "user", "content": "Hello"}
+
+
+@pytest.fixture
+def seldom() -> Iterator[None]:
+    """Touch rows once a minute, as without any option."""
+    with override_settings(AGENT_SESSIONS=SELDOM):
+        yield
+        ListBackend.histories.clear()
+
+
+def count_of(session_id: str) -> int:
+    count: int = AgentSession.objects.get(session_id=session_id).item_count
+    return count
+
+
+@pytest.mark.parametrize("round", [1, 2])
+def test_what_a_test_rolls_back_is_not_remembered(seldom: None, round: int) -> None:
+    """Each of two TestCases with the same id finds its row and its owner."""
+    session = get_session("s-rolled-back", user=user()).sync
+    session.add_items([HELLO])
+    assert count_of("s-rolled-back") == 1
+    session.add_items([HELLO])
+    assert count_of("s-rolled-back") == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_page_brings_the_count_up_to_date(seldom: None) -> None:
+    session = get_session("s-burst")
+    for _ in range(3):
+        session.sync.add_items([HELLO])
+    assert count_of("s-burst") == 1
+    before = AgentSession.objects.get().updated_at
+    sessions["default"].page(session.key, limit=1)
+    assert count_of("s-burst") == 3
+    assert AgentSession.objects.get().updated_at > before
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_an_async_page_does_so_too(seldom: None) -> None:
+    session = get_session("s-burst")
+    for _ in range(3):
+        await session.add_items([HELLO])
+    await session.pop_item()
+    await sessions["default"].apage(session.key)
+    assert await sync_to_async(count_of)("s-burst") == 2
+    # Nothing is left to be written.
+    await session.add_items([HELLO])
+    await sessions["default"].aflush(session.key)
+    assert await sync_to_async(count_of)("s-burst") == 3
+    await sessions["default"].aflush(session.key)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_closing_writes_down_what_was_put_off(seldom: None) -> None:
+    for number in range(3):
+        for _ in range(number + 1):
+            get_session(f"s-{number}").sync.add_items([HELLO])
+    sessions.reset()
+    assert [count_of(f"s-{number}") for number in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_forgotten_for_lack_of_room_is_written_down(
+    seldom: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_sessions.backends.admissions.REMEMBERED", 1)
+    for _ in range(2):
+        get_session("s-old").sync.add_items([HELLO])
+    assert count_of("s-old") == 1
+    get_session("s-new").sync.add_items([HELLO])
+    assert count_of("s-old") == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_session_deleted_by_another_process_gets_its_row_again(seldom: None) -> None:
+    session = get_session("s-deleted")
+    session.sync.add_items([HELLO])
+    # What a process does that this one hears nothing of.
+    is_cleared(AgentSession.objects.get()).delete()
+    session.sync.add_items([HELLO])
+    sessions["default"].flush(session.key)
+    assert count_of("s-deleted") == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_was_written_for_a_deleted_owner_is_removed(seldom: None) -> None:
+    alice = user()
+    session = get_session("s-owned", user=alice)
+    session.sync.add_items([HELLO])
+    alice.delete()
+    assert not any(ListBackend.histories.values())
+    # This process remembers the session for a while, as any other one does.
+    backend: Any = sessions["default"]
+    backend._remember(session.key)
+    session.sync.add_items([HELLO])
+    assert not any(ListBackend.histories.values())
+    assert not AgentSession.objects.exists()
+    assert not PendingClear.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_row_that_cannot_be_touched_fails_no_write(
+    seldom: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = get_session("s-locked")
+    session.sync.add_items([HELLO])
+
+    def refuse(execute: Any, sql: str, *args: Any) -> Any:
+        if sql.startswith("UPDATE"):
+            raise OperationalError("database is locked")
+        return execute(sql, *args)
+
+    backend: Any = sessions["default"]
+    with connection.execute_wrapper(refuse):
+        session.sync.add_items([HELLO])
+        backend.flush(session.key)
+    assert "could not be touched (OperationalError)" in caplog.text
+    assert count_of("s-locked") == 1
+    session.sync.add_items([HELLO])
+    assert count_of("s-locked") == 3
+
+
+def test_a_store_that_can_lists_what_has_no_owner() -> None:
+    for number in range(3):
+        ListBackend.histories[None, f"s-{number}"] = ["{}"]
+    get_session("s-owned", user=user()).sync.add_items([HELLO])
+    backend: Any = sessions["default"]
+    assert {f"s-{number}" for number in range(3)} <= set(backend.list_ids())
+    assert "s-owned" not in backend.list_ids()
+
+
+def test_a_store_that_cannot_list_says_so() -> None:
+    class Mute(ListBackend):
+        store_ids = RemoteBackend.store_ids
+
+    with pytest.raises(NotImplementedError, match="Mute can't list its sessions"):
+        list(Mute("mute", {}).list_ids())
+
+
+def test_rows_expire_and_are_cleared_like_all_others() -> None:
+    session = get_session("s-expired")
+    session.sync.add_items([HELLO])
+    past = timezone.now() - timedelta(days=1)
+    AgentSession.objects.filter(session_id="s-expired").update(expires_at=past)
+    call_command("clear_agent_sessions", "--expired", "--noinput", verbosity=0)
+    assert session.sync.get_items() == []
+
+
+# -- the example of the docs -----------------------------------------------------------
+
+
+def test_the_docs_show_this_very_backend() -> None:
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "backends.md").read_text(encoding="utf-8")
+    (example,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        if "class ListBackend" in block
+    ]
+    source = (root / "tests" / "list_backend.py").read_text(encoding="utf-8")
+    assert example.strip() == source.partition("annotations\n")[2].strip()
+    lines = example[example.index("class ListBackend") :].splitlines()
+    assert len([line for line in lines if line.strip()]) <= 40

@@ -23,8 +23,8 @@ from agent_sessions.runs.hooks import SessionHooks
 from tests.approvals import lookup, refunded
 from tests.chat import Socket, create_conversation, make_user, text_of
 from tests.gated import gated
+from tests.list_backend import ListBackend
 from tests.test_consumer import speaker
-from tests.test_remote import ListBackend
 from tests.test_runs import approve, cashier
 
 pytestmark = [pytest.mark.one_database, pytest.mark.django_db(transaction=True)]
