@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,10 @@ def on_delete(
     """Write down what a deleted session leaves, in the transaction that deletes it."""
     if getattr(instance, "_history_is_cleared", False):
         return
+    with suppress(InvalidBackend):
+        # In this transaction: an earlier session's key must not serve a later one.
+        key = SessionKey(instance.session_id, instance.user_id)
+        sessions[instance.backend].forget_key(key)
     if keeps_outside(instance, using):
         _batch(using).append(leave(using, instance).pk)
 

@@ -6,6 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.handler import sessions
 from agent_sessions.models import AgentRun
 from agent_sessions.transcript import Part
 from agent_sessions.transcript.parts import maybe_json, objects, string
@@ -23,8 +26,8 @@ class Approval:
 def approvals(run: AgentRun) -> list[Approval]:
     """Read the open approvals of a run; what is no approval is left out."""
     try:
-        found: Any = json.loads(run.interrupts or "[]")
-    except (ValueError, RecursionError):
+        found: Any = json.loads(_opened(run) or "[]")
+    except (ValueError, RecursionError, AgentSessionError):
         return []
     asked = []
     for interrupt in objects(found):
@@ -38,3 +41,13 @@ def approvals(run: AgentRun) -> list[Approval]:
             )
         )
     return asked
+
+
+def _opened(run: AgentRun) -> str:
+    text: str = run.interrupts
+    if not text.startswith('{"__enc__"'):
+        return text
+    row = run.session
+    return sessions[row.backend].open_text(
+        SessionKey(row.session_id, row.user_id), text
+    )

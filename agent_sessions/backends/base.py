@@ -146,6 +146,11 @@ class BaseSessionBackend(ABC):
         """
         return 0 if self.inner_option is None else self.inner.erase(key, remote_id)
 
+    def forget_key(self, key: SessionKey) -> None:
+        """Destroy a session's own encryption key, as its row is about to go."""
+        if self.inner_option is not None:
+            self.inner.forget_key(key)
+
     def enroll(self, key: SessionKey) -> None:
         """Make the rows that a session's first use needs. Raises what create() does."""
         self.directory.create(key)

@@ -233,12 +233,14 @@ def pause(
     expires_at: datetime,
 ) -> None:
     """Keep a run's state until its tool calls are approved or refused."""
-    using = conversation.backend.directory.using
+    backend, key = conversation.backend, conversation.key
+    using = backend.directory.using
     with transaction.atomic(using):
         _close(conversation, lease, outcome)
         AgentRun.objects.using(using).filter(pk=lease.run.pk).update(
-            state=state,
-            interrupts=json.dumps(interrupts),
+            # They quote the conversation, so they are kept as its items are.
+            state=backend.seal_text(key, state),
+            interrupts=backend.seal_text(key, json.dumps(interrupts)),
             expires_at=expires_at,
             finished_at=None,
         )
@@ -332,13 +334,17 @@ def recover(conversation: Conversation, stale_after: float) -> AgentSession | No
 
 
 def _waiting(conversation: Conversation) -> AgentRun | None:
-    using = conversation.backend.directory.using
-    return (
-        AgentRun.objects.using(using)
+    backend, key = conversation.backend, conversation.key
+    run: AgentRun | None = (
+        AgentRun.objects.using(backend.directory.using)
         .filter(session_id=conversation.pk, status=AgentRun.Status.WAITING)
         .order_by("-pk")
         .first()
     )
+    if run is not None:
+        run.state = backend.open_text(key, run.state)
+        run.interrupts = backend.open_text(key, run.interrupts)
+    return run
 
 
 def _expired(run: AgentRun) -> bool:

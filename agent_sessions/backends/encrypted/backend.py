@@ -92,7 +92,7 @@ class EncryptedBackend(BaseSessionBackend):
         else:
             with self._secrets.destroyed(key):
                 count = self.inner.clear(key)
-        self._vault(key).forget()
+        self._memory.forget(self._context(key))
         return count
 
     def page(
@@ -141,7 +141,7 @@ class EncryptedBackend(BaseSessionBackend):
             newest = await self.inner.alatest(key, 1)
             await self._awith_keys(key, lambda vault: _opened(vault, newest))
         count = await self.inner.aclear(key)
-        self._vault(key).forget()
+        self._memory.forget(self._context(key))
         return count
 
     async def apage(
@@ -172,6 +172,12 @@ class EncryptedBackend(BaseSessionBackend):
     @property
     def threads(self) -> DatabaseThreads:
         return self.inner.threads
+
+    def forget_key(self, key: SessionKey) -> None:
+        super().forget_key(key)
+        if self._secrets is not None:
+            self._secrets.rows(key).delete()
+        self._memory.forget(self._context(key))
 
     def enroll(self, key: SessionKey) -> None:
         self.inner.enroll(key)
@@ -222,6 +228,12 @@ class EncryptedBackend(BaseSessionBackend):
         await self._load()
         return self._vault(key)
 
+    def rewrap(self, key: SessionKey) -> bool:
+        """Put a session's own key under the first one; tell whether that was due."""
+        if self._secrets is None:
+            return False
+        return self._secrets.rewrap(key, self._vault(key, purpose=SECRETS))
+
     @cached_property
     def _secrets(self) -> SessionSecrets | None:
         from agent_sessions.backends.encrypted.secrets import SessionSecrets
@@ -238,14 +250,17 @@ class EncryptedBackend(BaseSessionBackend):
     def _vault(
         self, key: SessionKey, ring: KeyRing | None = None, purpose: bytes = b""
     ) -> Vault:
-        owner = None if key.user_id is None else str(key.user_id)
         return Vault(
             self.source.ring() if ring is None else ring,
-            session_context(self.settings.name, owner, key.session_id) + purpose,
+            self._context(key) + purpose,
             key.session_id,
             lifetime=self.settings.lifetime,
             memory=self._memory,
         )
+
+    def _context(self, key: SessionKey) -> bytes:
+        owner = None if key.user_id is None else str(key.user_id)
+        return session_context(self.settings.name, owner, key.session_id)
 
     def _reader(self, key: SessionKey, purpose: bytes = b"") -> Vault:
         if self._secrets is None:

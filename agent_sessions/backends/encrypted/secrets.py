@@ -14,7 +14,7 @@ from django.db.models import F
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.encryption import MasterKey, Vault
 from agent_sessions.exceptions import StorageError
-from agent_sessions.models import AgentSession, SessionSecret
+from agent_sessions.models import SessionSecret
 
 
 class SessionSecrets:
@@ -103,19 +103,6 @@ class SessionSecrets:
             return found
         # SQLite: a transaction that reads first may be refused its turn to write.
         return rows.first() if rows.update(key_id=F("key_id")) else None
-
-
-def destroy_secret(
-    sender: type[AgentSession], *, instance: AgentSession, using: str, **kwargs: Any
-) -> None:
-    """Destroy the key of a session whose row is deleted, in the same transaction.
-
-    Before the row goes: writers take the secret first and the row then.
-    """
-    owner = "" if instance.user_id is None else str(instance.user_id)
-    SessionSecret.objects.using(using).filter(
-        backend=instance.backend, session_id=instance.session_id, owner=owner
-    ).delete()
 
 
 def _wrap(secret: bytes, vault: Vault) -> str:
