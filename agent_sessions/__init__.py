@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from agent_sessions.handler import get_session, sessions
     from agent_sessions.memory import (
         BackendSession,
+        DaprSession,
         DjangoSession,
         OpenAIConversationsSession,
         RedisSession,
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "get_session": "agent_sessions.handler",
     "sessions": "agent_sessions.handler",
+    "DaprSession": "agent_sessions.memory",
     "DjangoSession": "agent_sessions.memory",
     "BackendSession": "agent_sessions.memory",
     "OpenAIConversationsSession": "agent_sessions.memory",
@@ -34,6 +36,7 @@ _EXPORTS = {
 
 __all__ = [
     "BackendSession",
+    "DaprSession",
     "DjangoSession",
     "EncryptSession",
     "EncryptedSession",

@@ -173,10 +173,21 @@ def valkey_server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def dapr_server() -> Iterator[DaprSidecar]:
-    """Run a sidecar of Dapr for the session."""
+def _dapr() -> Iterator[DaprSidecar]:
     with dapr() as sidecar:
         yield sidecar
+
+
+@pytest.fixture
+def dapr_server(
+    _dapr: DaprSidecar, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DaprSidecar]:
+    """Give the session's sidecar of Dapr, empty and in order, where clients look."""
+    _dapr.reset()
+    for name, value in _dapr.environment.items():
+        monkeypatch.setenv(name, value)
+    yield _dapr
+    _dapr.reset()
 
 
 @pytest.fixture(scope="session")

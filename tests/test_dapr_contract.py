@@ -79,12 +79,7 @@ class DaprHooks(ContractBase):
     examples = 10
 
     @pytest.fixture(autouse=True)
-    def _sidecar(
-        self, dapr_server: DaprSidecar, monkeypatch: pytest.MonkeyPatch
-    ) -> Iterator[None]:
-        dapr_server.reset()
-        for name, value in dapr_server.environment.items():
-            monkeypatch.setenv(name, value)
+    def _sidecar(self, dapr_server: DaprSidecar) -> Iterator[None]:
         self.sidecar = dapr_server
         with override_settings(AGENT_SESSIONS=self.setting()):
             yield

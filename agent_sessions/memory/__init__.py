@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from agent_sessions.memory.base import BackendSession, SyncSession
 
 if TYPE_CHECKING:
+    from agent_sessions.memory.dapr import DaprSession
     from agent_sessions.memory.django import DjangoSession
     from agent_sessions.memory.openai import OpenAIConversationsSession
     from agent_sessions.memory.redis import RedisSession
 
 # Resolved on first use: some need Django's settings, others an extra.
 _EXPORTS = {
+    "DaprSession": "agent_sessions.memory.dapr",
     "DjangoSession": "agent_sessions.memory.django",
     "OpenAIConversationsSession": "agent_sessions.memory.openai",
     "RedisSession": "agent_sessions.memory.redis",
@@ -21,6 +23,7 @@ _EXPORTS = {
 
 __all__ = [
     "BackendSession",
+    "DaprSession",
     "DjangoSession",
     "OpenAIConversationsSession",
     "RedisSession",

@@ -132,6 +132,10 @@ class DaprSidecar:
             self.counts = Counts()
             self.late = 0.0
 
+    def reset_faults(self) -> None:
+        """Let everything work again, with transactions or without as before."""
+        self.faults = Faults(transactions=self.faults.transactions)
+
     # -- the store -------------------------------------------------------------------
 
     def get(self, key: str) -> Record | None:

@@ -139,8 +139,11 @@ class Sidecar:
         await self._save(write, first_write=True)
 
     async def put_many(self, writes: Iterable[Write]) -> None:
-        """Write records whatever lies there, or if it still has their etags."""
-        await self._each(writes, lambda write: self._retried(lambda: self._save(write)))
+        """Write records whatever lies there, or if it still has their etags.
+
+        Tried once: they belong to a change, which is tried again as a whole.
+        """
+        await self._each(writes, self._save)
 
     async def _save(self, write: Write, *, first_write: bool = False) -> None:
         from dapr.clients.grpc._state import Concurrency, Consistency, StateOptions
