@@ -1,0 +1,460 @@
+"""Keys, envelopes and what opens them, without any backend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from agents.extensions.memory import EncryptedSession as SDKEncryptedSession
+from agents.memory import SQLiteSession
+
+from agent_sessions import EncryptedSession, EncryptSession
+from agent_sessions.encryption import (
+    KeyRing,
+    MasterKey,
+    Memory,
+    Reading,
+    Vault,
+    session_context,
+)
+from agent_sessions.encryption.vault import Taking
+from agent_sessions.exceptions import (
+    EncryptionError,
+    InvalidBackend,
+    InvalidEncryptionKey,
+    InvalidItem,
+    UnknownEncryptionKey,
+)
+
+NEW = "tWbR7cyRZ9TxOiGGW8Dl2gG5XHJ1vVFqUPWmNOYlqEc="
+OLD = "9mGJxqP0sRKbrtF2cQmVd0uYJ5zB8LwXn3aTfEoHkMY="
+SECRET_TEXT = "the treasure lies under the oak"
+
+
+def said(text: str) -> Any:
+    return {"role": "user", "content": text}
+
+
+def vault_of(
+    *keys: str,
+    owner: str | None = "7",
+    session_id: str = "s",
+    name: str = "private",
+    **options: Any,
+) -> Vault:
+    ring = KeyRing.parse(keys or [NEW])
+    return Vault(ring, session_context(name, owner, session_id), session_id, **options)
+
+
+# -- keys ------------------------------------------------------------------------------
+
+
+def test_a_key_id_is_drawn_from_the_key_and_holds_nothing_of_it() -> None:
+    key, other = MasterKey.parse(NEW), MasterKey.parse(OLD)
+    assert key.id == MasterKey.parse(NEW.encode()).id != other.id
+    assert len(key.id) == 16
+    assert key.id not in NEW.lower()
+    assert key.is_strong
+
+
+def test_nothing_shows_a_key() -> None:
+    key = MasterKey.parse(NEW)
+    ring = KeyRing.parse([NEW, OLD])
+    vault = vault_of(NEW, memory=Memory(1_000_000))
+    shown = f"{key!r} {ring!r} {vault!r} {vault._memory!r}"
+    for secret in (NEW, OLD, repr(key.secret), key.secret.hex()):
+        assert secret not in shown
+    assert ring.ids == [key.id, MasterKey.parse(OLD).id]
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("", "empty"),
+        ("xyz12", "too short: 5 characters"),
+        (f"{NEW}\n", "blanks or a line's end"),
+        (NEW[:-5] + "=", "a part is missing"),
+        (None, "NoneType"),
+        (7, "int"),
+        (b"\xff" * 32, "no text"),
+    ],
+    ids=["empty", "short", "newline", "cut", "none", "int", "raw"],
+)
+def test_a_bad_key_is_refused_and_not_quoted(key: Any, reason: str) -> None:
+    with pytest.raises(InvalidEncryptionKey, match=reason) as caught:
+        KeyRing.parse([NEW, key])
+    assert str(caught.value).startswith("Key 2: ")
+    assert not isinstance(key, str) or not key or key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "keys", [NEW, NEW.encode(), 7, None], ids=["str", "bytes", "int", "none"]
+)
+def test_keys_are_a_list(keys: Any) -> None:
+    with pytest.raises(InvalidEncryptionKey, match="list"):
+        KeyRing.parse(keys)
+
+
+def test_a_ring_has_keys_and_none_twice() -> None:
+    with pytest.raises(InvalidEncryptionKey, match="none"):
+        KeyRing.parse([])
+    with pytest.raises(InvalidEncryptionKey, match="twice"):
+        KeyRing.parse([NEW, OLD, NEW])
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["a password of some length", "django-insecure-&x8", "A" * 43 + "="],
+    ids=["password", "secret_key", "zeros"],
+)
+def test_what_can_be_guessed_is_known_as_weak(key: str) -> None:
+    assert not MasterKey.parse(key).is_strong
+
+
+# -- binding ---------------------------------------------------------------------------
+
+
+def test_what_was_sealed_opens() -> None:
+    vault = vault_of()
+    envelope = vault.seal([said(SECRET_TEXT)])[0]
+    assert SECRET_TEXT not in json.dumps(envelope)
+    assert set(envelope) == {"__enc__", "v", "kid", "id", "payload"}
+    opened = vault.open(envelope)
+    assert opened is not None
+    assert opened.item == said(SECRET_TEXT)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"session_id": "other"},
+        {"owner": "8"},
+        {"owner": None},
+        {"name": "another alias"},
+    ],
+    ids=["session", "owner", "no_owner", "alias"],
+)
+def test_a_row_that_was_moved_does_not_open(elsewhere: Any) -> None:
+    envelope = vault_of().seal([said("hi")])[0]
+    assert vault_of(**elsewhere).open(envelope) is None
+
+
+def test_names_that_run_together_are_not_confused() -> None:
+    assert session_context("a", "1", "b") != session_context("a", None, '1","b')
+    assert session_context("a", None, "b") != session_context("a", "null", "b")
+
+
+def test_an_envelope_opens_under_its_own_id_only() -> None:
+    vault = vault_of(memory=Memory(1_000_000))
+    one, two = vault.seal([said("one"), said("two")])
+    assert vault.open(one) is not None
+    assert vault.open(one | {"payload": two["payload"]}) is None
+    assert vault.open(one | {"id": two["id"]}) is None
+    assert vault.open(one | {"id": None}) is None
+    assert vault.open({k: v for k, v in one.items() if k != "id"}) is None
+
+
+@pytest.mark.parametrize("place", [0, 5, 12, 30, 60, -2])
+def test_a_changed_letter_closes_it(place: int) -> None:
+    vault = vault_of(memory=Memory(1_000_000))
+    envelope = vault.seal([said("hi")])[0]
+    assert vault.open(envelope) is not None
+    token = envelope["payload"]
+    letters = list(token)
+    letters[place] = "A" if letters[place] != "A" else "B"
+    assert vault.open(envelope | {"payload": "".join(letters)}) is None
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        said("never encrypted"),
+        {"__enc__": 1},
+        {"__enc__": 1, "v": 2, "kid": "x", "payload": 7},
+        {"__enc__": 1, "v": "2", "kid": "x", "payload": ""},
+        {},
+        None,
+        "text",
+    ],
+    ids=["plain", "bare", "payload", "version", "empty", "none", "text"],
+)
+def test_what_is_no_envelope_is_never_taken_for_an_item(item: Any) -> None:
+    assert vault_of().open(item) is None
+
+
+def test_an_envelope_of_the_future_is_an_error() -> None:
+    envelope = vault_of().seal([said("hi")])[0] | {"v": 3}
+    with pytest.raises(EncryptionError, match="version 3"):
+        vault_of().open(envelope)
+
+
+def test_a_missing_key_is_named() -> None:
+    envelope = vault_of(OLD).seal([said(SECRET_TEXT)])[0]
+    with pytest.raises(UnknownEncryptionKey) as caught:
+        vault_of(NEW).open(envelope)
+    assert caught.value.key_id == MasterKey.parse(OLD).id
+    assert caught.value.key_id in str(caught.value)
+    assert SECRET_TEXT not in str(caught.value)
+    assert vault_of(NEW, OLD).open(envelope) is not None
+
+
+def test_a_text_opens_in_its_own_place_only() -> None:
+    vault = vault_of()
+    text = vault.seal_text("secret")
+    assert vault.open_text(text) == "secret"
+    for bad in ("plain", '{"text": "plain"}', text.replace('"id": "', '"id": "0')):
+        with pytest.raises(EncryptionError, match="doesn't open"):
+            vault.open_text(bad)
+
+
+def test_what_is_no_json_is_refused_by_number() -> None:
+    with pytest.raises(InvalidItem, match="Item 1 of 2"):
+        vault_of().seal([said("hi"), {"score": float("nan")}])
+
+
+# -- rotation --------------------------------------------------------------------------
+
+
+def test_a_new_key_keeps_id_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = vault_of(OLD)
+    monkeypatch.setattr("time.time", lambda: 1_000_000.0)
+    envelope = old.seal([said("hi")])[0]
+    monkeypatch.undo()
+    new = vault_of(NEW, OLD).reseal(envelope)
+    assert new is not None
+    assert new["id"] == envelope["id"]
+    assert new["kid"] == MasterKey.parse(NEW).id
+    opened = vault_of(NEW).open(new)
+    assert opened is not None
+    assert (opened.item, opened.written) == (said("hi"), 1_000_000)
+    assert vault_of(NEW, OLD).reseal(new) is None
+    assert vault_of(NEW, OLD).reseal(said("plain")) is None
+
+
+# -- reading ---------------------------------------------------------------------------
+
+
+def read(vault: Vault, stored: list[Any], limit: int | None) -> tuple[Any, list[Any]]:
+    """Read as a session does; give the items and the windows that were asked for."""
+    reading, asked = Reading(vault, limit), []
+    while True:
+        asked.append(reading.window)
+        window = reading.window
+        found = stored if window is None else stored[-window:]
+        if reading.feed(found):
+            return [item["content"] for item in reading.items], asked
+
+
+def test_a_limit_counts_what_opens() -> None:
+    vault = vault_of()
+    stored = vault.seal([said(str(n)) for n in range(8)])
+    stored[5] = stored[5] | {"payload": stored[4]["payload"]}
+    stored[6] = said("plain")
+    assert read(vault, stored, 1) == (["7"], [1])
+    assert read(vault, stored, 2) == (["4", "7"], [2, 4])
+    assert read(vault, stored, None)[0] == ["0", "1", "2", "3", "4", "7"]
+    assert read(vault, stored, 100)[0] == ["0", "1", "2", "3", "4", "7"]
+
+
+def test_a_history_of_which_nothing_opens_is_not_empty() -> None:
+    stored = vault_of(session_id="elsewhere").seal([said("a"), said("b")])
+    for limit in (None, 1, 2, 9):
+        with pytest.raises(EncryptionError, match="None of the 2 items"):
+            read(vault_of(), stored, limit)
+    assert read(vault_of(), [], None)[0] == []
+
+
+def turns(vault: Vault, monkeypatch: pytest.MonkeyPatch, *times: float) -> list[Any]:
+    """Seal a question and an answer at each time; the answer comes 10 s later."""
+    stored: list[Any] = []
+    for number, moment in enumerate(times):
+        monkeypatch.setattr("time.time", lambda moment=moment: moment)
+        stored += vault.seal([said(f"q{number}")])
+        monkeypatch.setattr("time.time", lambda moment=moment: moment + 10)
+        stored += vault.seal([{"role": "assistant", "content": f"a{number}"}])
+    return stored
+
+
+def test_a_lifetime_hides_whole_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = vault_of(lifetime=100)
+    stored = turns(vault, monkeypatch, 1000, 1050, 1100)
+    # 1105 is between the times of the second turn's two items.
+    monkeypatch.setattr("time.time", lambda: 1155.0)
+    assert read(vault, stored, None)[0] == ["q1", "a1", "q2", "a2"]
+    assert read(vault, stored, 3)[0] == ["a1", "q2", "a2"]
+    assert read(vault, stored, 9) == (["q1", "a1", "q2", "a2"], [9])
+    monkeypatch.setattr("time.time", lambda: 1161.0)
+    assert read(vault, stored, None)[0] == ["q2", "a2"]
+    monkeypatch.setattr("time.time", lambda: 9999.0)
+    assert read(vault, stored, None)[0] == []
+    assert read(vault, stored, 2) == ([], [2])
+    assert read(vault_of(), stored, None)[0][0] == "q0"
+    assert not Taking(vault).may_take(stored[-1:])
+
+
+def test_opened_text_is_remembered_within_bounds() -> None:
+    memory = Memory(40_000)
+    vault = vault_of(memory=memory)
+    stored = vault.seal([said("x" * 1000 + str(n)) for n in range(100)])
+    assert len(read(vault, stored, None)[0]) == 100
+    assert 0 < memory._size <= 10_000
+    others = [vault_of(session_id=str(n), memory=memory) for n in range(12)]
+    for other in others:
+        read(other, other.seal([said("y" * 3000)]), None)
+    assert memory._size <= 40_000
+    assert memory.find(vault.context, stored[-1]) is None
+    last = others[-1]
+    last.forget()
+    assert memory._size == sum(s.size for s in memory._sessions.values())
+    # What is too long for a session's share is not remembered.
+    read(last, last.seal([said("z" * 20_000)]), None)
+    assert memory._size <= 40_000
+
+
+def test_a_remembered_envelope_is_compared_to_the_last_letter() -> None:
+    vault = vault_of(memory=Memory(1_000_000))
+    one = vault.seal([said("one")])[0]
+    assert vault.open(one) is not None
+    cut = one["payload"][:-6] + ("AAAAAA" if one["payload"][-6] != "A" else "BBBBBB")
+    assert vault.open(one | {"payload": cut}) is None
+    assert vault.open(one) is not None
+
+
+# -- around any session ------------------------------------------------------------------
+
+
+def inner(session_id: str = "s") -> Any:
+    return SQLiteSession(session_id)
+
+
+async def made(session_id: str = "s") -> Any:
+    return await asyncio.to_thread(inner, session_id)
+
+
+async def test_both_names_mean_the_same() -> None:
+    assert EncryptSession is EncryptedSession
+    with pytest.raises(TypeError, match="either"):
+        EncryptedSession(await made())
+    with pytest.raises(TypeError, match="either"):
+        EncryptedSession(await made(), NEW, keys=[OLD])
+    with pytest.raises(InvalidEncryptionKey):
+        EncryptedSession(await made(), "short")
+    with pytest.raises(ValueError, match="list"):
+        EncryptedSession(await made(), keys=NEW)
+
+
+async def test_a_wrong_key_destroys_nothing() -> None:
+    """openai-agents #5005: a wrong key read nothing, and a pop deleted the row."""
+    store = await made()
+    await EncryptedSession(store, OLD).add_items([said("one"), said("two")])
+    wrong = EncryptedSession(store, NEW)
+    for call in (
+        wrong.get_items,
+        lambda: wrong.get_items(limit=1),
+        wrong.pop_item,
+        wrong.clear_session,
+        wrong.clear,
+    ):
+        with pytest.raises(UnknownEncryptionKey, match=MasterKey.parse(OLD).id):
+            await call()
+    assert len(await store.get_items()) == 2
+    right = EncryptedSession(store, keys=[NEW, OLD])
+    assert await right.get_items() == [said("one"), said("two")]
+    assert await right.pop_item() == said("two")
+    await right.clear()
+    assert await store.get_items() == []
+
+
+async def test_a_pop_leaves_what_does_not_open() -> None:
+    store = await made()
+    session = EncryptedSession(store, NEW)
+    await session.add_items([said("one")])
+    await store.add_items([said("plain")])
+    assert await session.get_items() == [said("one")]
+    with pytest.raises(EncryptionError, match="Nothing was removed"):
+        await session.pop_item()
+    assert len(await store.get_items()) == 2
+    assert EncryptedSession(store, OLD).session_id == "s"
+
+
+class Faster(SQLiteSession):
+    """Another process appends, under its own key, before each pop."""
+
+    other: Any = None
+
+    async def pop_item(self) -> Any:
+        if self.other is not None:
+            other, self.other = self.other, None
+            await other.add_items([said("theirs")])
+        return await super().pop_item()
+
+
+async def test_a_pop_that_takes_anothers_item_puts_it_back() -> None:
+    store = await asyncio.to_thread(Faster, "s")
+    session = EncryptedSession(store, NEW)
+    await session.add_items([said("mine")])
+    store.other = EncryptedSession(store, OLD)
+    with pytest.raises(UnknownEncryptionKey):
+        await session.pop_item()
+    both = EncryptedSession(store, keys=[NEW, OLD])
+    assert await both.get_items() == [said("mine"), said("theirs")]
+
+
+@pytest.mark.parametrize(
+    "key", [OLD, "a password of some length"], ids=["key", "password"]
+)
+async def test_histories_of_the_sdk_are_read(key: str) -> None:
+    store = await made()
+    theirs = SDKEncryptedSession("s", store, key)
+    await theirs.add_items([said("theirs"), said("Grüße")])
+    ours = EncryptedSession(store, keys=[NEW, key])
+    assert await ours.get_items() == [said("theirs"), said("Grüße")]
+    await ours.add_items([said("ours")])
+    assert [i["content"] for i in await ours.get_items()][-1] == "ours"
+    assert await ours.pop_item() == said("ours")
+    assert await ours.pop_item() == said("Grüße")
+    with pytest.raises(UnknownEncryptionKey, match="hkdf-v1"):
+        await EncryptedSession(store, NEW).get_items()
+    assert len(await store.get_items()) == 1
+
+
+async def test_conversations_are_refused() -> None:
+    from agents import OpenAIConversationsSession
+    from openai import AsyncOpenAI
+
+    client = AsyncOpenAI(api_key="none", base_url="http://127.0.0.1:9")
+    session = OpenAIConversationsSession(conversation_id="conv_1", openai_client=client)
+    with pytest.raises(InvalidBackend, match="Conversations"):
+        EncryptedSession(session, NEW)
+
+
+async def test_sessions_and_keys_are_not_in_the_repr() -> None:
+    session = EncryptedSession(await made(), NEW)
+    assert repr(session) == "<EncryptedSession 's'>"
+
+
+def test_no_settings_are_needed() -> None:
+    code = (
+        "import asyncio; from agents import SQLiteSession; "
+        "from agent_sessions import EncryptedSession\n"
+        f"session = EncryptedSession(SQLiteSession('s'), {NEW!r})\n"
+        "async def main():\n"
+        "    await session.add_items([{'role': 'user', 'content': 'hi'}])\n"
+        "    print(await session.get_items())\n"
+        "asyncio.run(main())"
+    )
+    import os
+
+    environment = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert "'content': 'hi'" in done.stdout
