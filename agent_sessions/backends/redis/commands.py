@@ -88,8 +88,10 @@ async def scan(client: Any, match: bytes) -> AsyncIterator[bytes]:
                 **target,
                 NEVER_DECODE=True,
             )
-            # A cluster's answer comes with the node's name.
-            cursor, names = next(iter(found.values())) if target else found
+            cursor, names = found
+            if isinstance(cursor, dict):
+                # A cluster's is told by the node's name.
+                [cursor] = cursor.values()
             for name in names:
                 yield name
             if not int(cursor):
