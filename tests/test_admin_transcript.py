@@ -29,7 +29,7 @@ from tests.admin_pages import (
 )
 from tests.test_transcript import KINDS
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
 
 
 @pytest.fixture
@@ -143,9 +143,45 @@ class TestTranscript:
         assert "message 151." not in html
         assert 'href="?_changelist_filters=q%3Da&amp;before=51"' in html
         assert 'href="?_changelist_filters=q%3Da"' in html
+        assert 'href="?_changelist_filters=q%3Da&amp;after=150"' in html
         html = page(reader, url("change", row) + "?before=51")
         assert "message 1." in html
         assert ">Earlier<" not in html
+        html = page(reader, url("change", row) + "?after=50")
+        assert "message 51." in html
+        assert "message 150." in html
+        assert "message 50." not in html
+        assert "message 151." not in html
+        assert 'href="?before=51"' in html
+        assert 'href="?after=150"' in html
+        html = page(reader, url("change", row) + "?after=150")
+        assert ">Later<" not in html
+        assert 'href="?before=151"' in html
+        html = page(reader, url("change", row) + "?after=250")
+        assert "There is nothing in this place." in html
+        assert ">Newest<" in html
+
+    def test_a_page_carries_so_much_text(self, reader: Client) -> None:
+        texts = ("x" * 9_999 for _ in range(120))
+        row = make("chat", *({"role": "user", "content": text} for text in texts))
+        SessionItem.objects.update(
+            data=json.dumps(
+                {
+                    "role": "user",
+                    "content": [{"type": "input_text", "text": "x" * 9_999}] * 3,
+                }
+            )
+        )
+        html = page(reader, url("change", row))
+        assert len(html) < 1_500_000
+        assert html.count("Show raw (9999 characters)") == 200
+
+    def test_a_very_long_item_is_a_download(self, reader: Client) -> None:
+        row = make("chat", {"role": "user", "content": "x" * 2_100_000})
+        response = reader.get(url("item", row, 1))
+        assert response["Content-Disposition"] == 'attachment; filename="1.json"'
+        short = make("short")
+        assert "Content-Disposition" not in reader.get(url("item", short, 1))
 
     @pytest.mark.parametrize("before", ["x", "-1", "1.5", "9" * 30, "٣", ""])
     def test_a_broken_link_shows_the_newest(self, reader: Client, before: str) -> None:

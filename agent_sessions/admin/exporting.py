@@ -25,10 +25,10 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from agent_sessions.admin.reading import History
+from agent_sessions import clearing
 from agent_sessions.admin.rights import may_read
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.importing.export import export_session
+from agent_sessions.importing.export import export_session, read_items
 from agent_sessions.models import AgentSession
 from agent_sessions.transcript.markdown import markdown
 
@@ -53,9 +53,8 @@ def _as_markdown(row: AgentSession) -> Iterator[str]:
         (_("Created"), row.created_at.isoformat()),
         (_("Last activity"), row.updated_at.isoformat()),
     )
-    history = History(row)
+    items = read_items(*clearing.store_of(row))
     # Read now, so that a store that fails does so before anything is sent.
-    items = history.items()
     first = next(items, None)
     rest = () if first is None else chain([first], items)
     for line in markdown(rest, title=row.session_id, facts=facts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -23,8 +23,6 @@ from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 BRANCHES = 100
 # Runs that one page of items names.
 RUNS = 200
-# Items that an export reads at a time.
-EXPORTED = 200
 _RUN_COLUMNS = (
     "session",
     "run_id",
@@ -125,15 +123,6 @@ class History:
         """Read one item; None where there is none in that place."""
         items = self.page(before=position + 1, limit=1).items
         return items[0] if items and items[0].position == position else None
-
-    def items(self) -> Iterator[StoredItem]:
-        """Read the whole history, oldest first, some items at a time."""
-        page = self.page(after=-1, limit=EXPORTED)
-        while page.items:
-            yield from page.items
-            if not page.has_later:
-                return
-            page = self.page(after=page.items[-1].position, limit=EXPORTED)
 
     def runs(self, first: int, last: int) -> list[AgentRun]:
         """Find the runs that wrote items between two positions, oldest first."""
