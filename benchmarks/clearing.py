@@ -25,6 +25,8 @@ from benchmarks.database import Database, configure, database
 
 SESSION = "long"
 CHUNK = 5_000
+# Seconds that nobody should wait.
+LONG = 0.2
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,6 +39,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=300, help="bytes of an item's text")
     parser.add_argument("--writers", type=int, default=2)
     parser.add_argument("--pause", type=float, default=0.01, help="between two appends")
+    parser.add_argument(
+        "--before",
+        type=float,
+        default=30,
+        metavar="SECONDS",
+        help="how long to look at the writers alone, which shows what else disturbs them",
+    )
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--delete", action="store_true", help="the session's row too")
     parser.add_argument(
@@ -107,6 +116,7 @@ def write(session_id: str, databases: str, pause: float) -> None:
                 "median": taken[len(taken) // 2],
                 "p99": taken[int(len(taken) * 0.99)],
                 "longest": taken[-1],
+                "over": sum(wait > LONG for wait in taken),
             }
             print(json.dumps(told), flush=True)
         ended.set()
@@ -167,7 +177,7 @@ def measure(made: Database, options: argparse.Namespace) -> bool:
             stack.callback(writer.close)
         for writer in writers:
             writer.ask()
-        time.sleep(5)
+        time.sleep(options.before)
         report("before", [writer.ask() for writer in writers])
         began = time.perf_counter()
         if options.at_once:
@@ -182,9 +192,12 @@ def measure(made: Database, options: argparse.Namespace) -> bool:
         meanwhile = [writer.ask() for writer in writers]
     report("meanwhile", meanwhile)
     left = SessionItem.objects.count()
+    transactions.sort()
     print(
-        f"  cleared in {spent:.1f} s by {len(transactions):,} transactions, the "
-        f"longest of {max(transactions) * 1000:,.0f} ms; {left:,} items are left, which "
+        f"  cleared in {spent:.1f} s by {len(transactions):,} transactions: median "
+        f"{transactions[len(transactions) // 2] * 1000:.1f} ms, 99 % within "
+        f"{transactions[int(len(transactions) * 0.99)] * 1000:.1f} ms, longest "
+        f"{transactions[-1] * 1000:.1f} ms; {left:,} items are left, which "
         "the writers wrote"
     )
     longest = max(each["longest"] for each in meanwhile)
@@ -198,7 +211,8 @@ def report(when: str, found: list[dict[str, Any]]) -> None:
         print(
             f"  {when}, {where}: {each['count']:,} appends, median "
             f"{each['median'] * 1000:.1f} ms, 99 % within {each['p99'] * 1000:.1f} ms, "
-            f"longest {each['longest'] * 1000:.1f} ms"
+            f"longest {each['longest'] * 1000:.1f} ms, {each['over']} over "
+            f"{LONG * 1000:.0f} ms"
         )
 
 

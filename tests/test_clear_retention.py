@@ -22,7 +22,7 @@ from agent_sessions.backends.database.removal import BATCH_SIZE
 from agent_sessions.clearing import Removal, remove, unfinished_items
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
-from tests.test_remote import ListBackend
+from tests.list_backend import ListBackend
 
 DATABASE: dict[str, Any] = {"BACKEND": DATABASE_BACKEND}
 KEPT = {"max_idle": "30d", "max_age": timedelta(days=365)}

@@ -107,6 +107,13 @@ def count(text: str) -> int:
     return number
 
 
+def whole(text: str) -> int:
+    """Read an option that is a whole number of 0 or more."""
+    if not (text.isascii() and text.isdigit()):
+        raise ArgumentTypeError("it must be a whole number of 0 or more")
+    return int(text)
+
+
 def counted(number: int, noun: str) -> str:
     """Give a number with its noun."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

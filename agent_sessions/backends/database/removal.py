@@ -39,6 +39,9 @@ BATCH_SIZE = 500
 # SQLite has one writer at a time, and who waits looks again only now and then: it is
 # left alone for this many times as long as it was held.
 _REST = 4.0
+# Seconds after which a transaction was a long one, and how few rows are enough then.
+_LONG = 0.1
+_LEAST = 20
 
 Guard = Callable[[AgentSession], None]
 Told = Callable[[int], None]
@@ -107,10 +110,13 @@ def sweep(
         while not grave.is_done:
             began = time.monotonic()
             count = backend.atomically(grave.step)
+            grave.adapt(time.monotonic() - began, batch_size)
             rest(backend.using, began)
             total += count
             if progress is not None:
                 progress(count)
+            if grave.is_drained:
+                grave.look_again()
     return total
 
 
@@ -194,6 +200,9 @@ class _Grave:
         self.pk = pk
         self.size = size
         self.is_done = False
+        # Whether every item was found and deleted, as far as the steps have seen.
+        self.is_drained = False
+        self._looked = False
         self._row = _graves(using).filter(pk=pk)
         self._branches = Branch.objects.using(using).filter(session_id=pk)
         # Where the last step ended: looking from the beginning again, PostgreSQL would
@@ -209,6 +218,9 @@ class _Grave:
         for branch in pks:
             if count := self._delete_items(branch):
                 return count
+        if not self._looked:
+            self.is_drained = True
+            return 0
         runs = AgentRun.objects.using(self.using)
         own = runs.filter(session_id=self.pk).order_by("pk")
         # The runs of a session that was only cleared stay with it.
@@ -222,6 +234,28 @@ class _Grave:
             self._row.delete()
             self.is_done = True
         return 0
+
+    def adapt(self, seconds: float, most: int) -> None:
+        """Choose the size of the next step by how long the last one took."""
+        if seconds > _LONG:
+            self.size = max(self.size // 2, min(_LEAST, most))
+        elif seconds < _LONG / 4:
+            self.size = min(self.size * 2, most)
+
+    def look_again(self) -> None:
+        """Look for items from the beginning, while nothing is held.
+
+        PostgreSQL walks over all that was deleted, as it would when the branches are
+        deleted; once walked over it is passed by quickly.
+        """
+        items = SessionItem.objects.using(self.using)
+        if items.filter(
+            branch_id__in=list(self._branches.values_list("pk", flat=True))
+        ).exists():
+            self._after.clear()
+        else:
+            self._looked = True
+        self.is_drained = False
 
     def _hold(self) -> bool:
         """Hold the row; False where another process does, or it is gone."""

@@ -1,0 +1,142 @@
+"""Erase what a person has said, in every store, with a receipt."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.utils import timezone
+
+from agent_sessions.backends.leftovers import owner_text
+from agent_sessions.clearing.removing import Removal, Spared, finish_removals, remove
+from agent_sessions.clearing.selection import Selection
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.handler import sessions
+from agent_sessions.models import AgentSession, PendingClear
+from agent_sessions.pending import retry_pending
+
+FORMAT = "agent-sessions/erasure-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """A session that is gone, with the number of its items."""
+
+    backend: str
+    session_id: str
+    items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A session that is still there, and why: a code for programs, words for people.
+
+    The codes are `run_active`, `store_failed`, and `pending` for what a session that
+    was deleted earlier has left in its store.
+    """
+
+    backend: str
+    session_id: str
+    code: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Receipt:
+    """What became of a person's sessions."""
+
+    user: str
+    user_pk: str
+    started_at: str
+    finished_at: str = ""
+    erased: list[Erased] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, user: AbstractBaseUser) -> Receipt:
+        """Begin the receipt of a user."""
+        return cls(user.get_username(), str(user.pk), _now())
+
+    @property
+    def is_complete(self) -> bool:
+        """Tell whether it came to its end and nothing is left."""
+        return bool(self.finished_at) and not self.left
+
+    def as_json(self) -> dict[str, Any]:
+        """Give the receipt as plain values."""
+        return {
+            "format": FORMAT,
+            **asdict(self),
+            "complete": self.is_complete,
+            "sessions": len(self.erased),
+            "items": sum(each.items for each in self.erased),
+        }
+
+
+def erase_user(user: AbstractBaseUser, receipt: Receipt, *, batch_size: int) -> None:
+    """Erase all sessions of a user with their items, runs and approvals.
+
+    The user stays. A session with an active run and one whose store can't be reached
+    are left and told; a later call goes on with them. Raises InvalidBackend.
+    """
+    how = Removal(delete=True, waiting=True, batch_size=batch_size)
+    for row in Selection(user=user).rows():
+        try:
+            items = remove(row, how)
+        except Spared as exc:
+            receipt.left.append(_left(row, "run_active", f"Left, because {exc}."))
+        except AgentSessionError as exc:
+            receipt.left.append(_left(row, "store_failed", str(exc)))
+        except Exception as exc:
+            # A store of somebody else's may raise anything, and quote contents in it.
+            reason = f"The store raised {type(exc).__name__}."
+            receipt.left.append(_left(row, "store_failed", reason))
+        else:
+            if items is not None:
+                receipt.erased.append(Erased(row.backend, row.session_id, items))
+    finish_removals(batch_size=batch_size)
+    _finish_deleted(receipt, user)
+    receipt.finished_at = _now()
+
+
+def _finish_deleted(receipt: Receipt, user: AbstractBaseUser) -> None:
+    """Ask stores again for what sessions that were deleted earlier have left there."""
+    before = _pending(user)
+    if not before:
+        return
+    for alias in sorted({row.backend for row in before}):
+        retry_pending(alias)
+    after = {(row._state.db, row.pk): row for row in _pending(user)}
+    for row in before:
+        still = after.get((row._state.db, row.pk))
+        if still is None:
+            receipt.erased.append(Erased(row.backend, row.session_id, 0))
+            continue
+        why = f" ({still.error_code})" if still.error_code else ""
+        receipt.left.append(
+            Left(
+                row.backend,
+                row.session_id,
+                "pending",
+                "The session was deleted earlier, and its store couldn't be reached"
+                f"{why}.",
+            )
+        )
+
+
+def _pending(user: AbstractBaseUser) -> list[PendingClear]:
+    found = [sessions.database(), *(sessions[alias] for alias in sessions)]
+    return [
+        row
+        for using in sorted({each.directory.using for each in found})
+        for row in PendingClear.objects.using(using).filter(owner=owner_text(user.pk))
+    ]
+
+
+def _left(row: AgentSession, code: str, reason: str) -> Left:
+    return Left(row.backend, row.session_id, code, reason)
+
+
+def _now() -> str:
+    return timezone.now().isoformat()

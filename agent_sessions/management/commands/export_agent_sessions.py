@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from agent_sessions.clearing import store_of
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.importing.export import export_session, read_items
+from agent_sessions.management.selecting import (
+    add_selection,
+    counted,
+    find_named,
+    read_selection,
+)
+from agent_sessions.models import AgentSession
+from agent_sessions.transcript.markdown import markdown
+
+# Exit code beside 0 and CommandError's 1, where nothing was exported.
+INCOMPLETE = 3
+# Bytes of a session that are held in memory before it is known to be whole.
+_HELD = 4 * 1024 * 1024
+# Contents are private: nobody else may read what is written.
+_MODE = 0o600
+
+
+def _as_markdown(row: AgentSession) -> Iterator[str]:
+    backend, key = store_of(row)
+    facts = (
+        ("Backend", row.backend),
+        ("Owner", "" if row.user is None else row.user.get_username()),
+        ("Created", row.created_at.isoformat()),
+        ("Last activity", row.updated_at.isoformat()),
+    )
+    for line in markdown(read_items(backend, key), title=row.session_id, facts=facts):
+        yield f"{line}\n"
+
+
+FORMATS: dict[str, tuple[Callable[[AgentSession], Iterator[str]], str]] = {
+    "json": (export_session, "jsonl"),
+    "markdown": (_as_markdown, "md"),
+}
+
+
+class Command(BaseCommand):
+    help = (
+        "Export sessions of all backends: as JSON, an object a line, which "
+        "import_agent_sessions reads, or as Markdown for people. A session that can't "
+        "be read whole is left out and named. Exit codes: 0 all done, 1 nothing "
+        "exported, 3 some were left out."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        add_selection(parser, verb="export")
+        parser.add_argument(
+            "--format", choices=FORMATS, default="json", help="default: %(default)s"
+        )
+        parser.add_argument(
+            "--output",
+            default="-",
+            metavar="PATH",
+            help="a file for all of them, or a folder that gets a file of each "
+            "(default: standard output)",
+        )
+        parser.add_argument(
+            "--overwrite", action="store_true", help="replace files that are there"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            selection = read_selection(options)
+            rows: Iterable[AgentSession] = (
+                find_named(selection, undone="Nothing was exported.")
+                if selection.session_ids
+                else selection.rows()
+            )
+            done, items, failed = self._export(rows, options)
+        except AgentSessionError as exc:
+            raise CommandError(str(exc)) from exc
+        except OSError as exc:
+            raise CommandError(
+                f"Can't write to {options['output']}: {exc.strerror}."
+            ) from exc
+        if options["verbosity"]:
+            # Standard output may be the export.
+            self.stderr.write(
+                f"Exported {counted(done, 'session')} with {counted(items, 'item')}."
+            )
+        if failed:
+            raise CommandError(
+                f"{counted(failed, 'session')} could not be exported.",
+                returncode=INCOMPLETE,
+            )
+
+    def _export(
+        self, rows: Iterable[AgentSession], options: dict[str, Any]
+    ) -> tuple[int, int, int]:
+        """Export one session after the other; count them, their items and failures."""
+        make, ending = FORMATS[options["format"]]
+        done = items = failed = 0
+        with self._target(options, ending) as take:
+            for row in rows:
+                with SpooledTemporaryFile(max_size=_HELD) as whole:
+                    try:
+                        for piece in make(row):
+                            whole.write(piece.encode("utf-8", "replace"))
+                    except AgentSessionError as exc:
+                        failed += 1
+                        self.stderr.write(f"{row.session_id}: {exc}")
+                        continue
+                    whole.seek(0)
+                    take(row, whole)
+                done, items = done + 1, items + row.item_count
+        return done, items, failed
+
+    @contextmanager
+    def _target(
+        self, options: dict[str, Any], ending: str
+    ) -> Iterator[Callable[[AgentSession, IO[bytes]], None]]:
+        """Give what takes each session's text."""
+        output: str = options["output"]
+        path = Path(output)
+        if output == "-":
+            yield self._print
+        elif path.is_dir() or output.endswith(os.sep):
+            path.mkdir(parents=True, exist_ok=True)
+            overwrite = options["overwrite"]
+
+            def to_file(row: AgentSession, text: IO[bytes]) -> None:
+                with _writing(path / _file_name(row, ending), overwrite) as file:
+                    shutil.copyfileobj(text, file)
+
+            yield to_file
+        else:
+            with _writing(path, options["overwrite"]) as file:
+                yield lambda row, text: shutil.copyfileobj(text, file)
+
+    def _print(self, row: AgentSession, text: IO[bytes]) -> None:
+        for line in text:
+            self.stdout.write(line.decode(), ending="")
+
+
+@contextmanager
+def _writing(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
+    """Open a file that is there only once it is whole."""
+    if path.exists() and not overwrite:
+        raise CommandError(f"{path} is there already. Use --overwrite to replace it.")
+    part = path.with_name(f"{path.name}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        with os.fdopen(os.open(part, flags, _MODE), "wb") as file:
+            yield file
+        part.replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            part.unlink()
+        raise
+
+
+def _file_name(row: AgentSession, ending: str) -> str:
+    """Name a session's file, so that every file system takes it and none collide."""
+    words = f"{row.backend}-{row.session_id}"
+    return (
+        f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', words)[:100].strip('.-')}-{row.pk}.{ending}"
+    )

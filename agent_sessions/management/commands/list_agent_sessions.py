@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from agent_sessions.clearing import Selection
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.management.printing import json_list, moment, table
+from agent_sessions.management.selecting import (
+    add_selection,
+    find_named,
+    read_selection,
+    whole,
+)
+from agent_sessions.models import AgentSession
+
+LIMIT = 100
+HEADS = (
+    "session",
+    "user",
+    "backend",
+    "items",
+    "tokens in",
+    "out",
+    "state",
+    "used",
+    "made",
+)
+
+
+class Command(BaseCommand):
+    help = (
+        "List sessions, those with the newest activity first. Of what was said nothing "
+        "is shown, but the title where --titles is given. Exit codes: 0 done, 1 there "
+        "is no such session, user or backend."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        add_selection(parser, verb="list")
+        parser.add_argument(
+            "--state", choices=AgentSession.State.values, help="only sessions so far"
+        )
+        parser.add_argument(
+            "--limit",
+            type=whole,
+            default=LIMIT,
+            metavar="N",
+            help="how many to list, 0 for all (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--titles",
+            action="store_true",
+            help="show titles, which quote the first message",
+        )
+        parser.add_argument(
+            "--json", action="store_true", help="print a JSON list, a session a line"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            selection = read_selection(options, state=options["state"] or "")
+            rows = self._rows(selection)
+            shown: Iterator[AgentSession] = iter(rows)
+            if options["limit"]:
+                shown = islice(rows, options["limit"])
+            self._print(shown, options)
+            if options["limit"] and next(rows, None) is not None:
+                self.stderr.write(
+                    f"There are more than {options['limit']}; --limit 0 lists all."
+                )
+        except AgentSessionError as exc:
+            raise CommandError(str(exc)) from exc
+
+    def _rows(self, selection: Selection) -> Iterator[AgentSession]:
+        if selection.session_ids:
+            yield from find_named(selection, undone="Nothing was listed.")
+            return
+        for query in selection.queries():
+            ordered = query.order_by("-active_on", "-pk").select_related("user")
+            yield from ordered.defer("metadata").iterator(chunk_size=500)
+
+    def _print(self, rows: Iterator[AgentSession], options: dict[str, Any]) -> None:
+        titles = options["titles"]
+        if options["json"]:
+            for line in json_list(_as_json(row, titles=titles) for row in rows):
+                self.stdout.write(line)
+            return
+        heads = (*HEADS, "title") if titles else HEADS
+        cells = (_cells(row, titles=titles) for row in rows)
+        first = next(cells, None)
+        if first is None:
+            self.stdout.write("There are no such sessions.")
+            return
+        for line in table(heads, chain([first], cells)):
+            self.stdout.write(line)
+
+
+def _cells(row: AgentSession, *, titles: bool) -> tuple[Any, ...]:
+    return (
+        row.session_id,
+        "-" if row.user is None else row.user.get_username(),
+        row.backend,
+        row.item_count,
+        row.input_tokens,
+        row.output_tokens,
+        row.state,
+        moment(row.updated_at),
+        moment(row.created_at),
+        *((row.title,) if titles else ()),
+    )
+
+
+def _as_json(row: AgentSession, *, titles: bool) -> dict[str, Any]:
+    return {
+        "id": row.session_id,
+        "backend": row.backend,
+        "user": None if row.user is None else row.user.get_username(),
+        "items": row.item_count,
+        "input_tokens": row.input_tokens,
+        "output_tokens": row.output_tokens,
+        "state": row.state,
+        "updated_at": row.updated_at.isoformat(),
+        "created_at": row.created_at.isoformat(),
+        "expires_at": None if row.expires_at is None else row.expires_at.isoformat(),
+        **({"title": row.title} if titles else {}),
+    }

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
+from agent_sessions.clearing import Selection, store_of
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.importing.export import describe_item, describe_session
+from agent_sessions.items import StoredItem
+from agent_sessions.management.printing import moment, printable
+from agent_sessions.management.selecting import find_named, whole
+from agent_sessions.models import AgentSession
+from agent_sessions.transcript.markdown import markdown
+
+LIMIT = 100
+_PAGE = 200
+
+
+class Command(BaseCommand):
+    help = (
+        "Show what was said in a session, oldest first, as Markdown that a terminal "
+        "takes. Exit codes: 0 done, 1 there is no such session or it can't be read."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("session_id", metavar="SESSION_ID", help="whose items")
+        parser.add_argument(
+            "--backend",
+            action="append",
+            default=[],
+            metavar="ALIAS",
+            help="alias of AGENT_SESSIONS that has it, where several have that id",
+        )
+        parser.add_argument(
+            "--branch", metavar="NAME", help="another branch than the current one"
+        )
+        parser.add_argument(
+            "--limit",
+            type=whole,
+            default=LIMIT,
+            metavar="N",
+            help="the last N items, 0 for all (default: %(default)s)",
+        )
+        parser.add_argument("--json", action="store_true", help="print a JSON object")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            row = self._find(options)
+            backend, key = store_of(row)
+            if options["branch"] is not None:
+                if not backend.supports_branches:
+                    raise CommandError(
+                        f"The backend {row.backend!r} keeps no branches; leave "
+                        "--branch out."
+                    )
+                key = replace(key, branch=options["branch"])
+            items = _items(backend, key, options["limit"])
+            for line in (_as_json if options["json"] else self._as_text)(row, items):
+                self.stdout.write(line)
+        except AgentSessionError as exc:
+            raise CommandError(str(exc)) from exc
+
+    def _find(self, options: dict[str, Any]) -> AgentSession:
+        selection = Selection((options["session_id"],), tuple(options["backend"]))
+        rows = find_named(selection, undone="Nothing was shown.")
+        if len(rows) > 1:
+            aliases = ", ".join(sorted(row.backend for row in rows))
+            raise CommandError(
+                f"Several backends have a session of that id: {aliases}. Name one with "
+                "--backend."
+            )
+        return rows[0]
+
+    def _as_text(self, row: AgentSession, items: Iterator[StoredItem]) -> Iterator[str]:
+        facts = (
+            ("Backend", row.backend),
+            ("Owner", "" if row.user is None else row.user.get_username()),
+            ("Title", row.title),
+            ("State", row.state),
+            ("Items", str(row.item_count)),
+            ("Created", moment(row.created_at)),
+            ("Last activity", moment(row.updated_at)),
+        )
+        named = [(name, printable(value)) for name, value in facts]
+        yield from markdown(items, title=printable(row.session_id), facts=named)
+
+
+def _as_json(row: AgentSession, items: Iterator[StoredItem]) -> Iterator[str]:
+    """Give the lines of one JSON object, an item a line."""
+    session = describe_session(row) | {"backend": row.backend}
+    yield f'{{"session": {json.dumps(session)}, "items": ['
+    previous: str | None = None
+    for item in items:
+        if previous is not None:
+            yield f"{previous},"
+        previous = describe_item(item)
+    if previous is not None:
+        yield previous
+    yield "]}"
+
+
+def _items(
+    backend: BaseSessionBackend, key: SessionKey, limit: int
+) -> Iterator[StoredItem]:
+    """Read the last items of a history, or all; the oldest first."""
+    after = 0
+    if limit:
+        first = _first_of_last(backend, key, limit)
+        if first is None:
+            return
+        after = first - 1
+    page = backend.page(key, after=after, limit=_PAGE)
+    while page.items:
+        yield from page.items
+        if not page.has_later:
+            return
+        page = backend.page(key, after=page.items[-1].position, limit=_PAGE)
+
+
+def _first_of_last(
+    backend: BaseSessionBackend, key: SessionKey, limit: int
+) -> int | None:
+    """Find where the last `limit` items begin, in pages: they needn't fit together."""
+    first: int | None = None
+    while limit > 0:
+        page: Page = backend.page(key, before=first, limit=min(limit, _PAGE))
+        if not page.items:
+            return first
+        first = page.items[0].position
+        limit -= len(page.items)
+        if not page.has_earlier:
+            return first
+    return first
