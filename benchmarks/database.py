@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import connections
 
+from benchmarks.delay import delayed
 from tests.servers.postgres import postgres
+from tests.servers.valkey import valkey
+
+# What the network between takes of a round trip.
+DELAY = 0.002
 
 _SQLITE_OPTIONS = {"transaction_mode": "IMMEDIATE", "timeout": 20}
 
@@ -27,6 +33,9 @@ class Database:
     aliases: tuple[str, ...]
     server: dict[str, Any]
     directory: Path
+    # Ports of a Redis server, and of both behind a network with DELAY.
+    redis: int = 0
+    slow: dict[str, int] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
@@ -50,18 +59,29 @@ class Database:
 
 
 @contextmanager
-def database(kind: str) -> Iterator[Database]:
-    """Make an empty database with our tables, set Django up and take it down again."""
-    if kind == "sqlite":
-        with tempfile.TemporaryDirectory(prefix="agent-sessions-bench-") as name:
-            yield from _sqlite(Path(name))
-    else:
-        with (
-            postgres() as server,
-            tempfile.TemporaryDirectory(prefix="agent-sessions-bench-") as name,
-        ):
-            place = {"host": server.host, "port": server.port, "user": "postgres"}
-            yield from _postgresql(place, Path(name))
+def database(kind: str, *, peers: bool = False) -> Iterator[Database]:
+    """Make an empty database with our tables, set Django up and take it down again.
+
+    `peers` adds what other stores than ours need: a Redis server, a slow network.
+    """
+    with ExitStack() as stack:
+        directory = Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="agent-sessions-bench-")
+            )
+        )
+        if kind == "sqlite":
+            yield from _sqlite(directory)
+            return
+        server = stack.enter_context(postgres())
+        redis, slow = 0, {}
+        if peers:
+            redis = stack.enter_context(valkey()).port
+            for name, port in (("postgresql", server.port), ("redis", redis)):
+                slow[name] = stack.enter_context(delayed(port, DELAY))
+        place = {"host": server.host, "port": server.port, "user": "postgres"}
+        made = Database("postgresql", ("default",), place, directory, redis, slow)
+        yield from _postgresql(made)
 
 
 def _sqlite(directory: Path) -> Iterator[Database]:
@@ -84,16 +104,21 @@ def _sqlite(directory: Path) -> Iterator[Database]:
     yield from _migrated(Database("sqlite", tuple(aliases), {}, directory))
 
 
-def _postgresql(place: dict[str, Any], directory: Path) -> Iterator[Database]:
+def _postgresql(made: Database) -> Iterator[Database]:
+    place = made.server
+    ports = {"default": place["port"]}
+    if made.slow:
+        ports["slow"] = made.slow["postgresql"]
     configure(
         {
-            "default": {
+            alias: {
                 "ENGINE": "django.db.backends.postgresql",
                 "NAME": "bench",
                 "USER": place["user"],
                 "HOST": place["host"],
-                "PORT": str(place["port"]),
+                "PORT": str(port),
             }
+            for alias, port in ports.items()
         }
     )
     import psycopg
@@ -102,7 +127,7 @@ def _postgresql(place: dict[str, Any], directory: Path) -> Iterator[Database]:
         connection.execute("CREATE DATABASE bench")
         # The drivers' own tables and the SDK's.
         connection.execute("CREATE DATABASE peers")
-    yield from _migrated(Database("postgresql", ("default",), place, directory))
+    yield from _migrated(made)
 
 
 def configure(databases: dict[str, Any]) -> None:
@@ -125,6 +150,11 @@ def _migrated(made: Database) -> Iterator[Database]:
 
     for alias in made.aliases:
         call_command("migrate", database=alias, verbosity=0)
+    if find_spec("openai_django_sessions"):
+        from openai_django_sessions import DjangoSession
+
+        # It makes its own tables, and only where no loop runs.
+        DjangoSession("", create_tables=True)
     try:
         yield made
     finally:

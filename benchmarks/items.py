@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from typing import Any
 
 _TEXT = (
@@ -36,6 +37,7 @@ def turn(number: int) -> list[Any]:
     ]
 
 
+@lru_cache(maxsize=8)
 def history(count: int) -> list[Any]:
     """Give `count` items, whole turns as far as they go."""
     return [item for number in range((count + 1) // 2) for item in turn(number)][:count]

