@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import DatabaseError, connection, transaction
 from django.db.backends.utils import CursorWrapper
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -18,6 +18,7 @@ from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import (
     BranchDoesNotExist,
     SessionDoesNotExist,
+    StorageError,
 )
 from agent_sessions.items import encode_batch
 from agent_sessions.models import AgentSession, Branch, SessionItem
@@ -148,6 +149,90 @@ class TestStatements:
         assert statements(session.clear) == few
         assert few[0] <= 10
         assert few[1] == 1
+
+
+def refuse_inserts(execute: Any, sql: str, *args: Any) -> Any:
+    """Fail where an append inserts its rows."""
+    table = SessionItem._meta.db_table
+    if sql.startswith("EXECUTE") or ("INSERT INTO" in sql and table in sql):
+        raise DatabaseError("refused")
+    return execute(sql, *args)
+
+
+def refuse_commits(execute: Any, sql: str, *args: Any) -> Any:
+    if sql == "COMMIT":
+        raise DatabaseError("refused")
+    return execute(sql, *args)
+
+
+@pytest.mark.django_db(transaction=True)
+class TestAppendsOwnTransaction:
+    """On SQLite an append begins and ends its transaction itself."""
+
+    @pytest.fixture(autouse=True)
+    def _one_item(self) -> None:
+        get_session("s").sync.add_items([ITEM])
+
+    def stored(self) -> tuple[int, int, int]:
+        counted = AgentSession.objects.values_list("item_count", "branch__head").get()
+        return (*counted, SessionItem.objects.count())
+
+    def test_what_fails_half_way_leaves_nothing(self) -> None:
+        with (
+            connection.execute_wrapper(refuse_inserts),
+            pytest.raises(StorageError),
+        ):
+            get_session("s").sync.add_items([ITEM, ITEM])
+        assert self.stored() == (1, 1, 1)
+        assert connection.get_autocommit()
+        assert not connection.in_atomic_block
+        get_session("s").sync.add_items([ITEM])
+        assert self.stored() == (2, 2, 2)
+
+    def test_the_callers_transaction_outlives_a_failure(self) -> None:
+        session = get_session("s").sync
+        with transaction.atomic():
+            session.add_items([ITEM])
+            with (
+                connection.execute_wrapper(refuse_inserts),
+                pytest.raises(StorageError),
+            ):
+                session.add_items([ITEM])
+            session.add_items([ITEM])
+        assert self.stored() == (3, 3, 3)
+
+    def test_the_callers_transaction_takes_it_back(self) -> None:
+        with transaction.atomic():
+            get_session("s").sync.add_items([ITEM])
+            transaction.set_rollback(True)
+        assert self.stored() == (1, 1, 1)
+
+    @pytest.mark.skipif(
+        DATABASE_KIND != "sqlite", reason="Only SQLite's COMMIT is a statement here."
+    )
+    def test_a_refused_commit_leaves_nothing(self) -> None:
+        with (
+            connection.execute_wrapper(refuse_commits),
+            pytest.raises(StorageError),
+        ):
+            get_session("s").sync.add_items([ITEM])
+        assert self.stored() == (1, 1, 1)
+        get_session("s").sync.add_items([ITEM])
+        assert self.stored() == (2, 2, 2)
+
+    @pytest.mark.skipif(
+        DATABASE_KIND != "sqlite", reason="Only SQLite's ROLLBACK is a statement here."
+    )
+    def test_a_connection_that_cannot_roll_back_is_closed(self) -> None:
+        def refuse(execute: Any, sql: str, *args: Any) -> Any:
+            if sql == "ROLLBACK":
+                raise DatabaseError("refused")
+            return refuse_inserts(execute, sql, *args)
+
+        with connection.execute_wrapper(refuse), pytest.raises(StorageError):
+            get_session("s").sync.add_items([ITEM])
+        assert connection.connection is None
+        assert self.stored() == (1, 1, 1)
 
 
 @pytest.mark.django_db(transaction=True)

@@ -102,13 +102,14 @@ class DatabaseBackend(BaseSessionBackend):
             return
         batch = encode_batch(items)
 
+        connection = connections[self.using]
+        statements = self._sql(connection)
+        alone = statements.appends_alone(connection)
+
         def write(connection: BaseDatabaseWrapper) -> bool:
-            statements = self._sql(connection)
             with connection.cursor() as cursor:
                 return statements.append(cursor, key, batch, timezone.now())
 
-        # One statement is a transaction of its own.
-        alone = connections[self.using].vendor == "postgresql"
         while not self._run(write, alone=alone):
             self._run(lambda connection: self.directory.create(key))
 

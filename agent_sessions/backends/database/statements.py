@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
@@ -63,8 +64,6 @@ class Statements:
             f"AND {self.branch}.archived_at IS NULL"
         )
 
-    # -- parameters ------------------------------------------------------------
-
     def owner(self, key: SessionKey, connection: BaseDatabaseWrapper) -> list[Any]:
         """Give the parameters of `owned`."""
         user_id = self._user_field.get_db_prep_value(key.user_id, connection)
@@ -82,8 +81,6 @@ class Statements:
     def execute(self, cursor: CursorWrapper, sql: str, params: Sequence[Any]) -> None:
         """Execute one of the statements that each turn needs."""
         cursor.execute(sql, params)
-
-    # -- reading ---------------------------------------------------------------
 
     def latest(
         self, cursor: CursorWrapper, key: SessionKey, limit: int | None
@@ -110,7 +107,7 @@ class Statements:
         Each part is a window of its own on the index; a join with the lineage would
         read and sort all of them.
         """
-        window = "" if limit is None else " LIMIT %s"
+        window = "" if limit is None else f" LIMIT {limit:d}"
         part = (
             f"SELECT * FROM (SELECT position, data FROM {self.item} WHERE branch_id = %s "
             f"AND position > %s AND position <= %s ORDER BY position DESC{window}) AS p"
@@ -118,21 +115,39 @@ class Statements:
         params: list[Any] = []
         for segment in segments:
             params += [segment.branch_id, segment.after, segment.upto]
-            params += [] if limit is None else [limit]
         cursor.execute(
             f"SELECT position, data FROM ({' UNION ALL '.join([part] * len(segments))}) "
             f"AS line ORDER BY position DESC{window}",
-            params if limit is None else [*params, limit],
+            params,
         )
         rows: list[Row] = cursor.fetchall()
         return rows
 
-    # -- writing ---------------------------------------------------------------
-
     def append(
         self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
     ) -> bool:
-        """Store a batch; False, with nothing written, where no row lets it in."""
+        """Store a batch; False, with nothing written, where no row lets it in.
+
+        Needs a transaction around it unless `appends_alone`.
+        """
+        if not self.appends_alone(cursor.db):
+            return self._append(cursor, key, batch, now)
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            stored = self._append(cursor, key, batch, now)
+            cursor.execute("COMMIT")
+        except BaseException:
+            _roll_back(cursor)
+            raise
+        return stored
+
+    def appends_alone(self, connection: BaseDatabaseWrapper) -> bool:
+        """Tell whether append() makes a transaction, at a fifth of atomic()'s cost."""
+        return not connection.in_atomic_block and connection.get_autocommit()
+
+    def _append(
+        self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
+    ) -> bool:
         place = self.advance(cursor, key, batch, now)
         if place is None:
             return False
@@ -249,6 +264,10 @@ class PostgreSQLStatements(Statements):
     def execute(self, cursor: CursorWrapper, sql: str, params: Sequence[Any]) -> None:
         self.prepared.execute(cursor, sql, params)
 
+    def appends_alone(self, connection: BaseDatabaseWrapper) -> bool:
+        # One statement is a transaction of its own.
+        return True
+
     def append(
         self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
     ) -> bool:
@@ -316,6 +335,9 @@ class MySQLStatements(Statements):
 
     same_owner = "{s}.user_id <=> %s"
 
+    def appends_alone(self, connection: BaseDatabaseWrapper) -> bool:
+        return False
+
     def advance(
         self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
     ) -> Place | None:
@@ -363,6 +385,14 @@ def statements_for(connection: BaseDatabaseWrapper, alias: str) -> Statements:
             "use PostgreSQL, SQLite, MariaDB or MySQL."
         )
     return found(connection, alias)
+
+
+def _roll_back(cursor: CursorWrapper) -> None:
+    try:
+        cursor.execute("ROLLBACK")
+    except DatabaseError:
+        # SQLite has done so by itself, or never will.
+        cursor.db.close()
 
 
 def _first(row: Any) -> int | None:
