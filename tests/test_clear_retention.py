@@ -1,4 +1,8 @@
-"""manage.py clear_agent_sessions: by age, by settings, in every backend."""
+"""manage.py clear_agent_sessions: by age, by settings, in every backend.
+
+Growth without retention: langchain-ai/langgraph PR #6661 and #6883, langgraphjs #1138,
+aegra #288; open-webui #16564 asks for a policy and a command.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""manage.py erase_agent_user: everything of a person, with a receipt."""
+"""manage.py erase_agent_user: everything of a person, with a receipt.
+
+What agenticos #1421, LibreChat #6733, vercel/eve #2261 and genassist PR #728 ask for: one
+command across all backends.
+"""
 
 from __future__ import annotations
 

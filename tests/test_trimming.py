@@ -1,4 +1,7 @@
-"""clear_agent_sessions --keep-last-turns: older turns go whole, positions stay."""
+"""clear_agent_sessions --keep-last-turns: older turns go whole, positions stay.
+
+A part of a turn is never removed alone, as the TTL of langchain-mongodb #151 does it.
+"""
 
 from __future__ import annotations
 

@@ -65,7 +65,13 @@ def delete(row: AgentSession) -> int:
 
     A store that fails leaves the row, which is all that is known of the items.
     """
+    backend, key = store_of(row)
+    if backend.keeps_outside:
+        # No transaction is held while another store is asked: SQLite has one writer.
+        count = backend.clear(key)
+        is_cleared(row).delete()
+        return count
     with transaction.atomic(row._state.db):
-        count = clear(row)
+        count = backend.clear(key)
         is_cleared(row).delete()
     return count
