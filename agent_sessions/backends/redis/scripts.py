@@ -122,14 +122,15 @@ local batches = call('HGET', notes, 'batches') or ''
 local count = call('LLEN', items)
 if string.find(batches, token, 1, true) then return count end
 local base = base_of()
--- Others, such as the SDK, take items away without a word about their times.
-call('ZREMRANGEBYSCORE', times, base + count + 1, '+inf')
 local first = string.format('%d', base + count + 1)
+-- First, because a full server refuses this, and nothing after a script's first write.
 for start = 6, #ARGV, 1000 do
   call('RPUSH', items, unpack(ARGV, start, math.min(start + 999, #ARGV)))
 end
 local now = call('TIME')
 local stamp = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))
+-- Others, such as the SDK, take items away without a word about their times.
+call('ZREMRANGEBYSCORE', times, first, '+inf')
 call('ZADD', times, first, first .. ':' .. stamp)
 batches = string.sub(token .. batches, 1, {BATCHES * TOKEN_LENGTH})
 call('HSET', notes, 'batches', batches)
