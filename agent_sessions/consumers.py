@@ -223,7 +223,10 @@ class AgentConsumer(AsyncWebsocketConsumer):
         frame: RunRequest | AbortRequest | SyncRequest,
     ) -> None:
         if isinstance(frame, SyncRequest):
-            await self._catch_up(frame.offset)
+            try:
+                await self._catch_up(frame.offset)
+            except (AgentSessionError, DatabaseError) as exc:
+                await self._give_up(exc)
         elif isinstance(frame, AbortRequest):
             here = self.manager.abort(conversation, frame.run_id, frame.mode)
             if not here and self.manager.relay is not None:
@@ -326,8 +329,11 @@ class AgentConsumer(AsyncWebsocketConsumer):
                 else:
                     await self._send(frame.as_dict())
         except (AgentSessionError, DatabaseError) as exc:
-            logger.warning("A socket could not be synced (%s)", type(exc).__name__)
-            await self.close(CLOSE_UNAVAILABLE)
+            await self._give_up(exc)
+
+    async def _give_up(self, exc: Exception) -> None:
+        logger.warning("A socket could not be synced (%s)", type(exc).__name__)
+        await self.close(CLOSE_UNAVAILABLE)
 
     async def _ping(self) -> None:
         while True:

@@ -108,9 +108,9 @@ class EncryptedBackend(BaseSessionBackend):
         def later(position: int, limit: int) -> Page:
             return self.inner.page(key, after=position, limit=limit)
 
-        page = open_page(self._reader(key), found, later=later)
+        page = open_page(self._page_vault(key), found, later=later)
         if is_closed(page) and self.source.renew():
-            page = open_page(self._reader(key), found, later=later)
+            page = open_page(self._page_vault(key), found, later=later)
         return page
 
     # -- async -------------------------------------------------------------------
@@ -268,6 +268,14 @@ class EncryptedBackend(BaseSessionBackend):
         secret = self._secrets.find(key, self._vault(key, purpose=SECRETS))
         ring = self.source.ring()
         return self._vault(key, ring if secret is None else ring.under(secret), purpose)
+
+    def _page_vault(self, key: SessionKey) -> Vault:
+        """Give what opens a page, of which what doesn't open is shown as closed."""
+        try:
+            return self._reader(key)
+        except EncryptionError:
+            # The session's own key doesn't open.
+            return self._vault(key)
 
     @contextmanager
     def _writing(self, key: SessionKey, purpose: bytes = b"") -> Iterator[Vault]:
