@@ -65,7 +65,9 @@ def test_every_workload_measures_ours_and_its_peers(
     )
     # Every promise has a row, so none goes unmeasured.
     promised = text[text.index("| promised |") :].splitlines()[2:]
-    results = Results("", REFERENCES[database], stores={name: "" for name in _stores(header)})
+    results = Results(
+        "", REFERENCES[database], stores=dict.fromkeys(_stores(header), "")
+    )
     assert len(promised) == len(bars(results, PLANS["tiny"]))
 
 
