@@ -48,6 +48,8 @@ class OpenAIConversationsBackend(RemoteBackend):
     `max_retries`, how often a read or a request refused with status 429 is repeated.
     """
 
+    # Texts come back as parts, and items with ids.
+    keeps_exactly = False
     option_defaults: ClassVar[dict[str, Any]] = {
         **RemoteBackend.option_defaults,
         "api_key": None,

@@ -1,0 +1,297 @@
+"""SDKBackend: the items in a session class of the SDK or of others, owned by Django."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import quote
+
+from django.core import checks
+from django.utils import timezone
+
+from agent_sessions.backends.base import Page, SessionKey, did_you_mean
+from agent_sessions.backends.loops import PerLoop
+from agent_sessions.backends.remote import RemoteBackend, Written
+from agent_sessions.backends.sdk.opening import Maker, Opened, OpenSessions
+from agent_sessions.backends.sdk.signatures import (
+    NotFound,
+    Signature,
+    read_signature,
+)
+from agent_sessions.backends.window import page_of
+from agent_sessions.exceptions import AgentSessionError, InvalidBackend, StorageError
+from agent_sessions.items import Batch, Item, decode_all
+
+T = TypeVar("T")
+
+# How many of the newest items a page is cut from.
+WINDOW = 10_000
+# Begins the ids of owned sessions, so no other id may begin with it.
+_RESERVED = "agent_sessions."
+
+
+def inner_id(key: SessionKey) -> str:
+    """Give the id under which the inner class knows a session.
+
+    Without an owner it is the session's own, so that existing histories open. No two
+    keys have the same.
+    """
+    if key.user_id is not None:
+        return f"{_RESERVED}user/{quote(str(key.user_id), safe='')}/{key.session_id}"
+    if key.session_id.startswith(_RESERVED):
+        return f"{_RESERVED}nobody/{key.session_id}"
+    return key.session_id
+
+
+class SDKBackend(RemoteBackend):
+    """Keeps items in any class that has the SDK's Session protocol.
+
+    OPTIONS, besides those of all remote backends: `session`, the dotted path of the
+    class or of a class method that makes one, and `keep`, how many sessions that
+    nobody uses stay open. All others are its arguments; `arguments` is a dict of
+    those whose names are taken.
+
+    Every session lives in one event loop of the backend's own, whoever calls, because
+    engines and clients belong to one.
+    """
+
+    required_options: ClassVar[frozenset[str]] = frozenset({"session"})
+    option_defaults: ClassVar[dict[str, Any]] = {
+        **RemoteBackend.option_defaults,
+        "keep": 32,
+        "arguments": {},
+    }
+
+    def __init__(
+        self, alias: str, options: dict[str, Any], *, listed: bool = True
+    ) -> None:
+        super().__init__(alias, options, listed=listed)
+        self._sessions: PerLoop[OpenSessions] = PerLoop(
+            self._make_sessions, OpenSessions.aclose
+        )
+
+    def _check_option_names(self, options: dict[str, Any]) -> None:
+        setting = f"AGENT_SESSIONS[{self.alias!r}]"
+        if "session" not in options:
+            super()._check_option_names({})
+        target = options["session"]
+        if not isinstance(target, str) and not callable(target):
+            raise _invalid(f"{setting}['OPTIONS']['session'] is no class.", target)
+        try:
+            signature = read_signature(target)
+        except NotFound as exc:
+            raise _invalid(
+                f"{setting}['OPTIONS']['session'] can't be found: no {exc}.", target
+            ) from None
+        if _is_conversations(target):
+            raise InvalidBackend(
+                f"{setting}: the Runner has rules of its own for "
+                "OpenAIConversationsSession, which SDKBackend would hide from it.",
+                hint="Use agent_sessions.backends.openai.OpenAIConversationsBackend.",
+                id="agent_sessions.E020",
+            )
+        if signature is not None:
+            self._check_arguments(setting, options, signature)
+
+    def _check_arguments(
+        self, setting: str, options: dict[str, Any], signature: Signature
+    ) -> None:
+        own = self._own_options()
+        given = _arguments(options, own)
+        taken = signature.names
+        if not signature.is_open and (unknown := sorted(given.keys() - taken)):
+            raise InvalidBackend(
+                f"{setting} has OPTIONS that {_name(options['session'])} doesn't "
+                f"take: {', '.join(unknown)}.",
+                hint=did_you_mean(unknown, taken | own)
+                + f"It takes: {', '.join(sorted(taken)) or 'none'}. SDKBackend takes: "
+                f"{', '.join(sorted(own))}.",
+                id="agent_sessions.E008",
+            )
+        if missing := sorted(signature.required - given.keys()):
+            raise InvalidBackend(
+                f"{setting} lacks OPTIONS that {_name(options['session'])} needs: "
+                f"{', '.join(missing)}.",
+                hint=f"Set {setting}['OPTIONS'][{missing[0]!r}].",
+                id="agent_sessions.E009",
+            )
+
+    def _own_options(self) -> frozenset[str]:
+        return frozenset(
+            self.option_defaults.keys()
+            | self.required_options
+            | self.retention_defaults.keys()
+        )
+
+    def check(self) -> list[checks.CheckMessage]:
+        messages = super().check()
+        setting = f"AGENT_SESSIONS[{self.alias!r}]['OPTIONS']"
+        keep = self.options["keep"]
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+            messages.append(
+                checks.Error(
+                    f"{setting}['keep'] is not a whole number of 0 or more.",
+                    hint="It is how many sessions stay open, such as 32.",
+                    id="agent_sessions.E020",
+                )
+            )
+        if self._forgets():
+            messages.append(
+                checks.Warning(
+                    f"{setting} keeps histories in the memory of one process.",
+                    hint="Give the path of a file, or the address of a database.",
+                    id="agent_sessions.W012",
+                )
+            )
+        return messages
+
+    def _forgets(self) -> bool:
+        """Tell whether the arguments name a database in memory."""
+        given = _arguments(self.options, self._own_options())
+        url = str(given.get("url", ""))
+        if url.startswith("sqlite"):
+            return url.endswith((":memory:", "://", ":///"))
+        signature = read_signature(self.options["session"])
+        has_path = signature is not None and "db_path" in signature.names
+        return has_path and str(given.get("db_path", ":memory:")) == ":memory:"
+
+    # -- what a store implements -----------------------------------------------------
+
+    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+        async def write(opened: Opened) -> Written:
+            # Copies: some classes keep what they are given.
+            await opened.session.add_items(decode_all(row.data for row in batch.rows))
+            if opened.count is not None:
+                opened.count += len(batch)
+            return Written(opened.count)
+
+        return await self._use(key, write)
+
+    async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        async def read(opened: Opened) -> list[Item]:
+            return await _latest(opened, limit)
+
+        return await self._use(key, read)
+
+    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
+        async def pop(opened: Opened) -> tuple[Item | None, Written]:
+            known = opened.count
+            # Whatever happens, the next reading counts again.
+            opened.count = None
+            item = await opened.session.pop_item()
+            while item is not None and not isinstance(item, dict):
+                # Some classes take any JSON value for an item.
+                known = None
+                item = await opened.session.pop_item()
+            if known is not None:
+                opened.count = max(0, known - (item is not None))
+            return item, Written(opened.count)
+
+        return await self._use(key, pop)
+
+    async def store_clear(self, key: SessionKey) -> int:
+        async def clear(opened: Opened) -> int:
+            count = len(await opened.session.get_items())
+            opened.count = None
+            await opened.session.clear_session()
+            opened.count = 0
+            return count
+
+        return await self._use(key, clear)
+
+    async def store_page(
+        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
+    ) -> Page:
+        items = await self.store_latest(key, WINDOW)
+        used = await self.on_directory(self._used_at, key) if self.listed else None
+        return page_of(
+            items, used or timezone.now(), before=before, after=after, limit=limit
+        )
+
+    # -- helpers ---------------------------------------------------------------------
+
+    async def _use(self, key: SessionKey, work: Callable[[Opened], Awaitable[T]]) -> T:
+        """Do something with a key's session, in the loop that it belongs to."""
+        return await self._background.arun(self._use_here(key, work))
+
+    async def _use_here(
+        self, key: SessionKey, work: Callable[[Opened], Awaitable[T]]
+    ) -> T:
+        try:
+            sessions = await self._sessions.get()
+            async with sessions.use(inner_id(key)) as opened:
+                return await work(opened)
+        except AgentSessionError:
+            raise
+        except Exception as exc:
+            # Without its text and cause, which may quote the items or a password.
+            raise StorageError(
+                f"{_name(self.options['session'])} of {self.alias!r} failed "
+                f"({type(exc).__name__}). Look into what it stores in, and whether "
+                "a write has arrived, before you try again."
+            ) from None
+
+    async def _make_sessions(self) -> OpenSessions:
+        arguments = _arguments(self.options, self._own_options())
+        return OpenSessions(
+            Maker(self.options["session"], arguments), self.options["keep"]
+        )
+
+    def _used_at(self, key: SessionKey) -> Any:
+        rows = self.directory.rows(key)
+        return rows.values_list("updated_at", flat=True).first()
+
+
+async def _latest(opened: Opened, limit: int | None) -> list[Item]:
+    """Read the newest items; what is no dict doesn't count."""
+    wanted = limit
+    while True:
+        found = await opened.session.get_items(wanted)
+        items = [item for item in found if isinstance(item, dict)]
+        if limit is None or wanted is None or len(found) < wanted:
+            opened.count = len(items)
+            break
+        if len(items) >= limit:
+            break
+        wanted *= 2
+    return copy.deepcopy(items if limit is None else items[-limit:])
+
+
+def _arguments(options: dict[str, Any], own: frozenset[str]) -> dict[str, Any]:
+    """Give what is meant for the inner class."""
+    given = {name: value for name, value in options.items() if name not in own}
+    return {**given, **(options.get("arguments") or {})}
+
+
+def _name(target: Any) -> str:
+    path = target if isinstance(target, str) else getattr(target, "__qualname__", "it")
+    parts = path.split(".")
+    # A class method's name alone says nothing.
+    return ".".join(parts[-2:] if parts[-1][:1].islower() else parts[-1:])
+
+
+def _is_conversations(target: Any) -> bool:
+    return isinstance(target, str) and (
+        target.startswith("agents.") and "OpenAIConversationsSession" in target
+    )
+
+
+def _invalid(message: str, target: Any) -> InvalidBackend:
+    near = did_you_mean([target], _KNOWN) if isinstance(target, str) else ""
+    return InvalidBackend(
+        message,
+        hint=near + "Give the dotted path of a class that has the SDK's Session "
+        "protocol, or of a class method that makes one.",
+        id="agent_sessions.E020",
+    )
+
+
+_KNOWN = (
+    "agents.memory.SQLiteSession",
+    "agents.extensions.memory.AdvancedSQLiteSession",
+    "agents.extensions.memory.AsyncSQLiteSession",
+    "agents.extensions.memory.MongoDBSession.from_uri",
+    "agents.extensions.memory.RedisSession.from_url",
+    "agents.extensions.memory.SQLAlchemySession.from_url",
+)
