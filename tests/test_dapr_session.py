@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +22,7 @@ from dapr.aio.clients import DaprClient as AsyncDaprClient
 from dapr.clients import DaprClient
 from django.test import override_settings
 
-from agent_sessions import DaprSession, get_session
+from agent_sessions import DaprSession, get_session, sessions
 from agent_sessions.backends.dapr import DaprBackend
 from agent_sessions.exceptions import (
     InvalidBackend,
@@ -31,6 +33,8 @@ from agent_sessions.exceptions import (
 from tests.chat import Socket, create_conversation, make_user, text_of
 from tests.dapr_stores import HEAD, KEY, head_of, make_backend, said, says
 from tests.servers.dapr import STORE, DaprSidecar
+
+DOCS = (Path(__file__).parents[1] / "docs" / "dapr.md").read_text()
 
 pytestmark = pytest.mark.one_database
 
@@ -123,6 +127,9 @@ async def test_a_history_of_the_sdk_opens_as_it_is(dapr_server: DaprSidecar) -> 
         # The SDK's class refuses to write over what it doesn't know.
         with pytest.raises(ValueError, match="JSON list"):
             await sdk.add_items(says("theirs"))  # type: ignore[arg-type]
+        assert await sdk.pop_item() is None
+        assert await sdk.get_items() == []
+        assert texts(await backend.alatest(KEY, None)) == expected
         await backend.aclear(KEY)
         assert list(dapr_server.records) == [HEAD]
 
@@ -185,6 +192,31 @@ def test_an_option_that_is_not_valid_is_a_check_error(name: str, value: Any) -> 
         make_backend(**{name: value})
     assert caught.value.id == "agent_sessions.E017"
     assert caught.value.hint
+
+
+def test_the_options_are_those_of_the_docs() -> None:
+    table = re.search(r"\| option \|.*\n\|[-|]+\n((?:\|.*\n)+)", DOCS)
+    assert table
+    rows = [line.split("|")[1:3] for line in table[1].splitlines()]
+    told = {name.strip(" `"): default.strip(" `") for name, default in rows}
+    options = {"store_name": "needed", **DaprBackend.option_defaults}
+    assert told == {
+        name: str(value).replace("strong", '"strong"')
+        for name, value in options.items()
+    }
+
+
+def test_the_code_of_the_docs_runs(dapr_server: DaprSidecar) -> None:
+    setting, standalone = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(setting, namespace)
+    with override_settings(AGENT_SESSIONS=namespace["AGENT_SESSIONS"]):
+        assert isinstance(sessions["default"], DaprBackend)
+    with DaprClient(dapr_server.address) as client:
+        namespace = {"client": client}
+        exec(standalone, namespace)
+        namespace["session"].sync.add_items(says("a"))
+    assert dapr_server.records["user_123:messages"].expires
 
 
 def test_options_that_are_valid() -> None:

@@ -25,6 +25,7 @@ from tests.servers.process import HOST, free_port
 
 STORE = "statestore"
 FIRST_WRITE = 1
+MAX_BYTES = 4 * 1024 * 1024  # of a request, as --max-body-size of the real one
 HEALTH_PATH = "/v1.0/healthz/outbound"
 
 
@@ -82,6 +83,7 @@ class DaprSidecar:
         self.records: dict[str, Record] = {}
         self.faults = Faults()
         self.counts = Counts()
+        self.max_bytes = MAX_BYTES
         self.late = 0.0  # seconds that the store's clock is ahead
         self._lock = threading.RLock()
         self._server: Any = None
@@ -106,7 +108,8 @@ class DaprSidecar:
         import grpc
         from dapr.proto import api_service_v1
 
-        self._server = grpc.server(ThreadPoolExecutor(16))
+        limits = [("grpc.max_receive_message_length", self.max_bytes)]
+        self._server = grpc.server(ThreadPoolExecutor(16), options=limits)
         add: Any = api_service_v1.add_DaprServicer_to_server
         add(_servicer(self), self._server)
         self._server.add_insecure_port(self.address)
@@ -246,6 +249,16 @@ def _servicer(sidecar: DaprSidecar) -> Any:
         return reply
 
     class Servicer(api_service_v1.DaprServicer):
+        def GetMetadata(self, request: Any, context: Any) -> Any:
+            counts = sidecar.counts
+            return api_v1.GetMetadataResponse(
+                id="tests",
+                extended_metadata={
+                    "bytes": str(counts.received + counts.sent),
+                    "requests": str(counts.requests.total()),
+                },
+            )
+
         def GetState(self, request: Any, context: Any) -> Any:
             def work() -> Any:
                 record = sidecar.get(request.key)
@@ -322,19 +335,17 @@ def dapr() -> Iterator[DaprSidecar]:
         sidecar.stop()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run a sidecar in a process of its own until standard input closes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int)
     parser.add_argument("--http-port", type=int)
-    options = parser.parse_args()
+    parser.add_argument("--max-bytes", type=int, default=MAX_BYTES)
+    options = parser.parse_args(argv)
     sidecar = DaprSidecar(options.port, options.http_port)
+    sidecar.max_bytes = options.max_bytes
     sidecar.start()
     sys.stdout.write(f"{sidecar.port} {sidecar.http_port}\n")
     sys.stdout.flush()
     sys.stdin.read()
     sidecar.stop()
-
-
-if __name__ == "__main__":
-    main()
