@@ -168,7 +168,8 @@ class Copier:
                     f"{self.target.alias!r} has another history of this id. Nothing "
                     "was overwritten."
                 )
-            self._tell(tell)
+            if tell:
+                self._tell(1)
         if mine.fingerprint() != theirs.fingerprint():
             raise CopyProblem("its copy differs from it, though each item is alike.")
         written = 0
