@@ -64,7 +64,10 @@ class Place:
 
         # Where all connections are in use, a caller waits for one.
         options = {"retry": _retry(), **self.options}
-        return Redis.from_pool(BlockingConnectionPool.from_url(self.url, **options))
+        pool = BlockingConnectionPool.from_url(self.url, **options)
+        # Made to no use but to see whether it takes the options.
+        pool.connection_class(**pool.connection_kwargs)
+        return Redis.from_pool(pool)
 
     def _cluster(self) -> RedisCluster:
         from redis.asyncio import RedisCluster
@@ -193,7 +196,7 @@ def _first(location: Any, alias: str) -> str:
     """Give the primary's URL: django-redis writes to the first one."""
     if isinstance(location, str):
         location = location.split(",")
-    urls = list(location or ())
+    urls = [url for url in location or () if str(url).strip()]
     if not urls:
         raise InvalidBackend(
             f"CACHES[{alias!r}] has no LOCATION.",
