@@ -21,6 +21,7 @@ from agent_sessions.exceptions import StoreBusy, StoreUnavailable
 from agent_sessions.models import AgentSession, PendingClear
 from agent_sessions.pending import count_pending, is_cleared, retry_pending
 from tests.list_backend import ListBackend
+from tests.servers.redis import redis, url
 
 pytestmark = [pytest.mark.django_db(transaction=True)]
 
@@ -251,6 +252,38 @@ def test_the_owner_is_remembered_though_deleted(age: timedelta) -> None:
     FailingBackend.down = False
     PendingClear.objects.update(created_at=timezone.now() - age)
     assert retry_pending().items == 1
+
+
+@pytest.mark.one_database
+@pytest.mark.usefixtures("valkey_server")
+def test_a_real_server_that_refuses_is_asked_again() -> None:
+    """As after a failover: a replica takes no writes until it is made a master."""
+    import redis as client
+
+    with redis("valkey") as server, client.Redis(port=server.port) as admin:
+        store = {
+            "BACKEND": "agent_sessions.backends.redis.RedisBackend",
+            "OPTIONS": {"url": url(server)},
+        }
+        with override_settings(AGENT_SESSIONS={**SETTING, "redis": store}):
+            alice, bob = user(), user()
+            fill(alice, "a-1", "a-2", backend="redis")
+            fill(bob, "b-1", backend="redis")
+            fill(None, "open", backend="redis")
+            admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+            alice.delete()
+            report = retry_pending()
+            assert report.left == {"redis": 2}
+            assert report.reasons == {"redis": "StoreReadOnly"}
+            before = admin.dbsize()
+            admin.execute_command("REPLICAOF", "NO", "ONE")
+            report = retry_pending()
+            assert (report.cleared, report.items, report.left) == (2, 2, {})
+            assert admin.dbsize() < before
+            for owner, name in ((bob, "b-1"), (None, "open")):
+                session = get_session(name, user=owner, backend="redis")
+                assert session.sync.get_items() == [HELLO]
+            sessions.reset()
 
 
 class BrokenStore(FailingBackend):
