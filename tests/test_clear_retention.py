@@ -228,6 +228,7 @@ class TestAge:
         assert filled() == {"busy"}
 
 
+@pytest.mark.one_database
 @pytest.mark.django_db
 class TestAll:
     def test_everything_of_everybody(self, alice: Any) -> None:
@@ -358,6 +359,7 @@ class TestOtherStores:
         assert AgentSession.objects.filter(backend="gone").exists()
 
 
+@pytest.mark.one_database
 @pytest.mark.django_db
 class TestProgress:
     def test_the_bar_ends_with_everything_done(self) -> None:
@@ -409,8 +411,8 @@ def test_two_processes_at_once_clear_everything_once(
     database_environment: dict[str, str],
 ) -> None:
     over = timezone.now()
-    for number in range(40):
-        make(f"s{number}", items=25, expires_at=over)
+    for number in range(15):
+        make(f"s{number}", items=11, expires_at=over)
     make("stays", items=3)
     processes = [start(database_environment, "--batch-size", "5") for _ in range(2)]
     told = [process.communicate(timeout=60) for process in processes]
@@ -419,7 +421,7 @@ def test_two_processes_at_once_clear_everything_once(
         re.search(r"Cleared (\d+) sessions? with (\d+) item", out) for out, _ in told
     ]
     sums = [sum(int(match[n]) for match in found if match) for n in (1, 2)]
-    assert sums == [40, 1_000]
+    assert sums == [15, 165]
     assert filled() == {"stays"}
     # Each leaves to the other what that one holds, and the last one has finished.
     run()
@@ -431,18 +433,18 @@ def test_two_processes_at_once_clear_everything_once(
 def test_a_process_that_is_killed_leaves_nothing_for_ever(
     database_environment: dict[str, str],
 ) -> None:
-    make("long", items=4_000)
+    make("long", items=1_500)
     process = start(database_environment, "long", "--batch-size", "1", "--progress")
     assert process.stderr is not None
     # The first picture of the bar: an item is deleted, thousands are not.
     told = ""
-    while re.search(r"\b[1-9]\d*/4,000", told) is None:
+    while re.search(r"\b[1-9]\d*/1,500", told) is None:
         piece = process.stderr.read(1)
         assert piece, f"it ended before it could be killed: {told}"
         told += piece
     process.kill()
     process.communicate()
     assert filled() == set()
-    assert 0 < SessionItem.objects.count() == unfinished_items() < 4_000
+    assert 0 < SessionItem.objects.count() == unfinished_items() < 1_500
     run("long")
     assert not SessionItem.objects.exists()

@@ -108,6 +108,7 @@ def test_everything_of_the_person_goes_and_the_receipt_says_so(alice: Any) -> No
     assert get_user_model()._default_manager.filter(pk=alice.pk).exists()
 
 
+@pytest.mark.one_database
 def test_a_second_time_nothing_is_left_to_do(alice: Any) -> None:
     make("one", alice)
     run("alice", "--noinput")
@@ -116,6 +117,7 @@ def test_a_second_time_nothing_is_left_to_do(alice: Any) -> None:
     assert err == "Erased 0 sessions with 0 items.\n"
 
 
+@pytest.mark.one_database
 def test_long_histories_go_whole(alice: Any) -> None:
     make("long", alice, items=30)
     run("alice", "--noinput", "--batch-size", "7")
@@ -148,6 +150,7 @@ def test_what_can_t_be_erased_is_told_and_gone_on_with(alice: Any) -> None:
     assert "busy" in {each["session_id"] for each in receipt["erased"]}
 
 
+@pytest.mark.one_database
 def test_what_a_deleted_session_left_is_the_persons_too(alice: Any) -> None:
     make("away", alice, backend="lists")
     FailingBackend.down = True

@@ -21,7 +21,7 @@ from agent_sessions.management.printing import table
 from agent_sessions.models import AgentSession, SessionItem
 from tests.list_backend import ListBackend
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
 
 HOSTILE = "\x1b[2J\u202e\x9b"
 

@@ -312,6 +312,7 @@ class TestBranches:
         assert_healthy()
 
 
+@pytest.mark.one_database
 class TestSpared:
     def test_turns_that_are_numbered_wrongly(self) -> None:
         made = make(4)

@@ -41,7 +41,7 @@ BATCH_SIZE = 500
 _REST = 4.0
 # Seconds after which a transaction was a long one, and how few rows are enough then.
 _LONG = 0.1
-_LEAST = 20
+_LEAST = 100
 
 Guard = Callable[[AgentSession], None]
 Told = Callable[[int], None]
