@@ -75,13 +75,10 @@ def pytest_terminal_summary(
         f"!!! NOT RUN on {DATABASE_KIND}: {_named(items)}, because {reason}"
         for reason, items in config.stash.get(_not_run, {}).items()
     ]
-    # `make test` has several calls of pytest: the last one's summary tells all. Two of
-    # them run side by side, so each only adds to the report.
+    # `make test` has several calls of pytest and tells all of it at the end.
     if path := os.environ.get("AGENT_SESSIONS_TEST_NOT_RUN"):
-        with Path(path).open("a+") as report:
+        with Path(path).open("a") as report:
             report.writelines(f"{line}\n" for line in lines)
-            report.seek(0)
-            lines = report.read().splitlines()
     for line in lines:
         terminalreporter.write_line(line, red=True, bold=True)
 

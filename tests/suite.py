@@ -1,9 +1,9 @@
 """Run all of the suite, as `make test` does: `python -m tests.suite [PYTEST ARGUMENTS]`.
 
-Everything runs on SQLite, what touches a database again on PostgreSQL and MariaDB, then
-the browser, in a call of its own because Playwright leaves a running loop behind. The
-two other databases have a lane of their own beside SQLite, told when it is through.
-Each call runs whatever the others gave; the last line is pytest's own.
+Everything runs on SQLite, what touches a database again on PostgreSQL and MariaDB, and
+the browser in a call of its own because Playwright leaves a running loop behind. Two
+calls run at a time; what the others printed follows the first one's output. Each runs
+whatever the others gave; the last line is pytest's own.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from tests.servers import PARTS
 
-BESIDE = ("postgres", "mariadb")
+FIRST = "sqlite"
+# As they are told; the longest begins first.
+OTHERS = ("postgres", "mariadb", "browser")
+BEGUN = ("browser", "postgres", "mariadb")
 NOTHING_CHOSEN = 5
 
 
@@ -35,22 +39,21 @@ class Suite:
         self.missing = missing
         self.failed: list[str] = []
         self._report = folder / "not-run"
+        self._waiting = deque(BEGUN)
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
         self._lock = threading.Lock()
 
     def run(self) -> int:
         """Run all calls; give the exit code."""
-        lane = threading.Thread(target=self._beside)
+        lane = threading.Thread(target=self._work)
         lane.start()
         try:
-            self._live("sqlite")
+            _title(FIRST)
+            self._call(FIRST, None)
+            self._work()
             lane.join()
-            for database in BESIDE:
-                _title(database)
-                with self._output(database).open("rb") as output:
-                    sys.stdout.buffer.write(output.read())
-            self._live("browser", "tests/browser", DJANGO_ALLOW_ASYNC_UNSAFE="true")
+            self._tell()
         finally:
             self._stop()
             lane.join()
@@ -58,18 +61,30 @@ class Suite:
             print(f"Failed: {', '.join(self.failed)}; see above.", file=sys.stderr)
         return 1 if self.failed else 0
 
-    def _live(self, name: str, *paths: str, **environment: str) -> None:
-        _title(name)
-        database = "sqlite" if name == "browser" else name
-        self._call(name, database, None, *paths, **environment)
+    def _tell(self) -> None:
+        """Print what the other calls printed, with all that did not run at the end."""
+        for name in OTHERS:
+            _title(name)
+            lines = self._output(name).read_bytes().splitlines(keepends=True)
+            if name == OTHERS[-1] and self._report.exists():
+                known = set(lines)
+                report = self._report.read_bytes().splitlines(keepends=True)
+                lines[-1:-1] = [line for line in report if line not in known]
+            sys.stdout.buffer.writelines(lines)
+            sys.stdout.flush()
 
-    def _beside(self) -> None:
-        for database in BESIDE:
-            with self._output(database).open("wb") as output:
-                if database in self.missing:
-                    self._leave_out(database, output)
+    def _work(self) -> None:
+        """Make the calls that nobody has begun, one after another."""
+        while True:
+            with self._lock:
+                if self._stopped or not self._waiting:
+                    return
+                name = self._waiting.popleft()
+            with self._output(name).open("wb") as output:
+                if name in self.missing:
+                    self._leave_out(name, output)
                 else:
-                    self._call(database, database, output)
+                    self._call(name, output)
 
     def _leave_out(self, database: str, output: IO[bytes]) -> None:
         """Say so here and, where it is seen, at the end of the last call."""
@@ -81,14 +96,17 @@ class Suite:
         with self._report.open("a") as report:
             report.write(line)
 
-    def _call(
-        self,
-        name: str,
-        database: str,
-        output: IO[bytes] | None,
-        *paths: str,
-        **environment: str,
-    ) -> None:
+    def _call(self, name: str, output: IO[bytes] | None) -> None:
+        environment = os.environ | {"AGENT_SESSIONS_TEST_NOT_RUN": str(self._report)}
+        paths = []
+        if name == "browser":
+            paths = ["tests/browser"]
+            environment |= {
+                "AGENT_SESSIONS_TEST_DATABASE": "sqlite",
+                "DJANGO_ALLOW_ASYNC_UNSAFE": "true",
+            }
+        else:
+            environment |= {"AGENT_SESSIONS_TEST_DATABASE": name}
         with self._lock:
             if self._stopped:
                 return
@@ -97,12 +115,7 @@ class Suite:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
-                env=os.environ
-                | {
-                    "AGENT_SESSIONS_TEST_DATABASE": database,
-                    "AGENT_SESSIONS_TEST_NOT_RUN": str(self._report),
-                }
-                | environment,
+                env=environment,
             )
             self._running.add(process)
         code = process.wait()
@@ -111,8 +124,8 @@ class Suite:
         if code != 0 and not (code == NOTHING_CHOSEN and self.arguments):
             self.failed.append(name)
 
-    def _output(self, database: str) -> Path:
-        return self.folder / f"{database}.txt"
+    def _output(self, name: str) -> Path:
+        return self.folder / f"{name}.txt"
 
     def _stop(self) -> None:
         """End what still runs, where a person has had enough."""
@@ -130,7 +143,8 @@ def _missing() -> dict[str, str]:
     """Tell which databases can't be had here, and why; CI must have all."""
     if os.environ.get("CI", "").lower() in {"1", "true"}:
         return {}
-    reasons = {database: PARTS[f"{database}_server"]() for database in BESIDE}
+    databases = ("postgres", "mariadb")
+    reasons = {database: PARTS[f"{database}_server"]() for database in databases}
     return {database: reason for database, reason in reasons.items() if reason}
 
 

@@ -40,6 +40,7 @@ def test_what_fails_is_named_and_so_is_a_database_that_cannot_be_had(
     line = "!!! NOT RUN on mariadb: what touches a database, because there is none.\n"
     told = capfd.readouterr()
     assert f"=== mariadb\n{line}" in told.out
+    assert line in told.out.partition("=== browser\n")[2]
     for name in suite.failed:
         assert f"=== {name}\n" in told.out
         assert name in told.err.splitlines()[-1]
