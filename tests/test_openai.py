@@ -541,6 +541,80 @@ async def test_page_for_the_admin(server: ConversationsServer) -> None:
     assert (await backend.apage(session.key, before=1)).items == []
 
 
+@pytest.mark.django_db
+async def test_pages_go_on_where_others_ended(server: ConversationsServer) -> None:
+    """A walk through a history reads each item about once, not from the start."""
+    session = opened("s-walk")
+    await session.add_items(said(*range(430)))
+    backend = sessions["default"]
+    server.requests.clear()
+    found, after, more = [], 0, True
+    while more:
+        page = await backend.apage(session.key, after=after, limit=100)
+        assert page.has_earlier is (after > 0)
+        found += page.items
+        after, more = page.items[-1].position, page.has_later
+    assert len(server.requests) == 5
+    assert [item.position for item in found] == list(range(1, 431))
+    assert [item.turn for item in found] == list(range(1, 431))
+    assert texts([item.item for item in found]) == [f"item {n}" for n in range(430)]
+    server.requests.clear()
+    assert await backend.ahead(session.key) == 430
+    await session.add_items(said(430))
+    assert await backend.ahead(session.key) == 431
+    page = await backend.apage(session.key, before=251, limit=30)
+    assert [item.position for item in page.items] == list(range(221, 251))
+    assert (page.has_earlier, page.has_later) == (True, True)
+    assert sum(1 for method, _ in server.requests if method == "GET") == 3
+
+
+@pytest.mark.django_db
+async def test_pages_after_their_places_were_popped(
+    server: ConversationsServer,
+) -> None:
+    session = opened("s-popped-places")
+    await session.add_items(said(*range(205)))
+    backend = sessions["default"]
+    assert (await backend.apage(session.key, limit=2)).items[-1].position == 205
+    for _ in range(10):
+        await session.pop_item()
+    page = await backend.apage(session.key, limit=3)
+    assert [item.position for item in page.items] == [193, 194, 195]
+    page = await backend.apage(session.key, after=194, limit=3)
+    assert [item.position for item in page.items] == [195]
+    assert page.has_later is False
+    # Fewer are left than lie behind the known place.
+    (history,) = server.conversations.values()
+    del history[101:]
+    page = await backend.apage(session.key, limit=5)
+    assert [item.position for item in page.items] == [97, 98, 99, 100, 101]
+    server.conversations.clear()
+    with pytest.raises(HistoryGone):
+        await backend.apage(session.key, limit=5)
+
+
+@pytest.mark.django_db
+async def test_the_server_is_stopped_and_started_again(
+    server: ConversationsServer,
+) -> None:
+    """What was acknowledged is there, the rest was an error, and the process goes on."""
+    session = opened("s-restarted")
+    acknowledged = []
+    for number in range(12):
+        if number == 4:
+            server.hang_up()
+            server.down = True
+        if number == 8:
+            server.down = False
+        try:
+            await session.add_items(said(number))
+        except StoreUnavailable:
+            continue
+        acknowledged.append(f"item {number}")
+    assert acknowledged == [f"item {n}" for n in (0, 1, 2, 3, 8, 9, 10, 11)]
+    assert texts(await session.get_items()) == acknowledged
+
+
 @pytest.mark.django_db(transaction=True)
 def test_deleting_a_user_deletes_the_conversations(
     server: ConversationsServer,

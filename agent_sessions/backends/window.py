@@ -17,27 +17,33 @@ def page_of(
     before: int | None,
     after: int | None,
     limit: int,
+    begin: tuple[int, int] = (0, 0),
 ) -> Page:
-    """Cut a page out of a whole history, oldest first.
+    """Cut a page out of a history, oldest first.
 
     An item's position is its number, from 1, so it stays while items are appended and
-    popped. `created_at` stands for the times that the store doesn't tell.
+    popped. `created_at` stands for the times that the store doesn't tell; `begin` is
+    how many items and turns lie before the ones given.
     """
+    skipped, turn = begin
+    end = skipped + len(items)
     if after is not None:
-        start = min(max(after, 0), len(items))
-        stop = min(start + limit, len(items))
+        start = min(max(after, skipped), end)
+        stop = min(start + limit, end)
     else:
-        stop = len(items) if before is None else min(max(before - 1, 0), len(items))
-        start = max(stop - limit, 0)
-    turn = sum(map(_opens_turn, items[:start]))
+        stop = end if before is None else min(max(before - 1, skipped), end)
+        start = max(stop - limit, skipped)
+    turn += sum(map(opens_turn, items[: start - skipped]))
     found = []
-    for number, item in enumerate(items[start:stop], start + 1):
-        turn += _opens_turn(item)
+    for number, item in enumerate(items[start - skipped : stop - skipped], start + 1):
+        turn += opens_turn(item)
         raw = json.dumps(item, separators=(",", ":"))
-        found.append(StoredItem(number, turn, item, raw, created_at))
-    return Page(found, start > 0, stop < len(items))
+        # A copy, since the store may have given its own.
+        found.append(StoredItem(number, turn, json.loads(raw), raw, created_at))
+    return Page(found, start > 0, stop < end)
 
 
-def _opens_turn(item: Item) -> bool:
+def opens_turn(item: Item) -> bool:
+    """Tell whether an item is a message of the user."""
     kind = item.get("type") or "message"
     return kind == "message" and item.get("role") == "user"

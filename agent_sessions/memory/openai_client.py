@@ -112,6 +112,17 @@ class Conversations:
         async with self._lock(conversation):
             return await self._latest(conversation, limit)
 
+    async def following(
+        self, conversation: str, after: str | None
+    ) -> tuple[list[Item], bool]:
+        """Read one page behind an item, or from the beginning; tell if more follow.
+
+        Raises PlaceLost where the item isn't there any more.
+        """
+        async with self._lock(conversation):
+            page = await self._page(conversation, "asc", PAGE_SIZE, after)
+        return page["data"], bool(page["has_more"])
+
     async def pop(self, conversation: str) -> Item | None:
         """Remove and return the newest item."""
         async with self._lock(conversation):
@@ -140,32 +151,37 @@ class Conversations:
         for _ in range(_READINGS):
             try:
                 return await self._read(conversation, limit)
-            except _PlaceLost:
+            except PlaceLost:
                 continue
         raise StoreBusy(
             "OpenAI's conversation changes faster than it can be read. Try again."
         )
 
     async def _read(self, conversation: str, limit: int | None) -> list[Item]:
-        """Read from the newest back. Raises _PlaceLost where a pop took the place."""
+        """Read from the newest back. Raises PlaceLost where a pop took the place."""
         found: list[Item] = []
         after: str | None = None
         while limit is None or len(found) < limit:
             size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
-            query = {"order": "desc", "limit": size}
-            if after is not None:
-                query["after"] = after
-            try:
-                page = await self._get(_path(conversation, "items"), query)
-            except StorageError as exc:
-                if after is not None and type(exc) in {HistoryGone, StorageError}:
-                    raise _PlaceLost from exc
-                raise
+            page = await self._page(conversation, "desc", size, after)
             found += [item for item in page["data"] if isinstance(item, dict)]
             if not page["has_more"]:
                 break
             after = page["last_id"]
         return found[::-1]
+
+    async def _page(
+        self, conversation: str, order: str, size: int, after: str | None
+    ) -> Any:
+        query = {"order": order, "limit": size}
+        if after is not None:
+            query["after"] = after
+        try:
+            return await self._get(_path(conversation, "items"), query)
+        except StorageError as exc:
+            if after is not None and type(exc) in {HistoryGone, StorageError}:
+                raise PlaceLost from exc
+            raise
 
     async def _undo(
         self, conversation: str, made: list[str], total: int, cause: StorageError
@@ -258,7 +274,7 @@ class Conversations:
         return self._locks.setdefault(conversation, asyncio.Lock())
 
 
-class _PlaceLost(Exception):
+class PlaceLost(Exception):
     """The item at which a reading was to go on has been removed."""
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -63,6 +64,9 @@ class ConversationsServer(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
         self.made = 0
+        # Refuses all connections while it is set, as a stopped server would.
+        self.down = False
+        self._clients: set[socket.socket] = set()
         self._numbers = itertools.count(1)
 
     @property
@@ -75,6 +79,22 @@ class ConversationsServer(ThreadingHTTPServer):
             self.requests.clear()
             self.faults.clear()
             self.made = 0
+            self.down = False
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        if not self.down:
+            self._clients.add(request)
+        return not self.down
+
+    def shutdown_request(self, request: Any) -> None:
+        self._clients.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """Break all connections off."""
+        for client in list(self._clients):
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
 
     def fail(self, **fault: Any) -> None:
         """Let the next request of that method and path go wrong."""

@@ -14,8 +14,8 @@ from django.utils import timezone
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.loops import PerLoop
 from agent_sessions.backends.openai.checks import check_options
+from agent_sessions.backends.openai.places import START, Place, Places, Stretch
 from agent_sessions.backends.remote import RemoteBackend, Written
-from agent_sessions.backends.window import page_of
 from agent_sessions.exceptions import HistoryGone, StorageError, StoreBusy
 from agent_sessions.items import Batch, Item
 
@@ -50,6 +50,8 @@ class OpenAIConversationsBackend(RemoteBackend):
 
     # Texts come back as parts, and items with ids.
     keeps_exactly = False
+    # The API knows what items are, and refuses others.
+    takes_any_item = False
     option_defaults: ClassVar[dict[str, Any]] = {
         **RemoteBackend.option_defaults,
         "api_key": None,
@@ -67,6 +69,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         self._clients: PerLoop[Conversations] = PerLoop(
             self.make_client, self.close_client
         )
+        self._places = Places()
         self._counts: OrderedDict[str, int] = OrderedDict()
         self._counting = threading.Lock()
 
@@ -226,9 +229,53 @@ class OpenAIConversationsBackend(RemoteBackend):
     async def store_page(
         self, key: SessionKey, *, before: int | None, after: int | None, limit: int
     ) -> Page:
-        items = await self.store_latest(key, None)
+        stretch = Stretch(before, after, limit)
         used = await self.on_directory(self._used_at, key)
-        return page_of(items, used, before=before, after=after, limit=limit)
+
+        async def read() -> Page:
+            found = await self.find(key)
+            if not found:
+                return Page([], has_earlier=False)
+            remote = found.removeprefix(DELETING)
+            return await self._on(
+                key,
+                found,
+                lambda c: self._walk(c, remote, stretch, used),
+                Page([], has_earlier=False),
+            )
+
+        return await self._again(read)
+
+    async def _walk(
+        self, c: Conversations, remote: str, stretch: Stretch, used: Any
+    ) -> Page:
+        """Read from the nearest known place to the end of a page."""
+        from agent_sessions.memory.openai_client import PlaceLost
+
+        begin = stretch.begin(self._places, remote)
+        while True:
+            try:
+                items, more = await self._read_on(c, remote, stretch, begin)
+            except PlaceLost:
+                self._places.forget(remote)
+                begin = START
+                continue
+            if stretch.reaches_back(begin, items):
+                return stretch.cut(begin, items, used, more=more)
+            begin = START
+
+    async def _read_on(
+        self, c: Conversations, remote: str, stretch: Stretch, begin: Place
+    ) -> tuple[list[Item], bool]:
+        items: list[Item] = []
+        place, more = begin, True
+        while more and not stretch.is_read(place.position):
+            page, more = await c.following(remote, place.item)
+            if page:
+                place = place.behind(page)
+                self._places.note(remote, place)
+                items += page
+        return items, more
 
     # -- helpers ---------------------------------------------------------------------
 
@@ -299,6 +346,7 @@ class OpenAIConversationsBackend(RemoteBackend):
     def _forget_count(self, remote: str) -> None:
         with self._counting:
             self._counts.pop(remote, None)
+        self._places.forget(remote)
 
     async def _count_of(self, remote: str) -> int:
         known = self._add_to_count(remote, 0)

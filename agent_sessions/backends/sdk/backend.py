@@ -170,7 +170,8 @@ class SDKBackend(RemoteBackend):
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         async def read(opened: Opened) -> list[Item]:
-            return await _latest(opened, limit)
+            # Some classes give their own lists away.
+            return copy.deepcopy(await _latest(opened, limit))
 
         return await self._use(key, read)
 
@@ -203,7 +204,7 @@ class SDKBackend(RemoteBackend):
     async def store_page(
         self, key: SessionKey, *, before: int | None, after: int | None, limit: int
     ) -> Page:
-        items = await self.store_latest(key, WINDOW)
+        items = await self._use(key, lambda opened: _latest(opened, WINDOW))
         used = await self.on_directory(self._used_at, key) if self.listed else None
         return page_of(
             items, used or timezone.now(), before=before, after=after, limit=limit
@@ -255,7 +256,7 @@ async def _latest(opened: Opened, limit: int | None) -> list[Item]:
         if len(items) >= limit:
             break
         wanted *= 2
-    return copy.deepcopy(items if limit is None else items[-limit:])
+    return items if limit is None else items[-limit:]
 
 
 def _arguments(options: dict[str, Any], own: frozenset[str]) -> dict[str, Any]:
