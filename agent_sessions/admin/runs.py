@@ -22,7 +22,7 @@ from agent_sessions.admin.rights import may, may_read
 from agent_sessions.admin.transcript import PAGE_LENGTH, item_url, owner_url
 from agent_sessions.admin.words import grouped, how_long, in_words
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.models import REMOVED, AgentRun
+from agent_sessions.models import REMOVED, AgentRun, AgentSession
 from agent_sessions.transcript.parts import json_part
 
 if TYPE_CHECKING:
@@ -101,8 +101,10 @@ class AgentRunAdmin(_ModelAdmin):
     # -- list ----------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AgentRun]:
-        rows = super().get_queryset(request).exclude(session__backend=REMOVED)
-        return rows.defer("state", "session__metadata")
+        rows = super().get_queryset(request).defer("state", "session__metadata")
+        # Few sessions, found by index: a join would lead SQLite to begin with all.
+        removed = AgentSession._base_manager.filter(backend=REMOVED).values("pk")
+        return rows.exclude(session_id__in=removed)
 
     def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
         # The link from a session's page to its runs.
