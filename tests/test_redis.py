@@ -23,7 +23,7 @@ from agent_sessions import RedisSession
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.redis import RedisBackend, scripts
 from agent_sessions.backends.redis.keys import Names, slot_of
-from agent_sessions.exceptions import LeaseLost, StorageError
+from agent_sessions.exceptions import InvalidBackend, LeaseLost, StorageError
 from agent_sessions.items import decode, encode_batch
 from tests.servers import Server
 from tests.servers.redis import url
@@ -584,9 +584,11 @@ def test_a_client_handed_in_belongs_to_one_loop(place: str) -> None:
         asyncio.run(session.get_items())
 
 
-def test_a_synchronous_client_is_refused(link: redis.Redis) -> None:
-    with pytest.raises(TypeError, match=r"redis\.asyncio"):
-        RedisSession("x", link)  # type: ignore[arg-type]
+def test_what_is_no_asyncio_client_is_refused(link: redis.Redis) -> None:
+    clients: list[Any] = [link, None, "redis://localhost", RedisBackend]
+    for client in clients:
+        with pytest.raises(InvalidBackend, match=r"client of redis\.asyncio"):
+            RedisSession("x", client)
 
 
 def test_each_loop_has_one_client_and_leaves_none(place: str) -> None:

@@ -21,6 +21,7 @@ from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import sync_to_async
 from django.core.cache import caches
 from django.test import override_settings
+from redis.asyncio import Redis as AsyncRedis
 
 from agent_sessions import RedisSession, get_session, sessions
 from agent_sessions.backends.redis import RedisBackend
@@ -155,6 +156,36 @@ async def test_the_caches_own_prefix_comes_first(redis_server: Server) -> None:
         assert backend.key_prefix == "agents:session"
 
 
+def test_a_function_may_make_the_client(redis_server: Server) -> None:
+    """One for each event loop, closed with it."""
+    made: list[Any] = []
+
+    def make() -> Any:
+        made.append(AsyncRedis.from_url(url(redis_server)))
+        return made[-1]
+
+    backend = RedisBackend("x", {"client": make}, listed=False)
+    session: Any = backend.get_session(uuid.uuid4().hex)
+
+    async def use() -> None:
+        await session.add_items(MESSAGES[:1])
+        await session.add_items(MESSAGES[:1])
+
+    asyncio.run(use())
+    asyncio.run(use())
+    assert len(made) == 2
+    assert all(not pool._in_use_connections for pool in _pools(made))
+    assert not any(c.is_connected for pool in _pools(made) for c in _idle(pool))
+
+
+def _pools(made: list[Any]) -> list[Any]:
+    return [client.connection_pool for client in made]
+
+
+def _idle(pool: Any) -> list[Any]:
+    return list(pool._available_connections)
+
+
 # --- TLS -----------------------------------------------------------------------------
 
 
@@ -249,7 +280,9 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "ttl_of_nothing": ({"ttl": 0}, "ttl", "more than 0"),
     "negative_ttl": ({"ttl": timedelta(-1)}, "ttl", "more than 0"),
     "endless_ttl": ({"ttl": 1e300}, "ttl", "100 years"),
-    "ttl_as_text": ({"ttl": "30d"}, "ttl", "timedelta"),
+    "ttl_as_text": ({"ttl": "30 moons"}, "ttl", "timedelta"),
+    "client": ({"client": 7}, "is a int", "redis.asyncio"),
+    "client_and_cache": ({"client": dict, "cache": "default"}, "both", "Keep one"),
     "ttl_as_truth": ({"ttl": True}, "ttl", "timedelta"),
     "max_items": ({"max_items": 0}, "max_items", "1 or more"),
     "max_items_as_truth": ({"max_items": True}, "max_items", "1 or more"),
@@ -276,7 +309,8 @@ def test_a_mistake_is_an_error_with_a_hint(
         {},
         {"cache": "default", "ttl": timedelta(days=30), "sliding": False},
         {"url": "rediss://user:secret@redis:6380/1", "ttl": 3600, "max_items": 500},
-        {"url": "unix:///run/redis.sock"},
+        {"url": "unix:///run/redis.sock", "ttl": "30d"},
+        {"client": dict},
         {"url": "redis://node", "cluster": True},
     ],
 )

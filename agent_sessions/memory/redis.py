@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from agent_sessions.backends.base import make_key
 from agent_sessions.backends.redis import RedisBackend
+from agent_sessions.backends.redis.commands import GivenClient
 from agent_sessions.memory.base import BackendSession
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class RedisSession(BackendSession):
         session_settings: SessionSettings | dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        backend = RedisBackend(ALIAS, options, listed=False, client=redis_client)
+        backend = RedisBackend(ALIAS, options | {"client": redis_client}, listed=False)
+        backend.given = GivenClient(redis_client)
         super().__init__(
             backend, make_key(session_id, None), session_settings=session_settings
         )

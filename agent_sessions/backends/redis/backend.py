@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +25,7 @@ from agent_sessions.backends.redis.errors import named_errors
 from agent_sessions.backends.redis.keys import Names, id_of, pattern
 from agent_sessions.backends.redis.scripts import TOKEN_LENGTH, Script
 from agent_sessions.backends.remote import RemoteBackend, Written
+from agent_sessions.backends.retention import parse_age
 from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
 from agent_sessions.items import Batch, Item, StoredItem, decode
 
@@ -34,6 +36,8 @@ KEY_PREFIX = "agents:session"
 # Redis takes no larger number of milliseconds, counted from 1970.
 _LONGEST = timedelta(days=36_500)
 _EVERYTHING = 2**62
+# The options that say under which keys a history lies.
+_PLACES = ("cache", "url", "client", "key_prefix")
 # How many texts a pop looks at where the newest is doubtful; then all of them.
 _WINDOW = 32
 
@@ -41,9 +45,10 @@ _WINDOW = 32
 class RedisBackend(RemoteBackend):
     """Keep items in Redis lists, each operation one step of the server.
 
-    OPTIONS: `cache`, an alias of CACHES that django-redis serves ("default"), or `url`;
-    `cluster`, whether the URL is a cluster's; `client_options`, what else redis-py's
-    asyncio client takes; `ttl`, a timedelta or seconds after which a history is
+    OPTIONS: `cache`, an alias of CACHES that django-redis serves ("default"), or `url`,
+    or `client`, an asyncio client that stays yours to close, or a function that makes
+    one for each event loop, closed with it; `cluster`, whether the URL is a cluster's; `client_options`, what else redis-py's
+    asyncio client takes; `ttl`, a timedelta, seconds or "30d", after which a history is
     forgotten; `sliding`, whether each use starts the ttl anew (True) or it counts from
     the first write; `max_items`, how many of the newest items are kept; `key_prefix`
     ("agents:session", as the SDK has it).
@@ -54,6 +59,7 @@ class RedisBackend(RemoteBackend):
         **RemoteBackend.option_defaults,
         "cache": None,
         "url": None,
+        "client": None,
         "cluster": False,
         "client_options": None,
         "ttl": None,
@@ -68,15 +74,16 @@ class RedisBackend(RemoteBackend):
         options: dict[str, Any],
         *,
         listed: bool = True,
-        client: Redis | RedisCluster | None = None,
     ) -> None:
-        """Configure the backend; a `client` that is given is used and never closed."""
         super().__init__(alias, options, listed=listed)
         if find_spec("redis") is None:
             raise MissingExtra("RedisBackend", "redis")
         self.ttl_ms = self._ttl_ms(self.options["ttl"])
         self.max_items = self._whole("max_items") or 0
-        self.given = None if client is None else GivenClient(client)
+        client = self.options["client"]
+        self.given: GivenClient | None = None
+        if client is not None and not callable(client):
+            self.given = GivenClient(client)
         self._clients = PerLoop(self._connect, Client.aclose)
 
     # -- configuration -----------------------------------------------------------
@@ -84,13 +91,16 @@ class RedisBackend(RemoteBackend):
     def _ttl_ms(self, ttl: Any) -> int:
         if ttl is None:
             return 0
+        if isinstance(ttl, str):
+            with suppress(ValueError):
+                ttl = parse_age(ttl)
         if isinstance(ttl, int | float) and not isinstance(ttl, bool):
             ttl = _seconds(ttl)
         if not (isinstance(ttl, timedelta) and timedelta(0) < ttl <= _LONGEST):
             raise self._invalid(
                 f"the option ttl is no length of time: {self.options['ttl']!r}.",
-                "Give a timedelta or seconds, more than 0 and at most 100 years, or "
-                "None for ever.",
+                'Give a timedelta, seconds or text such as "30d", more than 0 and at '
+                "most 100 years, or None for ever.",
             )
         return max(ttl // timedelta(milliseconds=1), 1)
 
@@ -110,12 +120,16 @@ class RedisBackend(RemoteBackend):
     @property
     def place(self) -> Place:
         """Where the server is. Raises InvalidBackend."""
-        cache, url = self.options["cache"], self.options["url"]
+        url = self.options["url"]
         extra = dict(self.options["client_options"] or {})
-        if cache is not None and url is not None:
+        places = [name for name in ("cache", "url", "client") if self.options[name]]
+        if len(places) > 1:
             raise self._invalid(
-                "the options cache and url are both given.", "Keep one of them."
+                f"the options {' and '.join(places)} are both given.",
+                "Keep one of them.",
             )
+        if self.options["client"] is not None:
+            return Place("", make=self.options["client"])
         cluster: bool = self.options["cluster"]
         if url is not None:
             return clients.from_url(url, extra, cluster=cluster)
@@ -135,14 +149,15 @@ class RedisBackend(RemoteBackend):
         """What names of keys begin with; a cache's KEY_PREFIX comes before it."""
         if (prefix := self.options["key_prefix"]) is not None:
             return str(prefix)
-        if self.given is None and self.options["url"] is None:
+        if self.options["url"] is None and self.options["client"] is None:
             return clients.cache_prefix(self._cache) + KEY_PREFIX
         return KEY_PREFIX
 
     def check(self) -> list[checks.CheckMessage]:
         """Report a server that can't be reached by these options; nothing is sent."""
         try:
-            _ = self.place
+            if self.given is None:
+                _ = self.place
         except InvalidBackend as exc:
             return [checks.Error(exc.message, hint=exc.hint, id=exc.id)]
         except MissingExtra as exc:
@@ -152,7 +167,7 @@ class RedisBackend(RemoteBackend):
     def _check_shared(self) -> list[checks.CheckMessage]:
         from django.conf import settings
 
-        mine = {name: self.options[name] for name in ("cache", "url", "key_prefix")}
+        mine = {name: self.options[name] for name in _PLACES}
         for alias, params in getattr(settings, "AGENT_SESSIONS", {}).items():
             if alias == self.alias:
                 break

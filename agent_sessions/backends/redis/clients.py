@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from django.utils.module_loading import import_string
 
 from agent_sessions.backends.base import did_you_mean
+from agent_sessions.backends.redis.commands import is_cluster
 from agent_sessions.exceptions import InvalidBackend
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Place:
     cluster: bool = False
     sentinels: tuple[tuple[str, int], ...] = ()
     sentinel_options: dict[str, Any] | None = field(default=None, repr=False)
+    make: Callable[[], Redis | RedisCluster] | None = None
 
     async def connect(self) -> Client:
         """Make a client in the running loop; only a cluster's nodes are asked for.
@@ -45,9 +47,7 @@ class Place:
         try:
             if self.sentinels:
                 return self._through_sentinels()
-            if not self.cluster:
-                return Client(self._single())
-            client = self._cluster()
+            client = self._made()
         except (TypeError, ValueError, AttributeError) as exc:
             raise InvalidBackend(
                 "The Redis client can't be made from these options "
@@ -56,8 +56,14 @@ class Place:
                 id=CHECK_ID,
             ) from exc
         # Here, where one task is: several that find a new client race in redis-py 8.
-        await client.initialize()
+        if is_cluster(client):
+            await client.initialize()
         return Client(client)
+
+    def _made(self) -> Redis | RedisCluster:
+        if self.make is not None:
+            return self.make()
+        return self._cluster() if self.cluster else self._single()
 
     def _single(self) -> Redis:
         from redis.asyncio import BlockingConnectionPool, Redis

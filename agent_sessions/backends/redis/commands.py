@@ -8,22 +8,27 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agent_sessions.backends.redis.scripts import Script
-from agent_sessions.exceptions import StorageError
+from agent_sessions.exceptions import InvalidBackend, StorageError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
 
 
 class GivenClient:
-    """A client that the caller made. It belongs to the loop that uses it first."""
+    """A client that the caller made. It belongs to the loop that uses it first.
+
+    Raises InvalidBackend for anything else than a client of redis.asyncio.
+    """
 
     def __init__(self, client: Any) -> None:
         from redis.asyncio import Redis, RedisCluster
 
         if not isinstance(client, Redis | RedisCluster):
-            raise TypeError(
-                f"redis_client is a {type(client).__module__}.{type(client).__name__}. "
-                "Give a client of redis.asyncio, or use from_url() or from_cache()."
+            raise InvalidBackend(
+                f"The Redis client is a {type(client).__name__} of "
+                f"{type(client).__module__}.",
+                hint="Give a client of redis.asyncio, or use a URL or a cache.",
+                id="agent_sessions.E021",
             )
         self._client = client
         self._begun = False
