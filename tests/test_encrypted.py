@@ -33,10 +33,10 @@ from agent_sessions.models import AgentRun, AgentSession, SessionItem, SessionSe
 from tests.admin_pages import page, staff, url
 from tests.approvals import refund, refunded
 from tests.chat import Socket, create_conversation, make_user, text_of
+from tests.list_backend import ListBackend
 from tests.test_compaction import SUMMARY, Compactor, compacting, compactor
 from tests.test_encrypted_contract import DATABASE, ENCRYPTED, KEY, encrypted
 from tests.test_encryption import NEW, OLD, said
-from tests.test_remote import ListBackend
 
 __all__ = ["compactor"]
 
@@ -267,7 +267,7 @@ async def test_a_lifetime_on_async_pages(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_histories_of_the_sdk_open_in_a_backend() -> None:
     from agents.extensions.memory import EncryptedSession as SDKEncryptedSession
 
-    inner = sessions["private"].inner.open_session(SessionKey("s"))  # type: ignore[attr-defined]
+    inner = sessions["private"].inner.open_session(SessionKey("s"))
     await SDKEncryptedSession("s", inner, KEY).add_items([said("theirs")])
     session = private()
     assert await session.get_items() == [said("theirs")]
@@ -457,7 +457,7 @@ async def test_compaction_around_a_session_object(compactor: Compactor) -> None:
     assert TREASURE not in text
     assert "cmp_1" not in text
     assert await SessionItem.objects.acount() == 3
-    assert await session._atomic_replace_items([said("all")])  # type: ignore[list-item]
+    assert await session._atomic_replace_items([said("all")])
     assert await session.get_items() == [said("all")]
     await get_session("s").add_items([said("plain")])
     assert await session._get_compaction_snapshot(5) is None

@@ -18,7 +18,7 @@ from agent_sessions import EncryptedSession, get_session
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.models import SessionItem
 from agent_sessions.testing import SessionContract
-from tests.test_remote import ListBackend
+from tests.list_backend import ListBackend
 
 KEY = "tWbR7cyRZ9TxOiGGW8Dl2gG5XHJ1vVFqUPWmNOYlqEc="
 DATABASE = "agent_sessions.backends.database.DatabaseBackend"

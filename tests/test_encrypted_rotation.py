@@ -20,9 +20,9 @@ from agent_sessions.backends.encrypted import EncryptedBackend
 from agent_sessions.backends.encrypted.rotation import Rotation
 from agent_sessions.exceptions import UnknownEncryptionKey
 from agent_sessions.models import AgentRun, AgentSession, SessionItem, SessionSecret
+from tests.list_backend import ListBackend
 from tests.test_encrypted import TREASURE, data, key_id, private, under
 from tests.test_encryption import NEW, OLD, said
-from tests.test_remote import ListBackend
 
 pytestmark = [pytest.mark.django_db(transaction=True)]
 one_database = pytest.mark.one_database

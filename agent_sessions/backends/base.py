@@ -69,6 +69,8 @@ class BaseSessionBackend(ABC):
     supports_branches: ClassVar[bool] = False
     # Whether clear_agent_sessions --keep-last-turns can shorten a history.
     supports_trimming: ClassVar[bool] = False
+    # Whether any JSON object can be stored, an encrypted item's envelope too.
+    takes_any_item: ClassVar[bool] = True
     # Whether pop_if() takes an item in one step with looking at it.
     supports_pop_if: ClassVar[bool] = False
     # Whether rewrite() can put items in the places of others.

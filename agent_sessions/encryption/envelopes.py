@@ -28,16 +28,28 @@ def is_envelope(item: Any) -> bool:
     )
 
 
+def new_id() -> str:
+    """Make an envelope's id."""
+    return os.urandom(_ID_BYTES).hex()
+
+
 def seal(cipher: Fernet, key_id: str, data: bytes) -> Item:
     """Put an item's text into an envelope of its own."""
-    return _seal(cipher, key_id, os.urandom(_ID_BYTES), data, int(time.time()))
+    return reseal(cipher, key_id, new_id(), data, int(time.time()))
 
 
 def reseal(
     cipher: Fernet, key_id: str, envelope_id: str, data: bytes, written: int
 ) -> Item:
     """Put it into the same envelope under another key; its id and time stay."""
-    return _seal(cipher, key_id, bytes.fromhex(envelope_id), data, written)
+    token = cipher.encrypt_at_time(bytes.fromhex(envelope_id) + data, written)
+    return {
+        "__enc__": 1,
+        "v": VERSION,
+        "kid": key_id,
+        "id": envelope_id,
+        "payload": token.decode(),
+    }
 
 
 def unseal(cipher: Fernet, envelope: Item) -> tuple[bytes, int] | None:
@@ -64,19 +76,6 @@ def unseal_token(cipher: Fernet, token: str) -> tuple[bytes, int] | None:
         return data, _written(token)
     except (InvalidToken, ValueError):
         return None
-
-
-def _seal(
-    cipher: Fernet, key_id: str, envelope_id: bytes, data: bytes, written: int
-) -> Item:
-    token = cipher.encrypt_at_time(envelope_id + data, written)
-    return {
-        "__enc__": 1,
-        "v": VERSION,
-        "kid": key_id,
-        "id": envelope_id.hex(),
-        "payload": token.decode(),
-    }
 
 
 def _written(token: str) -> int:

@@ -110,6 +110,9 @@ class KeyRing:
     def __iter__(self) -> Iterator[MasterKey]:
         return iter(self._keys.values())
 
+    def __contains__(self, key_id: object) -> bool:
+        return key_id in self._keys
+
     @property
     def ids(self) -> list[str]:
         """The keys' ids, the writing one first."""

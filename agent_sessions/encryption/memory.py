@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -19,41 +19,41 @@ _SESSIONS = 1_024
 _OVERHEAD = 300
 
 
+class Known(NamedTuple):
+    """An envelope that was opened: what it held, packed, and when it was written."""
+
+    payload: str
+    packed: bytes
+    written: int
+
+
 class Remembered:
-    """What is remembered of one session."""
+    """What is remembered of one session: derived keys, opened envelopes by their id."""
 
     def __init__(self, max_bytes: int) -> None:
         self.ciphers: dict[str, Fernet] = {}
+        self.opened: dict[str, Known] = {}
         self.size = 0
         self._max = max_bytes
-        self._opened: dict[str, tuple[str, bytes, int]] = {}
 
     def __repr__(self) -> str:
-        return f"<Remembered {len(self._opened)} items>"
+        return f"<Remembered {len(self.opened)} items>"
 
-    def find(self, envelope_id: str, payload: str) -> tuple[bytes, int] | None:
-        """Find what an envelope held, if it is still the same to the last letter."""
-        found = self._opened.get(envelope_id)
-        if found is None or found[0] != payload:
-            return None
-        return found[1], found[2]
-
-    def keep(self, envelope_id: str, payload: str, data: bytes, written: int) -> int:
-        """Remember what an envelope holds; tell by how much memory grew."""
-        before = self.size
-        more = len(payload) + len(data) + _OVERHEAD
+    def keep(self, envelope_id: str, known: Known) -> int:
+        """Remember what an envelope held; tell by how much memory grew."""
+        before, more = self.size, _size(known)
         if more > self._max:
             return 0
         self._drop(envelope_id)
         while self.size + more > self._max:
-            self._drop(next(iter(self._opened)))
-        self._opened[envelope_id] = payload, data, written
+            self._drop(next(iter(self.opened)))
+        self.opened[envelope_id] = known
         self.size += more
         return self.size - before
 
     def _drop(self, envelope_id: str) -> None:
-        if (found := self._opened.pop(envelope_id, None)) is not None:
-            self.size -= len(found[0]) + len(found[1]) + _OVERHEAD
+        if (found := self.opened.pop(envelope_id, None)) is not None:
+            self.size -= _size(found)
 
 
 class Memory:
@@ -72,31 +72,17 @@ class Memory:
     def __repr__(self) -> str:
         return f"<Memory {len(self._sessions)} sessions>"
 
-    def ciphers(self, context: bytes) -> dict[str, Fernet]:
-        """Give the derived keys of a session, to be added to."""
+    def of(self, context: bytes) -> Remembered:
+        """Give what is remembered of a session."""
         with self._lock:
-            return self._of(context).ciphers
+            return self._of(context)
 
-    def find(
-        self, context: bytes, envelope: dict[str, str]
-    ) -> tuple[bytes, int] | None:
-        """See Remembered.find()."""
-        if not self.max_bytes:
-            return None
-        with self._lock:
-            return self._of(context).find(envelope["id"], envelope["payload"])
-
-    def keep(
-        self, context: bytes, envelope: dict[str, str], data: bytes, written: int
-    ) -> None:
+    def keep(self, context: bytes, envelope_id: str, known: Known) -> None:
         """See Remembered.keep()."""
         if not self.max_bytes:
             return
         with self._lock:
-            session = self._of(context)
-            self._size += session.keep(
-                envelope["id"], envelope["payload"], data, written
-            )
+            self._size += self._of(context).keep(envelope_id, known)
             while self._size > self.max_bytes:
                 self._size -= self._sessions.popitem(last=False)[1].size
 
@@ -115,3 +101,7 @@ class Memory:
         else:
             self._sessions.move_to_end(context)
         return found
+
+
+def _size(known: Known) -> int:
+    return len(known.payload) + len(known.packed) + _OVERHEAD

@@ -24,7 +24,11 @@ from agent_sessions.backends.encrypted.source import KeySource
 from agent_sessions.encryption import KeyRing, Memory, Reading, Vault, session_context
 from agent_sessions.encryption.keys import require_cryptography
 from agent_sessions.encryption.vault import Taking
-from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
+from agent_sessions.exceptions import (
+    EncryptionError,
+    InvalidBackend,
+    UnknownEncryptionKey,
+)
 from agent_sessions.items import Item, encode_batch
 
 if TYPE_CHECKING:
@@ -189,7 +193,22 @@ class EncryptedBackend(BaseSessionBackend):
         return await self.inner.ahead(key)
 
     def check(self) -> list[checks.CheckMessage]:
-        return self.source.check()
+        messages = self.source.check()
+        try:
+            inner = self.inner
+        except InvalidBackend:
+            # Told for the alias that it is of.
+            return messages
+        if not inner.takes_any_item:
+            messages.append(
+                checks.Error(
+                    f"AGENT_SESSIONS[{self.alias!r}] wraps a "
+                    f"{type(inner).__name__}, which takes no encrypted items.",
+                    hint="Let the option backend name an alias of another store.",
+                    id="agent_sessions.E019",
+                )
+            )
+        return messages
 
     def open_session(self, key: SessionKey, **options: Any) -> BackendSession:
         from agent_sessions.memory.encrypted import EncryptedBackendSession

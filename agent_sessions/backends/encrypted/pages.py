@@ -9,7 +9,7 @@ from agent_sessions.backends.base import Page
 from agent_sessions.encryption import Vault
 from agent_sessions.encryption.vault import Opened
 from agent_sessions.exceptions import EncryptionError
-from agent_sessions.items import StoredItem
+from agent_sessions.items import StoredItem, encode_batch
 
 # Items that are looked at to find a turn's end.
 _AHEAD = 50
@@ -42,7 +42,7 @@ def _open(vault: Vault, stored: StoredItem) -> tuple[StoredItem, Opened | None]:
         return stored, None
     if opened is None:
         return replace(stored, item=None), None
-    text = opened.data.decode(errors="replace")
+    text = encode_batch([opened.item]).rows[0].data
     return replace(stored, item=opened.item, raw=text), opened
 
 
