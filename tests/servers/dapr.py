@@ -68,6 +68,7 @@ class Counts:
     requests: Counter[str] = field(default_factory=Counter)
     received: int = 0
     sent: int = 0
+    tokens: set[str | None] = field(default_factory=set)
 
 
 class Refused(Exception):
@@ -229,6 +230,8 @@ def _servicer(sidecar: DaprSidecar) -> Any:
         faults, name = sidecar.faults, type(request).__name__.removesuffix("Request")
         sidecar.counts.requests[name] += 1
         sidecar.counts.received += request.ByteSize()
+        headers = dict(context.invocation_metadata())
+        sidecar.counts.tokens.add(headers.get("dapr-api-token"))
         if faults.delay:
             time.sleep(faults.delay)
         if faults.unavailable:

@@ -249,7 +249,7 @@ def _entry(value: Any) -> Entry:
     if isinstance(value, list) and len(value) == 3 and isinstance(value[2], str):
         created, turn, text = value
         return Entry(text, int(turn or 0), int(created or 0))
-    # Kept as it is: it counts as an item that can't be read.
+    # Kept as it is, to be read or passed over like any other item's text.
     return Entry(_encode(value))
 
 
