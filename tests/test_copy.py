@@ -419,3 +419,21 @@ def test_long_items_are_copied_in_small_batches() -> None:
     copy("s-long", "--from=default", "--to=others")
     assert OtherLists.appends_left == 10_000 - 3
     assert decode(OtherLists.histories[None, "s-long"][4]) == long[4]
+
+
+@one_database
+def test_an_encrypted_history_is_copied_and_says_the_same() -> None:
+    private = {
+        "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
+        "OPTIONS": {"backend": "others", "keys": ["k" * 32]},
+    }
+    alice = make_user()
+    with override_settings(AGENT_SESSIONS={**SETTING, "private": private}):
+        session = fill("s-1", 5, user=alice)
+        copy("s-1", "--from=default", "--to=private")
+        assert items_of("s-1", "private", alice) == session.sync.get_items()
+        assert row_of("s-1", "private").title == ""
+        assert not [t for t in OtherLists.histories[alice.pk, "s-1"] if "Text" in t]
+        copy("s-1", "--from=private", "--to=lists")
+        assert items_of("s-1", "lists", alice) == session.sync.get_items()
+        assert "unchanged 1" in copy("s-1", "--from=default", "--to=private")

@@ -308,3 +308,20 @@ def test_one_history_that_fails_does_not_stop_the_others(caplog: Any) -> None:
         )
         assert "ValueError" in caplog.text
         assert "secret text" not in caplog.text
+
+
+@pytest.mark.one_database
+def test_an_encrypted_history_goes_with_its_user_too() -> None:
+    private = {
+        "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
+        "OPTIONS": {"backend": "lists", "keys": ["k" * 32]},
+    }
+    with override_settings(AGENT_SESSIONS={**SETTING, "private": private}):
+        alice = user()
+        fill(alice, "a-1", backend="private")
+        FailingBackend.down = True
+        alice.delete()
+        assert count_pending() == {"private": 1}
+        FailingBackend.down = False
+        assert retry_pending().cleared == 1
+    assert not any(FailingBackend.histories.values())
