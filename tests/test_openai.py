@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -783,3 +786,28 @@ def test_standalone_in_several_loops(running: ConversationsServer) -> None:
     assert texts(session.sync.get_items()) == ["item 0", "item 1", "item 2"]
     session.backend.close()
     assert running.made == 1
+
+
+def test_standalone_without_any_setting(running: ConversationsServer) -> None:
+    """No Django settings, no database: as with the SDK's own class."""
+    running.reset()
+    source = f"""
+        import asyncio
+        from openai import AsyncOpenAI
+        from agent_sessions import OpenAIConversationsSession
+
+        async def main():
+            async with AsyncOpenAI(api_key={KEY!r}, base_url={running.url!r}) as client:
+                session = OpenAIConversationsSession(client=client)
+                await session.add_items([{{"role": "user", "content": "Hi"}}] * 3)
+                assert len(await session.get_items(limit=2)) == 2
+                page = await session.backend.apage(session.key)
+                assert [item.position for item in page.items] == [1, 2, 3]
+                await session.pop_item()
+                await session.clear_session()
+
+        asyncio.run(main())
+    """
+    env = {name: v for name, v in os.environ.items() if not name.startswith("DJANGO")}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(source)], env=env, check=True)
+    assert (running.made, running.conversations) == (1, {})

@@ -25,6 +25,7 @@ from agents.extensions.memory import (
 from agents.memory import SQLiteSession
 from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import sync_to_async
+from cryptography.fernet import Fernet
 from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.test import override_settings
@@ -37,7 +38,12 @@ from agent_sessions.backends.sdk import backend as sdk_backend
 from agent_sessions.backends.sdk.backend import inner_id
 from agent_sessions.backends.sdk.opening import resolve
 from agent_sessions.backends.sdk.signatures import NotFound, read_signature
-from agent_sessions.exceptions import InvalidBackend, LeaseLost, StorageError
+from agent_sessions.exceptions import (
+    InvalidBackend,
+    LeaseLost,
+    StorageError,
+    UnknownEncryptionKey,
+)
 from agent_sessions.models import AgentSession
 from tests.chat import Socket, create_conversation, make_user, text_of
 from tests.sdk_sessions import ListSession
@@ -524,3 +530,33 @@ async def test_a_run_through_the_websocket(tmp_path: Path) -> None:
         found = await get_session(row.session_id, user=user).get_items()
         assert [item.get("role") for item in found] == ["user", "assistant"]
         await sync_to_async(sessions.reset)()
+
+
+@pytest.mark.django_db
+async def test_encrypted_over_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite3"
+    keys = [Fernet.generate_key().decode(), Fernet.generate_key().decode()]
+    setting = {
+        "default": {
+            "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
+            "OPTIONS": {"backend": "sdk", "keys": keys[:1]},
+        },
+        "sdk": alias(session=SQLITE, db_path=str(path))["default"],
+    }
+    with override_settings(AGENT_SESSIONS=setting):
+        session = get_session("s")
+        await session.add_items(said(1, 2, 3))
+        assert texts(await session.get_items(limit=2)) == ["item 2", "item 3"]
+        assert await session.pop_item() == said(3)[0]
+        page = await sessions["default"].apage(session.key)
+        assert [item.position for item in page.items] == [1, 2]
+        assert b"item 1" not in path.read_bytes()
+    setting["default"]["OPTIONS"]["keys"] = keys[1:]
+    with (
+        override_settings(AGENT_SESSIONS=setting),
+        pytest.raises(UnknownEncryptionKey),
+    ):
+        await get_session("s").pop_item()
+    setting["default"]["OPTIONS"]["keys"] = keys[::-1]
+    with override_settings(AGENT_SESSIONS=setting):
+        assert await get_session("s").pop_item() == said(2)[0]

@@ -6,10 +6,10 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core import checks
-from django.utils import timezone
 
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.loops import PerLoop
@@ -230,7 +230,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         self, key: SessionKey, *, before: int | None, after: int | None, limit: int
     ) -> Page:
         stretch = Stretch(before, after, limit)
-        used = await self.on_directory(self._used_at, key)
+        used = await self.on_directory(self._used_at, key) if self.listed else None
 
         async def read() -> Page:
             found = await self.find(key)
@@ -240,7 +240,7 @@ class OpenAIConversationsBackend(RemoteBackend):
             return await self._on(
                 key,
                 found,
-                lambda c: self._walk(c, remote, stretch, used),
+                lambda c: self._walk(c, remote, stretch, used or datetime.now(UTC)),
                 Page([], has_earlier=False),
             )
 
@@ -323,7 +323,7 @@ class OpenAIConversationsBackend(RemoteBackend):
 
     def _used_at(self, key: SessionKey) -> Any:
         rows = self.directory.rows(key)
-        return rows.values_list("updated_at", flat=True).first() or timezone.now()
+        return rows.values_list("updated_at", flat=True).first()
 
     # The service doesn't tell how many items there are, and the row is to: each
     # reading of a whole history counts, and writes are added to that.

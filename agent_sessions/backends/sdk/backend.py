@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import quote
 
 from django.core import checks
-from django.utils import timezone
 
 from agent_sessions.backends.base import Page, SessionKey, did_you_mean
 from agent_sessions.backends.loops import PerLoop
@@ -207,7 +207,7 @@ class SDKBackend(RemoteBackend):
         items = await self._use(key, lambda opened: _latest(opened, WINDOW))
         used = await self.on_directory(self._used_at, key) if self.listed else None
         return page_of(
-            items, used or timezone.now(), before=before, after=after, limit=limit
+            items, used or datetime.now(UTC), before=before, after=after, limit=limit
         )
 
     # -- helpers ---------------------------------------------------------------------
