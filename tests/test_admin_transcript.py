@@ -161,6 +161,40 @@ class TestTranscript:
         assert "There is nothing in this place." in html
         assert ">Newest<" in html
 
+    def test_an_output_leads_to_its_call_on_another_page(self, reader: Client) -> None:
+        def call(call_id: str) -> dict[str, str]:
+            return {
+                "type": "function_call",
+                "call_id": call_id,
+                "name": "look_up",
+                "arguments": "{}",
+            }
+
+        def output(call_id: str) -> dict[str, str]:
+            return {
+                "type": "function_call_output",
+                "call_id": call_id,
+                "output": "1",
+            }
+
+        row = make(
+            "chat",
+            call("far"),
+            *({"role": "user", "content": "x"} for _ in range(1_000)),
+            call("near"),
+            output("near"),
+            *({"role": "user", "content": "x"} for _ in range(97)),
+            output("far"),
+            output("gone"),
+        )
+        html = page(reader, url("change", row))
+        assert html.count(">Its call</a>") == 1
+        link = "?after=1001#item-1002"
+        assert f'<a href="{link}">Its call</a>' in html
+        html = page(reader, url("change", row) + link)
+        assert 'id="item-1002"' in html
+        assert ">Its call</a>" not in html
+
     def test_a_page_carries_so_much_text(self, reader: Client) -> None:
         texts = ("x" * 9_999 for _ in range(120))
         row = make("chat", *({"role": "user", "content": text} for text in texts))

@@ -36,12 +36,13 @@ class RunEnd:
 class Shown:
     """A line with its links, and what stands before and after it.
 
-    `agent` names who speaks from here on; `ends` are the runs that end here.
+    `call_url` leads from an output to its call on another page, `agent` names who speaks from here on; `ends` are the runs that end here.
     """
 
     line: Line
     raw_url: str
     output_url: str = ""
+    call_url: str = ""
     agent: str = ""
     ends: list[RunEnd] = field(default_factory=list)
 

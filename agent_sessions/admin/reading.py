@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -23,6 +23,8 @@ from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 BRANCHES = 100
 # Runs that one page of items names.
 RUNS = 200
+# How far back the call of an output is looked for: ids have no index.
+NEAR = 1_000
 _RUN_COLUMNS = (
     "session",
     "run_id",
@@ -123,6 +125,26 @@ class History:
         """Read one item; None where there is none in that place."""
         items = self.page(before=position + 1, limit=1).items
         return items[0] if items and items[0].position == position else None
+
+    def calls(self, call_ids: Collection[str], before: int) -> dict[str, int]:
+        """Find the positions of calls that lie not far before a position."""
+        backend, name = self.backend, self.chosen
+        if not call_ids or not isinstance(backend, DatabaseBackend):
+            return {}
+
+        def find(branches: Branches) -> dict[str, int]:
+            branch = _named(branches, name).current()
+            if branch is None:
+                return {}
+            rows = branches.items(branch).filter(
+                position__lt=before,
+                position__gte=before - NEAR,
+                call_id__in=call_ids,
+                type__endswith="_call",
+            )
+            return dict(rows.values_list("call_id", "position"))
+
+        return backend.ask(self._key, find)
 
     def runs(self, first: int, last: int) -> list[AgentRun]:
         """Find the runs that wrote items between two positions, oldest first."""

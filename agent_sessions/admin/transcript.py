@@ -20,6 +20,7 @@ from agent_sessions.admin.words import grouped, in_words
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.items import clean_text
 from agent_sessions.models import AgentSession
+from agent_sessions.transcript import Kind
 
 PAGE_LENGTH = 100
 # Characters of an item that a browser is to show; more is a download.
@@ -107,14 +108,22 @@ class TranscriptMixin(_ModelAdmin):
             page = history.page(before=before, after=after, limit=PAGE_LENGTH)
             items, branches = page.items, history.branches
             runs = history.runs(items[0].position, items[-1].position) if items else []
+            chosen = history.chosen
+            lines = lay_out(
+                items, runs, item_url(self, obj, chosen.name if chosen else None)
+            )
+            alone = [s for s in lines if s.line.entry.kind is Kind.OUTPUT]
+            ids = {shown.line.entry.call_id for shown in alone} - {""}
+            calls = history.calls(ids, items[0].position) if items else {}
         except AgentSessionError as exc:
             return {"transcript_error": str(exc)}
-        chosen = history.chosen
+        for shown in alone:
+            if position := calls.get(shown.line.entry.call_id):
+                place = _link(request, after=position - 1)
+                shown.call_url = f"{place}#item-{position}"
         elsewhere = page.has_later or (not items and (before, after) != (None, None))
         context = {
-            "lines": lay_out(
-                items, runs, item_url(self, obj, chosen.name if chosen else None)
-            ),
+            "lines": lines,
             "all_runs_url": runs_url(self, request),
             "newest_url": _link(request) if elsewhere else "",
             "branch": chosen,
