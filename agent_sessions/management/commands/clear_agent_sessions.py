@@ -175,7 +175,11 @@ class Command(BaseCommand):
             told = f"{alias}: {kind} can't remove single turns"
             if alias in selection.backends:
                 raise CommandError(f"{told}. {NOTHING_WRITTEN}")
-            self.stderr.write(f"{told}; its sessions are left out.")
+            if not selection.session_ids:
+                self.stderr.write(f"{told}; its sessions are left out.")
+        if selection.session_ids:
+            # Each is told of by its own name.
+            return selection
         if not can:
             raise CommandError(f"No backend can remove single turns. {NOTHING_WRITTEN}")
         if len(can) == len(selection.backends or list(sessions)):
