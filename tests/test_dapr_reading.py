@@ -180,6 +180,13 @@ def test_the_address_can_be_given(
     backend.close()
 
 
+def test_an_address_that_cant_be_read_is_named(dapr_server: DaprSidecar) -> None:
+    backend = make_backend(address="ftp://nowhere:1:2")
+    with pytest.raises(StorageError, match="host:port"):
+        backend.latest(KEY, None)
+    backend.close()
+
+
 async def test_one_client_serves_a_loop_and_is_closed_with_it(
     dapr_server: DaprSidecar,
 ) -> None:

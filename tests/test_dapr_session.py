@@ -23,13 +23,16 @@ from dapr.clients import DaprClient
 from django.test import override_settings
 
 from agent_sessions import DaprSession, get_session, sessions
+from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.dapr import DaprBackend
 from agent_sessions.exceptions import (
     InvalidBackend,
     InvalidSessionId,
+    LeaseLost,
     MissingExtra,
     StorageError,
 )
+from agent_sessions.models import AgentSession
 from tests.chat import Socket, create_conversation, make_user, text_of
 from tests.dapr_stores import HEAD, KEY, head_of, make_backend, said, says
 from tests.servers.dapr import STORE, DaprSidecar
@@ -279,3 +282,38 @@ async def test_a_chat_over_a_websocket(dapr_server: DaprSidecar) -> None:
     assert (row.user_id, row.title) == (user.pk, "Hi")
     [head] = [key for key in dapr_server.records if key.endswith(":owned")]
     assert f":user:{user.pk}:" in head
+
+
+@pytest.mark.django_db
+def test_a_run_that_loses_its_lease_in_mid_write_is_refused(
+    dapr_server: DaprSidecar,
+) -> None:
+    """Between the look at the row and the write, someone else takes the lease."""
+    setting = {
+        "default": {
+            "BACKEND": "agent_sessions.backends.dapr.DaprBackend",
+            "OPTIONS": {"store_name": STORE},
+        }
+    }
+    with override_settings(AGENT_SESSIONS=setting):
+        session = get_session("s")
+        session.sync.add_items(says("a"))  # type: ignore[arg-type]
+        rows = AgentSession.objects.filter(session_id="s")
+        fence = rows.get().fence
+        backend = session.backend
+        looked = type(backend.directory).assert_lease
+        backend.append(session.key.fenced(fence), says("b"))
+        calls = 0
+
+        def assert_lease(self: Any, key: SessionKey) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                rows.update(fence=fence + 1)
+            looked(self, key)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(backend.directory), "assert_lease", assert_lease)
+            with pytest.raises(LeaseLost):
+                backend.append(session.key.fenced(fence), says("c"))
+        assert [item["content"] for item in backend.latest(KEY, None)] == ["a", "b"]

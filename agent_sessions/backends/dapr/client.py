@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from agent_sessions.backends.dapr.sidecar import Unreachable
-from agent_sessions.exceptions import MissingExtra
+from agent_sessions.exceptions import MissingExtra, StorageError
 
 if TYPE_CHECKING:
     from dapr.aio.clients import DaprClient
@@ -38,7 +38,15 @@ async def open_client(address: str | None, health_timeout: float | None) -> Dapr
     await asyncio.to_thread(import_module, "dapr.aio.clients")
     if health_timeout is not None:
         await _await_health(health_timeout)
-    return _client_class()(address)
+    from dapr.clients.exceptions import DaprInternalError
+
+    try:
+        return _client_class()(address)
+    except DaprInternalError as exc:
+        raise StorageError(
+            "The address of the Dapr sidecar can't be read. Write it as host:port, in "
+            "the option address or in DAPR_GRPC_ENDPOINT."
+        ) from exc
 
 
 async def _await_health(seconds: float) -> None:

@@ -198,20 +198,16 @@ class History(Reader):
             if draft is None:
                 return None
             draft = replace(draft, head=draft.head.marked(new_name()))
-            tries.begin(found.head, draft)
             try:
                 draft = await self._commit(found, draft)
             except Conflict:
                 tries.refused(draft)
             except Unreachable as exc:
-                tries.doubt(exc)
+                tries.doubt(found.head, draft, exc)
                 await pause(attempt + 1, first=0.1)
             else:
                 return await self._finish(tries, draft, thorough=thorough)
-        raise StorageError(
-            "The session is being changed by too many others at once. Nothing was "
-            "written; try again later, or write from fewer places."
-        )
+        raise tries.failure(None)
 
     async def _commit(self, found: Found, draft: Draft) -> Draft:
         """Write the segments and then the head. Raises Conflict and Unreachable."""

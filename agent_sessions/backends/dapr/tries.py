@@ -10,6 +10,8 @@ from agent_sessions.backends.dapr.sidecar import TRIES, Unreachable
 from agent_sessions.exceptions import StorageError
 from agent_sessions.items import Item
 
+_CROWDED = "The session is being changed by too many others at once."
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -26,25 +28,22 @@ class Tries:
 
     def __init__(self) -> None:
         self._written: set[str] = set()
-        self._draft: Draft | None = None
         self._doubtful: dict[str, Draft] = {}
         self._writes = 0
-
-    def begin(self, head: Head, draft: Draft) -> None:
-        """Note what is about to be written."""
-        self._draft = draft
-        if not self._doubtful:
-            self._writes = head.writes
 
     def refused(self, draft: Draft) -> None:
         """Note that a draft's head was not written; its segments may lie there."""
         self._written |= draft.segments.keys()
 
-    def doubt(self, exc: Unreachable) -> None:
-        """Note that nobody knows whether the draft was written. Raises in the end."""
-        assert self._draft is not None  # noqa: S101 - begin() comes first
-        self.refused(self._draft)
-        self._doubtful[self._draft.head.recent[-1]] = self._draft
+    def doubt(self, head: Head, draft: Draft, exc: Unreachable) -> None:
+        """Note that nobody knows whether a draft of a head was written.
+
+        Raises StorageError where that was so too often.
+        """
+        self.refused(draft)
+        if not self._doubtful:
+            self._writes = head.writes
+        self._doubtful[draft.head.recent[-1]] = draft
         if len(self._doubtful) >= TRIES:
             raise self.failure(exc) from exc
 
@@ -58,13 +57,17 @@ class Tries:
         return None
 
     def failure(self, exc: Unreachable | None) -> StorageError:
-        """Make the error for a change of which no more can be known."""
-        if not self._doubtful and exc is not None:
+        """Make the error for a change that is given up."""
+        if self._doubtful:
+            return Unreachable(
+                f"{exc or _CROWDED} The last change is stored whole or not at all, but "
+                "which of both is not known. Read the session before you write it again."
+            )
+        if exc is not None:
             return Unreachable(f"{exc} Nothing was written; try again.")
-        return Unreachable(
-            f"{exc or 'Others changed the session meanwhile.'} The last change is "
-            "stored whole or not at all, but which of both is not known. Read the "
-            "session before you write it again."
+        return StorageError(
+            f"{_CROWDED} Nothing was written; try again later, or write from fewer "
+            "places."
         )
 
     def stale(self, head: Head) -> set[str]:
