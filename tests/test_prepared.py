@@ -11,8 +11,8 @@ from django.test.utils import CaptureQueriesContext
 
 from agent_sessions import get_session, sessions
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.prepared import PreparedStatements
-from agent_sessions.backends.database.statements import PostgreSQLStatements
 from agent_sessions.exceptions import StorageError
 from agent_sessions.models import AgentSession, SessionItem
 from tests.settings import DATABASE_KIND

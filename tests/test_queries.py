@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -233,6 +234,78 @@ class TestAppendsOwnTransaction:
             get_session("s").sync.add_items([ITEM])
         assert connection.connection is None
         assert self.stored() == (1, 1, 1)
+
+
+@pytest.mark.django_db(transaction=True)
+class TestLargeBatches:
+    """PostgreSQL copies them; everywhere they are as whole as small ones."""
+
+    texts = ("\x00", "\ud800", "\\N", "tab\there", "line\nfeed\r", "\\.", "'é😀\"", "")
+
+    def items(self) -> list[Any]:
+        return [
+            {"role": "user", "content": f"{text}{number}{text}"}
+            for number, text in zip(range(1_200), cycle(self.texts), strict=False)
+        ]
+
+    def test_they_come_back_as_they_were_given(self) -> None:
+        session = get_session("large").sync
+        session.add_items([ITEM])
+        session.add_items(self.items())
+        session.add_items([ITEM])
+        assert session.get_items() == [ITEM, *self.items(), ITEM]
+        count = len(self.items()) + 2
+        row = AgentSession.objects.get(session_id="large")
+        branch = Branch.objects.get(session=row)
+        assert (row.item_count, branch.head, branch.turn) == (count, count, count)
+        places = SessionItem.objects.order_by("position").values_list(
+            "position", "turn", "type", "role"
+        )
+        assert list(places) == [
+            (number, number, "message", "user") for number in range(1, count + 1)
+        ]
+
+    def test_columns_are_those_of_a_small_batch(self) -> None:
+        few = self.items()[:8]
+        get_session("small").sync.add_items(few)
+        get_session("large").sync.add_items(self.items())
+        columns = ("data", "type", "role", "call_id", "tool_name", "text", "size")
+        small, large = (
+            list(
+                SessionItem.objects.filter(branch__session__session_id=name)
+                .order_by("position")
+                .values_list(*columns)[:8]
+            )
+            for name in ("small", "large")
+        )
+        assert small == large
+
+    def test_what_fails_on_the_way_leaves_nothing(self) -> None:
+        session = get_session("large").sync
+        session.add_items([ITEM])
+        branch = Branch.objects.get()
+        # Lies where the batch will come to.
+        SessionItem.objects.create(branch=branch, position=900, data="{}")
+        with pytest.raises(StorageError):
+            session.add_items(self.items())
+        assert SessionItem.objects.count() == 2
+        assert AgentSession.objects.get().item_count == 1
+        assert Branch.objects.get().head == 1
+        session.add_items([ITEM])
+        assert Branch.objects.get().head == 2
+
+    def test_somebody_else_stores_nothing(self, django_user_model: Any) -> None:
+        get_session("large").sync.add_items([ITEM])
+        user = django_user_model.objects.create_user("eve")
+        with pytest.raises(SessionDoesNotExist):
+            get_session("large", user=user).sync.add_items(self.items())
+        assert SessionItem.objects.count() == 1
+
+    def test_the_callers_transaction_holds_them(self) -> None:
+        with transaction.atomic():
+            get_session("large").sync.add_items(self.items())
+            transaction.set_rollback(True)
+        assert not SessionItem.objects.exists()
 
 
 @pytest.mark.django_db(transaction=True)

@@ -34,12 +34,9 @@ from agent_sessions.backends.database.history import (
 )
 from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.rewriting import Rewriting
-from agent_sessions.backends.database.statements import (
-    Row,
-    Statements,
-    statements_for,
-)
+from agent_sessions.backends.database.statements import Row, Statements
 from agent_sessions.backends.database.threads import DatabaseThreads
+from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.directory import Directory
 from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Item, decode_all, encode_batch
@@ -104,7 +101,7 @@ class DatabaseBackend(BaseSessionBackend):
 
         connection = connections[self.using]
         statements = self._sql(connection)
-        alone = statements.appends_alone(connection)
+        alone = statements.appends_alone(connection, batch)
 
         def write(connection: BaseDatabaseWrapper) -> bool:
             with connection.cursor() as cursor:

@@ -6,7 +6,6 @@ read and sort the whole history for a filter through the parent's key.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,11 +17,13 @@ from django.db.backends.utils import CursorWrapper
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.lineage import Segment
-from agent_sessions.backends.database.prepared import PreparedStatements
-from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.items import Batch
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
+COLUMNS = (
+    "branch_id, position, turn, data, type, role, call_id, tool_name, text, size, "
+    "created_at"
+)
 # A row's position and text.
 Row = tuple[int, str]
 
@@ -130,7 +131,7 @@ class Statements:
 
         Needs a transaction around it unless `appends_alone`.
         """
-        if not self.appends_alone(cursor.db):
+        if not self.appends_alone(cursor.db, batch):
             return self._append(cursor, key, batch, now)
         cursor.execute("BEGIN IMMEDIATE")
         try:
@@ -141,7 +142,7 @@ class Statements:
             raise
         return stored
 
-    def appends_alone(self, connection: BaseDatabaseWrapper) -> bool:
+    def appends_alone(self, connection: BaseDatabaseWrapper, batch: Batch) -> bool:
         """Tell whether append() makes a transaction, at a fifth of atomic()'s cost."""
         return not connection.in_atomic_block and connection.get_autocommit()
 
@@ -219,28 +220,29 @@ class Statements:
         self, cursor: CursorWrapper, place: Place, batch: Batch, now: datetime
     ) -> None:
         """Insert a batch's rows at the positions that were taken for it."""
-        created_at = self.adapt_time(now)
         cursor.executemany(
-            f"INSERT INTO {self.item} (branch_id, position, turn, data, type, role, "
-            "call_id, tool_name, text, size, created_at) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            [
-                (
-                    place.branch_id,
-                    place.head + index,
-                    place.turn + row.turn,
-                    row.data,
-                    row.type,
-                    row.role,
-                    row.call_id,
-                    row.tool_name,
-                    row.text,
-                    len(row.data),
-                    created_at,
-                )
-                for index, row in enumerate(batch.rows, 1)
-            ],
+            f"INSERT INTO {self.item} ({COLUMNS}) VALUES ({', '.join(['%s'] * 11)})",
+            self.values(place, batch, self.adapt_time(now)),
         )
+
+    def values(self, place: Place, batch: Batch, created_at: Any) -> list[Any]:
+        """Give the columns of a batch's rows."""
+        return [
+            (
+                place.branch_id,
+                place.head + index,
+                place.turn + row.turn,
+                row.data,
+                row.type,
+                row.role,
+                row.call_id,
+                row.tool_name,
+                row.text,
+                len(row.data),
+                created_at,
+            )
+            for index, row in enumerate(batch.rows, 1)
+        ]
 
     def lock(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
         """Hold the session's row to the transaction's end; give its primary key."""
@@ -249,85 +251,7 @@ class Statements:
             "RETURNING id",
             self.owner(key, cursor.db),
         )
-        return _first(cursor.fetchone())
-
-
-class PostgreSQLStatements(Statements):
-    """One statement for an append: counters, positions and rows in one round trip."""
-
-    same_owner = "{s}.user_id IS NOT DISTINCT FROM %s"
-
-    def __init__(self, connection: BaseDatabaseWrapper, alias: str) -> None:
-        super().__init__(connection, alias)
-        self.prepared = PreparedStatements()
-
-    def execute(self, cursor: CursorWrapper, sql: str, params: Sequence[Any]) -> None:
-        self.prepared.execute(cursor, sql, params)
-
-    def appends_alone(self, connection: BaseDatabaseWrapper) -> bool:
-        # One statement is a transaction of its own.
-        return True
-
-    def append(
-        self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
-    ) -> bool:
-        update, params = self.count(key, batch, now, cursor.db)
-        size, turns = len(batch), batch.turns
-        name: list[Any] = []
-        target = f"{self.branch}.id = s.branch_id"
-        if key.branch is not None:
-            target = f"{self.branch}.session_id = s.id AND {self.branch}.name = %s"
-            name = [key.branch]
-        # Of type json, not jsonb, each element keeps its text byte for byte. The
-        # other columns travel apart: reading a member of an object would unescape
-        # all of it, and fail on NUL.
-        self.execute(
-            cursor,
-            f"WITH s AS ({update} RETURNING {self.session}.id, "
-            f"{self.session}.branch_id), "
-            f"b AS (UPDATE {self.branch} SET head = head + %s, turn = turn + %s "
-            f"FROM s WHERE {target} RETURNING {self.branch}.id, "
-            f"head - %s AS head, turn - %s AS turn) "
-            f"INSERT INTO {self.item} (branch_id, position, turn, data, type, role, "
-            "call_id, tool_name, text, size, created_at) "
-            "SELECT b.id, b.head + r.ordinal, b.turn + r.turn, r.data::text, r.type, "
-            "r.role, r.call_id, r.tool_name, r.text, octet_length(r.data::text), "
-            "%s::timestamptz "
-            "FROM b, ROWS FROM (json_array_elements(%s::json), "
-            "json_to_recordset(%s::json) AS (turn int, type text, role text, "
-            "call_id text, tool_name text, text text)) "
-            "WITH ORDINALITY AS r "
-            "(data, turn, type, role, call_id, tool_name, text, ordinal)",
-            [
-                *params,
-                *(size, turns, *name, size, turns),
-                self.adapt_time(now),
-                "[" + ",".join(row.data for row in batch.rows) + "]",
-                json.dumps(
-                    [
-                        {
-                            "turn": row.turn,
-                            "type": row.type,
-                            "role": row.role,
-                            "call_id": row.call_id,
-                            "tool_name": row.tool_name,
-                            "text": row.text,
-                        }
-                        for row in batch.rows
-                    ]
-                ),
-            ],
-        )
-        return bool(cursor.rowcount > 0)
-
-    def lock(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
-        # A statement of its own: with the delete in the same one, concurrent pops
-        # would look for their row before they hold the lock, and find none.
-        cursor.execute(
-            f"SELECT id FROM {self.session} WHERE {self.owned} FOR UPDATE",
-            self.owner(key, cursor.db),
-        )
-        return _first(cursor.fetchone())
+        return first(cursor.fetchone())
 
 
 class MySQLStatements(Statements):
@@ -335,7 +259,7 @@ class MySQLStatements(Statements):
 
     same_owner = "{s}.user_id <=> %s"
 
-    def appends_alone(self, connection: BaseDatabaseWrapper) -> bool:
+    def appends_alone(self, connection: BaseDatabaseWrapper, batch: Batch) -> bool:
         return False
 
     def advance(
@@ -366,25 +290,7 @@ class MySQLStatements(Statements):
             f"SELECT id FROM {self.session} WHERE {self.owned} FOR UPDATE",
             self.owner(key, cursor.db),
         )
-        return _first(cursor.fetchone())
-
-
-_VENDORS: dict[str, type[Statements]] = {
-    "sqlite": Statements,
-    "postgresql": PostgreSQLStatements,
-    "mysql": MySQLStatements,
-}
-
-
-def statements_for(connection: BaseDatabaseWrapper, alias: str) -> Statements:
-    """Choose the statements of a connection's database. Raises InvalidBackend."""
-    found = _VENDORS.get(connection.vendor)
-    if found is None:
-        raise InvalidBackend(
-            f"AGENT_SESSIONS[{alias!r}]: {connection.display_name} is not supported; "
-            "use PostgreSQL, SQLite, MariaDB or MySQL."
-        )
-    return found(connection, alias)
+        return first(cursor.fetchone())
 
 
 def _roll_back(cursor: CursorWrapper) -> None:
@@ -395,5 +301,6 @@ def _roll_back(cursor: CursorWrapper) -> None:
         cursor.db.close()
 
 
-def _first(row: Any) -> int | None:
+def first(row: Any) -> int | None:
+    """Give a row's first column; None for no row."""
     return None if row is None else int(row[0])
