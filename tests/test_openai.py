@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import subprocess
@@ -39,6 +40,7 @@ from agent_sessions.memory.openai import ConversationSession, OpenAIConversation
 from agent_sessions.models import AgentSession, PendingClear
 from tests.chat import Socket, create_conversation, make_user, text_of
 from tests.servers.conversations import KEY, ConversationsServer, conversations_server
+from tests.test_docs import ROOT, blocks, column
 
 pytestmark = [pytest.mark.one_database]
 
@@ -811,3 +813,16 @@ def test_standalone_without_any_setting(running: ConversationsServer) -> None:
     env = {name: v for name, v in os.environ.items() if not name.startswith("DJANGO")}
     subprocess.run([sys.executable, "-c", textwrap.dedent(source)], env=env, check=True)
     assert (running.made, running.conversations) == (1, {})
+
+
+def test_the_docs_name_the_options_and_the_errors() -> None:
+    text = (ROOT / "docs" / "openai.md").read_text(encoding="utf-8")
+    assert column(text, "option") == OpenAIConversationsBackend.option_defaults.keys()
+    errors = [HistoryGone, StoreRefused, StoreBusy, StoreUnavailable, PartlyWritten]
+    assert column(text, "error") == {kind.__name__ for kind in (*errors, StorageError)}
+    settings, _, standalone = blocks(text, "python")
+    namespace: dict[str, Any] = {}
+    exec(settings, namespace)
+    with override_settings(AGENT_SESSIONS=namespace["AGENT_SESSIONS"]):
+        assert isinstance(sessions["openai"], OpenAIConversationsBackend)
+    compile(standalone, "docs/openai.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)

@@ -48,6 +48,7 @@ from agent_sessions.models import AgentSession
 from tests.chat import Socket, create_conversation, make_user, text_of
 from tests.sdk_sessions import ListSession
 from tests.servers import Server
+from tests.test_docs import ROOT, blocks, column
 
 pytestmark = [pytest.mark.one_database]
 
@@ -560,3 +561,19 @@ async def test_encrypted_over_it(tmp_path: Path) -> None:
     setting["default"]["OPTIONS"]["keys"] = keys[::-1]
     with override_settings(AGENT_SESSIONS=setting):
         assert await get_session("s").pop_item() == said(2)[0]
+
+
+def test_the_docs_name_the_options_and_the_classes() -> None:
+    text = (ROOT / "docs" / "sdk-sessions.md").read_text(encoding="utf-8")
+    own = {*SDKBackend.option_defaults, *SDKBackend.retention_defaults, "session"}
+    assert column(text, "option") - {"all", "others"} == own
+    for path in column(text, "`session`") - {"a", "class", "of", "yours"}:
+        assert read_signature(path) is not None
+    settings = blocks(text, "python")[0]
+    namespace: dict[str, Any] = {}
+    exec(settings, namespace)
+    with override_settings(AGENT_SESSIONS=namespace["AGENT_SESSIONS"]):
+        backend = sessions["sdk"]
+        assert isinstance(backend, SDKBackend)
+        assert backend.check() == []
+        assert "password" not in repr(backend)
