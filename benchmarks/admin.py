@@ -39,6 +39,7 @@ _MIDDLEWARE = (
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
 )
+_NUMBERS = ("requests", "input_tokens", "output_tokens", "cached_tokens")
 _CONTEXT = (
     "django.template.context_processors.request",
     "django.contrib.auth.context_processors.auth",
@@ -153,9 +154,23 @@ def fill(options: argparse.Namespace) -> None:
         is_active="TRUE",
         date_joined=_ago("0"),
     )
+    _fill_sessions(options)
+    _fill_items(options.items)
+    _fill_runs(options)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+        if connection.vendor == "postgresql":
+            # Keys were given by hand.
+            cursor.execute("VACUUM")
+            cursor.execute(
+                "SELECT setval(pg_get_serial_sequence('auth_user', 'id'), "
+                "(SELECT max(id) FROM auth_user))"
+            )
+
+
+def _fill_sessions(options: argparse.Namespace) -> None:
     spread = options.days * 86_400
     text = {"remote_id", "run_owner", "agent_name", "run_id"}
-    numbers = ("requests", "input_tokens", "output_tokens", "cached_tokens")
     _insert(
         "agent_sessions_agentsession",
         options.sessions,
@@ -167,7 +182,7 @@ def fill(options: argparse.Namespace) -> None:
         metadata="'{}'",
         item_count=f"CASE WHEN i = 1 THEN {options.items} ELSE 20 END",
         **dict.fromkeys(text, "''"),
-        **dict.fromkeys((*numbers, "reasoning_tokens", "fence"), "i % 1000"),
+        **dict.fromkeys((*_NUMBERS, "reasoning_tokens", "fence"), "i % 1000"),
         state="'idle'",
         created_at=_ago(f"i * 7919 % {spread}"),
         updated_at=_ago(f"i * 7919 % {spread}"),
@@ -185,10 +200,13 @@ def fill(options: argparse.Namespace) -> None:
     )
     with connection.cursor() as cursor:
         cursor.execute("UPDATE agent_sessions_agentsession SET branch_id = id")
+
+
+def _fill_items(count: int) -> None:
     data = json.dumps({"role": "user", "content": "Where is my order? " * 20})
     _insert(
         "agent_sessions_sessionitem",
-        options.items,
+        count,
         id="i",
         branch_id="1",
         position="i",
@@ -200,8 +218,12 @@ def fill(options: argparse.Namespace) -> None:
         tool_name="''",
         text="'Where is my order?'",
         size=str(len(data)),
-        created_at=_ago(f"{options.items} - i"),
+        created_at=_ago(f"{count} - i"),
     )
+
+
+def _fill_runs(options: argparse.Namespace) -> None:
+    spread = options.days * 86_400
     # Every hundredth run is of the long session, ten items each.
     of_long = "i % 100 = 0"
     _insert(
@@ -221,7 +243,7 @@ def fill(options: argparse.Namespace) -> None:
         first_position=f"CASE WHEN {of_long} THEN i / 10 - 9 END",
         last_position=f"CASE WHEN {of_long} THEN i / 10 END",
         turn="1",
-        **dict.fromkeys((*numbers, "reasoning_tokens", "total_tokens"), "i % 5000"),
+        **dict.fromkeys((*_NUMBERS, "reasoning_tokens", "total_tokens"), "i % 5000"),
         usage="'{}'",
         error_code="CASE WHEN i % 50 = 0 THEN 'model_error' ELSE '' END",
         trace_id="'trace_' || i",
@@ -229,15 +251,6 @@ def fill(options: argparse.Namespace) -> None:
         sdk_version="'0.24.0'",
         interrupts="''",
     )
-    with connection.cursor() as cursor:
-        cursor.execute("ANALYZE")
-        if connection.vendor == "postgresql":
-            # Keys were given by hand.
-            cursor.execute("VACUUM")
-            cursor.execute(
-                "SELECT setval(pg_get_serial_sequence('auth_user', 'id'), "
-                "(SELECT max(id) FROM auth_user))"
-            )
 
 
 def _insert(table: str, count: int, **columns: str) -> None:
@@ -269,7 +282,7 @@ def pages(options: argparse.Namespace) -> dict[str, str]:
     base = "/admin/agent_sessions/agentsession/"
     return {
         "sessions": base,
-        "sessions, last page counted": f"{base}?p=200",
+        "sessions, last page counted": f"{base}?p={max(1, min(options.sessions, 10_000) // 50)}",
         "sessions, searched by id": f"{base}?q=session-77",
         "sessions, waiting": f"{base}?state__exact=waiting",
         "transcript, newest": f"{base}1/change/",

@@ -67,7 +67,7 @@ def test_the_page_is_found() -> None:
 
 
 def test_the_benchmark_times_every_page() -> None:
-    small = ("--sessions", "20", "--items", "150", "--runs", "200", "--users", "3")
+    small = ("--sessions", "120", "--items", "150", "--runs", "200", "--users", "3")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.admin"),
