@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import timedelta
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.core import checks
 from django.core.cache import cache
+from django.core.management import CommandError, call_command
 from django.test import override_settings
 from openai import AsyncOpenAI
 
@@ -597,3 +599,25 @@ def test_it_wraps_no_alias_that_is_not_there() -> None:
     assert error.id == "agent_sessions.E013"
     with pytest.raises(InvalidBackend), under(NEW, backend="nowhere"):
         private().sync.get_items()
+
+
+# -- copies ----------------------------------------------------------------------------
+
+
+def test_a_copy_is_encrypted_anew_and_needs_the_key() -> None:
+    with under(OLD):
+        private("s", user=None).sync.add_items([said(TREASURE), said("more")])
+    out = StringIO()
+    with under(NEW), pytest.raises(CommandError, match="could not be copied"):
+        call_command(
+            "copy_agent_sessions", "--all", "--from=private", "--to=default", stderr=out
+        )
+    assert key_id(OLD) in out.getvalue()
+    assert TREASURE not in stored()
+    with under(NEW, OLD):
+        call_command("copy_agent_sessions", "--all", "--from=private", "--to=default")
+        assert get_session("s").sync.get_items() == [said(TREASURE), said("more")]
+    AgentSession.objects.filter(backend="private").delete()
+    with under(NEW):
+        call_command("copy_agent_sessions", "--all", "--from=default", "--to=private")
+        assert private().sync.get_items() == [said(TREASURE), said("more")]

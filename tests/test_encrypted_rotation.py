@@ -228,13 +228,33 @@ def test_aliases_are_named_and_others_refused() -> None:
 @one_database
 def test_a_store_that_can_not_rewrite_is_told() -> None:
     ListBackend.histories.clear()
-    with under(NEW, inner={"BACKEND": ListBackend}):
-        assert "stay as they are" in rotate()
-        fill(1)
+    inner = {"BACKEND": ListBackend}
+    with under(OLD, inner=inner):
+        fill(3)
+    with under(NEW, OLD, inner=inner):
+        private().sync.add_items([said("new")])
+        out = StringIO()
         with pytest.raises(CommandError, match="Keep the older keys"):
-            rotate()
+            call_command("rotate_agent_session_keys", "--batch-size=2", stderr=out)
+        assert "private: 3 items under other keys, which ListBackend" in out.getvalue()
+        assert len(private().sync.get_items()) == 4
+        private().sync.clear()
+        fill(1)
+        assert "0 items of 0 sessions" in rotate()
         with pytest.raises(NotImplementedError):
             sessions["private"].rewrite(SessionKey("s"), lambda item: None)
         with pytest.raises(NotImplementedError):
             sessions["private"].pop_if(SessionKey("s"), bool)
         assert len(get_session("s", backend="private").sync.get_items()) == 1
+
+
+@one_database
+def test_session_keys_are_rotated_over_any_store() -> None:
+    ListBackend.histories.clear()
+    inner = {"BACKEND": ListBackend}
+    with under(OLD, inner=inner, session_keys=True):
+        items = fill(3)
+    with under(NEW, OLD, inner=inner, session_keys=True):
+        assert "0 items, and 1 session key of 1 session" in rotate()
+    with under(NEW, inner=inner, session_keys=True):
+        assert private().sync.get_items() == items

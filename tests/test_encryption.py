@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from agents.extensions.memory import EncryptedSession as SDKEncryptedSession
 from agents.memory import SQLiteSession
 
 from agent_sessions import EncryptedSession, EncryptSession
+from agent_sessions.backends.encrypted.options import DEFAULTS
 from agent_sessions.encryption import (
     KeyRing,
     MasterKey,
@@ -21,6 +26,7 @@ from agent_sessions.encryption import (
     Vault,
     session_context,
 )
+from agent_sessions.encryption.keys import GENERATE
 from agent_sessions.encryption.vault import Taking
 from agent_sessions.exceptions import (
     EncryptionError,
@@ -447,8 +453,6 @@ def test_no_settings_are_needed() -> None:
         "    print(await session.get_items())\n"
         "asyncio.run(main())"
     )
-    import os
-
     environment = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -458,3 +462,49 @@ def test_no_settings_are_needed() -> None:
         env=environment,
     )
     assert "'content': 'hi'" in done.stdout
+
+
+# -- the docs ----------------------------------------------------------------------------
+
+DOCS = (Path(__file__).parents[1] / "docs" / "encryption.md").read_text("utf-8")
+
+
+def test_the_options_in_the_docs_are_those_of_the_backend() -> None:
+    table = re.search(r"\| option \|.*\n\|[-|]+\n((?:\|.*\n)+)", DOCS)
+    assert table
+    documented = {
+        cells[1].strip(" `"): cells[2].strip(" `")
+        for cells in (line.split("|") for line in table[1].splitlines())
+    }
+    assert documented.keys() == {"backend", "keys", *DEFAULTS}
+    for name, default in DEFAULTS.items():
+        if name not in {"name", "cache_bytes"}:
+            assert documented[name] == str(default)
+    assert DEFAULTS["cache_bytes"] == 8 * 2**20
+
+
+def test_the_docs_tell_how_a_key_is_made() -> None:
+    (command,) = re.findall(r"```console\n(.*)\n```", DOCS)
+    assert command == GENERATE
+    _, _, code = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert MasterKey.parse(done.stdout.strip()).is_strong
+
+
+async def test_the_lines_in_the_docs_work() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    settings: dict[str, Any] = {"os": os}
+    os.environ["AGENT_KEY"] = NEW
+    exec(blocks[0], settings)
+    options = settings["AGENT_SESSIONS"]["private"]["OPTIONS"]
+    assert options == {"backend": "default", "keys": [NEW]}
+    del os.environ["AGENT_KEY"]
+    namespace: dict[str, Any] = {"key": NEW}
+    await asyncio.to_thread(exec, blocks[1], namespace)
+    await namespace["session"].add_items([said("hi")])
+    assert await namespace["session"].get_items() == [said("hi")]
+    envelope = vault_of().seal([said("hi")])[0]
+    (shown,) = re.findall(r"```json\n(.*)\n```", DOCS)
+    assert list(json.loads(shown)) == list(envelope)

@@ -19,6 +19,7 @@ def read_items(backend: BaseSessionBackend, key: SessionKey) -> Iterator[StoredI
     after = 0
     while True:
         page = backend.page(key, after=after, limit=_PAGE)
+        backend.assert_open(page)
         yield from page.items
         if not page.items or not page.has_later:
             return

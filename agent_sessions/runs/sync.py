@@ -16,8 +16,7 @@ from agent_sessions.agui import (
     snapshot,
 )
 from agent_sessions.backends.base import Page
-from agent_sessions.encryption import is_envelope
-from agent_sessions.exceptions import EncryptionError
+from agent_sessions.backends.encrypted.pages import assert_open
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import records
 from agent_sessions.runs.conversation import Conversation
@@ -44,13 +43,8 @@ class Rest:
 
 def messages_of(page: Page, options: StreamOptions) -> list[Event]:
     """Turn a page of stored items into AG-UI messages. Raises EncryptionError."""
-    for stored in page.items:
-        if stored.item is not None and is_envelope(stored.item):
-            # Left out, the conversation would look empty.
-            raise EncryptionError(
-                "The conversation has items under the encryption key "
-                f"{stored.item['kid']!r}, which is not configured here."
-            )
+    # Left out, the conversation would look empty.
+    assert_open(page)
     return messages_from_items(page.items, options)
 
 

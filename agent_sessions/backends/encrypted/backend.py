@@ -19,7 +19,7 @@ from agent_sessions.backends.base import (
     settle,
 )
 from agent_sessions.backends.encrypted.options import DEFAULTS, read_options
-from agent_sessions.backends.encrypted.pages import is_closed, open_page
+from agent_sessions.backends.encrypted.pages import assert_open, is_closed, open_page
 from agent_sessions.backends.encrypted.source import KeySource
 from agent_sessions.encryption import KeyRing, Memory, Reading, Vault, session_context
 from agent_sessions.encryption.keys import require_cryptography
@@ -219,6 +219,9 @@ class EncryptedBackend(BaseSessionBackend):
         self._memory = Memory(self.settings.cache_bytes)
         if (inner := self.__dict__.pop("inner", None)) is not None:
             inner.close()
+
+    def assert_open(self, page: Page) -> None:
+        assert_open(page)
 
     # -- texts beside the items ------------------------------------------------------
 

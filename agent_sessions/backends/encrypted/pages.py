@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from agent_sessions.backends.base import Page
-from agent_sessions.encryption import Vault
+from agent_sessions.encryption import Vault, is_envelope
 from agent_sessions.encryption.vault import Opened
 from agent_sessions.exceptions import EncryptionError
 from agent_sessions.items import StoredItem, encode_batch
@@ -32,7 +32,20 @@ def open_page(vault: Vault, page: Page, *, later: Callable[[int, int], Page]) ->
 
 def is_closed(page: Page) -> bool:
     """Tell whether items of an opened page are still in their envelopes."""
-    return any(stored.item and stored.item.get("__enc__") == 1 for stored in page.items)
+    return any(is_envelope(stored.item) for stored in page.items)
+
+
+def assert_open(page: Page) -> None:
+    """Pass where no item of an opened page is still in its envelope.
+
+    Raises EncryptionError.
+    """
+    for stored in page.items:
+        if stored.item is not None and is_envelope(stored.item):
+            raise EncryptionError(
+                "The history has items under the encryption key "
+                f"{stored.item['kid']!r}, which is not configured here."
+            )
 
 
 def _open(vault: Vault, stored: StoredItem) -> tuple[StoredItem, Opened | None]:

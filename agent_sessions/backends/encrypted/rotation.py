@@ -26,13 +26,15 @@ class Rotated:
     keys: int = 0
     # Rows that don't open, or were not encrypted.
     unreadable: int = 0
+    # Rows under other keys in a store that can't rewrite them.
+    fixed: int = 0
     # Rows by the id of a key that isn't in the ring.
     unknown: dict[str, int] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
         """How many rows are as they were."""
-        return self.unreadable + sum(self.unknown.values())
+        return self.unreadable + self.fixed + sum(self.unknown.values())
 
     def add(self, other: Rotated) -> None:
         """Add what was done in another session."""
@@ -40,6 +42,7 @@ class Rotated:
         self.texts += other.texts
         self.keys += other.keys
         self.unreadable += other.unreadable
+        self.fixed += other.fixed
         for key_id, count in other.unknown.items():
             self.unknown[key_id] = self.unknown.get(key_id, 0) + count
 
@@ -67,14 +70,29 @@ class Rotation:
             self._miss(exc.key_id)
             return self.done
         first = vault.ring.first.id
-        self.done.items += self._backend.inner.rewrite(
-            self._key,
-            lambda item: self._change(vault, item),
-            unless=f'"kid":"{first}"',
-            batch_size=batch_size,
-        )
+        if self._backend.inner.supports_rewriting:
+            self.done.items += self._backend.inner.rewrite(
+                self._key,
+                lambda item: self._change(vault, item),
+                unless=f'"kid":"{first}"',
+                batch_size=batch_size,
+            )
+        else:
+            self._count_fixed(first, batch_size)
         self._rotate_texts(self._backend.vault(self._key, TEXTS))
         return self.done
+
+    def _count_fixed(self, first: str, batch_size: int) -> None:
+        after = 0
+        while True:
+            page = self._backend.inner.page(self._key, after=after, limit=batch_size)
+            self.done.fixed += sum(
+                stored.item is not None and stored.item.get("kid") != first
+                for stored in page.items
+            )
+            if not page.items or not page.has_later:
+                return
+            after = page.items[-1].position
 
     def _change(self, vault: Vault, item: Item) -> Item | None:
         try:

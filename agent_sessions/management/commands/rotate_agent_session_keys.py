@@ -87,17 +87,11 @@ class Command(BaseCommand):
         backend = cast("EncryptedBackend", sessions[alias])
         selection = Selection(backends=(alias,))
         totals = selection.totals()
-        if not backend.inner.supports_rewriting:
-            self.stderr.write(
-                f"{alias}: {type(backend.inner).__name__} can't rewrite items, so "
-                f"{counted(totals.sessions, 'session')} stay as they are. Copy them "
-                "to an alias of the new key with copy_agent_sessions."
-            )
-            return not totals.sessions
         shown = self.options["progress"]
         if shown is None:
             shown = bool(self.options["verbosity"]) and self.stderr.isatty()
-        bar = Progress(self.stderr, totals.items) if shown else None
+        # Not self.stderr, which ends every line and colours it.
+        bar = Progress(self.stderr._out, totals.items) if shown else None
         done, number = Rotated(), 0
         for row in selection.rows():
             rotated = Rotation(backend, row).run(batch_size=self.options["batch_size"])
@@ -124,6 +118,12 @@ class Command(BaseCommand):
             self.stderr.write(
                 f"{alias}: {counted(missing, 'row')} under key {key_id}, which is not "
                 "among the keys."
+            )
+        if done.fixed:
+            self.stderr.write(
+                f"{alias}: {counted(done.fixed, 'item')} under other keys, which "
+                f"{type(backend.inner).__name__} can't rewrite. Copy the sessions to "
+                "an alias of the new key with copy_agent_sessions."
             )
         if done.unreadable:
             self.stderr.write(
