@@ -636,6 +636,28 @@ def test_deleting_a_user_deletes_the_conversations(
     assert server.conversations == {}
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_session_that_was_deleted_while_it_was_known(
+    server: ConversationsServer,
+) -> None:
+    """Its id begins a new one, unless its owner is gone; nothing old comes back."""
+    given = options(server, touch_interval=60)
+    setting = {"default": {"BACKEND": OpenAIConversationsBackend, "OPTIONS": given}}
+    with override_settings(AGENT_SESSIONS=setting):
+        user = get_user_model().objects.create_user("briefly")
+        session, owned = opened("s-known"), opened("s-owned", user=user)
+        for each in (session, owned):
+            each.sync.add_items(said(1))
+        row(session).delete()
+        session.sync.add_items(said(2))
+        assert texts(session.sync.get_items()) == ["item 2"]
+        user.delete()
+        with pytest.raises(SessionDoesNotExist):
+            owned.sync.add_items(said(2))
+        assert owned.sync.get_items() == []
+    assert len(server.conversations) == 1
+
+
 @pytest.mark.django_db
 async def test_a_foreign_session_keeps_its_id_to_itself(
     server: ConversationsServer,

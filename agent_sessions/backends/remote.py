@@ -302,7 +302,11 @@ class RemoteBackend(BaseSessionBackend):
             if not write:
                 # Not remembered: the first write may be someone else's.
                 return
-            directory.ensure(key)
+            try:
+                directory.ensure(key)
+            except IntegrityError:
+                # Its owner has been deleted.
+                raise SessionDoesNotExist(key.session_id) from None
         # What is rolled back, as after each test, is not remembered.
         transaction.on_commit(partial(self._remember, key), using=self.using)
 
@@ -342,15 +346,15 @@ class RemoteBackend(BaseSessionBackend):
 
         Where its owner is gone, or a run wrote, it goes the way of the session.
         """
-        from agent_sessions.backends.leftovers import erase_now
+        from agent_sessions.backends.leftovers import erase_now, has_owner
 
         try:
-            if key.fence is None:
+            if key.fence is None and has_owner(self.using, key):
                 self.directory.ensure(key)
                 self.directory.touch(key, count=news.count, title=news.title)
                 return
         except (IntegrityError, SessionDoesNotExist) as exc:
-            self._warn("has lost its owner", exc)
+            self._warn("has got another owner", exc)
         erase_now(self, key.fenced(None))
 
     def _warn(self, what: str, exc: Exception) -> None:

@@ -16,7 +16,11 @@ from agent_sessions.backends.loops import PerLoop
 from agent_sessions.backends.openai.checks import check_options
 from agent_sessions.backends.openai.places import START, Place, Places, Stretch
 from agent_sessions.backends.remote import RemoteBackend, Written
-from agent_sessions.exceptions import HistoryGone, StorageError, StoreBusy
+from agent_sessions.exceptions import (
+    HistoryGone,
+    StorageError,
+    StoreBusy,
+)
 from agent_sessions.items import Batch, Item
 
 if TYPE_CHECKING:
@@ -110,6 +114,11 @@ class OpenAIConversationsBackend(RemoteBackend):
         rows = self.directory.rows(key)
         return rows.values_list("remote_id", flat=True).first()
 
+    def _admit_again(self, key: SessionKey) -> None:
+        """Make the row of a session that was deleted since it was last looked up."""
+        self._admissions.forget(key)
+        self._admit(key, write=True)
+
     async def swap(self, key: SessionKey, old: str, new: str) -> bool:
         """Write an id in place of another; False where that isn't there any more."""
         return await self.on_directory(self._swap, key, old, new)
@@ -123,7 +132,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         for _ in range(_TRIES):
             found = await self.find(key)
             if found is None:
-                await self.on_directory(self.directory.ensure, key)
+                await self.on_directory(self._admit_again, key)
             elif found.startswith(DELETING):
                 # Whoever began it may have been killed.
                 await self._finish_deletion(key, found)
