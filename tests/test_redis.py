@@ -18,6 +18,7 @@ from agents.extensions.memory import RedisSession as SDKSession
 from django.test import override_settings
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from openai import AsyncOpenAI
 
 from agent_sessions import RedisSession
 from agent_sessions.backends.base import SessionKey
@@ -194,7 +195,7 @@ async def test_large_batches_arrive_whole(place: str) -> None:
 async def test_a_batch_that_arrives_twice_is_stored_once(place: str) -> None:
     session = open_session(place)
     backend, mine = store(session), names(session)
-    first = ("a" * 16, "", 0, 0, 0, '{"n":1}')
+    first = ("a" * 16, "", 0, 0, 0, 0, '{"n":1}')
     assert await backend._run(scripts.APPEND, mine, *first) == 1
     await session.add_items(MESSAGES)
     assert await backend._run(scripts.APPEND, mine, *first) == 7
@@ -495,6 +496,55 @@ async def test_pages_tell_when_a_batch_was_written(place: str) -> None:
     assert list(made) == [2, 3, 4, 5]
     assert moments[0] <= made[2] <= moments[1] < made[3] == made[4] <= moments[3]
     assert moments[4] <= made[5] <= moments[5]
+
+
+# --- compaction ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+async def test_a_history_is_replaced_in_one_step(
+    place: str, link: redis.Redis, sliding: bool
+) -> None:
+    """#5010: the SDK's compaction clears and adds where a session lacks the hook."""
+    session = open_session(place, ttl=60, sliding=sliding)
+    await session.add_items(MESSAGES)
+    link.pexpire(names(session).items, 5_000)
+    assert await session._atomic_replace_items(MESSAGES[:2])
+    assert await session.get_items() == MESSAGES[:2]
+    page = await session.backend.apage(session.key)
+    assert [stored.position for stored in page.items] == [7, 8]
+    assert (link.pttl(names(session).items) > 5_000) is sliding
+    assert await session._atomic_replace_items([])
+    assert await session.get_items() == []
+
+
+async def test_a_subclass_that_changes_items_is_not_passed_by(place: str) -> None:
+    class Shouting(RedisSession):
+        async def add_items(self, items: Any, **options: Any) -> None:
+            changed: list[Any] = [{"loud": True, **item} for item in items]
+            await super().add_items(changed)
+
+    session = Shouting.from_url(uuid.uuid4().hex, place)
+    assert not await session._atomic_replace_items(MESSAGES)
+    assert await session.get_items() == []
+
+
+async def test_the_sdks_compaction_uses_the_hook(place: str) -> None:
+    from agents.memory import OpenAIResponsesCompactionSession
+
+    session = open_session(place)
+    await session.add_items(MESSAGES)
+    async with AsyncOpenAI(api_key="none", base_url="http://127.0.0.1:9") as client:
+        compacting = OpenAIResponsesCompactionSession(
+            session.session_id, session, client=client
+        )
+        await compacting._replace_underlying_session_items(
+            output_items=MESSAGES[:1], previous_items=MESSAGES
+        )
+    assert await session.get_items() == MESSAGES[:1]
+    page = await session.backend.apage(session.key)
+    # Replaced, not cleared and added.
+    assert page.items[0].position == 7
 
 
 # --- listing -------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from agent_sessions.backends.redis.commands import GivenClient
 from agent_sessions.memory.base import BackendSession
 
 if TYPE_CHECKING:
+    from agents.items import TResponseInputItem
     from agents.memory import SessionSettings
     from redis.asyncio import Redis, RedisCluster
 
@@ -76,6 +77,22 @@ class RedisSession(BackendSession):
         return cls.from_key(
             backend, make_key(session_id, None), session_settings=session_settings
         )
+
+    async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
+        """Replace the whole history in one step, for the SDK's compaction.
+
+        The SDK's private hook (0.24), which it looks up on the class. Without it, a
+        crash between its clear and its add would lose the history.
+        """
+        kind = type(self)
+        if (kind.add_items, kind.get_items) != (
+            BackendSession.add_items,
+            BackendSession.get_items,
+        ):
+            return False  # a subclass changes items on their way
+        backend = cast("RedisBackend", self.backend)
+        await backend.areplace(self.key, items)  # type: ignore[arg-type]
+        return True
 
     async def close(self) -> None:
         """Let go of the event loop's idle connections; a client given stays open.

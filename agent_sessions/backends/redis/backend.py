@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core import checks
 
-from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.base import Page, SessionKey, settle
 from agent_sessions.backends.loops import PerLoop
 from agent_sessions.backends.redis import clients, scripts
 from agent_sessions.backends.redis.clients import CHECK_ID, Client, Place
@@ -27,10 +27,13 @@ from agent_sessions.backends.redis.scripts import TOKEN_LENGTH, Script
 from agent_sessions.backends.remote import RemoteBackend, Written
 from agent_sessions.backends.retention import parse_age
 from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
-from agent_sessions.items import Batch, Item, StoredItem, decode
+from agent_sessions.items import Batch, Item, StoredItem, decode, encode_batch
 
 if TYPE_CHECKING:
+    from agents.memory import SessionSettings
     from redis.asyncio import Redis, RedisCluster
+
+    from agent_sessions.memory.redis import RedisSession
 
 KEY_PREFIX = "agents:session"
 # Redis takes no larger number of milliseconds, counted from 1970.
@@ -185,6 +188,17 @@ class RedisBackend(RemoteBackend):
                 ]
         return []
 
+    def open_session(
+        self,
+        key: SessionKey,
+        *,
+        session_settings: SessionSettings | dict[str, Any] | None = None,
+    ) -> RedisSession:
+        """Open a session whose id and owner have been checked."""
+        from agent_sessions.memory.redis import RedisSession
+
+        return RedisSession.from_key(self, key, session_settings=session_settings)
+
     # -- clients -----------------------------------------------------------------
 
     async def _connect(self) -> Client:
@@ -237,10 +251,24 @@ class RedisBackend(RemoteBackend):
     # -- the store ---------------------------------------------------------------
 
     async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+        return await self._write(key, batch)
+
+    async def _write(
+        self, key: SessionKey, batch: Batch, *, replaces: bool = False
+    ) -> Written:
         texts = [row.data for row in batch.rows]
-        names = self.names(key)
-        terms = (_token(), *self._terms(key), self.max_items)
-        return Written(await self._run(scripts.APPEND, names, *terms, *texts))
+        terms = (_token(), *self._terms(key), self.max_items, int(replaces))
+        return Written(await self._run(scripts.APPEND, self.names(key), *terms, *texts))
+
+    async def areplace(self, key: SessionKey, items: Sequence[Item]) -> None:
+        """Put a batch in the place of the whole history, in one step."""
+        batch = encode_batch(items)
+        await self._aadmit(key, write=True)
+        await settle(self._replace(key, batch))
+
+    async def _replace(self, key: SessionKey, batch: Batch) -> None:
+        written = await self._write(key, batch, replaces=True)
+        await self._atouch(key, written, batch.title)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         names = self.names(key)

@@ -111,30 +111,36 @@ class Script:
         object.__setattr__(self, "digest", digest)
 
 
-# ARGV: token, fence, ttl in ms, whether it slides, how many items are kept, items …
-# Gives how many items there are.
+# ARGV: token, fence, ttl in ms, whether it slides, how many items are kept, whether
+# those that are there go, items … Gives how many items there are.
 APPEND = Script(f"""
 local token, fence, ttl, sliding = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local most = tonumber(ARGV[5])
+local most, goes, first = tonumber(ARGV[5]), ARGV[6] == '1', 7
 local wrong = wrong_kind() or lost(fence)
 if wrong then return wrong end
 local batches = call('HGET', notes, 'batches') or ''
 local count = call('LLEN', items)
 if string.find(batches, token, 1, true) then return count end
-local base = base_of()
-local first = string.format('%d', base + count + 1)
+local base, left = base_of(), call('PTTL', items)
+if goes then
+  call('UNLINK', items, times, popped)
+  base, count = base + count, 0
+  call('HSET', notes, 'base', string.format('%d', base))
+end
 -- First, because a full server refuses this, and nothing after a script's first write.
-for start = 6, #ARGV, 1000 do
+for start = first, #ARGV, 1000 do
   call('RPUSH', items, unpack(ARGV, start, math.min(start + 999, #ARGV)))
 end
+if goes and left > 0 then call('PEXPIRE', items, left) end
+local position = string.format('%d', base + count + 1)
 local now = call('TIME')
 local stamp = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))
 -- Others, such as the SDK, take items away without a word about their times.
-call('ZREMRANGEBYSCORE', times, first, '+inf')
-call('ZADD', times, first, first .. ':' .. stamp)
+call('ZREMRANGEBYSCORE', times, position, '+inf')
+call('ZADD', times, position, position .. ':' .. stamp)
 batches = string.sub(token .. batches, 1, {BATCHES * TOKEN_LENGTH})
 call('HSET', notes, 'batches', batches)
-count = count + #ARGV - 5
+count = count + #ARGV - first + 1
 if most > 0 and count > most then
   call('LTRIM', items, -most, -1)
   base = base + count - most
