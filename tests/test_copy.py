@@ -437,3 +437,44 @@ def test_an_encrypted_history_is_copied_and_says_the_same() -> None:
         copy("s-1", "--from=private", "--to=lists")
         assert items_of("s-1", "lists", alice) == session.sync.get_items()
         assert "unchanged 1" in copy("s-1", "--from=default", "--to=private")
+
+
+def take_over(session_id: str, **columns: Any) -> Any:
+    """Make a progress function that changes the source's row in the middle."""
+
+    def change(count: int) -> None:
+        AgentSession.objects.filter(backend="default", session_id=session_id).update(
+            **columns
+        )
+
+    return change
+
+
+@one_database
+def test_a_run_that_takes_the_session_over_keeps_it() -> None:
+    fill("s-1", 3)
+    copier = Copier(sessions["default"], sessions["lists"], move=True)
+    copier.progress = take_over("s-1", run_id="r-1")
+    report = copier.run(find_sources(sessions["default"], session_ids=("s-1",)))
+    assert "somebody else took it" in report.refused["s-1"]
+    assert len(items_of("s-1", "default")) == 3
+    # Its lease is not ours to give back.
+    assert row_of("s-1", "default").run_id == "r-1"
+
+
+@one_database
+def test_a_run_that_never_ended_holds_the_session() -> None:
+    fill("s-1", 3)
+    AgentSession.objects.update(run_id="r-1", state="running")
+    text = copy("s-1", "--from=default", "--to=lists", "--move", "--noinput", code=3)
+    assert "a run holds it" in text
+    assert not ListBackend.histories
+
+
+@one_database
+def test_a_session_deleted_meanwhile_is_reported() -> None:
+    fill("s-1", 3)
+    (chosen,) = find_sources(sessions["default"], session_ids=("s-1",))
+    AgentSession.objects.all().delete()
+    report = Copier(sessions["default"], sessions["lists"]).run([chosen])
+    assert "deleted meanwhile" in report.refused["s-1"]

@@ -325,3 +325,25 @@ def test_an_encrypted_history_goes_with_its_user_too() -> None:
         FailingBackend.down = False
         assert retry_pending().cleared == 1
     assert not any(FailingBackend.histories.values())
+
+
+class Unerasable(FailingBackend):
+    async def store_erase(self, key: SessionKey, remote_id: str) -> int:
+        raise StoreUnavailable("The store is down.")
+
+
+def test_what_is_written_after_the_deletion_is_not_forgotten(caplog: Any) -> None:
+    """A process that heard nothing of it writes once more, while nothing is erased."""
+    setting = {**SETTING, "lists": {"BACKEND": Unerasable}}
+    with override_settings(AGENT_SESSIONS=setting):
+        alice = user()
+        session = get_session("a-1", user=alice, backend="lists")
+        session.sync.add_items([HELLO])
+        alice.delete()
+        PendingClear.objects.all().delete()
+        backend: Any = sessions["lists"]
+        backend._remember(session.key)
+        session.sync.add_items([HELLO])
+        assert "history is still in 'lists' (StoreUnavailable)" in caplog.text
+        assert count_pending() == {"lists": 1}
+    assert retry_pending().items == 2

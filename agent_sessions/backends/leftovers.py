@@ -12,6 +12,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
@@ -84,6 +85,15 @@ def erase_before(backend: BaseSessionBackend, key: SessionKey) -> None:
                 "another process. Try again."
             )
         time.sleep(_PAUSE)
+
+
+def has_owner(using: str, key: SessionKey) -> bool:
+    """Tell whether a key's owner is still there, or never had to be.
+
+    Databases may find out no sooner than at the end of their transaction.
+    """
+    owners: Any = get_user_model()._base_manager.using(using)
+    return key.user_id is None or owners.filter(pk=key.user_id).exists()
 
 
 def erase_now(backend: BaseSessionBackend, key: SessionKey) -> None:

@@ -259,7 +259,7 @@ class Copier:
             fence=F("fence") + 1,
             state=AgentSession.State.RUNNING,
         ):
-            raise CopyProblem("a run has just begun in it.")
+            raise CopyProblem("a run holds it. It is free once that has ended.")
         return held
 
     def _release(self, key: SessionKey, held: str) -> None:
