@@ -10,8 +10,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from django.utils.module_loading import import_string
 
 from agent_sessions import consumers, exceptions
+from agent_sessions.backends.base import BaseSessionBackend
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.runs import RunLimits
@@ -98,9 +100,18 @@ def test_the_options_are_those_of_the_backend() -> None:
     assert namespace["AGENT_SESSIONS"] == {
         "default": {
             "BACKEND": f"{DatabaseBackend.__module__.rpartition('.')[0]}.DatabaseBackend",
-            "OPTIONS": DatabaseBackend.option_defaults,
+            "OPTIONS": DatabaseBackend.retention_defaults
+            | DatabaseBackend.option_defaults,
         }
     }
+
+
+def test_the_backends_of_the_readme_are_there() -> None:
+    names = re.findall(r"^\| \[?`([\w.]+Backend)`", README, re.MULTILINE)
+    assert len(names) == 6
+    for name in names:
+        backend = import_string(f"agent_sessions.backends.{name}")
+        assert issubclass(backend, BaseSessionBackend)
 
 
 def test_the_lines_of_the_readme_make_a_project_work(tmp_path: Path) -> None:
