@@ -40,8 +40,8 @@ BATCH_SIZE = 500
 # left alone for this many times as long as it was held.
 _REST = 4.0
 # Seconds after which a transaction was a long one, and how few rows are enough then.
-_LONG = 0.05
-_LEAST = 50
+_LONG = 0.1
+_LEAST = 100
 
 Guard = Callable[[AgentSession], None]
 Told = Callable[[int], None]
@@ -236,7 +236,12 @@ class _Grave:
         return 0
 
     def adapt(self, seconds: float, most: int) -> None:
-        """Choose the size of the next step by how long the last one took."""
+        """Choose the next step's size by how long the last one kept others waiting.
+
+        On other databases than SQLite nobody waits for it.
+        """
+        if connections[self.using].vendor != "sqlite":
+            return
         if seconds > _LONG:
             self.size = max(self.size // 2, min(_LEAST, most))
         elif seconds < _LONG / 4:
