@@ -428,3 +428,20 @@ async def test_a_chat_over_a_websocket(redis_cluster: list[Server]) -> None:
         assert f"-of:default:{user.pk}:" in name.items.decode()
     assert [item["role"] for item in items] == ["user", "assistant"] * 2
     assert (row.user_id, row.title) == (user.pk, "Hi")
+
+
+# --- the page of the docs ------------------------------------------------------------
+
+
+def test_the_docs_tell_every_option() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "redis.md").read_text()
+    rows = page.partition("| option |")[2].partition("\n\n")[0].splitlines()[2:]
+    told = {
+        row.split("|")[1].strip(" `"): row.split("|")[2].strip(" `") for row in rows
+    }
+    assert told.keys() == RedisBackend.option_defaults.keys()
+    different = {"cache": '"default"'}  # None there, so that a url can be told apart
+    assert told == {
+        name: different.get(name, repr(value))
+        for name, value in RedisBackend.option_defaults.items()
+    }
