@@ -17,9 +17,10 @@ from django.core.management import call_command
 from django.db import OperationalError, connection
 from django.test import override_settings
 from django.utils import timezone
+from django.utils.module_loading import import_string
 
 from agent_sessions import get_session, sessions
-from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.loops import BackgroundLoop, with_caller
 from agent_sessions.backends.remote import RemoteBackend, Written
 from agent_sessions.exceptions import SessionDoesNotExist
@@ -326,3 +327,12 @@ def test_the_docs_show_this_very_backend() -> None:
     assert example.strip() == source.partition("annotations\n")[2].strip()
     lines = example[example.index("class ListBackend") :].splitlines()
     assert len([line for line in lines if line.strip()]) <= 40
+
+
+def test_the_docs_name_backends_that_there_are() -> None:
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "backends.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(agent_sessions\.backends\.[\w.]+)`", page, re.MULTILINE)
+    assert len(named) == 6
+    for path in named:
+        assert issubclass(import_string(path), BaseSessionBackend)
