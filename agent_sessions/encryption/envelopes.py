@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, Any
 
 from agent_sessions.items import Item
@@ -33,9 +32,9 @@ def new_id() -> str:
     return os.urandom(_ID_BYTES).hex()
 
 
-def seal(cipher: Fernet, key_id: str, data: bytes) -> Item:
-    """Put an item's text into an envelope of its own."""
-    return reseal(cipher, key_id, new_id(), data, int(time.time()))
+def seal(cipher: Fernet, key_id: str, data: bytes, written: int) -> Item:
+    """Put an item's text into an envelope of its own; `written` in Unix seconds."""
+    return reseal(cipher, key_id, new_id(), data, written)
 
 
 def reseal(

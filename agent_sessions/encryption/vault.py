@@ -80,9 +80,14 @@ class Vault:
         """Put items into envelopes. Raises InvalidItem, which names the first bad one."""
         key = self.ring.first
         cipher = self._cipher(key)
-        return [
-            seal(cipher, key.id, row.data.encode()) for row in encode_batch(items).rows
-        ]
+        texts = [row.data.encode() for row in encode_batch(items).rows]
+        now = int(time.time())
+        envelopes = [seal(cipher, key.id, text, now) for text in texts]
+        if self._memory.max_bytes:
+            # The next turn reads them.
+            for envelope, text in zip(envelopes, texts, strict=True):
+                self._keep(envelope, json.loads(text), now)
+        return envelopes
 
     def reseal(self, envelope: Any) -> Item | None:
         """Put an envelope's item under the first key; its id and its time stay.
@@ -127,9 +132,7 @@ class Vault:
         if found is None or item is None:
             return None
         if isinstance(envelope_id, str) and envelope["v"] == VERSION:
-            # Unpacked faster than JSON is read, and into fresh objects each time.
-            known = Known(envelope["payload"], marshal.dumps(item), found[1])
-            self._memory.keep(self.context, envelope_id, known)
+            self._keep(envelope, item, found[1])
         return Opened(item, found[1])
 
     def is_over(self, opened: Opened) -> bool:
@@ -195,6 +198,11 @@ class Vault:
                 return found
         # Changed or of another key: nothing tells, so nothing is passed over.
         raise UnknownEncryptionKey(self.session_id, envelope["kid"], self.ring.ids)
+
+    def _keep(self, envelope: Item, item: Item, written: int) -> None:
+        # Unpacked faster than JSON is read, and into fresh objects each time.
+        known = Known(envelope["payload"], marshal.dumps(item), written)
+        self._memory.keep(self.context, envelope["id"], known)
 
     def _cipher(self, key: MasterKey) -> Fernet:
         cipher = self._ciphers.get(key.id)

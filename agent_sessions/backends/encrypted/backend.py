@@ -69,6 +69,8 @@ class EncryptedBackend(BaseSessionBackend):
         self.settings = read_options(alias, self.options)
         self.source = KeySource(alias, self.options["keys"])
         self._memory = Memory(self.settings.cache_bytes)
+        # The sessions' keys lie in a database: async callers need a thread.
+        self._is_threaded = self.settings.session_keys
 
     # -- sync --------------------------------------------------------------------
 
@@ -96,7 +98,7 @@ class EncryptedBackend(BaseSessionBackend):
         else:
             with self._secrets.destroyed(key):
                 count = self.inner.clear(key)
-        self._memory.forget(self._context(key))
+        self._forget(key)
         return count
 
     def page(
@@ -145,7 +147,7 @@ class EncryptedBackend(BaseSessionBackend):
             newest = await self.inner.alatest(key, 1)
             await self._awith_keys(key, lambda vault: _opened(vault, newest))
         count = await self.inner.aclear(key)
-        self._memory.forget(self._context(key))
+        self._forget(key)
         return count
 
     async def apage(
@@ -181,7 +183,7 @@ class EncryptedBackend(BaseSessionBackend):
         super().forget_key(key)
         if self._secrets is not None:
             self._secrets.rows(key).delete()
-        self._memory.forget(self._context(key))
+        self._forget(key)
 
     def enroll(self, key: SessionKey) -> None:
         self.inner.enroll(key)
@@ -264,11 +266,6 @@ class EncryptedBackend(BaseSessionBackend):
             return None
         return SessionSecrets(self.alias, self.directory.using)
 
-    @property
-    def _is_threaded(self) -> bool:
-        """Whether async callers need a thread: the sessions' keys lie in a database."""
-        return self.settings.session_keys
-
     def _vault(
         self, key: SessionKey, ring: KeyRing | None = None, purpose: bytes = b""
     ) -> Vault:
@@ -290,6 +287,10 @@ class EncryptedBackend(BaseSessionBackend):
         secret = self._secrets.find(key, self._vault(key, purpose=SECRETS))
         ring = self.source.ring()
         return self._vault(key, ring if secret is None else ring.under(secret), purpose)
+
+    def _forget(self, key: SessionKey) -> None:
+        for purpose in (b"", TEXTS, SECRETS):
+            self._memory.forget(self._context(key) + purpose)
 
     def _page_vault(self, key: SessionKey) -> Vault:
         """Give what opens a page, of which what doesn't open is shown as closed."""
