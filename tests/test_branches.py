@@ -13,7 +13,8 @@ from agents import Agent, Runner
 from agents.extensions.memory import AdvancedSQLiteSession
 from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import sync_to_async
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from agent_sessions import DjangoSession
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
@@ -489,7 +490,8 @@ async def test_a_fork_of_a_long_history_is_two_rows_and_few_statements(
     rows = await SessionItem.objects.acount()
 
     def fork() -> None:
-        with django_assert_num_queries(12, exact=False):
+        # Some of them look for the turn, the more the longer the history is.
+        with django_assert_num_queries(16, exact=False):
             session.sync.create_branch_from_turn(2_999)
 
     await sync_to_async(fork)()
@@ -511,3 +513,34 @@ async def test_a_rolled_back_branch_leaves_no_trace() -> None:
     await sync_to_async(fork_and_roll_back)()
     await session.create_branch_from_turn(2, "stays")
     assert texts(await session.get_items()) == ["first", "one"]
+
+
+@pytest.mark.django_db(transaction=True)
+class TestLongHistories:
+    """A turn is found without reading what lies before it."""
+
+    async def test_turns_of_very_different_lengths_are_found(self) -> None:
+        session = DjangoSession("uneven")
+        items: list[Any] = []
+        begins = {}
+        for number in range(1, 90):
+            begins[number] = len(items)
+            items.append({"role": "user", "content": f"question {number}"})
+            items += [{"type": "reasoning"}] * (
+                400 if number in (3, 70) else number % 3
+            )
+        await session.add_items(items)
+        for number in (1, 2, 3, 4, 40, 69, 70, 71, 89):
+            await session.create_branch_from_turn(number, f"before {number}")
+            assert len(await session.get_items()) == begins[number]
+            await session.switch_to_branch("main")
+        with pytest.raises(InvalidBranch, match="Turn 90"):
+            await session.create_branch_from_turn(90)
+
+    def test_finding_one_takes_few_queries(self) -> None:
+        session = DjangoSession("long").sync
+        session.add_items([{"role": "user", "content": str(n)} for n in range(6_000)])
+        with CaptureQueriesContext(connection) as captured:
+            session.create_branch_from_turn(5_000, "late")
+        assert len(captured) <= 25
+        assert len(session.get_items()) == 4_999

@@ -15,6 +15,7 @@ from agent_sessions.backends.database.lineage import (
     segment_of,
     visible,
 )
+from agent_sessions.backends.database.seeking import first_of_turn
 from agent_sessions.backends.directory import Directory
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
 from agent_sessions.models import MAIN_BRANCH, AgentSession, Branch, SessionItem
@@ -122,14 +123,7 @@ class Branches:
 
     def first_of_turn(self, source: Branch, turn: int) -> int | None:
         """Find the position of the user message that begins a turn."""
-        found: int | None = (
-            self.items(source)
-            .filter(turn=turn, type="message", role="user")
-            .order_by("position")
-            .values_list("position", flat=True)
-            .first()
-        )
-        return found
+        return first_of_turn(self.using, self.segments(source), turn)
 
     def fork(self, source: Branch, position: int, turn: int, name: str) -> Branch:
         """Make a branch that shows `source` up to a position, and switch to it."""
