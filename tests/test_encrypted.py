@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
@@ -622,3 +624,21 @@ def test_a_copy_is_encrypted_anew_and_needs_the_key() -> None:
     with under(NEW):
         call_command("copy_agent_sessions", "--all", "--from=default", "--to=private")
         assert private().sync.get_items() == [said(TREASURE), said("more")]
+
+
+@one_database
+def test_checks_and_the_command_load_neither_cryptography_nor_the_sdk() -> None:
+    code = (
+        "import sys, django; from django.conf import settings\n"
+        f"settings.AGENT_SESSIONS = {SETTING!r}\n"
+        "django.setup()\n"
+        "from django.core.management import call_command\n"
+        "import agent_sessions.management.commands.rotate_agent_session_keys\n"
+        "call_command('check')\n"
+        "print(sorted({'agents', 'cryptography', 'openai'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert KEY not in done.stdout + done.stderr
