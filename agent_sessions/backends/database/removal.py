@@ -40,8 +40,8 @@ BATCH_SIZE = 500
 # left alone for this many times as long as it was held.
 _REST = 4.0
 # Seconds after which a transaction was a long one, and how few rows are enough then.
-_LONG = 0.1
-_LEAST = 100
+_LONG = 0.04
+_LEAST = 50
 
 Guard = Callable[[AgentSession], None]
 Told = Callable[[int], None]
