@@ -292,7 +292,8 @@ def test_clearing_destroys_the_sessions_key() -> None:
         assert json.loads(backup)["kid"] not in {key_id(NEW), key_id(OLD)}
         session.clear()
         assert SessionSecret.objects.count() == 0
-        assert repr(sessions["private"]._memory) == "<Memory 0 sessions>"
+        backend: Any = sessions["private"]
+        assert repr(backend._memory) == "<Memory 0 sessions>"
         session.add_items([said("afresh")])
         assert SessionSecret.objects.get().wrapped != first.wrapped
         # What a backup brings back doesn't open any more, and is told.
