@@ -32,6 +32,13 @@ PLURAL = {"ngettext", "ngettext_lazy"}
 Message = tuple[str, str]
 
 
+@pytest.fixture(autouse=True)
+def _own_language() -> Iterator[None]:
+    """Leave no reader's language to the tests after: Django's client does."""
+    yield
+    translation.deactivate()
+
+
 def messages() -> set[Message]:
     """Find what is to be translated: (message, plural or "")."""
     found: set[Message] = set()

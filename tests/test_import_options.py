@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError
+from django.utils import translation
 
 from agent_sessions.importing.progress import Progress
 from agent_sessions.models import AgentSession
@@ -144,3 +145,9 @@ class TestOptions:
             "\r[############------------]  50% 500/1,000 items, " in stream.getvalue()
         )
         assert " left" in stream.getvalue()
+
+
+def test_the_report_is_in_one_language(path: Path) -> None:
+    write_sqlite(path, "one", conversation(1))
+    with translation.override("ja"):
+        assert run_import("sqlite", path)[0].startswith("Imported 4 items: sessions")
