@@ -22,12 +22,13 @@ EXTRAS := channels,channels-redis,redis,dapr,encrypt
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-llm test test-all test-quick coverage lint type docs bench check build clean
+.PHONY: help demo demo-llm test test-stores test-all test-quick coverage lint type docs bench check build clean
 
 help:
 	@echo "make demo       serve the example on http://127.0.0.1:8000 (PORT=8123 make demo)"
 	@echo "make demo-llm   the same with a small real model"
 	@echo "make test       run all tests on SQLite, PostgreSQL, MariaDB and in Chromium"
+	@echo "make test-stores  the contract on every variant of a store"
 	@echo "make test-all   the same with every Python that is found"
 	@echo "make test-quick all tests but the browser's, on SQLite only"
 	@echo "make coverage   measure what the tests reach"
@@ -71,6 +72,11 @@ demo-llm: $(VENV)/.llm
 test: $(VENV)/.group-test
 	@$(BIN)/python -m tests.servers.provision
 	@$(BIN)/python -m tests.suite $(ARGS)
+
+# The contract on each further variant of a store: minutes of what `make test` does on
+# one of each kind.
+test-stores: $(VENV)/.group-test
+	@$(BIN)/python -m pytest -m another_store $(ARGS)
 
 # The newest Django that each Python allows, but 6.0 with 3.12 so that it has its turn.
 test-all:

@@ -154,6 +154,7 @@ async def make_session(session_id):
 """
 
 
+@pytest.mark.another_store
 class TestWithoutTransactions(
     OnThePool, DaprHooks, WritingCases, PoppingCases, ConcurrencyCases
 ):
@@ -173,6 +174,7 @@ class Standalone(DaprHooks):
         return asyncio.run(main())
 
 
+@pytest.mark.another_store
 class TestSessionOverTheAsyncClient(Standalone, ShapeCases, PoppingCases):
     # The client belongs to one loop; the sync face has a loop of its own.
     supports_sync = False
@@ -193,6 +195,7 @@ class TestSessionOverTheAsyncClient(Standalone, ShapeCases, PoppingCases):
         return DaprSession(session_id, STORE, self.client, **options)
 
 
+@pytest.mark.another_store
 class TestSessionOverTheBlockingClient(Standalone, SyncCases, ConcurrencyCases):
     @pytest.fixture(autouse=True)
     def _client(self, _sidecar: None) -> Iterator[None]:

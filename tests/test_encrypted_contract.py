@@ -81,12 +81,14 @@ class TestOverADatabase(EncryptedContract):
 
 
 @pytest.mark.one_database
+@pytest.mark.another_store
 class TestWithSessionKeys(EncryptedContract):
     __test__ = True
     setting = encrypted({"BACKEND": DATABASE}, session_keys=True)
 
 
 @pytest.mark.one_database
+@pytest.mark.another_store
 class TestOverAnotherStore(EncryptedContract):
     __test__ = True
     setting = encrypted({"BACKEND": ListBackend, "OPTIONS": {"touch_interval": 0}})
@@ -97,6 +99,7 @@ class TestOverAnotherStore(EncryptedContract):
         return original
 
 
+@pytest.mark.another_store
 class TestAroundAnSDKSession(SessionContract):
     """EncryptedSession around the SDK's own SQLiteSession."""
 

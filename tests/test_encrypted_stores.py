@@ -15,7 +15,7 @@ from tests.servers.redis import url
 from tests.test_dapr_contract import damage
 from tests.test_encrypted_contract import EncryptedContract, encrypted
 
-pytestmark = pytest.mark.one_database
+pytestmark = [pytest.mark.one_database, pytest.mark.another_store]
 
 
 class TestOverRedis(EncryptedContract):

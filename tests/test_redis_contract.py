@@ -73,6 +73,7 @@ class TestRedisCluster(InTransaction):
 
 
 @pytest.mark.django_db
+@pytest.mark.another_store
 class TestValkeyBehindSentinels(InTransaction):
     """Through an alias of CACHES, with a client that decodes and a sliding ttl."""
 
@@ -153,6 +154,7 @@ async def make_session(session_id):
 """
 
 
+@pytest.mark.another_store
 class TestStandalone(ShapeCases, ReadingCases, PoppingCases, ConcurrencyCases):
     """RedisSession.from_url: no row, no settings; its store is the one above."""
 

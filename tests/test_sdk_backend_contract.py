@@ -148,11 +148,13 @@ class TestSQLite(SDKContract):
     known_gaps = POP_GAPS
 
 
+@pytest.mark.another_store
 class TestAsyncSQLite(SDKContract):
     target = "agents.extensions.memory.AsyncSQLiteSession"
     known_gaps = POP_GAPS
 
 
+@pytest.mark.another_store
 class TestAdvancedSQLite(SDKContract):
     target = "agents.extensions.memory.AdvancedSQLiteSession"
     known_gaps = {
@@ -167,6 +169,7 @@ class TestAdvancedSQLite(SDKContract):
         return {"db_path": str(self.file), "create_tables": True}
 
 
+@pytest.mark.another_store
 class TestSQLAlchemy(SDKContract):
     target = "agents.extensions.memory.SQLAlchemySession.from_url"
     known_gaps = POP_GAPS
