@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -333,12 +334,19 @@ def test_a_remembered_envelope_is_compared_to_the_last_letter() -> None:
 # -- around any session ------------------------------------------------------------------
 
 
-def inner(session_id: str = "s") -> Any:
-    return SQLiteSession(session_id)
+_made: list[SQLiteSession] = []
 
 
-async def made(session_id: str = "s") -> Any:
-    return await asyncio.to_thread(inner, session_id)
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while _made:
+        _made.pop().close()
+
+
+async def made(of: type[SQLiteSession] = SQLiteSession) -> Any:
+    _made.append(await asyncio.to_thread(of, "s"))
+    return _made[-1]
 
 
 async def test_both_names_mean_the_same() -> None:
@@ -400,7 +408,7 @@ class Faster(SQLiteSession):
 
 
 async def test_a_pop_that_takes_anothers_item_puts_it_back() -> None:
-    store = await asyncio.to_thread(Faster, "s")
+    store = await made(Faster)
     session = EncryptedSession(store, NEW)
     await session.add_items([said("mine")])
     store.other = EncryptedSession(store, OLD)
@@ -503,6 +511,7 @@ async def test_the_lines_in_the_docs_work() -> None:
     del os.environ["AGENT_KEY"]
     namespace: dict[str, Any] = {"key": NEW}
     await asyncio.to_thread(exec, blocks[1], namespace)
+    _made.append(namespace["session"].inner_session)
     await namespace["session"].add_items([said("hi")])
     assert await namespace["session"].get_items() == [said("hi")]
     envelope = vault_of().seal([said("hi")])[0]

@@ -143,12 +143,8 @@ class EncryptedBackend(BaseSessionBackend):
     async def aclear(self, key: SessionKey) -> int:
         if self._is_threaded:
             return await settle(self.threads.run(self.clear, key))
-        if not self.settings.clear_without_key:
-            newest = await self.inner.alatest(key, 1)
-            await self._awith_keys(key, lambda vault: _opened(vault, newest))
-        count = await self.inner.aclear(key)
-        self._forget(key)
-        return count
+        # From the look at the newest item on: a client may swallow a cancellation there.
+        return await settle(self._aclear(key))
 
     async def apage(
         self,
@@ -389,6 +385,14 @@ class EncryptedBackend(BaseSessionBackend):
         except EncryptionError:
             await self.inner.aappend(key, [] if taken is None else [taken])
             raise
+
+    async def _aclear(self, key: SessionKey) -> int:
+        if not self.settings.clear_without_key:
+            newest = await self.inner.alatest(key, 1)
+            await self._awith_keys(key, lambda vault: _opened(vault, newest))
+        count = await self.inner.aclear(key)
+        self._forget(key)
+        return count
 
 
 async def _opened(vault: Vault, envelopes: list[Item]) -> None:
