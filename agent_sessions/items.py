@@ -15,6 +15,9 @@ from agent_sessions.exceptions import InvalidItem
 Item = dict[str, Any]
 
 TITLE_LENGTH = 80
+# Of a message's text a column keeps as much as a list shows: all of it is in the item,
+# and would take twice the place, and a page more at each append.
+TEXT_LENGTH = 500
 NAME_LENGTH = 255
 KIND_LENGTH = 64
 ROLE_LENGTH = 32
@@ -45,7 +48,10 @@ _encode = json.JSONEncoder(
 
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
-    """One item as it is stored: its JSON text and the columns drawn from it."""
+    """One item as it is stored: its JSON text and the columns drawn from it.
+
+    `text` is the beginning of a message's text, up to 500 characters.
+    """
 
     data: str
     turn: int
@@ -124,7 +130,7 @@ def encode_batch(items: Sequence[Any]) -> Batch:
                 role=role[:ROLE_LENGTH],
                 call_id=_column(item.get("call_id"))[:NAME_LENGTH],
                 tool_name=tool_name(item, kind)[:NAME_LENGTH],
-                text=text,
+                text=text[:TEXT_LENGTH],
             )
         )
     return Batch(tuple(rows), turns, title)

@@ -36,7 +36,7 @@ class TestPrepared:
     def prepared(self) -> PreparedStatements:
         backend = sessions["default"]
         assert isinstance(backend, DatabaseBackend)
-        statements = backend._sql(connection)
+        statements = backend.statements(connection)
         assert isinstance(statements, PostgreSQLStatements)
         return statements.prepared
 

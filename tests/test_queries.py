@@ -372,7 +372,7 @@ class TestPlans:
         cursor = Recorder()
         # PostgreSQL keeps the plan of a prepared statement after some executions.
         for _ in range(10):
-            default_backend()._sql(connection).latest(cursor, key, limit)
+            default_backend().statements(connection).latest(cursor, key, limit)
         return plan(*cursor.seen[-1])
 
     @pytest.mark.parametrize("branch", [None, "main"])
@@ -398,7 +398,7 @@ class TestPlans:
 
     def test_no_statement_of_an_append_reads_the_history(self) -> None:
         cursor = Recorder()
-        statements_ = default_backend()._sql(connection)
+        statements_ = default_backend().statements(connection)
         batch = encode_batch([ITEM, ITEM])
         for _ in range(10):
             assert statements_.append(cursor, SessionKey("long"), batch, timezone.now())

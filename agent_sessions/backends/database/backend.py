@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core import checks
@@ -26,7 +27,9 @@ from agent_sessions.backends.base import (
     SessionKey,
     did_you_mean,
 )
+from agent_sessions.backends.database.appending import append_together
 from agent_sessions.backends.database.branches import Branches
+from agent_sessions.backends.database.gathering import Gathering
 from agent_sessions.backends.database.history import (
     clear_history,
     pop_newest,
@@ -91,6 +94,7 @@ class DatabaseBackend(BaseSessionBackend):
         self._threads: DatabaseThreads | None = None
         self._statements: dict[str, Statements] = {}
         self._lineages = Lineages(self.database or "")
+        self._gathering = Gathering(partial(append_together, self))
 
     # -- sync --------------------------------------------------------------------
 
@@ -100,19 +104,19 @@ class DatabaseBackend(BaseSessionBackend):
         batch = encode_batch(items)
 
         connection = connections[self.using]
-        statements = self._sql(connection)
+        statements = self.statements(connection)
         alone = statements.appends_alone(connection, batch)
 
         def write(connection: BaseDatabaseWrapper) -> bool:
             with connection.cursor() as cursor:
                 return statements.append(cursor, key, batch, timezone.now())
 
-        while not self._run(write, alone=alone):
-            self._run(lambda connection: self.directory.create(key))
+        while not self.run(write, alone=alone):
+            self.run(lambda connection: self.directory.create(key))
 
     def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         if limit == 0:
-            self._run(lambda connection: self.directory.assert_own(key), alone=True)
+            self.run(lambda connection: self.directory.assert_own(key), alone=True)
             return []
 
         def read(connection: BaseDatabaseWrapper) -> list[Item]:
@@ -128,14 +132,14 @@ class DatabaseBackend(BaseSessionBackend):
                     # Unreadable rows don't count: look further back.
                     window *= 2
 
-        return self._run(read, alone=True)
+        return self.run(read, alone=True)
 
     def pop(self, key: SessionKey) -> Item | None:
         def take(connection: BaseDatabaseWrapper) -> Item | None:
             session = self._lock(connection, key)
             return None if session is None else pop_newest(self.branches(key), session)
 
-        return self._run(take)
+        return self.run(take)
 
     def pop_if(self, key: SessionKey, accept: Callable[[Item], bool]) -> Item | None:
         def take(connection: BaseDatabaseWrapper) -> Item | None:
@@ -144,7 +148,7 @@ class DatabaseBackend(BaseSessionBackend):
                 return None
             return pop_newest(self.branches(key), session, accept)
 
-        return self._run(take)
+        return self.run(take)
 
     def rewrite(
         self,
@@ -164,7 +168,7 @@ class DatabaseBackend(BaseSessionBackend):
             keep_lease = key.fence is not None
             return clear_history(self.using, session, keep_lease=keep_lease)
 
-        count = self._run(empty)
+        count = self.run(empty)
         session_cleared.send(
             type(self),
             session_id=key.session_id,
@@ -182,7 +186,7 @@ class DatabaseBackend(BaseSessionBackend):
         after: int | None = None,
         limit: int = 100,
     ) -> Page:
-        return self._run(
+        return self.run(
             lambda connection: read_page(
                 self.branches(key), before=before, after=after, limit=limit
             ),
@@ -192,7 +196,11 @@ class DatabaseBackend(BaseSessionBackend):
     # -- async -------------------------------------------------------------------
 
     async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
-        if items:
+        if not items:
+            return
+        if self.statements(connections[self.using]).appends_together:
+            await self.threads.finish_together(self._gathering, (key, items))
+        else:
             await self.threads.finish(self.append, key, items)
 
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
@@ -276,7 +284,7 @@ class DatabaseBackend(BaseSessionBackend):
 
     def ask(self, key: SessionKey, question: Callable[[Branches], T]) -> T:
         """Answer a question about a session's branches."""
-        return self._run(lambda connection: question(self.branches(key)), alone=True)
+        return self.run(lambda connection: question(self.branches(key)), alone=True)
 
     async def aask(self, key: SessionKey, question: Callable[[Branches], T]) -> T:
         """See ask()."""
@@ -289,7 +297,7 @@ class DatabaseBackend(BaseSessionBackend):
             self._lock(connection, key)
             return change(self.branches(key))
 
-        return self._run(run)
+        return self.run(run)
 
     async def achange(self, key: SessionKey, change: Callable[[Branches], T]) -> T:
         """See change()."""
@@ -302,14 +310,15 @@ class DatabaseBackend(BaseSessionBackend):
 
         Raises StorageError.
         """
-        return self._run(lambda connection: operation())
+        return self.run(lambda connection: operation())
 
-    def _run(
+    def run(
         self, operation: Callable[[BaseDatabaseWrapper], T], *, alone: bool = False
     ) -> T:
         """Run one operation in one transaction, again where the database asks for it.
 
-        `alone` says that the operation is atomic without a transaction.
+        `alone` says that the operation is atomic without a transaction. Raises
+        StorageError.
         """
         connection = connections[self.using]
         attempts = 1 if connection.in_atomic_block else _ATTEMPTS
@@ -335,7 +344,8 @@ class DatabaseBackend(BaseSessionBackend):
             "migrated and reachable, then try again; the cause is chained."
         )
 
-    def _sql(self, connection: BaseDatabaseWrapper) -> Statements:
+    def statements(self, connection: BaseDatabaseWrapper) -> Statements:
+        """Give the statements in the words of a connection's database."""
         statements = self._statements.get(connection.vendor)
         if statements is None:
             statements = statements_for(connection, self.alias)
@@ -346,12 +356,16 @@ class DatabaseBackend(BaseSessionBackend):
         self, cursor: CursorWrapper, key: SessionKey, window: int | None
     ) -> list[Row]:
         """Read the newest rows that a branch shows, newest first."""
-        statements = self._sql(cursor.db)
+        statements = self.statements(cursor.db)
         rows = statements.latest(cursor, key, window)
         # Position 1 is the very beginning, so most histories end the look-up here.
         if rows and (len(rows) == window or rows[-1][0] == 1):
             return rows
-        branch = self.directory.find_branch(key)
+        if rows:
+            branch = statements.find_branch(cursor, key)
+        else:
+            # Nothing may be there, or somebody else's.
+            branch = self.directory.find_branch(key)
         ancestors = () if branch is None else self.lineages.of(branch)[1:]
         if not ancestors:
             return rows
@@ -361,7 +375,7 @@ class DatabaseBackend(BaseSessionBackend):
     def _lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> int | None:
         """Hold the session's row; its primary key, or None where it isn't there."""
         with connection.cursor() as cursor:
-            locked = self._sql(connection).lock(cursor, key)
+            locked = self.statements(connection).lock(cursor, key)
         if locked is None:
             self.directory.assert_own(key)
         if key.fence is not None:

@@ -116,10 +116,7 @@ class _Lane(threading.Thread):
             result, error = _outcome(work.call)
         # Before the caller is told, who may come back at once.
         following = self._following(self)
-        # Nobody is there any more where the loop has been closed.
-        with contextlib.suppress(RuntimeError):
-            loop = work.future.get_loop()
-            loop.call_soon_threadsafe(_tell, work.future, result, error)
+        tell(work.future, result, error)
         return following
 
 
@@ -130,7 +127,14 @@ def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
         return None, exc
 
 
-def _tell(
+def tell(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    """Give a future its outcome from another thread than its loop's."""
+    # Nobody is there any more where the loop has been closed.
+    with contextlib.suppress(RuntimeError):
+        future.get_loop().call_soon_threadsafe(_settle, future, result, error)
+
+
+def _settle(
     future: asyncio.Future[Any], result: Any, error: BaseException | None
 ) -> None:
     if future.cancelled():

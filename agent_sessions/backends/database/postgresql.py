@@ -29,6 +29,8 @@ class PostgreSQLStatements(Statements):
     """One statement for an append: counters, positions and rows in one round trip."""
 
     same_owner = "{s}.user_id IS NOT DISTINCT FROM %s"
+    appends_together = False
+    writes_all_indexes = False
 
     def __init__(self, connection: BaseDatabaseWrapper, alias: str) -> None:
         super().__init__(connection, alias)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
+from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.lineage import Segment
@@ -41,6 +43,10 @@ class Statements:
     """Statements in the SQL that SQLite speaks; other databases override some."""
 
     same_owner = "{s}.user_id IS %s"
+    # Whether one transaction for several batches is worth the while.
+    appends_together = True
+    # Whether an UPDATE writes to the indexes of all columns it names, changed or not.
+    writes_all_indexes = True
 
     def __init__(self, connection: BaseDatabaseWrapper, alias: str) -> None:
         self.alias = alias
@@ -100,13 +106,20 @@ class Statements:
         rows: list[Row] = cursor.fetchall()
         return rows
 
+    def find_branch(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
+        """Find the branch that a key means."""
+        branch, params = self.branch_of(key, cursor.db)
+        cursor.execute(branch, params)
+        return first(cursor.fetchone())
+
     def inherited(
         self, cursor: CursorWrapper, segments: Sequence[Segment], limit: int | None
     ) -> list[Row]:
         """Read the newest rows of ancestors, newest first.
 
         Each part is a window of its own on the index; a join with the lineage would
-        read and sort all of them.
+        read and sort all of them. Whole histories aren't sorted by the database either,
+        which would copy them.
         """
         window = "" if limit is None else f" LIMIT {limit:d}"
         part = (
@@ -116,12 +129,13 @@ class Statements:
         params: list[Any] = []
         for segment in segments:
             params += [segment.branch_id, segment.after, segment.upto]
-        cursor.execute(
-            f"SELECT position, data FROM ({' UNION ALL '.join([part] * len(segments))}) "
-            f"AS line ORDER BY position DESC{window}",
-            params,
-        )
-        rows: list[Row] = cursor.fetchall()
+        parts = " UNION ALL ".join([part] * len(segments))
+        if limit is not None:
+            parts = f"SELECT * FROM ({parts}) AS line ORDER BY position DESC{window}"
+        cursor.execute(parts, params)
+        rows: list[Row] = list(cursor.fetchall())
+        if limit is None:
+            rows.sort(key=itemgetter(0), reverse=True)
         return rows
 
     def append(
@@ -136,6 +150,30 @@ class Statements:
         cursor.execute("BEGIN IMMEDIATE")
         try:
             stored = self._append(cursor, key, batch, now)
+            cursor.execute("COMMIT")
+        except BaseException:
+            _roll_back(cursor)
+            raise
+        return stored
+
+    def append_all(
+        self, cursor: CursorWrapper, calls: Sequence[tuple[SessionKey, Batch]]
+    ) -> list[bool]:
+        """Store several batches in one transaction; tell which of them it holds.
+
+        None of them where one fails.
+        """
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            now = timezone.now()
+            stored = [self._append(cursor, key, batch, now) for key, batch in calls]
+        except DatabaseError:
+            _roll_back(cursor)
+            return [False] * len(calls)
+        except BaseException:
+            _roll_back(cursor)
+            raise
+        try:
             cursor.execute("COMMIT")
         except BaseException:
             _roll_back(cursor)
@@ -162,10 +200,15 @@ class Statements:
         update, params = self.count(key, batch, now, cursor.db)
         # The first statement writes: a transaction that reads first loses its turn
         # to other writers and fails with "database is locked".
-        cursor.execute(f"{update} RETURNING branch_id, id", params)
+        cursor.execute(f"{update} RETURNING branch_id, id, active_on", params)
         row = cursor.fetchone()
         if row is None or row[0] is None:
             return None
+        if str(row[2]) != str(now.date()):
+            cursor.execute(
+                f"UPDATE {self.session} SET active_on = %s WHERE id = %s",
+                [self.adapt_date(now.date()), row[1]],
+            )
         where, value = ("id", row[0])
         if key.branch is not None:
             where, value = ("session_id = %s AND name", key.branch)
@@ -200,15 +243,17 @@ class Statements:
                 f"{self.branch}.session_id = {self.session}.id "
                 f"AND {self.branch}.name = %s AND {self.branch}.archived_at IS NULL)"
             )
+        # Two indexes hold the day, which changes with a day's first write.
+        day = "" if self.writes_all_indexes else "active_on = %s, "
         return (
             f"UPDATE {self.session} SET item_count = item_count + %s, "
-            "updated_at = %s, active_on = %s, "
+            f"updated_at = %s, {day}"
             "title = CASE WHEN title = '' THEN %s ELSE title END "
             f"WHERE {self.owned}{fence}{branch}",
             [
                 len(batch),
                 self.adapt_time(now),
-                self.adapt_date(now.date()),
+                *([self.adapt_date(now.date())] if day else []),
                 batch.title,
                 *self.owner(key, connection),
                 *([] if key.fence is None else [key.fence]),
@@ -258,6 +303,8 @@ class MySQLStatements(Statements):
     """MariaDB and MySQL have no UPDATE … RETURNING: update first, then look."""
 
     same_owner = "{s}.user_id <=> %s"
+    appends_together = False
+    writes_all_indexes = False
 
     def appends_alone(self, connection: BaseDatabaseWrapper, batch: Batch) -> bool:
         return False

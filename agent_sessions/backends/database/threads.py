@@ -17,7 +17,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import settle
 from agent_sessions.backends.database.executor import WarmExecutor
+from agent_sessions.backends.database.gathering import Gathering, Outcomes
 
+A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -54,6 +56,19 @@ class DatabaseThreads:
         """Run a function that writes: a cancelled caller learns its outcome too."""
         return await settle(self._begin(function, *args, **kwargs))
 
+    async def finish_together(self, gathering: Gathering[A], argument: A) -> None:
+        """Write as finish() does, in the pool with the others that wait for it."""
+        if self._sync_caller_waits() or self._is_lent(self._callers_connection()):
+            await self.finish(gathering.alone, argument)
+        else:
+            context = contextvars.copy_context()
+
+            def within(call: Callable[[], Outcomes]) -> Outcomes:
+                return context.run(self._on_own_connection, call)
+
+            pool = self._executor("_pool", self.size)
+            await settle(gathering.join(argument, pool, within))
+
     def _begin(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> Awaitable[T]:
@@ -61,7 +76,7 @@ class DatabaseThreads:
             return sync_to_async(function, thread_sensitive=True)(*args, **kwargs)
         call = partial(contextvars.copy_context().run, function, *args, **kwargs)
         own = self._callers_connection()
-        if own.in_atomic_block or _in_memory(own):
+        if self._is_lent(own):
             lender = self._executor("_lender", 1)
             return lender.run(partial(self._lend, own, call))
         pool = self._executor("_pool", self.size)
@@ -92,6 +107,10 @@ class DatabaseThreads:
         storage = getattr(vars(connections).get("_connections"), "_storage", None)
         own = getattr(storage, self.database, None)
         return own if own is not None else connections[self.database]
+
+    @staticmethod
+    def _is_lent(connection: BaseDatabaseWrapper) -> bool:
+        return connection.in_atomic_block or _in_memory(connection)
 
     @staticmethod
     def _sync_caller_waits() -> bool:

@@ -1,0 +1,85 @@
+"""Appends of several sessions in one transaction, where that is worth the while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.exceptions import InvalidItem, StorageError
+from agent_sessions.items import Item, encode_batch
+
+if TYPE_CHECKING:
+    from agent_sessions.backends.database.backend import DatabaseBackend
+
+# What add_items() was given, and for which session.
+Append = tuple[SessionKey, Sequence[Item]]
+
+# A transaction begins with no batch that makes it longer than this many items: other
+# processes wait for it.
+_LONG = 200
+
+
+def append_together(
+    backend: DatabaseBackend, appends: Sequence[Append]
+) -> list[BaseException | None]:
+    """Store batches in their order, several in one transaction; give what went wrong.
+
+    Each is stored or fails by itself: one that finds no place in a common transaction,
+    or spoils it, gets its own.
+    """
+    errors: list[BaseException | None] = []
+    for group in _groups(appends):
+        try:
+            stored = _stored(backend, group)
+        except StorageError as exc:
+            # It couldn't begin or end: alone each of them would have to wait as long.
+            errors += [exc] * len(group)
+            continue
+        for append, is_stored in zip(group, stored, strict=True):
+            errors.append(None if is_stored else _error(backend, append))
+    return errors
+
+
+def _groups(appends: Sequence[Append]) -> Iterator[list[Append]]:
+    group: list[Append] = []
+    size = 0
+    for append in appends:
+        size += len(append[1])
+        if group and size > _LONG:
+            yield group
+            group, size = [], len(append[1])
+        group.append(append)
+    yield group
+
+
+def _stored(backend: DatabaseBackend, appends: Sequence[Append]) -> list[bool]:
+    """Store what can be stored in one transaction; tell what that is."""
+    if len(appends) == 1:
+        return [False]
+    connection = connections[backend.using]
+    statements = backend.statements(connection)
+    try:
+        calls = [(key, encode_batch(items)) for key, items in appends]
+    except InvalidItem:
+        return [False] * len(appends)
+    if not all(statements.appends_alone(connection, batch) for _, batch in calls):
+        return [False] * len(appends)
+
+    def write(connection: BaseDatabaseWrapper) -> list[bool]:
+        with connection.cursor() as cursor:
+            return statements.append_all(cursor, calls)
+
+    return backend.run(write, alone=True)
+
+
+def _error(backend: DatabaseBackend, append: Append) -> BaseException | None:
+    """Store a batch by itself; give what went wrong."""
+    try:
+        backend.append(*append)
+    except Exception as exc:
+        return exc
+    return None

@@ -1,0 +1,70 @@
+"""Calls that wait for the same thread, made together once it is free."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, TypeVar
+
+from agent_sessions.backends.database.executor import WarmExecutor, tell
+
+A = TypeVar("A")
+
+# What went wrong for each argument, in their order; None where nothing did.
+Outcomes = Sequence[BaseException | None]
+
+
+class Gathering(Generic[A]):
+    """Arguments of one function, worked off as many at a time as there are.
+
+    Each transaction of SQLite waits for the disk alone, and only one is open at a time:
+    batches that wait for that thread cost no more together than one of them does.
+    """
+
+    def __init__(self, work: Callable[[Sequence[A]], Outcomes]) -> None:
+        self._work = work
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[A, asyncio.Future[None]]] = []
+
+    def alone(self, argument: A) -> None:
+        """Do the work on one argument here and now."""
+        for error in self._work([argument]):
+            if error is not None:
+                raise error
+
+    def join(
+        self,
+        argument: A,
+        pool: WarmExecutor,
+        within: Callable[[Callable[[], Outcomes]], Outcomes],
+    ) -> asyncio.Future[None]:
+        """Have the work done on an argument in a thread of a pool, `within` a function.
+
+        Needs a running loop. Raises RuntimeError where the pool has been shut down.
+        """
+        if self._pid != os.getpid():
+            # What a parent's threads work off isn't a fork's.
+            self._reset()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            if not self._waiting:
+                pool.run(partial(self._work_off, within))
+            self._waiting.append((argument, future))
+        return future
+
+    def _work_off(self, within: Callable[[Callable[[], Outcomes]], Outcomes]) -> None:
+        with self._lock:
+            taken, self._waiting = self._waiting, []
+        try:
+            outcomes = within(partial(self._work, [argument for argument, _ in taken]))
+        except BaseException as exc:
+            outcomes = [exc] * len(taken)
+        for (_, future), error in zip(taken, outcomes, strict=True):
+            tell(future, None, error)
