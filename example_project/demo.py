@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import sys
+from contextlib import suppress
 
 HOST = "127.0.0.1"
 
@@ -114,11 +115,11 @@ def _serve(listener: socket.socket) -> None:
         log_level="warning",
         timeout_graceful_shutdown=5,
     )
-    try:
+    # uvicorn has shut down by then and only repeats the signal, which some shells have
+    # told their background processes to pass over.
+    with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        # uvicorn has shut down by then and only repeats the signal.
-        sys.stdout.write("\n  Stopped.\n")
+    sys.stdout.write("\n  Stopped.\n")
 
 
 if __name__ == "__main__":

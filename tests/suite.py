@@ -1,9 +1,10 @@
 """Run all of the suite, as `make test` does: `python -m tests.suite [PYTEST ARGUMENTS]`.
 
 Everything runs on SQLite, what touches a database again on PostgreSQL and MariaDB, and
-the browser in a call of its own because Playwright leaves a running loop behind. Two
-calls run at a time; what the others printed follows the first one's output. Each runs
-whatever the others gave; the last line is pytest's own.
+the browser in a call of its own because Playwright leaves a running loop behind. Three
+calls run at a time, since each waits for its servers now and then; what the others
+printed follows the first one's output. Each runs whatever the others gave; the last line
+is pytest's own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ FIRST = "sqlite"
 # As they are told; the longest begins first.
 OTHERS = ("postgres", "mariadb", "browser")
 BEGUN = ("browser", "postgres", "mariadb")
+# How many of them run beside the first.
+BESIDE = 2
 NOTHING_CHOSEN = 5
 
 
@@ -46,20 +49,26 @@ class Suite:
 
     def run(self) -> int:
         """Run all calls; give the exit code."""
-        lane = threading.Thread(target=self._work)
-        lane.start()
+        lanes = [threading.Thread(target=self._work) for _ in range(BESIDE)]
+        for lane in lanes:
+            lane.start()
         try:
             _title(FIRST)
             self._call(FIRST, None)
             self._work()
-            lane.join()
+            self._join(lanes)
             self._tell()
         finally:
             self._stop()
-            lane.join()
+            self._join(lanes)
         if self.failed:
             print(f"Failed: {', '.join(self.failed)}; see above.", file=sys.stderr)
         return 1 if self.failed else 0
+
+    @staticmethod
+    def _join(lanes: Sequence[threading.Thread]) -> None:
+        for lane in lanes:
+            lane.join()
 
     def _tell(self) -> None:
         """Print what the other calls printed, with all that did not run at the end."""

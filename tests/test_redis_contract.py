@@ -62,6 +62,7 @@ class InTransaction(RedisContract):
     supports_threads = False
 
 
+@pytest.mark.another_store
 @pytest.mark.django_db
 class TestRedisCluster(InTransaction):
     @pytest.fixture(autouse=True)

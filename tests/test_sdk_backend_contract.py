@@ -142,6 +142,7 @@ async def make_session(session_id):
 """
 
 
+@pytest.mark.another_store
 class TestSQLite(SDKContract):
     supports_second_process = True
     target = "agents.memory.SQLiteSession"
