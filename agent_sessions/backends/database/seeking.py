@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from agent_sessions.backends.database.lineage import Segment, visible
+from django.db import connections
+
+from agent_sessions.backends.database.lineage import Segment
+from agent_sessions.models import SessionItem
 
 # So few rows are read through rather than searched.
 _NEAR = 64
@@ -19,39 +21,76 @@ def first_of_turn(using: str, segments: tuple[Segment, ...], turn: int) -> int |
     which every append would pay for.
     """
     for segment in reversed(segments):
-        last = _rows(using, segment).order_by("-position").first()
+        rows = _Rows(using, segment)
+        last = rows.last()
         if last is None or last[1] < turn:
             continue
-        before = _before(using, segment, turn, last)
-        near = _rows(using, replace(segment, after=before))
-        wanted = near.filter(turn=turn, type="message", role="user")
-        found = wanted.order_by("position").first()
+        found = rows.opening(turn, after=_before(rows, turn, last))
         if found is not None:
-            return int(found[0])
+            return found
     return None
 
 
-def _rows(using: str, segment: Segment) -> Any:
-    return visible(using, (segment,)).values_list("position", "turn")
-
-
-def _before(using: str, segment: Segment, turn: int, last: tuple[int, int]) -> int:
+def _before(rows: _Rows, turn: int, last: tuple[int, int]) -> int:
     """Give a position near a turn's beginning, all of which lies behind it."""
-    low, low_turn = _rows(using, segment).order_by("position").first()
+    low, low_turn = rows.first() or last
     if low_turn >= turn:
-        return int(low) - 1
+        return low - 1
     high, high_turn = last
     halve = False
     while high - low > _NEAR:
         share = 0.5 if halve else (turn - low_turn - 0.5) / (high_turn - low_turn)
         middle = min(max(low + int((high - low) * share), low + 1), high - 1)
-        # One lower bound: of two, SQLite may take the one that leaves more to read.
-        rest = _rows(using, replace(segment, after=middle - 1))
-        found, found_turn = rest.order_by("position").first()
+        found, found_turn = rows.first(after=middle - 1) or last
         # Where turns are of very different lengths, guesses creep: halve in between.
         halve = not halve
         if found_turn < turn:
             low, low_turn = found, found_turn
         else:
             high, high_turn = middle, found_turn
-    return int(low)
+    return low
+
+
+class _Rows:
+    """Positions and turns of what a segment shows; a query set takes longer to build."""
+
+    def __init__(self, using: str, segment: Segment) -> None:
+        self._connection = connections[using]
+        self._after = segment.after
+        quote = self._connection.ops.quote_name
+        # One lower bound: of two, SQLite may take the one that leaves more to read.
+        self._shown = (
+            f"SELECT position, turn FROM {quote(SessionItem._meta.db_table)} "
+            "WHERE branch_id = %s AND position > %s"
+        )
+        self._upto: list[int] = []
+        if segment.upto is not None:
+            self._shown += " AND position <= %s"
+            self._upto = [segment.upto]
+        self._branch = segment.branch_id
+
+    def first(self, after: int | None = None) -> tuple[int, int] | None:
+        """Give the first row, or the first after a position."""
+        return self._row("", [], "ASC", after)
+
+    def last(self) -> tuple[int, int] | None:
+        """Give the last row."""
+        return self._row("", [], "DESC", None)
+
+    def opening(self, turn: int, after: int) -> int | None:
+        """Give the position of the first user message of a turn."""
+        kind = " AND turn = %s AND type = 'message' AND role = 'user'"
+        row = self._row(kind, [turn], "ASC", after)
+        return None if row is None else row[0]
+
+    def _row(
+        self, condition: str, params: list[Any], order: str, after: int | None
+    ) -> tuple[int, int] | None:
+        bound = self._after if after is None else after
+        with self._connection.cursor() as cursor:
+            cursor.execute(
+                f"{self._shown}{condition} ORDER BY position {order} LIMIT 1",
+                [self._branch, bound, *self._upto, *params],
+            )
+            row: tuple[int, int] | None = cursor.fetchone()
+        return row
