@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.db import connections
+from pytest_django import DjangoDbBlocker
 
 from agent_sessions import sessions
 from tests.servers import PARTS, Server
@@ -119,8 +120,14 @@ def django_db_modify_db_settings(
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None) -> Iterator[None]:
+def django_db_setup(
+    django_db_setup: None, django_db_blocker: DjangoDbBlocker
+) -> Iterator[None]:
     """Close the backends' connections before the test database is dropped."""
+    from tests.flushing import keep_permissions
+
+    with django_db_blocker.unblock():
+        keep_permissions("default")
     yield
     sessions.reset()
 
