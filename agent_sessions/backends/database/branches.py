@@ -34,6 +34,7 @@ class Branches:
         self.lineages = lineages
         self.key = key
         self.using = directory.using
+        self._segments: dict[int, tuple[Segment, ...]] = {}
 
     # -- finding -------------------------------------------------------------------
 
@@ -70,7 +71,10 @@ class Branches:
 
     def segments(self, branch: Branch) -> tuple[Segment, ...]:
         """Give what a branch shows, newest first."""
-        return self.lineages.of(branch.pk)
+        # Read once: in a transaction nobody else remembers them.
+        if branch.pk not in self._segments:
+            self._segments[branch.pk] = self.lineages.of(branch.pk)
+        return self._segments[branch.pk]
 
     def items(self, branch: Branch) -> Any:
         """Give the rows that a branch shows."""
@@ -127,7 +131,7 @@ class Branches:
 
     def fork(self, source: Branch, position: int, turn: int, name: str) -> Branch:
         """Make a branch that shows `source` up to a position, and switch to it."""
-        self._check_name(name)
+        self._check_name(source.session_id, name)
         parent = segment_of(self.segments(source), position)
         branch: Branch = Branch.objects.using(self.using).create(
             session_id=source.session_id,
@@ -163,14 +167,15 @@ class Branches:
         ).update(branch=branch)
         return branch
 
-    def _check_name(self, name: str) -> None:
+    def _check_name(self, session: int, name: str) -> None:
         if not name.strip():
             raise InvalidBranch("Branch name cannot be empty.")
         if len(name) > NAME_LENGTH or "\x00" in name or "~" in name:
             raise InvalidBranch(
                 f"A branch name has up to {NAME_LENGTH} characters, and neither NUL nor ~."
             )
-        if name == QUARANTINE or self._all().filter(name=name).exists():
+        named = Branch.objects.using(self.using).filter(session_id=session, name=name)
+        if name == QUARANTINE or named.exists():
             raise InvalidBranch(
                 f"Branch ID {name!r} has already been used. Choose a new branch ID: "
                 "names stay reserved, so that no stale session writes into another's."

@@ -60,7 +60,7 @@ class _Rows:
         quote = self._connection.ops.quote_name
         # One lower bound: of two, SQLite may take the one that leaves more to read.
         self._shown = (
-            f"SELECT position, turn FROM {quote(SessionItem._meta.db_table)} "
+            f"FROM {quote(SessionItem._meta.db_table)} "
             "WHERE branch_id = %s AND position > %s"
         )
         self._upto: list[int] = []
@@ -71,26 +71,41 @@ class _Rows:
 
     def first(self, after: int | None = None) -> tuple[int, int] | None:
         """Give the first row, or the first after a position."""
-        return self._row("", [], "ASC", after)
+        return self._row("ASC", after)
 
     def last(self) -> tuple[int, int] | None:
         """Give the last row."""
-        return self._row("", [], "DESC", None)
+        return self._row("DESC", None)
 
     def opening(self, turn: int, after: int) -> int | None:
-        """Give the position of the first user message of a turn."""
-        kind = " AND turn = %s AND type = 'message' AND role = 'user'"
-        row = self._row(kind, [turn], "ASC", after)
-        return None if row is None else row[0]
+        """Give the position of the first user message of a turn.
 
-    def _row(
-        self, condition: str, params: list[Any], order: str, after: int | None
-    ) -> tuple[int, int] | None:
-        bound = self._after if after is None else after
+        It is looked for here: PostgreSQL, which can't know how near it is, may look for
+        the turn in all of the history.
+        """
+        while True:
+            near = self._execute(", type, role", "ASC", after, _NEAR)
+            for position, found, kind, role in near:
+                if found == turn and (kind, role) == ("message", "user"):
+                    return int(position)
+                if found > turn:
+                    return None
+            if len(near) < _NEAR:
+                return None
+            after = near[-1][0]
+
+    def _row(self, order: str, after: int | None) -> tuple[int, int] | None:
+        rows = self._execute("", order, self._after if after is None else after, 1)
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    def _execute(
+        self, columns: str, order: str, after: int, limit: int
+    ) -> list[tuple[Any, ...]]:
         with self._connection.cursor() as cursor:
             cursor.execute(
-                f"{self._shown}{condition} ORDER BY position {order} LIMIT 1",
-                [self._branch, bound, *self._upto, *params],
+                f"SELECT position, turn{columns} {self._shown} "
+                f"ORDER BY position {order} LIMIT {limit:d}",
+                [self._branch, after, *self._upto],
             )
-            row: tuple[int, int] | None = cursor.fetchone()
-        return row
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows
