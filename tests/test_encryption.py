@@ -31,7 +31,6 @@ from agent_sessions.encryption.keys import GENERATE
 from agent_sessions.encryption.vault import Taking
 from agent_sessions.exceptions import (
     EncryptionError,
-    InvalidBackend,
     InvalidEncryptionKey,
     InvalidItem,
     UnknownEncryptionKey,
@@ -434,16 +433,6 @@ async def test_histories_of_the_sdk_are_read(key: str) -> None:
     with pytest.raises(UnknownEncryptionKey, match="hkdf-v1"):
         await EncryptedSession(store, NEW).get_items()
     assert len(await store.get_items()) == 1
-
-
-async def test_conversations_are_refused() -> None:
-    from agents import OpenAIConversationsSession
-    from openai import AsyncOpenAI
-
-    client = AsyncOpenAI(api_key="none", base_url="http://127.0.0.1:9")
-    session = OpenAIConversationsSession(conversation_id="conv_1", openai_client=client)
-    with pytest.raises(InvalidBackend, match="Conversations"):
-        EncryptedSession(session, NEW)
 
 
 async def test_sessions_and_keys_are_not_in_the_repr() -> None:

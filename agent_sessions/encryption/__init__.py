@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from agent_sessions.encryption.carriers import Carrier, carrier_for
 from agent_sessions.encryption.envelopes import is_envelope
 from agent_sessions.encryption.keys import KeyRing, MasterKey, session_context
 from agent_sessions.encryption.memory import Memory
 from agent_sessions.encryption.vault import Reading, Vault
 
 __all__ = [
+    "Carrier",
     "KeyRing",
     "MasterKey",
     "Memory",
     "Reading",
     "Vault",
+    "carrier_for",
     "is_envelope",
     "session_context",
 ]

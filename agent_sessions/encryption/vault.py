@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from agent_sessions.encryption.carriers import AS_IS, Carrier
 from agent_sessions.encryption.envelopes import (
     SDK_VERSION,
     VERSION,
@@ -50,8 +51,9 @@ class Opened(NamedTuple):
 class Vault:
     """What the keys of one session open and close.
 
-    `context` says which session it is and `lifetime` for how many seconds a turn is
-    shown. Its errors name key ids, and nothing of the contents.
+    `context` says which session it is, `lifetime` for how many seconds a turn is shown
+    and `carrier` how envelopes lie in the store: what is given and taken here is what
+    is stored. Its errors name key ids, and nothing of the contents.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class Vault:
         *,
         lifetime: float | None = None,
         memory: Memory | None = None,
+        carrier: Carrier = AS_IS,
     ) -> None:
         self.ring = ring
         self.context = context
         self.session_id = session_id
         self.lifetime = lifetime
+        self.carrier = carrier
         self._memory = Memory(0) if memory is None else memory
         remembered = self._memory.of(context)
         self._ciphers, self._known = remembered.ciphers, remembered.opened
@@ -87,15 +91,15 @@ class Vault:
             # The next turn reads them.
             for envelope, text in zip(envelopes, texts, strict=True):
                 self._keep(envelope, json.loads(text), now)
-        return envelopes
+        return [self.carrier.load(envelope) for envelope in envelopes]
 
-    def reseal(self, envelope: Any) -> Item | None:
+    def reseal(self, stored: Any) -> Item | None:
         """Put an envelope's item under the first key; its id and its time stay.
 
         None where that is done already, or where the envelope doesn't open. Raises
         UnknownEncryptionKey.
         """
-        first = self.ring.first
+        first, envelope = self.ring.first, self.carrier.unload(stored)
         if not is_envelope(envelope):
             return None
         if envelope["v"] == VERSION and envelope["kid"] == first.id:
@@ -105,16 +109,18 @@ class Vault:
             return None
         # The SDK's have no id.
         envelope_id = envelope["id"] if envelope["v"] == VERSION else new_id()
-        return reseal(self._cipher(first), first.id, envelope_id, *found)
+        new = reseal(self._cipher(first), first.id, envelope_id, *found)
+        return self.carrier.load(new)
 
     # -- out -----------------------------------------------------------------------
 
-    def open(self, envelope: Any) -> Opened | None:
+    def open(self, stored: Any) -> Opened | None:
         """Take an item out of its envelope.
 
         None where there is no envelope, or it doesn't open although its key is known:
         it was changed, or is another session's. Raises UnknownEncryptionKey.
         """
+        envelope = self.carrier.unload(stored)
         if not is_envelope(envelope):
             return None
         envelope_id = envelope.get("id")
@@ -286,7 +292,7 @@ class Taking:
     def end(self, taken: Item | None) -> Item | None:
         """Give what was in the envelope that was taken.
 
-        Raises EncryptionError where it doesn't open: it is to be put back.
+        Raises EncryptionError where it doesn't open: back() is to be put back.
         """
         opened = None if taken is None else self._vault.open(taken)
         if opened is not None:
@@ -294,6 +300,10 @@ class Taking:
         if taken is not None or self._passed_over:
             raise self._closed()
         return None
+
+    def back(self, taken: Item | None) -> list[Item]:
+        """Give what is to be put back of what end() refused."""
+        return [] if taken is None else [self._vault.carrier.again(taken)]
 
     def _closed(self) -> EncryptionError:
         return EncryptionError(

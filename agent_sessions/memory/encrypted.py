@@ -6,7 +6,9 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from agents.memory import OpenAIConversationsSession, SessionABC, SessionSettings
 from agents.memory.session_settings import (
@@ -20,11 +22,14 @@ from agent_sessions.encryption import (
     Memory,
     Reading,
     Vault,
+    carrier_for,
     session_context,
 )
+from agent_sessions.encryption.carriers import IN_MESSAGES
 from agent_sessions.encryption.keys import require_cryptography
 from agent_sessions.encryption.vault import Taking
-from agent_sessions.exceptions import EncryptionError, InvalidBackend
+from agent_sessions.exceptions import EncryptionError
+from agent_sessions.items import encode_batch
 from agent_sessions.memory.base import BackendSession
 
 if TYPE_CHECKING:
@@ -119,19 +124,20 @@ class EncryptedSession(SealedCompaction, SessionABC):
         require_cryptography(type(self).__name__)
         if (encryption_key is None) == (keys is None):
             raise TypeError("Give either encryption_key or keys.")
-        if isinstance(inner_session, OpenAIConversationsSession):
-            raise InvalidBackend(
-                "OpenAI's Conversations take no encrypted items.",
-                hint="Wrap a session of another store.",
-                id="agent_sessions.E019",
-            )
         self.inner_session = inner_session
         self._ring = KeyRing.parse([encryption_key] if keys is None else keys)
         self._lifetime = lifetime
         self._memory = Memory(_CACHE_BYTES)
+        self._is_conversation = isinstance(inner_session, OpenAIConversationsSession)
+        store = getattr(inner_session, "backend", None)
+        self._carrier = IN_MESSAGES if self._is_conversation else carrier_for(store)
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
+            WeakKeyDictionary()
+        )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.session_id!r}>"
+        name = self.session_id if self._has_id() else "not made yet"
+        return f"<{type(self).__name__} {name!r}>"
 
     @property
     def session_id(self) -> str:
@@ -163,7 +169,7 @@ class EncryptedSession(SealedCompaction, SessionABC):
         """
         limit = resolve_session_limit(limit, self.session_settings)
         check_limit(limit)
-        if limit == 0:
+        if limit == 0 or not self._has_id():
             return []
         reading = Reading(self._vault(), limit)
         is_done = False
@@ -186,8 +192,11 @@ class EncryptedSession(SealedCompaction, SessionABC):
         wrapper: RunContextWrapper[Any] | None = None,
     ) -> None:
         """Store a batch, each item in an envelope of its own. Raises InvalidItem."""
-        sealed = self._vault().seal(items)
-        await self._call(self.inner_session.add_items, wrapper, sealed)
+        async with self._in_turn():
+            if items and not self._has_id():
+                await self._begin(items)
+            sealed = self._vault().seal(items)
+            await self._call(self.inner_session.add_items, wrapper, sealed)
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None
@@ -196,10 +205,13 @@ class EncryptedSession(SealedCompaction, SessionABC):
 
         Raises EncryptionError where it doesn't open; it then stays.
         """
-        taking = Taking(self._vault())
-        if not taking.may_take(await self._read(1, wrapper)):
-            return None
-        return await settle(self._take(taking, wrapper))
+        async with self._in_turn():
+            if not self._has_id():
+                return None
+            taking = Taking(self._vault())
+            if not taking.may_take(await self._read(1, wrapper)):
+                return None
+            return await settle(self._take(taking, wrapper))
 
     async def clear_session(
         self, *, wrapper: RunContextWrapper[Any] | None = None
@@ -209,11 +221,13 @@ class EncryptedSession(SealedCompaction, SessionABC):
         Raises UnknownEncryptionKey where the newest one needs another key: nothing is
         removed then. Clear `inner_session` to do it nevertheless.
         """
-        vault = self._vault()
-        for envelope in await self._read(1, wrapper):
-            vault.open(envelope)
-        await self._call(self.inner_session.clear_session, wrapper)
-        vault.forget()
+        async with self._in_turn():
+            vault = self._vault()
+            if self._has_id():
+                for envelope in await self._read(1, wrapper):
+                    vault.open(envelope)
+            await self._call(self.inner_session.clear_session, wrapper)
+            vault.forget()
 
     async def clear(self) -> None:
         """See clear_session()."""
@@ -227,8 +241,8 @@ class EncryptedSession(SealedCompaction, SessionABC):
             return cast("TResponseInputItem | None", taking.end(taken))
         except EncryptionError:
             # Somebody was faster, with a key that isn't ours.
-            if taken is not None:
-                await self._call(self.inner_session.add_items, wrapper, [taken])
+            if back := taking.back(taken):
+                await self._call(self.inner_session.add_items, wrapper, back)
             raise
 
     async def _read(
@@ -255,17 +269,39 @@ class EncryptedSession(SealedCompaction, SessionABC):
     async def _sealed(self) -> tuple[Any, Vault]:
         return self.inner_session, self._vault()
 
+    # A conversation gets its id, by which its items are bound, from OpenAI with its
+    # first item, and another one after each clear.
+
+    def _has_id(self) -> bool:
+        if not self._is_conversation:
+            return True
+        try:
+            return bool(self.session_id)
+        except ValueError:
+            return False
+
+    async def _begin(self, items: Sequence[Any]) -> None:
+        """Make the conversation; what is no JSON is told before that."""
+        encode_batch(items)
+        await cast("OpenAIConversationsSession", self.inner_session)._get_session_id()
+
+    def _in_turn(self) -> AbstractAsyncContextManager[Any]:
+        """Keep a clear from giving another id between sealing and storing."""
+        if not self._is_conversation:
+            return nullcontext()
+        return self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+
     def _vault(self) -> Vault:
         owner = getattr(getattr(self.inner_session, "key", None), "user_id", None)
-        context = session_context(
-            "", None if owner is None else str(owner), self.session_id
-        )
+        session_id = self.session_id if self._has_id() else ""
+        context = session_context("", None if owner is None else str(owner), session_id)
         return Vault(
             self._ring,
             context,
-            self.session_id,
+            session_id,
             lifetime=self._lifetime,
             memory=self._memory,
+            carrier=self._carrier,
         )
 
 

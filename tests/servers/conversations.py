@@ -14,14 +14,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from openai.types.responses import ResponseInputItem
+from pydantic import TypeAdapter, ValidationError
 
 KEY = "sk-test-of-the-conversations-server"
 MOST_ITEMS = 20
 PAGE_SIZES = range(1, 101)
 DEFAULT_PAGE = 20
+# What a message may have.
+MESSAGE = {"type", "role", "content", "status", "phase"}
 
 
 @dataclass
@@ -64,6 +70,8 @@ class ConversationsServer(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
         self.made = 0
+        # Takes items of the API's own types only, as the service does.
+        self.knows_types = False
         # Refuses all connections while it is set, as a stopped server would.
         self.down = False
         self._clients: set[socket.socket] = set()
@@ -79,6 +87,7 @@ class ConversationsServer(ThreadingHTTPServer):
             self.requests.clear()
             self.faults.clear()
             self.made = 0
+            self.knows_types = False
             self.down = False
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -153,6 +162,8 @@ class ConversationsServer(ThreadingHTTPServer):
             raise Refused(400, "invalid_value", f"1 to {MOST_ITEMS} items")
         if not all(isinstance(item, dict) for item in given):
             raise Refused(400, "invalid_type", "items are objects")
+        if self.knows_types and not all(map(is_known, given)):
+            raise Refused(400, "invalid_value", "items are of the API's types")
         made = [self.as_kept(item) for item in given]
         history.extend(made)
         return self.page(made, has_more=False)
@@ -193,6 +204,9 @@ class ConversationsServer(ThreadingHTTPServer):
             if role == "assistant":
                 part = {"type": "output_text", "text": content, "annotations": []}
             kept["content"] = [part]
+        elif self.knows_types and is_message:
+            kept["type"] = "message"
+            kept.setdefault("status", "completed")
         return kept
 
     @staticmethod
@@ -272,6 +286,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         """Leave the test's output alone."""
+
+
+def is_known(item: dict[str, Any]) -> bool:
+    """Tell whether an item is of one of the API's types and a message has no more."""
+    if "type" not in item and "role" not in item:
+        return False
+    if "role" in item and not item.keys() <= MESSAGE:
+        return False
+    try:
+        known_types().validate_python(item)
+    except ValidationError:
+        return False
+    return True
+
+
+@cache
+def known_types() -> TypeAdapter[Any]:
+    return TypeAdapter(ResponseInputItem)
 
 
 def error(code: str, message: str) -> Any:

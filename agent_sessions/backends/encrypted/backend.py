@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,17 +16,27 @@ from agent_sessions.backends.base import (
     SessionKey,
     settle,
 )
+from agent_sessions.backends.encrypted.operations import (
+    alook,
+    apop,
+    aread,
+    look,
+    pop,
+    read,
+)
 from agent_sessions.backends.encrypted.options import DEFAULTS, read_options
 from agent_sessions.backends.encrypted.pages import assert_open, is_closed, open_page
 from agent_sessions.backends.encrypted.source import KeySource
-from agent_sessions.encryption import KeyRing, Memory, Reading, Vault, session_context
-from agent_sessions.encryption.keys import require_cryptography
-from agent_sessions.encryption.vault import Taking
-from agent_sessions.exceptions import (
-    EncryptionError,
-    InvalidBackend,
-    UnknownEncryptionKey,
+from agent_sessions.encryption import (
+    KeyRing,
+    Memory,
+    Vault,
+    carrier_for,
+    session_context,
 )
+from agent_sessions.encryption.carriers import AS_IS
+from agent_sessions.encryption.keys import require_cryptography
+from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
 from agent_sessions.items import Item, encode_batch
 
 if TYPE_CHECKING:
@@ -39,10 +47,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger("agent_sessions.backends")
-
-# More envelopes than this are opened in a thread, so that the loop goes on meanwhile.
-_MANY = 100
 # What is sealed beside items; each kind opens in its own place only.
 TEXTS = b"\x00text"
 SECRETS = b"\x00secret"
@@ -84,15 +88,15 @@ class EncryptedBackend(BaseSessionBackend):
     def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         if limit == 0:
             return self.inner.latest(key, 0)
-        return self._with_keys(key, lambda vault: self._read(vault, key, limit))
+        return self._with_keys(key, lambda vault: read(self.inner, vault, key, limit))
 
     def pop(self, key: SessionKey) -> Item | None:
-        return self._with_keys(key, lambda vault: self._pop(vault, key))
+        return self._with_keys(key, lambda vault: pop(self.inner, vault, key))
 
     def clear(self, key: SessionKey) -> int:
         if not self.settings.clear_without_key:
             newest = self.inner.latest(key, 1)
-            self._with_keys(key, lambda vault: [vault.open(item) for item in newest])
+            self._with_keys(key, lambda vault: look(vault, newest))
         if self._secrets is None:
             count = self.inner.clear(key)
         else:
@@ -133,18 +137,30 @@ class EncryptedBackend(BaseSessionBackend):
             return await self.threads.run(self.latest, key, limit)
         if limit == 0:
             return await self.inner.alatest(key, 0)
-        return await self._awith_keys(key, lambda vault: self._aread(vault, key, limit))
+        return await self._awith_keys(
+            key, lambda vault: aread(self.inner, vault, key, limit)
+        )
 
     async def apop(self, key: SessionKey) -> Item | None:
         if self._is_threaded or self.inner.supports_pop_if:
             return await settle(self.threads.run(self.pop, key))
-        return await settle(self._awith_keys(key, lambda vault: self._apop(vault, key)))
+        return await settle(
+            self._awith_keys(key, lambda vault: apop(self.inner, vault, key))
+        )
 
     async def aclear(self, key: SessionKey) -> int:
         if self._is_threaded:
             return await settle(self.threads.run(self.clear, key))
         # From the look at the newest item on: a client may swallow a cancellation there.
         return await settle(self._aclear(key))
+
+    async def _aclear(self, key: SessionKey) -> int:
+        if not self.settings.clear_without_key:
+            newest = await self.inner.alatest(key, 1)
+            await self._awith_keys(key, lambda vault: alook(vault, newest))
+        count = await self.inner.aclear(key)
+        self._forget(key)
+        return count
 
     async def apage(
         self,
@@ -191,22 +207,7 @@ class EncryptedBackend(BaseSessionBackend):
         return await self.inner.ahead(key)
 
     def check(self) -> list[checks.CheckMessage]:
-        messages = self.source.check()
-        try:
-            inner = self.inner
-        except InvalidBackend:
-            # Told for the alias that it is of.
-            return messages
-        if not inner.takes_any_item:
-            messages.append(
-                checks.Error(
-                    f"AGENT_SESSIONS[{self.alias!r}] wraps a "
-                    f"{type(inner).__name__}, which takes no encrypted items.",
-                    hint="Let the option backend name an alias of another store.",
-                    id="agent_sessions.E019",
-                )
-            )
-        return messages
+        return self.source.check()
 
     def open_session(self, key: SessionKey, **options: Any) -> BackendSession:
         from agent_sessions.memory.encrypted import EncryptedBackendSession
@@ -271,6 +272,8 @@ class EncryptedBackend(BaseSessionBackend):
             key.session_id,
             lifetime=self.settings.lifetime,
             memory=self._memory,
+            # What lies beside items is a text of ours.
+            carrier=AS_IS if purpose else carrier_for(self.inner),
         )
 
     def _context(self, key: SessionKey) -> bytes:
@@ -330,74 +333,6 @@ class EncryptedBackend(BaseSessionBackend):
         # A provider may take its time, which the loop hasn't.
         if not self.source.is_ready:
             await sync_to_async(self.source.ring)()
-
-    # -- operations ------------------------------------------------------------------
-
-    def _read(self, vault: Vault, key: SessionKey, limit: int | None) -> list[Item]:
-        reading = Reading(vault, limit)
-        while not reading.feed(self.inner.latest(key, reading.window)):
-            pass
-        return self._told(reading)
-
-    async def _aread(
-        self, vault: Vault, key: SessionKey, limit: int | None
-    ) -> list[Item]:
-        reading = Reading(vault, limit)
-        is_done = False
-        while not is_done:
-            found = await self.inner.alatest(key, reading.window)
-            if len(found) > _MANY:
-                is_done = await asyncio.to_thread(reading.feed, found)
-            else:
-                is_done = reading.feed(found)
-        return self._told(reading)
-
-    def _told(self, reading: Reading) -> list[Item]:
-        if reading.passed_over:
-            logger.warning(
-                "%d rows of a session in %r don't open and were passed over",
-                reading.passed_over,
-                self.alias,
-            )
-        return reading.items
-
-    def _pop(self, vault: Vault, key: SessionKey) -> Item | None:
-        taking = Taking(vault)
-        if self.inner.supports_pop_if:
-            return taking.end(self.inner.pop_if(key, taking.accepts))
-        if not taking.may_take(self.inner.latest(key, 1)):
-            return None
-        taken = self.inner.pop(key)
-        try:
-            return taking.end(taken)
-        except EncryptionError:
-            # Somebody was faster, with a key that isn't ours.
-            self.inner.append(key, [] if taken is None else [taken])
-            raise
-
-    async def _apop(self, vault: Vault, key: SessionKey) -> Item | None:
-        taking = Taking(vault)
-        if not taking.may_take(await self.inner.alatest(key, 1)):
-            return None
-        taken = await self.inner.apop(key)
-        try:
-            return taking.end(taken)
-        except EncryptionError:
-            await self.inner.aappend(key, [] if taken is None else [taken])
-            raise
-
-    async def _aclear(self, key: SessionKey) -> int:
-        if not self.settings.clear_without_key:
-            newest = await self.inner.alatest(key, 1)
-            await self._awith_keys(key, lambda vault: _opened(vault, newest))
-        count = await self.inner.aclear(key)
-        self._forget(key)
-        return count
-
-
-async def _opened(vault: Vault, envelopes: list[Item]) -> None:
-    for envelope in envelopes:
-        vault.open(envelope)
 
 
 def _unasked(position: int, limit: int) -> Page:

@@ -52,7 +52,7 @@ def _open(vault: Vault, stored: StoredItem) -> tuple[StoredItem, Opened | None]:
     try:
         opened = vault.open(stored.item)
     except EncryptionError:
-        return stored, None
+        return replace(stored, item=vault.carrier.unload(stored.item)), None
     if opened is None:
         return replace(stored, item=None), None
     text = encode_batch([opened.item]).rows[0].data

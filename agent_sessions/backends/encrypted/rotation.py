@@ -78,16 +78,17 @@ class Rotation:
                 batch_size=batch_size,
             )
         else:
-            self._count_fixed(first, batch_size)
+            self._count_fixed(vault, batch_size)
         self._rotate_texts(self._backend.vault(self._key, TEXTS))
         return self.done
 
-    def _count_fixed(self, first: str, batch_size: int) -> None:
-        after = 0
+    def _count_fixed(self, vault: Vault, batch_size: int) -> None:
+        first, after = vault.ring.first.id, 0
         while True:
             page = self._backend.inner.page(self._key, after=after, limit=batch_size)
             self.done.fixed += sum(
-                stored.item is not None and stored.item.get("kid") != first
+                stored.item is not None
+                and vault.carrier.unload(stored.item).get("kid") != first
                 for stored in page.items
             )
             if not page.items or not page.has_later:
@@ -100,7 +101,8 @@ class Rotation:
         except UnknownEncryptionKey as exc:
             self._miss(exc.key_id)
             return None
-        if new is None and item.get("kid") != vault.ring.first.id:
+        kid = vault.carrier.unload(item).get("kid")
+        if new is None and kid != vault.ring.first.id:
             self.done.unreadable += 1
         return new
 

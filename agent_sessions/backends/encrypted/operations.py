@@ -1,0 +1,93 @@
+"""What is asked of the wrapped backend about one session, with the keys at hand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.encryption import Reading, Vault
+from agent_sessions.encryption.vault import Taking
+from agent_sessions.exceptions import EncryptionError
+from agent_sessions.items import Item
+
+logger = logging.getLogger("agent_sessions.backends")
+
+# More envelopes than this are opened in a thread, so that the loop goes on meanwhile.
+_MANY = 100
+
+
+def read(
+    inner: BaseSessionBackend, vault: Vault, key: SessionKey, limit: int | None
+) -> list[Item]:
+    """Read the newest `limit` items that open. Raises EncryptionError."""
+    reading = Reading(vault, limit)
+    while not reading.feed(inner.latest(key, reading.window)):
+        pass
+    return _told(inner, reading)
+
+
+async def aread(
+    inner: BaseSessionBackend, vault: Vault, key: SessionKey, limit: int | None
+) -> list[Item]:
+    """See read()."""
+    reading = Reading(vault, limit)
+    is_done = False
+    while not is_done:
+        found = await inner.alatest(key, reading.window)
+        if len(found) > _MANY:
+            is_done = await asyncio.to_thread(reading.feed, found)
+        else:
+            is_done = reading.feed(found)
+    return _told(inner, reading)
+
+
+def pop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None:
+    """Remove and return the newest item. Raises EncryptionError; it then stays."""
+    taking = Taking(vault)
+    if inner.supports_pop_if:
+        return taking.end(inner.pop_if(key, taking.accepts))
+    if not taking.may_take(inner.latest(key, 1)):
+        return None
+    taken = inner.pop(key)
+    try:
+        return taking.end(taken)
+    except EncryptionError:
+        # Somebody was faster, with a key that isn't ours.
+        inner.append(key, taking.back(taken))
+        raise
+
+
+async def apop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None:
+    """See pop(); for a store that can't pop and look in one step."""
+    taking = Taking(vault)
+    if not taking.may_take(await inner.alatest(key, 1)):
+        return None
+    taken = await inner.apop(key)
+    try:
+        return taking.end(taken)
+    except EncryptionError:
+        await inner.aappend(key, taking.back(taken))
+        raise
+
+
+def look(vault: Vault, stored: list[Item]) -> None:
+    """Look at items before they are cleared. Raises UnknownEncryptionKey."""
+    for each in stored:
+        vault.open(each)
+
+
+async def alook(vault: Vault, stored: list[Item]) -> None:
+    """See look()."""
+    look(vault, stored)
+
+
+def _told(inner: BaseSessionBackend, reading: Reading) -> list[Item]:
+    if reading.passed_over:
+        # The wrapped backend bears the alias of the one that wraps it.
+        logger.warning(
+            "%d rows of a session in %r don't open and were passed over",
+            reading.passed_over,
+            inner.alias,
+        )
+    return reading.items
