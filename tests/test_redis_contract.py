@@ -73,6 +73,17 @@ class TestRedisCluster(InTransaction):
             yield
 
 
+@pytest.mark.another_store
+@pytest.mark.django_db
+class TestValkey(InTransaction):
+    @pytest.fixture(autouse=True)
+    def _settings(self, valkey_server: Server) -> Iterator[None]:
+        options = {"url": url(valkey_server)}
+        setting = {"default": {"BACKEND": BACKEND, "OPTIONS": options}}
+        with override_settings(AGENT_SESSIONS=setting):
+            yield
+
+
 @pytest.mark.django_db
 @pytest.mark.another_store
 class TestValkeyBehindSentinels(InTransaction):

@@ -40,9 +40,19 @@ def missing() -> str | None:
 @contextmanager
 def mariadb() -> Iterator[Server]:
     """Run a MariaDB server; `root` has no password."""
-    recipe = Recipe(name="mariadb", command=_command, ready=_ready, prepare=_prepare)
-    with serve(recipe) as server:
+    with serve(recipe()) as server:
         yield server
+
+
+def recipe(*, lasting: bool = False) -> Recipe:
+    """Tell how MariaDB is run; `lasting` keeps what was committed when it's killed."""
+    flush = f"--innodb-flush-log-at-trx-commit={2 if lasting else 0}"
+    return Recipe(
+        name="mariadb",
+        command=lambda directory, port: [*_command(directory, port), flush],
+        ready=_ready,
+        prepare=_prepare,
+    )
 
 
 def _prepare(directory: Path) -> None:
@@ -72,7 +82,6 @@ def _command(directory: Path, port: int) -> list[str]:
         f"--port={port}",
         "--skip-log-bin",
         # The data is thrown away, so nothing waits for the disk.
-        "--innodb-flush-log-at-trx-commit=0",
         "--innodb-doublewrite=0",
         "--innodb-flush-method=nosync",
         "--innodb-fast-shutdown=2",

@@ -12,7 +12,9 @@ from pathlib import Path
 from tests.servers.process import HOST, Recipe, Server, nobody, serve
 
 # The data is thrown away, so nothing waits for the disk.
-_FAST = ("-F", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+_FAST = ("-F", "-c", "full_page_writes=off")
+# Until it has been handed to the disk's cache, a killed server may lose it.
+_FASTEST = ("-c", "synchronous_commit=off")
 
 
 def missing() -> str | None:
@@ -25,16 +27,21 @@ def missing() -> str | None:
 @contextmanager
 def postgres() -> Iterator[Server]:
     """Run a PostgreSQL server; the superuser is `postgres`, without a password."""
-    recipe = Recipe(
+    with serve(recipe()) as server:
+        yield server
+
+
+def recipe(*, lasting: bool = False) -> Recipe:
+    """Tell how PostgreSQL is run; `lasting` keeps what was committed when it's killed."""
+    fast = _FAST if lasting else (*_FAST, *_FASTEST)
+    return Recipe(
         name="postgres",
-        command=_command,
+        command=lambda directory, port: [*_command(directory, port), *fast],
         ready=_ready,
         prepare=_prepare,
         stop="SIGINT",
         unprivileged=True,
     )
-    with serve(recipe) as server:
-        yield server
 
 
 def _prepare(directory: Path) -> None:
@@ -70,7 +77,6 @@ def _command(directory: Path, port: int) -> list[str]:
         _binary(directory, "postgres"),
         *("-D", str(directory / "data"), "-p", str(port), "-h", HOST, "-k", ""),
         *("-c", "max_connections=200"),
-        *_FAST,
     ]
 
 

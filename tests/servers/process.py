@@ -74,15 +74,21 @@ def free_port() -> int:
         return port
 
 
+def prepare(recipe: Recipe) -> tuple[Path, tuple[int, int] | None]:
+    """Make a server's directory; give it, and as whom the server is to run."""
+    directory = Path(tempfile.mkdtemp(prefix=f"agent-sessions-{recipe.name}-"))
+    identity = nobody() if recipe.unprivileged else None
+    if identity is not None:
+        os.chown(directory, *identity)
+    recipe.prepare(directory)
+    return directory, identity
+
+
 def _start(recipe: Recipe) -> tuple[subprocess.Popen[str], Server]:
     # Somebody else may take the port between its choice and the server's start.
     failure = ServerError(f"{recipe.name} did not start.")
     for _ in range(ATTEMPTS):
-        directory = Path(tempfile.mkdtemp(prefix=f"agent-sessions-{recipe.name}-"))
-        identity = nobody() if recipe.unprivileged else None
-        if identity is not None:
-            os.chown(directory, *identity)
-        recipe.prepare(directory)
+        directory, identity = prepare(recipe)
         port = free_port()
         keeper = _keep(recipe, directory, port, identity)
         try:
