@@ -25,6 +25,12 @@ from openai import AsyncOpenAI
 from agent_sessions import EncryptedSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.checks import check_backends
+from agent_sessions.clearing import (
+    Removal,
+    finish_removals,
+    remove,
+    unfinished_items,
+)
 from agent_sessions.consumers import CLOSE_UNAVAILABLE
 from agent_sessions.exceptions import (
     EncryptionError,
@@ -313,6 +319,34 @@ def test_deleting_destroys_the_sessions_key() -> None:
         assert sorted(left) == ["b", "c"]
         alice.delete()
         assert [s.session_id for s in SessionSecret.objects.all()] == ["c"]
+
+
+@pytest.mark.parametrize("delete", [False, True], ids=["clear", "delete"])
+@pytest.mark.parametrize("options", [{}, {"session_keys": True}], ids=["", "own"])
+def test_a_long_history_is_removed_in_small_steps(options: Any, delete: bool) -> None:
+    """No lock is held for as long as its rows take, and its key goes at once."""
+    with under(NEW, **options):
+        private().sync.add_items([said(f"{n}") for n in range(11)])
+        row = AgentSession.objects.get()
+        assert remove(row, Removal(delete=delete, batch_size=4)) == 11
+        assert unfinished_items() == SessionItem.objects.count() == 11
+        assert not SessionSecret.objects.exists()
+        assert private().sync.get_items() == []
+        private().sync.add_items([said("new")])
+        assert finish_removals(batch_size=4) == 11
+        assert private().sync.get_items() == [said("new")]
+        assert SessionItem.objects.count() == 1
+
+
+def test_a_history_without_its_key_is_not_removed() -> None:
+    with under(OLD):
+        private().sync.add_items([said(f"{n}") for n in range(11)])
+    with under(NEW):
+        row = AgentSession.objects.get()
+        with pytest.raises(UnknownEncryptionKey):
+            remove(row, Removal(batch_size=4))
+    with under(NEW, OLD):
+        assert len(private().sync.get_items()) == 11
 
 
 def test_a_refused_write_makes_no_key() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -149,6 +150,16 @@ class BaseSessionBackend(ABC):
         `remote_id` is what the row said last. Erasing what isn't there is no error.
         """
         return 0 if self.inner_option is None else self.inner.erase(key, remote_id)
+
+    @property
+    def store(self) -> BaseSessionBackend:
+        """The backend that holds the items: this one, or what it wraps."""
+        return self if self.inner_option is None else self.inner.store
+
+    @contextmanager
+    def removing(self, key: SessionKey) -> Iterator[None]:
+        """Do what goes with the removal of a history from `store`, in the block."""
+        yield
 
     def forget_key(self, key: SessionKey) -> None:
         """Destroy a session's own encryption key, as its row is about to go."""

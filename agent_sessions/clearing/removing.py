@@ -76,16 +76,18 @@ def remove(row: AgentSession, how: Removal) -> int | None:
     """
     backend, key = store_of(row)
     try:
+        store = backend.store
         # A subclass with a clear() of its own knows better what else is to be done.
-        plain = type(backend).clear is DatabaseBackend.clear
-        if isinstance(backend, DatabaseBackend) and plain:
-            return remove_history(
-                backend,
-                key,
-                delete=how.delete,
-                guard=how.guard,
-                batch_size=how.batch_size,
-            )
+        plain = type(store).clear is DatabaseBackend.clear
+        if isinstance(store, DatabaseBackend) and plain:
+            with backend.removing(key):
+                return remove_history(
+                    store,
+                    key,
+                    delete=how.delete,
+                    guard=how.guard,
+                    batch_size=how.batch_size,
+                )
         fresh = backend.directory.rows(key).first()
         if fresh is None:
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -94,16 +94,19 @@ class EncryptedBackend(BaseSessionBackend):
         return self._with_keys(key, lambda vault: pop(self.inner, vault, key))
 
     def clear(self, key: SessionKey) -> int:
+        with self.removing(key):
+            return self.store.clear(key)
+
+    @contextmanager
+    def removing(self, key: SessionKey) -> Iterator[None]:
         if not self.settings.clear_without_key:
             newest = self.inner.latest(key, 1)
             self._with_keys(key, lambda vault: look(vault, newest))
-        if self._secrets is None:
-            count = self.inner.clear(key)
-        else:
-            with self._secrets.destroyed(key):
-                count = self.inner.clear(key)
+        secrets = self._secrets
+        destroyed = nullcontext() if secrets is None else secrets.destroyed(key)
+        with destroyed, self.inner.removing(key):
+            yield
         self._forget(key)
-        return count
 
     def page(
         self,
