@@ -13,13 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core import checks
 
+from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.backends.retention import read_retention
-from agent_sessions.exceptions import (
-    InvalidBackend,
-    InvalidLimit,
-    InvalidOwner,
-    InvalidSessionId,
-)
+from agent_sessions.exceptions import InvalidBackend, InvalidOwner
 from agent_sessions.items import Item, StoredItem
 
 if TYPE_CHECKING:
@@ -32,8 +28,6 @@ if TYPE_CHECKING:
     from agent_sessions.memory import BackendSession
 
 T = TypeVar("T")
-
-SESSION_ID_LENGTH = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,33 +351,6 @@ def make_key(
     if user is not None and user.pk is None:
         raise InvalidOwner
     return SessionKey(session_id, None if user is None else user.pk, branch)
-
-
-def check_session_id(session_id: Any) -> str:
-    """Give an id that every store takes. Raises InvalidSessionId."""
-    if not isinstance(session_id, str):
-        raise InvalidSessionId(
-            f"A session id is a str, not a {type(session_id).__name__}."
-        )
-    if not 1 <= len(session_id) <= SESSION_ID_LENGTH:
-        raise InvalidSessionId(
-            f"A session id has 1 to {SESSION_ID_LENGTH} characters; this one has "
-            f"{len(session_id)}. Hash a longer key, or use AgentSession.new_id()."
-        )
-    if "\x00" in session_id or any("\ud800" <= c <= "\udfff" for c in session_id):
-        raise InvalidSessionId(
-            "A session id can't hold NUL characters or lone surrogates, which "
-            "databases refuse. Remove them."
-        )
-    return session_id
-
-
-def check_limit(limit: Any) -> None:
-    """Refuse a limit that is neither None nor a whole number of 0 or more."""
-    if limit is not None and (
-        isinstance(limit, bool) or not isinstance(limit, int) or limit < 0
-    ):
-        raise InvalidLimit(limit)
 
 
 async def settle(awaitable: Awaitable[T]) -> T:

@@ -10,7 +10,7 @@ from typing import Any
 from django.db.models import Count, Q, QuerySet, Sum
 from django.utils import timezone
 
-from agent_sessions.backends.base import SESSION_ID_LENGTH, check_session_id
+from agent_sessions.backends.arguments import SESSION_ID_LENGTH, check_session_id
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import InvalidSessionId
 from agent_sessions.handler import sessions

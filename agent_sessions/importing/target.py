@@ -11,7 +11,7 @@ from django.db import connections
 from django.db.models import F
 from django.utils import timezone
 
-from agent_sessions.backends.base import check_session_id
+from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import InvalidSessionId
 from agent_sessions.importing.batches import Batches, insert

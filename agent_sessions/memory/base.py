@@ -13,11 +13,10 @@ from agents.memory.session_settings import (
 from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 
+from agent_sessions.backends.arguments import check_limit, check_session_id
 from agent_sessions.backends.base import (
     BaseSessionBackend,
     SessionKey,
-    check_limit,
-    check_session_id,
 )
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.memory.context import names_other

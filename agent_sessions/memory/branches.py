@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from agent_sessions.backends.base import check_limit
+from agent_sessions.backends.arguments import check_limit
 from agent_sessions.backends.database import turns, undo
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.memory.base import BackendSession, SyncSession

@@ -16,7 +16,8 @@ from agents.memory.session_settings import (
     resolve_session_limit,
 )
 
-from agent_sessions.backends.base import check_limit, settle
+from agent_sessions.backends.arguments import check_limit
+from agent_sessions.backends.base import settle
 from agent_sessions.encryption import (
     KeyRing,
     Memory,

@@ -1,0 +1,36 @@
+"""What callers give to every backend alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent_sessions.exceptions import InvalidLimit, InvalidSessionId
+
+SESSION_ID_LENGTH = 255
+
+
+def check_session_id(session_id: Any) -> str:
+    """Give an id that every store takes. Raises InvalidSessionId."""
+    if not isinstance(session_id, str):
+        raise InvalidSessionId(
+            f"A session id is a str, not a {type(session_id).__name__}."
+        )
+    if not 1 <= len(session_id) <= SESSION_ID_LENGTH:
+        raise InvalidSessionId(
+            f"A session id has 1 to {SESSION_ID_LENGTH} characters; this one has "
+            f"{len(session_id)}. Hash a longer key, or use AgentSession.new_id()."
+        )
+    if "\x00" in session_id or any("\ud800" <= c <= "\udfff" for c in session_id):
+        raise InvalidSessionId(
+            "A session id can't hold NUL characters or lone surrogates, which "
+            "databases refuse. Remove them."
+        )
+    return session_id
+
+
+def check_limit(limit: Any) -> None:
+    """Refuse a limit that is neither None nor a whole number of 0 or more."""
+    if limit is not None and (
+        isinstance(limit, bool) or not isinstance(limit, int) or limit < 0
+    ):
+        raise InvalidLimit(limit)
