@@ -20,6 +20,7 @@ from django.core import checks
 from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.test import override_settings
+from django.urls import reverse
 from openai import AsyncOpenAI
 
 from agent_sessions import EncryptedSession, get_session, sessions
@@ -40,7 +41,7 @@ from agent_sessions.exceptions import (
     UnknownEncryptionKey,
 )
 from agent_sessions.models import AgentRun, AgentSession, SessionItem, SessionSecret
-from tests.admin_pages import page, staff, url
+from tests.admin_pages import LIST, page, staff, url
 from tests.approvals import refund, refunded
 from tests.chat import Socket, create_conversation, make_user, text_of
 from tests.list_backend import ListBackend
@@ -458,6 +459,21 @@ def test_the_admin_shows_locks_without_the_key_and_texts_with_it(options: Any) -
         assert json.loads(SessionItem.objects.get().data)["kid"] in html
         assert "Encrypted" in html
     assert TREASURE not in page(staff("view", name="other"), url("change", row))
+
+
+def test_a_list_tells_that_titles_are_encrypted() -> None:
+    client = staff("view", "read")
+    with under(NEW):
+        private("chat").sync.add_items([said(TREASURE)])
+        get_session("plain").sync.add_items([{"role": "assistant", "content": "Hi"}])
+        html = page(client, reverse(LIST))
+    assert html.count("(encrypted)") == 1
+    assert '<span class="as-quiet">(encrypted) chat</span>' in html
+    assert '<span class="as-quiet">plain</span>' in html
+    assert TREASURE not in html
+    # An alias that is in the settings no more says nothing.
+    with override_settings(AGENT_SESSIONS={"default": DATABASE}):
+        assert "(encrypted)" not in page(client, reverse(LIST))
 
 
 # -- compaction ------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from agent_sessions.admin.overview import OverviewMixin
 from agent_sessions.admin.paginator import CappedPaginator
 from agent_sessions.admin.transcript import TranscriptMixin
 from agent_sessions.admin.words import grouped, in_words
+from agent_sessions.exceptions import InvalidBackend, MissingExtra
+from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession
 
 
@@ -87,6 +89,8 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
         if obj.title:
             return str(obj.title)
         text = obj.session_id if obj.item_count else _("(empty)")
+        if obj.item_count and _is_encrypted(obj):
+            text = format_html("{} {}", _("(encrypted)"), obj.session_id)
         return format_html('<span class="as-quiet">{}</span>', text)
 
     @admin.display(description=_("store"))
@@ -125,3 +129,11 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
             path("overview/", wrap(self.overview_view), name=f"{name}_overview"),
         ]
         return [*own, *super().get_urls()]
+
+
+def _is_encrypted(obj: AgentSession) -> bool:
+    """Tell whether a session's alias is one that encrypts, and keeps titles empty."""
+    try:
+        return sessions[obj.backend].encrypts
+    except (InvalidBackend, MissingExtra):
+        return False

@@ -70,6 +70,8 @@ class BaseSessionBackend(ABC):
     supports_pop_if: ClassVar[bool] = False
     # Whether rewrite() can put items in the places of others.
     supports_rewriting: ClassVar[bool] = False
+    # Whether what it stores, titles too, can't be read without its keys.
+    encrypts: ClassVar[bool] = False
     # Whether items come back as they were given, but for the order of their keys.
     keeps_exactly: ClassVar[bool] = True
     # Names that OPTIONS may hold, with their defaults.

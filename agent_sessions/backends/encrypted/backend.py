@@ -66,6 +66,7 @@ class EncryptedBackend(BaseSessionBackend):
     required_options = frozenset({"backend", "keys"})
     option_defaults: ClassVar[dict[str, Any]] = DEFAULTS
     inner_option = "backend"
+    encrypts = True
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
         super().__init__(alias, options)
