@@ -1,10 +1,10 @@
 """Run all of the suite, as `make test` does: `python -m tests.suite [PYTEST ARGUMENTS]`.
 
-Everything runs on SQLite, what touches a database again on PostgreSQL and MariaDB, and
-the browser in a call of its own because Playwright leaves a running loop behind. Three
-calls run at a time, since each waits for its servers now and then; what the others
-printed follows the first one's output. Each runs whatever the others gave; the last line
-is pytest's own.
+Everything runs on SQLite, the contract on each store in a call of its own. What touches
+a database runs again on PostgreSQL and MariaDB. The browser has a call of its own too,
+because Playwright leaves a running loop behind. Three calls run at a time, since each
+waits for its servers now and then; what the others printed follows the first one's
+output. Each runs whatever the others gave; the last line is pytest's own.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from tests.servers import PARTS
 
 FIRST = "sqlite"
 # As they are told; the longest begins first.
-OTHERS = ("postgres", "mariadb", "browser")
-BEGUN = ("browser", "postgres", "mariadb")
+OTHERS = ("contract", "postgres", "mariadb", "browser")
+BEGUN = ("browser", "contract", "postgres", "mariadb")
+# The contract's files, which wait for their servers as long as all others together.
+CONTRACT = "tests/test_*contract*.py"
 # How many of them run beside the first.
 BESIDE = 2
 NOTHING_CHOSEN = 5
+DATABASES = ("postgres", "mariadb")
 
 
 class Suite:
@@ -107,15 +110,17 @@ class Suite:
 
     def _call(self, name: str, output: IO[bytes] | None) -> None:
         environment = os.environ | {"AGENT_SESSIONS_TEST_NOT_RUN": str(self._report)}
+        environment |= {
+            "AGENT_SESSIONS_TEST_DATABASE": name if name in DATABASES else FIRST
+        }
         paths = []
         if name == "browser":
             paths = ["tests/browser"]
-            environment |= {
-                "AGENT_SESSIONS_TEST_DATABASE": "sqlite",
-                "DJANGO_ALLOW_ASYNC_UNSAFE": "true",
-            }
-        else:
-            environment |= {"AGENT_SESSIONS_TEST_DATABASE": name}
+            environment |= {"DJANGO_ALLOW_ASYNC_UNSAFE": "true"}
+        elif name == "contract":
+            paths = sorted(map(str, Path().glob(CONTRACT)))
+        elif name == FIRST:
+            paths = [f"--ignore-glob={Path.cwd() / CONTRACT}"]
         with self._lock:
             if self._stopped:
                 return
@@ -152,8 +157,7 @@ def _missing() -> dict[str, str]:
     """Tell which databases can't be had here, and why; CI must have all."""
     if os.environ.get("CI", "").lower() in {"1", "true"}:
         return {}
-    databases = ("postgres", "mariadb")
-    reasons = {database: PARTS[f"{database}_server"]() for database in databases}
+    reasons = {database: PARTS[f"{database}_server"]() for database in DATABASES}
     return {database: reason for database, reason in reasons.items() if reason}
 
 

@@ -27,7 +27,7 @@ def suite(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_choice_that_some_calls_lack_is_no_failure() -> None:
     done = suite("-q", "-k", "nosuchtest", "tests/test_suite.py")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("deselected") == 4
+    assert done.stdout.count("deselected") == 5
 
 
 def test_what_fails_is_named_and_so_is_a_database_that_cannot_be_had(
@@ -36,7 +36,7 @@ def test_what_fails_is_named_and_so_is_a_database_that_cannot_be_had(
     missing = {"mariadb": "there is none."}
     suite = Suite(["--no-such-option"], tmp_path, missing)
     assert suite.run() == 1
-    assert sorted(suite.failed) == ["browser", "postgres", "sqlite"]
+    assert sorted(suite.failed) == ["browser", "contract", "postgres", "sqlite"]
     line = "!!! NOT RUN on mariadb: what touches a database, because there is none.\n"
     told = capfd.readouterr()
     assert f"=== mariadb\n{line}" in told.out

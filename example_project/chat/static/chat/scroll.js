@@ -6,6 +6,7 @@ export class Scroll {
   #view;
   #jump;
   #follows = true;
+  #last = 0;
 
   constructor(view, jump) {
     this.#view = view;
@@ -13,10 +14,9 @@ export class Scroll {
     view.addEventListener("scroll", () => this.#moved(), { passive: true });
     jump.addEventListener("click", () => this.toEnd());
     // Folds that open, pictures and the window's size change the height too.
-    new ResizeObserver(() => this.#follows && this.#down()).observe(
-      view.firstElementChild,
-    );
-    new ResizeObserver(() => this.#follows && this.#down()).observe(view);
+    const sized = new ResizeObserver(() => this.#isFollowing() && this.#down());
+    sized.observe(view.firstElementChild);
+    sized.observe(view);
   }
 
   get #left() {
@@ -32,8 +32,9 @@ export class Scroll {
   /** Draw something at the end, and stay at the end if that's where the reader is. */
   keep(draw) {
     const height = this.#view.scrollHeight;
+    const follows = this.#isFollowing();
     draw();
-    if (this.#follows) this.#down();
+    if (follows) this.#down();
     else if (this.#view.scrollHeight > height) this.#jump.hidden = false;
   }
 
@@ -45,11 +46,20 @@ export class Scroll {
     this.#view.scrollTop = this.#view.scrollHeight - fromEnd;
   }
 
+  /** A reader who has just gone up isn't pulled back before the event tells. */
+  #isFollowing() {
+    const wentUp = this.#view.scrollTop < this.#last - NEAR && this.#left > NEAR;
+    if (wentUp) this.#follows = false;
+    return this.#follows;
+  }
+
   #down() {
     this.#view.scrollTop = this.#view.scrollHeight;
+    this.#last = this.#view.scrollTop;
   }
 
   #moved() {
+    this.#last = this.#view.scrollTop;
     this.#follows = this.#left <= NEAR;
     if (this.#follows) this.#jump.hidden = true;
   }
