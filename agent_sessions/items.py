@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ Item = dict[str, Any]
 TITLE_LENGTH = 80
 # Of a message's text a column keeps as much as a list shows: all of it is in the item,
 # and would take twice the place, and a page more at each append.
-TEXT_LENGTH = 500
+TEXT_LENGTH = 200
 NAME_LENGTH = 255
 KIND_LENGTH = 64
 ROLE_LENGTH = 32
@@ -50,7 +50,7 @@ _encode = json.JSONEncoder(
 class EncodedItem:
     """One item as it is stored: its JSON text and the columns drawn from it.
 
-    `text` is the beginning of a message's text, up to 500 characters.
+    `text` is the beginning of a message's text, up to 200 characters.
     """
 
     data: str
@@ -77,6 +77,27 @@ class Batch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __iter__(self) -> Iterator[EncodedItem]:
+        return iter(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class LongBatch:
+    """A Batch whose items are encoded one by one, whenever its rows are read.
+
+    Reading them raises InvalidItem as encode_batch() does.
+    """
+
+    items: Sequence[Any]
+    turns: int
+    title: str
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[EncodedItem]:
+        return _encoded(self.items)
+
 
 @dataclass(frozen=True, slots=True)
 class StoredItem:
@@ -94,9 +115,24 @@ def encode_batch(items: Sequence[Any]) -> Batch:
 
     Raises InvalidItem, naming the first item that isn't a JSON object.
     """
-    rows = []
+    rows = tuple(_encoded(items))
+    batch = look_through(items)
+    return Batch(rows, batch.turns, batch.title)
+
+
+def look_through(items: Sequence[Any]) -> LongBatch:
+    """Tell what the items of one `add_items` call do to a session, but encode none."""
     turns = 0
     title = ""
+    for item in items:
+        if isinstance(item, dict) and _begins_turn(*_kind(item)):
+            turns += 1
+            title = title or first_line(text_of(item))
+    return LongBatch(items, turns, title)
+
+
+def _encoded(items: Sequence[Any]) -> Iterator[EncodedItem]:
+    turns = 0
     for index, item in enumerate(items):
         if not isinstance(item, dict):
             raise InvalidItem(
@@ -118,29 +154,28 @@ def encode_batch(items: Sequence[Any]) -> Batch:
                 "deep. Flatten it, or store it as a string; nothing was written."
             )
         kind, role = _kind(item)
-        text = text_of(item) if kind == "message" else ""
-        if kind == "message" and role == "user":
-            turns += 1
-            title = title or first_line(text)
-        rows.append(
-            EncodedItem(
-                data=data,
-                turn=turns,
-                type=kind[:KIND_LENGTH],
-                role=role[:ROLE_LENGTH],
-                call_id=_column(item.get("call_id"))[:NAME_LENGTH],
-                tool_name=tool_name(item, kind)[:NAME_LENGTH],
-                text=text[:TEXT_LENGTH],
-            )
+        turns += _begins_turn(kind, role)
+        yield EncodedItem(
+            data=data,
+            turn=turns,
+            type=kind[:KIND_LENGTH],
+            role=role[:ROLE_LENGTH],
+            call_id=_column(item.get("call_id"))[:NAME_LENGTH],
+            tool_name=tool_name(item, kind)[:NAME_LENGTH],
+            text=text_of(item)[:TEXT_LENGTH] if kind == "message" else "",
         )
-    return Batch(tuple(rows), turns, title)
+
+
+def _begins_turn(kind: str, role: str) -> bool:
+    return kind == "message" and role == "user"
 
 
 def decode(data: Any) -> Item | None:
     """Read a stored row; None where it is no JSON object."""
     try:
+        encoded = data if isinstance(data, bytes) else data.encode()
         # Keys are few; a cache of values would hold on to what people wrote.
-        item = from_json(data.encode(), cache_mode="keys")
+        item = from_json(encoded, cache_mode="keys")
     except (ValueError, AttributeError):
         item = _decode_slowly(data)
     return item if isinstance(item, dict) else None

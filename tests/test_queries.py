@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from typing import Any
 
 import pytest
 from django.db import DatabaseError, connection, transaction
-from django.db.backends.utils import CursorWrapper
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -26,8 +26,8 @@ from agent_sessions.models import AgentSession, Branch, SessionItem
 from tests.settings import DATABASE_KIND
 
 ITEM: Any = {"role": "user", "content": "Hello"}
-# What begins and ends transactions, and what a connection does once.
-_ASIDE = ("PREPARE", "BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
+# What begins and ends transactions.
+_ASIDE = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
 
 
 def messages(count: int) -> list[Any]:
@@ -36,10 +36,7 @@ def messages(count: int) -> list[Any]:
 
 
 def statements(call: Callable[[], Any]) -> tuple[int, int]:
-    """Count the statements of a call, and the transactions that it begins.
-
-    Preparing a statement isn't counted: each connection does it once.
-    """
+    """Count the statements of a call, and the transactions that it begins."""
     with CaptureQueriesContext(connection) as captured:
         call()
     texts = [query["sql"] for query in captured.captured_queries]
@@ -47,13 +44,30 @@ def statements(call: Callable[[], Any]) -> tuple[int, int]:
     return sum(not text.startswith(_ASIDE) for text in texts), begun
 
 
-def plan(statement: str, params: Sequence[Any]) -> dict[str, Any]:
-    """Run a statement under EXPLAIN and give its plan."""
+def plan(call: Callable[[], Any]) -> dict[str, Any]:
+    """Give the plan that the statement of a call has once it is kept prepared."""
+    seen: list[tuple[str, Sequence[Any]]] = []
+
+    def look(execute: Any, sql: str, params: Sequence[Any], *rest: Any) -> Any:
+        seen.append((sql, params))
+        return execute(sql, params, *rest)
+
+    with connection.execute_wrapper(look):
+        call()
+    [(statement, params)] = seen
+    first, *others = statement.split("%s")
+    text = first + "".join(f"${n}{part}" for n, part in enumerate(others, 1))
+    execute = f"EXECUTE looked_at ({', '.join(['%s'] * len(others))})"
     with connection.cursor() as cursor:
+        cursor.execute(f"PREPARE looked_at AS {text}")
+        # PostgreSQL keeps the plan after some executions.
+        for _ in range(10):
+            cursor.execute(execute, params)
         cursor.execute(
-            f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {statement}", params
+            f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {execute}", params
         )
         (answer,) = cursor.fetchone()
+        cursor.execute("DEALLOCATE looked_at")
     found = json.loads(answer) if isinstance(answer, str) else answer
     return dict(found[0]["Plan"])
 
@@ -61,19 +75,6 @@ def plan(statement: str, params: Sequence[Any]) -> dict[str, Any]:
 def nodes(tree: dict[str, Any]) -> list[dict[str, Any]]:
     """Give a plan's nodes, the outermost first."""
     return [tree, *(node for inner in tree.get("Plans", []) for node in nodes(inner))]
-
-
-class Recorder(CursorWrapper):
-    """A real cursor that also keeps what it was given."""
-
-    def __init__(self) -> None:
-        connection.ensure_connection()
-        super().__init__(connection.create_cursor(), connection)
-        self.seen: list[tuple[str, Any]] = []
-
-    def execute(self, sql: Any, params: Any = None) -> Any:
-        self.seen.append((sql, params))
-        return super().execute(sql, params)
 
 
 def default_backend() -> DatabaseBackend:
@@ -118,7 +119,8 @@ class TestStatements:
         session = get_session("first").sync
         tried, begun = 1, int(DATABASE_KIND != "postgres")
         made = 6
-        expected = (tried + made + self.append[0], begun + 1 + self.append[1])
+        # What makes the rows appends to them, in the same transaction.
+        expected = (tried + made + self.append[0], begun + 1)
         assert statements(lambda: session.add_items([ITEM])) == expected
 
     def test_an_empty_append_takes_none(self) -> None:
@@ -369,11 +371,8 @@ class TestPlans:
             cursor.execute("VACUUM (ANALYZE)")
 
     def window(self, key: SessionKey, limit: int | None) -> dict[str, Any]:
-        cursor = Recorder()
-        # PostgreSQL keeps the plan of a prepared statement after some executions.
-        for _ in range(10):
-            default_backend().statements(connection).latest(cursor, key, limit)
-        return plan(*cursor.seen[-1])
+        statements_ = default_backend().statements(connection)
+        return plan(lambda: statements_.latest(connection, key, limit))
 
     @pytest.mark.parametrize("branch", [None, "main"])
     def test_the_window_is_read_through_its_index(self, branch: str | None) -> None:
@@ -397,12 +396,9 @@ class TestPlans:
         assert reads <= 30
 
     def test_no_statement_of_an_append_reads_the_history(self) -> None:
-        cursor = Recorder()
         statements_ = default_backend().statements(connection)
-        batch = encode_batch([ITEM, ITEM])
-        for _ in range(10):
-            assert statements_.append(cursor, SessionKey("long"), batch, timezone.now())
-        tree = plan(*cursor.seen[-1])
+        key, batch, now = SessionKey("long"), encode_batch([ITEM, ITEM]), timezone.now()
+        tree = plan(lambda: statements_.append(connection, key, batch, now))
         scanned = [
             node
             for node in nodes(tree)
@@ -413,21 +409,27 @@ class TestPlans:
         assert tree["Shared Hit Blocks"] <= 100
 
     def test_plans_are_kept(self) -> None:
-        session = get_session("long").sync
+        def kept() -> list[int]:
+            session = get_session("long").sync
+            for _ in range(20):
+                session.get_items(50)
+                session.add_items([ITEM])
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT generic_plans FROM pg_prepared_statements WHERE from_sql "
+                    "AND name LIKE 'agent_sessions_%%'"
+                )
+                counts = [count for (count,) in cursor.fetchall()]
+            connection.close()
+            return counts
+
         with connection.cursor() as cursor:
             # Knowing how long it is, it might think that a plan for each call pays.
             cursor.execute(f"ANALYZE {SessionItem._meta.db_table}")
-        for _ in range(20):
-            session.get_items(50)
-            session.add_items([ITEM])
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT generic_plans FROM pg_prepared_statements WHERE from_sql AND "
-                "name LIKE 'agent_sessions_%%' ORDER BY generic_plans DESC LIMIT 2"
-            )
-            kept = [count for (count,) in cursor.fetchall()]
-        assert len(kept) == 2
-        assert min(kept) >= 10
+        with ThreadPoolExecutor(1) as thread:
+            counts = thread.submit(kept).result()
+        assert len(counts) == 2
+        assert min(counts) >= 10
 
     def test_no_row_that_an_append_writes_has_checks(self) -> None:
         tables = [m._meta.db_table for m in (AgentSession, Branch, SessionItem)]

@@ -70,8 +70,7 @@ def _stored(backend: DatabaseBackend, appends: Sequence[Append]) -> list[bool]:
         return [False] * len(appends)
 
     def write(connection: BaseDatabaseWrapper) -> list[bool]:
-        with connection.cursor() as cursor:
-            return statements.append_all(cursor, calls)
+        return statements.append_all(connection, calls)
 
     return backend.run(write, alone=True)
 

@@ -18,7 +18,6 @@ from django.db import (
     transaction,
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
 from agent_sessions.backends.base import (
@@ -27,6 +26,7 @@ from agent_sessions.backends.base import (
     SessionKey,
     did_you_mean,
 )
+from agent_sessions.backends.database import awaiting
 from agent_sessions.backends.database.appending import append_together
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.gathering import Gathering
@@ -36,13 +36,16 @@ from agent_sessions.backends.database.history import (
     read_page,
 )
 from agent_sessions.backends.database.lineage import Lineages
+from agent_sessions.backends.database.postgresql import PostgreSQLStatements
+from agent_sessions.backends.database.reading import items_of, read_newest
 from agent_sessions.backends.database.rewriting import Rewriting
-from agent_sessions.backends.database.statements import Row, Statements
+from agent_sessions.backends.database.statements import Statements
 from agent_sessions.backends.database.threads import DatabaseThreads
 from agent_sessions.backends.database.vendors import statements_for
+from agent_sessions.backends.database.wires import Wires
 from agent_sessions.backends.directory import Directory
 from agent_sessions.exceptions import InvalidBackend, StorageError
-from agent_sessions.items import Item, decode_all, encode_batch
+from agent_sessions.items import Item
 from agent_sessions.models import AgentSession
 from agent_sessions.signals import session_cleared
 
@@ -92,6 +95,7 @@ class DatabaseBackend(BaseSessionBackend):
                 id="agent_sessions.E012",
             )
         self._threads: DatabaseThreads | None = None
+        self._wires: Wires | None = None
         self._statements: dict[str, Statements] = {}
         self._lineages = Lineages(self.database or "")
         self._gathering = Gathering(partial(append_together, self))
@@ -101,38 +105,26 @@ class DatabaseBackend(BaseSessionBackend):
     def append(self, key: SessionKey, items: Sequence[Item]) -> None:
         if not items:
             return
-        batch = encode_batch(items)
-
         connection = connections[self.using]
         statements = self.statements(connection)
+        batch = statements.batch(items)
         alone = statements.appends_alone(connection, batch)
 
         def write(connection: BaseDatabaseWrapper) -> bool:
-            with connection.cursor() as cursor:
-                return statements.append(cursor, key, batch, timezone.now())
+            return statements.append(connection, key, batch, timezone.now())
 
-        while not self.run(write, alone=alone):
-            self.run(lambda connection: self.directory.create(key))
+        def begin(connection: BaseDatabaseWrapper) -> bool:
+            self.directory.create(key)
+            return write(connection)
+
+        while not (self.run(write, alone=alone) or self.run(begin)):
+            pass
 
     def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         if limit == 0:
             self.run(lambda connection: self.directory.assert_own(key), alone=True)
             return []
-
-        def read(connection: BaseDatabaseWrapper) -> list[Item]:
-            with connection.cursor() as cursor:
-                window = limit
-                while True:
-                    rows = self._rows(cursor, key, window)
-                    items = decode_all(data for _, data in reversed(rows))
-                    if limit is None or window is None:
-                        return items
-                    if len(items) >= limit or len(rows) < window:
-                        return items[-limit:]
-                    # Unreadable rows don't count: look further back.
-                    window *= 2
-
-        return self.run(read, alone=True)
+        return read_newest(self, key, limit, None)
 
     def pop(self, key: SessionKey) -> Item | None:
         def take(connection: BaseDatabaseWrapper) -> Item | None:
@@ -200,11 +192,18 @@ class DatabaseBackend(BaseSessionBackend):
             return
         if self.statements(connections[self.using]).appends_together:
             await self.threads.finish_together(self._gathering, (key, items))
-        else:
+        elif not await awaiting.write(self, key, items):
             await self.threads.finish(self.append, key, items)
 
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        return await self.threads.run(self.latest, key, limit)
+        own = await awaiting.read(self, key, limit) if limit != 0 else None
+        if own is None:
+            return await self.threads.run(self.latest, key, limit)
+        if len(own.texts) <= awaiting.MANY:
+            items = items_of(self, own, limit)
+            if items is not None:
+                return items
+        return await self.threads.run(read_newest, self, key, limit, own)
 
     async def apop(self, key: SessionKey) -> Item | None:
         return await self.threads.finish(self.pop, key)
@@ -244,6 +243,19 @@ class DatabaseBackend(BaseSessionBackend):
         return self._lineages
 
     @property
+    def wires(self) -> Wires | None:
+        """The connections that serve async callers without a thread, where that goes."""
+        if self._wires is None or self._wires.database != self.using:
+            connection = connections[self.using]
+            statements = self.statements(connection)
+            if not isinstance(statements, PostgreSQLStatements):
+                return None
+            if not statements.can_be_awaited(connection):
+                return None
+            self._wires = Wires(self.using, self.threads.size, statements.prepared)
+        return self._wires
+
+    @property
     def threads(self) -> DatabaseThreads:
         """The threads that serve async callers."""
         if self._threads is None or self._threads.database != self.using:
@@ -271,10 +283,13 @@ class DatabaseBackend(BaseSessionBackend):
 
     def close(self) -> None:
         threads, self._threads = self._threads, None
+        wires, self._wires = self._wires, None
         self._statements = {}
         self._lineages = Lineages(self.database or "")
         if threads is not None:
             threads.close()
+        if wires is not None:
+            wires.close()
 
     # -- branches ------------------------------------------------------------------
 
@@ -330,13 +345,14 @@ class DatabaseBackend(BaseSessionBackend):
                     return operation(connection)
             except OperationalError as exc:
                 if attempt == attempts or not _is_retried(exc):
-                    raise self._storage_error(exc) from exc
+                    raise self.storage_error(exc) from exc
                 time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
             except (DatabaseError, InterfaceError) as exc:
-                raise self._storage_error(exc) from exc
+                raise self.storage_error(exc) from exc
         raise AssertionError("the last attempt returns or raises")
 
-    def _storage_error(self, exc: Exception) -> StorageError:
+    def storage_error(self, exc: Exception) -> StorageError:
+        """Say that the database refused an operation."""
         # The driver's own words may quote contents, so only the error's kind is told.
         return StorageError(
             f"The database {self.using!r} refused the session's operation "
@@ -351,26 +367,6 @@ class DatabaseBackend(BaseSessionBackend):
             statements = statements_for(connection, self.alias)
             self._statements[connection.vendor] = statements
         return statements
-
-    def _rows(
-        self, cursor: CursorWrapper, key: SessionKey, window: int | None
-    ) -> list[Row]:
-        """Read the newest rows that a branch shows, newest first."""
-        statements = self.statements(cursor.db)
-        rows = statements.latest(cursor, key, window)
-        # Position 1 is the very beginning, so most histories end the look-up here.
-        if rows and (len(rows) == window or rows[-1][0] == 1):
-            return rows
-        if rows:
-            branch = statements.find_branch(cursor, key)
-        else:
-            # Nothing may be there, or somebody else's.
-            branch = self.directory.find_branch(key)
-        ancestors = () if branch is None else self.lineages.of(branch)[1:]
-        if not ancestors:
-            return rows
-        rest = None if window is None else window - len(rows)
-        return [*rows, *statements.inherited(cursor, ancestors, rest)]
 
     def _lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> int | None:
         """Hold the session's row; its primary key, or None where it isn't there."""

@@ -56,6 +56,10 @@ class Lineages:
                 self._known.popitem(last=False)
         return found
 
+    def is_root(self, branch_id: int) -> bool:
+        """Tell whether a branch is known to have no ancestors, without a look."""
+        return len(self._known.get(branch_id, ())) == 1
+
     def _walk(self, branch_id: int) -> Iterator[Segment]:
         branches = Branch.objects.using(self.using)
         session = branches.filter(pk=branch_id).values("session_id")

@@ -6,7 +6,7 @@ read and sort the whole history for a filter through the parent's key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -18,16 +18,36 @@ from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.direct import DirectCursor, is_watched
 from agent_sessions.backends.database.lineage import Segment
-from agent_sessions.items import Batch
+from agent_sessions.items import Batch, Item, LongBatch, encode_batch
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
 COLUMNS = (
     "branch_id, position, turn, data, type, role, call_id, tool_name, text, size, "
     "created_at"
 )
-# A row's position and text.
-Row = tuple[int, str]
+AnyBatch = Batch | LongBatch
+# A row's JSON, which a driver may give as it came over the wire.
+Text = str | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The newest rows of a branch itself: their texts, newest first.
+
+    `oldest` is the position of the last of them; `branch_id` is None where there is no
+    row.
+    """
+
+    texts: list[Text]
+    oldest: int = 0
+    branch_id: int | None = None
+
+    def is_all(self, limit: int | None) -> bool:
+        """Tell whether ancestors have nothing to add to this many newest rows."""
+        # Position 1 is the very beginning, which ends the look-up of most histories.
+        return bool(self.texts) and (len(self.texts) == limit or self.oldest == 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,37 +105,47 @@ class Statements:
             return self.current_branch, owner
         return self.named_branch, [*owner, key.branch]
 
-    def execute(self, cursor: CursorWrapper, sql: str, params: Sequence[Any]) -> None:
-        """Execute one of the statements that each turn needs."""
-        cursor.execute(sql, params)
+    def cursor(self, connection: BaseDatabaseWrapper) -> CursorWrapper:
+        """Give a cursor for the statements that each turn needs."""
+        # What Django does before it makes one.
+        connection.close_if_health_check_failed()
+        connection.ensure_connection()
+        connection.validate_thread_sharing()
+        return (
+            connection.cursor() if is_watched(connection) else DirectCursor(connection)
+        )
 
     def latest(
-        self, cursor: CursorWrapper, key: SessionKey, limit: int | None
-    ) -> list[Row]:
-        """Read the newest rows of the branch itself, newest first."""
-        branch, params = self.branch_of(key, cursor.db)
+        self, connection: BaseDatabaseWrapper, key: SessionKey, limit: int | None
+    ) -> Own:
+        """Read the newest rows of the branch itself."""
+        statement, params = self.latest_statement(key, limit, connection)
+        with self.cursor(connection) as cursor:
+            cursor.execute(statement, params)
+            return own_rows(cursor.fetchall())
+
+    def latest_statement(
+        self, key: SessionKey, limit: int | None, connection: BaseDatabaseWrapper
+    ) -> tuple[str, list[Any]]:
+        """Give the statement of latest(), and its parameters."""
+        branch, params = self.branch_of(key, connection)
         # A number, not a parameter: PostgreSQL takes one that it doesn't know for a
         # tenth of the history, and would plan this anew at every call.
         window = "" if limit is None else f" LIMIT {limit:d}"
-        self.execute(
-            cursor,
-            f"SELECT position, data FROM {self.item} WHERE branch_id = ({branch}) "
+        return (
+            f"SELECT data, position, branch_id FROM {self.item} "
+            f"WHERE branch_id = ({branch}) "
             f"ORDER BY position DESC{window}",
             params,
         )
-        rows: list[Row] = cursor.fetchall()
-        return rows
-
-    def find_branch(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
-        """Find the branch that a key means."""
-        branch, params = self.branch_of(key, cursor.db)
-        cursor.execute(branch, params)
-        return first(cursor.fetchone())
 
     def inherited(
-        self, cursor: CursorWrapper, segments: Sequence[Segment], limit: int | None
-    ) -> list[Row]:
-        """Read the newest rows of ancestors, newest first.
+        self,
+        connection: BaseDatabaseWrapper,
+        segments: Sequence[Segment],
+        limit: int | None,
+    ) -> list[Text]:
+        """Read the newest texts of ancestors, newest first.
 
         Each part is a window of its own on the index; a join with the lineage would
         read and sort all of them. Whole histories aren't sorted by the database either,
@@ -132,60 +162,73 @@ class Statements:
         parts = " UNION ALL ".join([part] * len(segments))
         if limit is not None:
             parts = f"SELECT * FROM ({parts}) AS line ORDER BY position DESC{window}"
-        cursor.execute(parts, params)
-        rows: list[Row] = list(cursor.fetchall())
+        with connection.cursor() as cursor:
+            cursor.execute(parts, params)
+            rows = list(cursor.fetchall())
         if limit is None:
             rows.sort(key=itemgetter(0), reverse=True)
-        return rows
+        return [text for _, text in rows]
+
+    def batch(self, items: Sequence[Item]) -> AnyBatch:
+        """Make ready what append() takes. Raises InvalidItem."""
+        return encode_batch(items)
 
     def append(
-        self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
+        self,
+        connection: BaseDatabaseWrapper,
+        key: SessionKey,
+        batch: AnyBatch,
+        now: datetime,
     ) -> bool:
         """Store a batch; False, with nothing written, where no row lets it in.
 
         Needs a transaction around it unless `appends_alone`.
         """
-        if not self.appends_alone(cursor.db, batch):
-            return self._append(cursor, key, batch, now)
-        cursor.execute("BEGIN IMMEDIATE")
-        try:
-            stored = self._append(cursor, key, batch, now)
-            cursor.execute("COMMIT")
-        except BaseException:
-            _roll_back(cursor)
-            raise
+        with self.cursor(connection) as cursor:
+            if not self.appends_alone(connection, batch):
+                return self._append(cursor, key, batch, now)
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                stored = self._append(cursor, key, batch, now)
+                cursor.execute("COMMIT")
+            except BaseException:
+                _roll_back(cursor)
+                raise
         return stored
 
     def append_all(
-        self, cursor: CursorWrapper, calls: Sequence[tuple[SessionKey, Batch]]
+        self,
+        connection: BaseDatabaseWrapper,
+        calls: Sequence[tuple[SessionKey, AnyBatch]],
     ) -> list[bool]:
         """Store several batches in one transaction; tell which of them it holds.
 
         None of them where one fails.
         """
-        cursor.execute("BEGIN IMMEDIATE")
-        try:
-            now = timezone.now()
-            stored = [self._append(cursor, key, batch, now) for key, batch in calls]
-        except DatabaseError:
-            _roll_back(cursor)
-            return [False] * len(calls)
-        except BaseException:
-            _roll_back(cursor)
-            raise
-        try:
-            cursor.execute("COMMIT")
-        except BaseException:
-            _roll_back(cursor)
-            raise
+        with self.cursor(connection) as cursor:
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                now = timezone.now()
+                stored = [self._append(cursor, key, batch, now) for key, batch in calls]
+            except DatabaseError:
+                _roll_back(cursor)
+                return [False] * len(calls)
+            except BaseException:
+                _roll_back(cursor)
+                raise
+            try:
+                cursor.execute("COMMIT")
+            except BaseException:
+                _roll_back(cursor)
+                raise
         return stored
 
-    def appends_alone(self, connection: BaseDatabaseWrapper, batch: Batch) -> bool:
+    def appends_alone(self, connection: BaseDatabaseWrapper, batch: AnyBatch) -> bool:
         """Tell whether append() makes a transaction, at a fifth of atomic()'s cost."""
         return not connection.in_atomic_block and connection.get_autocommit()
 
     def _append(
-        self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
+        self, cursor: CursorWrapper, key: SessionKey, batch: AnyBatch, now: datetime
     ) -> bool:
         place = self.advance(cursor, key, batch, now)
         if place is None:
@@ -194,7 +237,7 @@ class Statements:
         return True
 
     def advance(
-        self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
+        self, cursor: CursorWrapper, key: SessionKey, batch: AnyBatch, now: datetime
     ) -> Place | None:
         """Take the positions of a batch, holding the session's row from here on."""
         update, params = self.count(key, batch, now, cursor.db)
@@ -226,7 +269,7 @@ class Statements:
     def count(
         self,
         key: SessionKey,
-        batch: Batch,
+        batch: AnyBatch,
         now: datetime,
         connection: BaseDatabaseWrapper,
     ) -> tuple[str, list[Any]]:
@@ -262,18 +305,20 @@ class Statements:
         )
 
     def insert(
-        self, cursor: CursorWrapper, place: Place, batch: Batch, now: datetime
+        self, cursor: CursorWrapper, place: Place, batch: AnyBatch, now: datetime
     ) -> None:
         """Insert a batch's rows at the positions that were taken for it."""
         cursor.executemany(
             f"INSERT INTO {self.item} ({COLUMNS}) VALUES ({', '.join(['%s'] * 11)})",
-            self.values(place, batch, self.adapt_time(now)),
+            list(self.values(place, batch, self.adapt_time(now))),
         )
 
-    def values(self, place: Place, batch: Batch, created_at: Any) -> list[Any]:
+    def values(
+        self, place: Place, batch: AnyBatch, created_at: Any
+    ) -> Iterator[tuple[Any, ...]]:
         """Give the columns of a batch's rows."""
-        return [
-            (
+        for index, row in enumerate(batch, 1):
+            yield (
                 place.branch_id,
                 place.head + index,
                 place.turn + row.turn,
@@ -286,8 +331,6 @@ class Statements:
                 len(row.data),
                 created_at,
             )
-            for index, row in enumerate(batch.rows, 1)
-        ]
 
     def lock(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
         """Hold the session's row to the transaction's end; give its primary key."""
@@ -299,53 +342,19 @@ class Statements:
         return first(cursor.fetchone())
 
 
-class MySQLStatements(Statements):
-    """MariaDB and MySQL have no UPDATE … RETURNING: update first, then look."""
-
-    same_owner = "{s}.user_id <=> %s"
-    appends_together = False
-    writes_all_indexes = False
-
-    def appends_alone(self, connection: BaseDatabaseWrapper, batch: Batch) -> bool:
-        return False
-
-    def advance(
-        self, cursor: CursorWrapper, key: SessionKey, batch: Batch, now: datetime
-    ) -> Place | None:
-        update, params = self.count(key, batch, now, cursor.db)
-        cursor.execute(update, params)
-        if not cursor.rowcount:
-            return None
-        branch, branch_params = self.branch_of(key, cursor.db)
-        cursor.execute(branch, branch_params)
-        row = cursor.fetchone()
-        if row is None or row[0] is None:
-            return None
-        cursor.execute(
-            f"UPDATE {self.branch} SET head = head + %s, turn = turn + %s "
-            "WHERE id = %s",
-            [len(batch), batch.turns, row[0]],
-        )
-        cursor.execute(
-            f"SELECT id, head, turn FROM {self.branch} WHERE id = %s", [row[0]]
-        )
-        branch_id, head, turn = cursor.fetchone()
-        return Place(branch_id, head - len(batch), turn - batch.turns)
-
-    def lock(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
-        cursor.execute(
-            f"SELECT id FROM {self.session} WHERE {self.owned} FOR UPDATE",
-            self.owner(key, cursor.db),
-        )
-        return first(cursor.fetchone())
-
-
 def _roll_back(cursor: CursorWrapper) -> None:
     try:
         cursor.execute("ROLLBACK")
     except DatabaseError:
         # SQLite has done so by itself, or never will.
         cursor.db.close()
+
+
+def own_rows(rows: Sequence[Sequence[Any]]) -> Own:
+    """Make out what latest_statement() has read."""
+    if not rows:
+        return Own([])
+    return Own([row[0] for row in rows], int(rows[-1][1]), int(rows[0][2]))
 
 
 def first(row: Any) -> int | None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextvars
 import os
-import select
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import AsyncToSync, sync_to_async
-from django.db import Error, connections
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import settle
 from agent_sessions.backends.database.executor import WarmExecutor
+from agent_sessions.backends.database.freshness import refresh
 from agent_sessions.backends.database.gathering import Gathering, Outcomes
 
 A = TypeVar("A")
@@ -58,7 +58,7 @@ class DatabaseThreads:
 
     async def finish_together(self, gathering: Gathering[A], argument: A) -> None:
         """Write as finish() does, in the pool with the others that wait for it."""
-        if self._sync_caller_waits() or self._is_lent(self._callers_connection()):
+        if not self.serves_caller():
             await self.finish(gathering.alone, argument)
         else:
             context = contextvars.copy_context()
@@ -68,6 +68,12 @@ class DatabaseThreads:
 
             pool = self._executor("_pool", self.size)
             await settle(gathering.join(argument, pool, within))
+
+    def serves_caller(self) -> bool:
+        """Tell whether the running coroutine's statements needn't run on its connection."""
+        return not (
+            self._sync_caller_waits() or self._is_lent(self._callers_connection())
+        )
 
     def _begin(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -93,10 +99,7 @@ class DatabaseThreads:
             return
         for pool in pools:
             pool.shutdown(wait=True)
-        if opened:
-            # In a thread, since Django closes none while a loop runs in its own.
-            with ThreadPoolExecutor(1) as closer:
-                closer.submit(_close_all, opened).result()
+        close_all(opened)
 
     def _callers_connection(self) -> BaseDatabaseWrapper:
         """Give the connection of the code that started this thread's event loop.
@@ -144,7 +147,7 @@ class DatabaseThreads:
                 if connection not in self._connections:
                     self._connections.append(connection)
         else:
-            _refresh(connection)
+            refresh(connection)
         return call()
 
     def _lend(self, connection: BaseDatabaseWrapper, call: Callable[[], T]) -> T:
@@ -159,37 +162,18 @@ class DatabaseThreads:
             connection.dec_thread_sharing()
 
 
-def _refresh(connection: BaseDatabaseWrapper) -> None:
-    """Close a connection that has grown too old or whose server hung up."""
-    if not connection.settings_dict["CONN_MAX_AGE"]:
-        # 0 means until the request's end, but these threads serve no request, and
-        # connecting costs many times what a statement does.
-        connection.close_at = None
-    if _has_news(connection):
-        # A server says nothing between statements, other than goodbye.
-        connection.errors_occurred = True
-    connection.close_if_unusable_or_obsolete()
+def close_all(opened: Sequence[BaseDatabaseWrapper]) -> None:
+    """Close connections that other threads have opened."""
 
+    def close() -> None:
+        for connection in opened:
+            connection.inc_thread_sharing()
+            connection.close()
 
-def _has_news(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether something lies in the socket, without asking the server."""
-    fileno = getattr(connection.connection, "fileno", None)
-    if fileno is None or not hasattr(select, "poll"):
-        return False
-    poll = select.poll()
-    try:
-        with connection.wrap_database_errors:
-            poll.register(fileno(), select.POLLIN)
-    except Error:
-        # The driver knows that it is closed.
-        return True
-    return bool(poll.poll(0))
-
-
-def _close_all(opened: list[BaseDatabaseWrapper]) -> None:
-    for connection in opened:
-        connection.inc_thread_sharing()
-        connection.close()
+    if opened:
+        # In a thread, since Django closes none while a loop runs in its own.
+        with ThreadPoolExecutor(1) as closer:
+            closer.submit(close).result()
 
 
 def _in_memory(connection: BaseDatabaseWrapper) -> bool:

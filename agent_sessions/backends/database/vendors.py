@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agent_sessions.backends.database.mysql import MySQLStatements
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
-from agent_sessions.backends.database.statements import MySQLStatements, Statements
+from agent_sessions.backends.database.statements import Statements
 from agent_sessions.exceptions import InvalidBackend
 
 _VENDORS: dict[str, type[Statements]] = {

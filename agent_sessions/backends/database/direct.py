@@ -1,0 +1,44 @@
+"""SQLite's own cursor, for the statements of the hot path."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.utils import CursorWrapper
+
+
+class DirectCursor(CursorWrapper):
+    """A cursor as Django gives it, without what it does to each statement.
+
+    On SQLite that takes about as long as the statement. Statements have %s for each
+    parameter, and no other %.
+    """
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        with connection.wrap_database_errors:
+            cursor = connection.connection.cursor(sqlite3.Cursor)
+        super().__init__(cursor, connection)
+
+    def execute(self, sql: Any, params: Any = ()) -> Any:
+        """Execute a statement."""
+        with self.db.wrap_database_errors:
+            return self.cursor.execute(_with_question_marks(sql), params)
+
+    def executemany(self, sql: Any, param_list: Sequence[Any]) -> Any:
+        """Execute a statement with each of several lists of parameters."""
+        with self.db.wrap_database_errors:
+            return self.cursor.executemany(_with_question_marks(sql), param_list)
+
+
+def is_watched(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether somebody wants to see statements pass through Django's cursors."""
+    return connection.queries_logged or bool(connection.execute_wrappers)
+
+
+@lru_cache(maxsize=256)
+def _with_question_marks(sql: str) -> str:
+    return sql.replace("%s", "?")

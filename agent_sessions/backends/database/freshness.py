@@ -1,0 +1,51 @@
+"""Whether a connection that is kept can still be used."""
+
+from __future__ import annotations
+
+import select
+import time
+
+from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+def refresh(connection: BaseDatabaseWrapper) -> None:
+    """Close a connection that has grown too old or whose server hung up."""
+    _keep(connection)
+    if _has_news(connection):
+        # A server says nothing between statements, other than goodbye.
+        connection.errors_occurred = True
+    connection.close_if_unusable_or_obsolete()
+
+
+def is_fresh(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether refresh() would leave a connection as it is, without a blocking call."""
+    _keep(connection)
+    return (
+        connection.connection is not None
+        and not connection.errors_occurred
+        and (connection.close_at is None or time.monotonic() < connection.close_at)
+        and not _has_news(connection)
+    )
+
+
+def _keep(connection: BaseDatabaseWrapper) -> None:
+    if not connection.settings_dict["CONN_MAX_AGE"]:
+        # 0 means until the request's end, but these serve no request, and connecting
+        # costs many times what a statement does.
+        connection.close_at = None
+
+
+def _has_news(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether something lies in the socket, without asking the server."""
+    fileno = getattr(connection.connection, "fileno", None)
+    if fileno is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    try:
+        with connection.wrap_database_errors:
+            poll.register(fileno(), select.POLLIN)
+    except Error:
+        # The driver knows that it is closed.
+        return True
+    return bool(poll.poll(0))

@@ -1,0 +1,69 @@
+"""The newest items of a branch, its ancestors' among them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.statements import Own, Text
+from agent_sessions.items import Item, decode_all
+
+if TYPE_CHECKING:
+    from agent_sessions.backends.database.backend import DatabaseBackend
+
+
+def read_newest(
+    backend: DatabaseBackend, key: SessionKey, limit: int | None, own: Own | None
+) -> list[Item]:
+    """Read the newest items, oldest first; `own` are those of the branch, once read."""
+
+    def read(connection: BaseDatabaseWrapper) -> list[Item]:
+        window, found = limit, own
+        while True:
+            texts = _texts(backend, connection, (key, window), found)
+            items = decode_all(reversed(texts))
+            if limit is None or window is None:
+                return items
+            if len(items) >= limit or len(texts) < window:
+                return items[-limit:]
+            # Unreadable rows don't count: look further back.
+            window, found = window * 2, None
+
+    return backend.run(read, alone=True)
+
+
+def items_of(
+    backend: DatabaseBackend, own: Own, limit: int | None
+) -> list[Item] | None:
+    """Give the items of a branch's own rows; None where there may be more to read."""
+    alone = own.branch_id is not None and backend.lineages.is_root(own.branch_id)
+    if not alone and not own.is_all(limit):
+        return None
+    items = decode_all(reversed(own.texts))
+    return items if len(items) == len(own.texts) else None
+
+
+def _texts(
+    backend: DatabaseBackend,
+    connection: BaseDatabaseWrapper,
+    asked: tuple[SessionKey, int | None],
+    own: Own | None,
+) -> list[Text]:
+    """Read the newest rows that a branch shows, newest first."""
+    key, window = asked
+    statements = backend.statements(connection)
+    if own is None:
+        own = statements.latest(connection, key, window)
+    if own.is_all(window):
+        return own.texts
+    branch = own.branch_id
+    if branch is None:
+        # Nothing may be there, or somebody else's.
+        branch = backend.directory.find_branch(key)
+    ancestors = () if branch is None else backend.lineages.of(branch)[1:]
+    if not ancestors:
+        return own.texts
+    rest = None if window is None else window - len(own.texts)
+    return [*own.texts, *statements.inherited(connection, ancestors, rest)]
