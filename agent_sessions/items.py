@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from jiter import from_json
 
@@ -46,8 +46,7 @@ _encode = json.JSONEncoder(
 ).encode
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedItem:
+class EncodedItem(NamedTuple):
     """One item as it is stored: its JSON text and the columns drawn from it.
 
     `text` is the beginning of a message's text, up to 200 characters.
@@ -156,13 +155,13 @@ def _encoded(items: Sequence[Any]) -> Iterator[EncodedItem]:
         kind, role = _kind(item)
         turns += _begins_turn(kind, role)
         yield EncodedItem(
-            data=data,
-            turn=turns,
-            type=kind[:KIND_LENGTH],
-            role=role[:ROLE_LENGTH],
-            call_id=_column(item.get("call_id"))[:NAME_LENGTH],
-            tool_name=tool_name(item, kind)[:NAME_LENGTH],
-            text=text_of(item)[:TEXT_LENGTH] if kind == "message" else "",
+            data,
+            turns,
+            kind[:KIND_LENGTH],
+            role[:ROLE_LENGTH],
+            _column(item.get("call_id"))[:NAME_LENGTH],
+            tool_name(item, kind)[:NAME_LENGTH],
+            text_of(item)[:TEXT_LENGTH] if kind == "message" else "",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from agent_sessions.exceptions import InvalidItem
@@ -41,5 +41,5 @@ def _one_by_one(items: Sequence[SourceItem], decoded: list[Any]) -> Page:
             continue
         turns += batch.turns
         title = title or batch.title
-        rows.append(replace(batch.rows[0], turn=turns))
+        rows.append(batch.rows[0]._replace(turn=turns))
     return Page(Batch(tuple(rows), turns, title), verbatim)

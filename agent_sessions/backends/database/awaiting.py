@@ -11,8 +11,8 @@ from django.utils import timezone
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.prepared import rows_of
-from agent_sessions.backends.database.statements import Own, own_rows
-from agent_sessions.items import Item
+from agent_sessions.backends.database.statements import Own, Text, own_rows
+from agent_sessions.items import Item, decode_all
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
@@ -25,18 +25,44 @@ MANY = 100
 
 async def read(
     backend: DatabaseBackend, key: SessionKey, limit: int | None
-) -> Own | None:
-    """Read the newest rows of the branch itself; None where a thread has to."""
+) -> tuple[list[Item] | None, Own | None]:
+    """Read the newest items; None, and what a thread may go on from, where it has to."""
     statements = _statements(backend)
-    if statements is None:
-        return None
+    if statements is None or limit == 0:
+        return None, None
     statement = statements.latest_statement(key, limit, connections[backend.using])
     result = await _execute(backend, statement, writes=False)
     if result is None:
-        return None
+        return None, None
     if result.ntuples > MANY:
-        return await backend.threads.run(_own, result)
-    return _own(result)
+        return None, await backend.threads.run(_own, result)
+    own = _own(result)
+    texts = await _shown(backend, statements, own, limit)
+    items = None if texts is None else decode_all(reversed(texts))
+    # Unreadable rows don't count: a thread looks further back.
+    is_all = items is not None and texts is not None and len(items) == len(texts)
+    return (items if is_all else None), own
+
+
+async def _shown(
+    backend: DatabaseBackend,
+    statements: PostgreSQLStatements,
+    own: Own,
+    limit: int | None,
+) -> list[Text] | None:
+    """Read what a branch shows beside its own rows; None where a thread has to."""
+    if own.is_all(limit):
+        return own.texts
+    ancestors = backend.lineages.ancestors(own.branch_id)
+    if not ancestors:
+        return None if ancestors is None else own.texts
+    if limit is None:
+        return None
+    statement = statements.inherited_statement(ancestors, limit)
+    result = await _execute(backend, statement, writes=False)
+    if result is None:
+        return None
+    return [*own.texts, *(row[0] for row in rows_of(result))][:limit]
 
 
 async def write(

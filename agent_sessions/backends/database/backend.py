@@ -37,9 +37,9 @@ from agent_sessions.backends.database.history import (
 )
 from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
-from agent_sessions.backends.database.reading import items_of, read_newest
+from agent_sessions.backends.database.reading import read_newest
 from agent_sessions.backends.database.rewriting import Rewriting
-from agent_sessions.backends.database.statements import Statements
+from agent_sessions.backends.database.statements import Held, Statements
 from agent_sessions.backends.database.threads import DatabaseThreads
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.database.wires import Wires
@@ -128,17 +128,19 @@ class DatabaseBackend(BaseSessionBackend):
 
     def pop(self, key: SessionKey) -> Item | None:
         def take(connection: BaseDatabaseWrapper) -> Item | None:
-            session = self._lock(connection, key)
-            return None if session is None else pop_newest(self.branches(key), session)
+            held = self._lock(connection, key)
+            if held is None:
+                return None
+            return pop_newest(self.branches(key, held), held.pk)
 
         return self.run(take)
 
     def pop_if(self, key: SessionKey, accept: Callable[[Item], bool]) -> Item | None:
         def take(connection: BaseDatabaseWrapper) -> Item | None:
-            session = self._lock(connection, key)
-            if session is None:
+            held = self._lock(connection, key)
+            if held is None:
                 return None
-            return pop_newest(self.branches(key), session, accept)
+            return pop_newest(self.branches(key, held), held.pk, accept)
 
         return self.run(take)
 
@@ -154,11 +156,11 @@ class DatabaseBackend(BaseSessionBackend):
 
     def clear(self, key: SessionKey) -> int:
         def empty(connection: BaseDatabaseWrapper) -> int:
-            session = self._lock(connection, key)
-            if session is None:
+            held = self._lock(connection, key)
+            if held is None:
                 return 0
             keep_lease = key.fence is not None
-            return clear_history(self.using, session, keep_lease=keep_lease)
+            return clear_history(self.using, held.pk, keep_lease=keep_lease)
 
         count = self.run(empty)
         session_cleared.send(
@@ -196,13 +198,11 @@ class DatabaseBackend(BaseSessionBackend):
             await self.threads.finish(self.append, key, items)
 
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        own = await awaiting.read(self, key, limit) if limit != 0 else None
+        items, own = await awaiting.read(self, key, limit)
+        if items is not None:
+            return items
         if own is None:
             return await self.threads.run(self.latest, key, limit)
-        if len(own.texts) <= awaiting.MANY:
-            items = items_of(self, own, limit)
-            if items is not None:
-                return items
         return await self.threads.run(read_newest, self, key, limit, own)
 
     async def apop(self, key: SessionKey) -> Item | None:
@@ -293,9 +293,10 @@ class DatabaseBackend(BaseSessionBackend):
 
     # -- branches ------------------------------------------------------------------
 
-    def branches(self, key: SessionKey) -> Branches:
+    def branches(self, key: SessionKey, held: Held | None = None) -> Branches:
         """Give the branches of a session; writing to them needs change()."""
-        return Branches(self.directory, self.lineages, key)
+        current = None if held is None else held.branch_id
+        return Branches(self.directory, self.lineages, key, current)
 
     def ask(self, key: SessionKey, question: Callable[[Branches], T]) -> T:
         """Answer a question about a session's branches."""
@@ -309,8 +310,7 @@ class DatabaseBackend(BaseSessionBackend):
         """Change a session's branches, holding its row."""
 
         def run(connection: BaseDatabaseWrapper) -> T:
-            self._lock(connection, key)
-            return change(self.branches(key))
+            return change(self.branches(key, self._lock(connection, key)))
 
         return self.run(run)
 
@@ -368,8 +368,8 @@ class DatabaseBackend(BaseSessionBackend):
             self._statements[connection.vendor] = statements
         return statements
 
-    def _lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> int | None:
-        """Hold the session's row; its primary key, or None where it isn't there."""
+    def _lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> Held | None:
+        """Hold the session's row; None where it isn't there."""
         with connection.cursor() as cursor:
             locked = self.statements(connection).lock(cursor, key)
         if locked is None:

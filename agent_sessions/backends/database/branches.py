@@ -28,18 +28,28 @@ class Branches:
     """The branches of one session, whose row the caller holds where it writes."""
 
     def __init__(
-        self, directory: Directory, lineages: Lineages, key: SessionKey
+        self,
+        directory: Directory,
+        lineages: Lineages,
+        key: SessionKey,
+        current: int | None = None,
     ) -> None:
+        """Take the session's current branch where its row is held."""
         self.directory = directory
         self.lineages = lineages
         self.key = key
         self.using = directory.using
+        # Only where the key means the session's own branch, which we alone may change.
+        self._current = None if key.branch is not None else current
         self._segments: dict[int, tuple[Segment, ...]] = {}
 
     # -- finding -------------------------------------------------------------------
 
     def current(self) -> Branch | None:
         """Find the branch that the key means; None where the session has no row."""
+        if self._current is not None:
+            held: Branch = Branch.objects.using(self.using).get(pk=self._current)
+            return held
         branch: Branch | None = self.directory.branches(self.key).first()
         if branch is None:
             self.directory.assert_own(self.key)
@@ -71,6 +81,8 @@ class Branches:
 
     def segments(self, branch: Branch) -> tuple[Segment, ...]:
         """Give what a branch shows, newest first."""
+        if branch.parent_id is None:
+            return (Segment(branch.pk, 0),)
         # Read once: in a transaction nobody else remembers them.
         if branch.pk not in self._segments:
             self._segments[branch.pk] = self.lineages.of(branch.pk)
@@ -165,6 +177,8 @@ class Branches:
         AgentSession.objects.using(self.using).filter(
             pk=source.session_id, branch_id=source.pk
         ).update(branch=branch)
+        if self._current == source.pk:
+            self._current = branch.pk
         return branch
 
     def _check_name(self, session: int, name: str) -> None:
@@ -192,7 +206,9 @@ class Branches:
     def point_at(self, branch: Branch) -> None:
         """Make a branch the session's current one, unless the key names its own."""
         if self.key.branch is None:
-            self.directory.rows(self.key).update(branch=branch)
+            sessions = AgentSession.objects.using(self.using)
+            sessions.filter(pk=branch.session_id).update(branch=branch)
+            self._current = branch.pk
 
     def switch(self, name: str) -> None:
         """Make a branch current. Raises BranchDoesNotExist."""

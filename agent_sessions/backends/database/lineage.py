@@ -56,9 +56,10 @@ class Lineages:
                 self._known.popitem(last=False)
         return found
 
-    def is_root(self, branch_id: int) -> bool:
-        """Tell whether a branch is known to have no ancestors, without a look."""
-        return len(self._known.get(branch_id, ())) == 1
+    def ancestors(self, branch_id: int | None) -> tuple[Segment, ...] | None:
+        """Give a branch's segments but its own; None where a look would be needed."""
+        found = None if branch_id is None else self._known.get(branch_id)
+        return None if found is None else found[1:]
 
     def _walk(self, branch_id: int) -> Iterator[Segment]:
         branches = Branch.objects.using(self.using)

@@ -10,9 +10,10 @@ from django.db.backends.utils import CursorWrapper
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.statements import (
     AnyBatch,
+    Held,
     Place,
     Statements,
-    first,
+    held,
 )
 
 
@@ -52,9 +53,9 @@ class MySQLStatements(Statements):
         branch_id, head, turn = cursor.fetchone()
         return Place(branch_id, head - len(batch), turn - batch.turns)
 
-    def lock(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
+    def lock(self, cursor: CursorWrapper, key: SessionKey) -> Held | None:
         cursor.execute(
-            f"SELECT id FROM {self.session} WHERE {self.owned} FOR UPDATE",
+            f"SELECT id, branch_id FROM {self.session} WHERE {self.owned} FOR UPDATE",
             self.owner(key, cursor.db),
         )
-        return first(cursor.fetchone())
+        return held(cursor.fetchone())

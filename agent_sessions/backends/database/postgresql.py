@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -17,10 +18,11 @@ from agent_sessions.backends.database.prepared import PreparedStatements
 from agent_sessions.backends.database.statements import (
     COLUMNS,
     AnyBatch,
+    Held,
     Own,
     Place,
     Statements,
-    first,
+    held,
     own_rows,
 )
 from agent_sessions.items import Item, encode_batch, look_through
@@ -30,8 +32,8 @@ from agent_sessions.items import Item, encode_batch, look_through
 _COPIED = 500
 # So many lines are sent at once.
 _LINES = 100
-# The backslash first, which the others bring along.
-_ESCAPES = (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r"))
+_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+_UNSAFE = re.compile(r"[\\\n\r]")
 
 
 class PostgreSQLStatements(Statements):
@@ -150,27 +152,31 @@ class PostgreSQLStatements(Statements):
             cursor.db.wrap_database_errors,
             cursor.copy(f"COPY {self.item} ({COLUMNS}) FROM STDIN") as copy,
         ):
-            lines = map(_line, self.values(place, batch, self.adapt_time(now)))
+            lines = _lines(place, batch, now)
             while chunk := "".join(islice(lines, _LINES)):
                 copy.write(chunk)
 
-    def lock(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
+    def lock(self, cursor: CursorWrapper, key: SessionKey) -> Held | None:
         # A statement of its own: with the delete in the same one, concurrent pops
         # would look for their row before they hold the lock, and find none.
         cursor.execute(
-            f"SELECT id FROM {self.session} WHERE {self.owned} FOR UPDATE",
+            f"SELECT id, branch_id FROM {self.session} WHERE {self.owned} FOR UPDATE",
             self.owner(key, cursor.db),
         )
-        return first(cursor.fetchone())
+        return held(cursor.fetchone())
 
 
-def _line(values: Sequence[Any]) -> str:
-    """Write a row as COPY reads it; a tenth of what it takes the driver."""
-    return "\t".join([_escaped(str(value)) for value in values]) + "\n"
-
-
-def _escaped(text: str) -> str:
-    for character, escape in _ESCAPES:
-        if character in text:
-            text = text.replace(character, escape)
-    return text
+def _lines(place: Place, batch: AnyBatch, now: datetime) -> Iterator[str]:
+    """Write a batch's rows as COPY reads them; the driver takes ten times as long."""
+    branch, turn, created = place.branch_id, place.turn, str(now)
+    for position, row in enumerate(batch, place.head + 1):
+        # JSON has no character of these but the backslash.
+        data = row.data.replace("\\", "\\\\")
+        drawn = f"{row.type}\t{row.role}\t{row.call_id}\t{row.tool_name}\t{row.text}"
+        if drawn.count("\t") > 4 or _UNSAFE.search(drawn):
+            columns = (row.type, row.role, row.call_id, row.tool_name, row.text)
+            drawn = "\t".join(column.translate(_ESCAPES) for column in columns)
+        yield (
+            f"{branch}\t{position}\t{turn + row.turn}\t{data}\t{drawn}\t"
+            f"{len(row.data)}\t{created}\n"
+        )

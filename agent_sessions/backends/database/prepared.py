@@ -143,7 +143,7 @@ def checked(result: PGresult) -> PGresult:
     return result
 
 
-def rows_of(result: PGresult) -> list[list[bytes | None]]:
+def rows_of(result: PGresult) -> list[list[Any]]:
     """Read the rows that the server gave."""
     columns = range(result.nfields)
     return [

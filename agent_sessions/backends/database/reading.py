@@ -34,17 +34,6 @@ def read_newest(
     return backend.run(read, alone=True)
 
 
-def items_of(
-    backend: DatabaseBackend, own: Own, limit: int | None
-) -> list[Item] | None:
-    """Give the items of a branch's own rows; None where there may be more to read."""
-    alone = own.branch_id is not None and backend.lineages.is_root(own.branch_id)
-    if not alone and not own.is_all(limit):
-        return None
-    items = decode_all(reversed(own.texts))
-    return items if len(items) == len(own.texts) else None
-
-
 def _texts(
     backend: DatabaseBackend,
     connection: BaseDatabaseWrapper,
@@ -65,5 +54,6 @@ def _texts(
     ancestors = () if branch is None else backend.lineages.of(branch)[1:]
     if not ancestors:
         return own.texts
-    rest = None if window is None else window - len(own.texts)
-    return [*own.texts, *statements.inherited(connection, ancestors, rest)]
+    # As many as the window has, though fewer are needed: the same statement each time.
+    texts = [*own.texts, *statements.inherited(connection, ancestors, window)]
+    return texts[:window]

@@ -12,6 +12,9 @@ from agent_sessions.models import SessionItem
 # So few rows are read through rather than searched.
 _NEAR = 64
 
+# A row's position and turn.
+_Place = tuple[int, int]
+
 
 def first_of_turn(using: str, segments: tuple[Segment, ...], turn: int) -> int | None:
     """Find the position of the user message that begins a turn.
@@ -22,23 +25,24 @@ def first_of_turn(using: str, segments: tuple[Segment, ...], turn: int) -> int |
     """
     for segment in reversed(segments):
         rows = _Rows(using, segment)
-        last = rows.last()
-        if last is None or last[1] < turn:
+        ends = rows.ends()
+        if ends is None or ends[1][1] < turn:
             continue
-        found = rows.opening(turn, after=_before(rows, turn, last))
+        found = rows.opening(turn, after=_before(rows, turn, ends))
         if found is not None:
             return found
     return None
 
 
-def _before(rows: _Rows, turn: int, last: tuple[int, int]) -> int:
+def _before(rows: _Rows, turn: int, ends: tuple[_Place, _Place]) -> int:
     """Give a position near a turn's beginning, all of which lies behind it."""
-    low, low_turn = rows.first() or last
+    (low, low_turn), (high, high_turn) = ends
     if low_turn >= turn:
         return low - 1
-    high, high_turn = last
+    last = ends[1]
     halve = False
-    while high - low > _NEAR:
+    # So far away the turn would be, were all of the same length.
+    while (turn - low_turn) * (high - low) > _NEAR * (high_turn - low_turn):
         share = 0.5 if halve else (turn - low_turn - 0.5) / (high_turn - low_turn)
         middle = min(max(low + int((high - low) * share), low + 1), high - 1)
         found, found_turn = rows.first(after=middle - 1) or last
@@ -69,13 +73,22 @@ class _Rows:
             self._upto = [segment.upto]
         self._branch = segment.branch_id
 
-    def first(self, after: int | None = None) -> tuple[int, int] | None:
-        """Give the first row, or the first after a position."""
-        return self._row("ASC", after)
+    def first(self, after: int) -> _Place | None:
+        """Give the first row after a position."""
+        rows = self._fetch(self._part("", "ASC", 1), [self._params(after)])
+        return (rows[0][0], rows[0][1]) if rows else None
 
-    def last(self) -> tuple[int, int] | None:
-        """Give the last row."""
-        return self._row("DESC", None)
+    def ends(self) -> tuple[_Place, _Place] | None:
+        """Give the first row and the last one."""
+        both = " UNION ALL ".join(
+            f"SELECT * FROM ({self._part('', order, 1)}) AS {order.lower()}_end"
+            for order in ("ASC", "DESC")
+        )
+        rows = self._fetch(both, [self._params(self._after)] * 2)
+        if not rows:
+            return None
+        first, last = sorted((row[0], row[1]) for row in rows)
+        return first, last
 
     def opening(self, turn: int, after: int) -> int | None:
         """Give the position of the first user message of a turn.
@@ -84,7 +97,9 @@ class _Rows:
         the turn in all of the history.
         """
         while True:
-            near = self._execute(", type, role", "ASC", after, _NEAR)
+            near = self._fetch(
+                self._part(", type, role", "ASC", _NEAR), [self._params(after)]
+            )
             for position, found, kind, role in near:
                 if found == turn and (kind, role) == ("message", "user"):
                     return int(position)
@@ -94,18 +109,17 @@ class _Rows:
                 return None
             after = near[-1][0]
 
-    def _row(self, order: str, after: int | None) -> tuple[int, int] | None:
-        rows = self._execute("", order, self._after if after is None else after, 1)
-        return (rows[0][0], rows[0][1]) if rows else None
+    def _part(self, columns: str, order: str, limit: int) -> str:
+        return (
+            f"SELECT position, turn{columns} {self._shown} "
+            f"ORDER BY position {order} LIMIT {limit:d}"
+        )
 
-    def _execute(
-        self, columns: str, order: str, after: int, limit: int
-    ) -> list[tuple[Any, ...]]:
+    def _params(self, after: int) -> list[Any]:
+        return [self._branch, after, *self._upto]
+
+    def _fetch(self, sql: str, params: list[list[Any]]) -> list[tuple[Any, ...]]:
         with self._connection.cursor() as cursor:
-            cursor.execute(
-                f"SELECT position, turn{columns} {self._shown} "
-                f"ORDER BY position {order} LIMIT {limit:d}",
-                [self._branch, after, *self._upto],
-            )
+            cursor.execute(sql, [each for part in params for each in part])
             rows: list[tuple[Any, ...]] = cursor.fetchall()
         return rows

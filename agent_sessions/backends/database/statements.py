@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -57,6 +57,13 @@ class Place:
     branch_id: int
     head: int
     turn: int
+
+
+class Held(NamedTuple):
+    """A session's row that is held: its primary key and its current branch's."""
+
+    pk: int
+    branch_id: int | None
 
 
 class Statements:
@@ -151,9 +158,21 @@ class Statements:
         read and sort all of them. Whole histories aren't sorted by the database either,
         which would copy them.
         """
+        statement, params = self.inherited_statement(segments, limit)
+        with self.cursor(connection) as cursor:
+            cursor.execute(statement, params)
+            rows = cursor.fetchall()
+        if limit is None:
+            rows = sorted(rows, key=itemgetter(1), reverse=True)
+        return [row[0] for row in rows]
+
+    def inherited_statement(
+        self, segments: Sequence[Segment], limit: int | None
+    ) -> tuple[str, list[Any]]:
+        """Give the statement of inherited(), and its parameters."""
         window = "" if limit is None else f" LIMIT {limit:d}"
         part = (
-            f"SELECT * FROM (SELECT position, data FROM {self.item} WHERE branch_id = %s "
+            f"SELECT * FROM (SELECT data, position FROM {self.item} WHERE branch_id = %s "
             f"AND position > %s AND position <= %s ORDER BY position DESC{window}) AS p"
         )
         params: list[Any] = []
@@ -162,12 +181,7 @@ class Statements:
         parts = " UNION ALL ".join([part] * len(segments))
         if limit is not None:
             parts = f"SELECT * FROM ({parts}) AS line ORDER BY position DESC{window}"
-        with connection.cursor() as cursor:
-            cursor.execute(parts, params)
-            rows = list(cursor.fetchall())
-        if limit is None:
-            rows.sort(key=itemgetter(0), reverse=True)
-        return [text for _, text in rows]
+        return parts, params
 
     def batch(self, items: Sequence[Item]) -> AnyBatch:
         """Make ready what append() takes. Raises InvalidItem."""
@@ -332,14 +346,14 @@ class Statements:
                 created_at,
             )
 
-    def lock(self, cursor: CursorWrapper, key: SessionKey) -> int | None:
-        """Hold the session's row to the transaction's end; give its primary key."""
+    def lock(self, cursor: CursorWrapper, key: SessionKey) -> Held | None:
+        """Hold the session's row to the transaction's end; None where it has none."""
         cursor.execute(
             f"UPDATE {self.session} SET item_count = item_count WHERE {self.owned} "
-            "RETURNING id",
+            "RETURNING id, branch_id",
             self.owner(key, cursor.db),
         )
-        return first(cursor.fetchone())
+        return held(cursor.fetchone())
 
 
 def _roll_back(cursor: CursorWrapper) -> None:
@@ -357,6 +371,6 @@ def own_rows(rows: Sequence[Sequence[Any]]) -> Own:
     return Own([row[0] for row in rows], int(rows[-1][1]), int(rows[0][2]))
 
 
-def first(row: Any) -> int | None:
-    """Give a row's first column; None for no row."""
-    return None if row is None else int(row[0])
+def held(row: Any) -> Held | None:
+    """Make out what lock() has read."""
+    return None if row is None else Held(*row)
