@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.db import DatabaseError, connection, transaction
+from django.db.models import F, Func
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -456,12 +457,9 @@ class TestPlans:
         backend.append(
             SessionKey("text"), [{"role": "user", "content": "words " * 999}]
         )
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"SELECT pg_column_compression(data) FROM {SessionItem._meta.db_table} "
-                "WHERE size > 5000"
-            )
-            assert cursor.fetchall() == [("lz4",)]
+        compression = Func(F("data"), function="pg_column_compression")
+        long = SessionItem.objects.filter(size__gt=5_000)
+        assert [*long.values_list(compression, flat=True)] == ["lz4"]
 
     def test_no_row_that_an_append_writes_has_checks(self) -> None:
         tables = [m._meta.db_table for m in (AgentSession, Branch, SessionItem)]
