@@ -115,8 +115,9 @@ def encode_batch(items: Sequence[Any]) -> Batch:
     Raises InvalidItem, naming the first item that isn't a JSON object.
     """
     rows = tuple(_encoded(items))
-    batch = look_through(items)
-    return Batch(rows, batch.turns, batch.title)
+    opening = (first_line(row.text) for row in rows if _begins_turn(row.type, row.role))
+    title = next(filter(None, opening), "")
+    return Batch(rows, rows[-1].turn if rows else 0, title)
 
 
 def look_through(items: Sequence[Any]) -> LongBatch:
@@ -126,7 +127,7 @@ def look_through(items: Sequence[Any]) -> LongBatch:
     for item in items:
         if isinstance(item, dict) and _begins_turn(*_kind(item)):
             turns += 1
-            title = title or first_line(text_of(item))
+            title = title or first_line(text_of(item)[:TEXT_LENGTH])
     return LongBatch(items, turns, title)
 
 

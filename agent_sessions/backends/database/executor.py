@@ -15,11 +15,22 @@ from typing import Any, NamedTuple, TypeVar
 T = TypeVar("T")
 
 
+class Outcome(asyncio.Future[T]):
+    """A future that can't be cancelled: who awaits it learns what became of a write.
+
+    A cancelled caller is told only after that, without a task to wait in its place.
+    """
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Do nothing; the task that asks remembers it until the outcome is there."""
+        return False
+
+
 class _Work(NamedTuple):
-    """A call, and whom its outcome is for."""
+    """A call, and whom its outcome is for if it has one."""
 
     call: Callable[[], Any]
-    future: asyncio.Future[Any]
+    future: asyncio.Future[Any] | None
 
 
 class WarmExecutor:
@@ -41,14 +52,24 @@ class WarmExecutor:
         self._waiting: deque[_Work] = deque()
         self._ended = False
 
-    def run(self, call: Callable[[], T]) -> asyncio.Future[T]:
+    def run(self, call: Callable[[], T], *, settles: bool = False) -> asyncio.Future[T]:
         """Call in the most recently used idle thread, else when one is free.
 
-        Where the future is cancelled before that, it isn't called. Needs a running
-        loop. Raises RuntimeError after a shutdown.
+        Where the future is cancelled before that, it isn't called; one that `settles`
+        can't be cancelled. Needs a running loop. Raises RuntimeError after a shutdown.
         """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        work = _Work(call, future)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = (
+            Outcome(loop=loop) if settles else loop.create_future()
+        )
+        self._take(_Work(call, future))
+        return future
+
+    def spawn(self, call: Callable[[], None]) -> None:
+        """Call as run() does, for nobody: it has to tell its outcome by itself."""
+        self._take(_Work(call, None))
+
+    def _take(self, work: _Work) -> None:
         with self._lock:
             if self._ended:
                 raise RuntimeError("This executor has been shut down.")
@@ -58,7 +79,6 @@ class WarmExecutor:
                 self._new_lane().inbox.put(work)
             else:
                 self._waiting.append(work)
-        return future
 
     def shutdown(self, wait: bool = True) -> None:
         """Take no more work and finish what was taken."""
@@ -112,11 +132,12 @@ class _Lane(threading.Thread):
 
     def _do(self, work: _Work) -> _Work | None:
         result, error = (None, None)
-        if not work.future.cancelled():
+        if work.future is None or not work.future.cancelled():
             result, error = _outcome(work.call)
         # Before the caller is told, who may come back at once.
         following = self._following(self)
-        tell(work.future, result, error)
+        if work.future is not None:
+            tell(work.future, result, error)
         return following
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from agent_sessions.backends.database.executor import WarmExecutor, tell
+from agent_sessions.backends.database.executor import Outcome, WarmExecutor, tell
 
 A = TypeVar("A")
 
@@ -44,7 +44,7 @@ class Gathering(Generic[A]):
         argument: A,
         pool: WarmExecutor,
         within: Callable[[Callable[[], Outcomes]], Outcomes],
-    ) -> asyncio.Future[None]:
+    ) -> Outcome[None]:
         """Have the work done on an argument in a thread of a pool, `within` a function.
 
         Needs a running loop. Raises RuntimeError where the pool has been shut down.
@@ -52,10 +52,10 @@ class Gathering(Generic[A]):
         if self._pid != os.getpid():
             # What a parent's threads work off isn't a fork's.
             self._reset()
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: Outcome[None] = Outcome(loop=asyncio.get_running_loop())
         with self._lock:
             if not self._waiting:
-                pool.run(partial(self._work_off, within))
+                pool.spawn(partial(self._work_off, within))
             self._waiting.append((argument, future))
         return future
 

@@ -48,13 +48,13 @@ class DatabaseThreads:
         A caller that holds a transaction, as a view under ATOMIC_REQUESTS or a test
         does, gets it run on its own connection; everybody else gets the pool.
         """
-        return await self._begin(function, *args, **kwargs)
+        return await self._begin(function, False, *args, **kwargs)
 
     async def finish(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a function that writes: a cancelled caller learns its outcome too."""
-        return await settle(self._begin(function, *args, **kwargs))
+        return await self._begin(function, True, *args, **kwargs)
 
     async def finish_together(self, gathering: Gathering[A], argument: A) -> None:
         """Write as finish() does, in the pool with the others that wait for it."""
@@ -67,7 +67,7 @@ class DatabaseThreads:
                 return context.run(self._on_own_connection, call)
 
             pool = self._executor("_pool", self.size)
-            await settle(gathering.join(argument, pool, within))
+            await gathering.join(argument, pool, within)
 
     def serves_caller(self) -> bool:
         """Tell whether the running coroutine's statements needn't run on its connection."""
@@ -76,17 +76,18 @@ class DatabaseThreads:
         )
 
     def _begin(
-        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self, function: Callable[P, T], settles: bool, *args: P.args, **kwargs: P.kwargs
     ) -> Awaitable[T]:
         if self._sync_caller_waits():
-            return sync_to_async(function, thread_sensitive=True)(*args, **kwargs)
+            begun = sync_to_async(function, thread_sensitive=True)(*args, **kwargs)
+            return settle(begun) if settles else begun
         call = partial(contextvars.copy_context().run, function, *args, **kwargs)
         own = self._callers_connection()
         if self._is_lent(own):
             lender = self._executor("_lender", 1)
-            return lender.run(partial(self._lend, own, call))
+            return lender.run(partial(self._lend, own, call), settles=settles)
         pool = self._executor("_pool", self.size)
-        return pool.run(partial(self._on_own_connection, call))
+        return pool.run(partial(self._on_own_connection, call), settles=settles)
 
     def close(self) -> None:
         """End the threads and close their connections; later calls make new ones."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, connections
 
-from agent_sessions.backends.base import settle
+from agent_sessions.backends.database.executor import Outcome
 from agent_sessions.backends.database.freshness import is_fresh, refresh
 from agent_sessions.backends.database.prepared import (
     PreparedStatements,
@@ -74,8 +74,12 @@ class Wires:
             return None
         try:
             with wire.connection.wrap_database_errors:
-                answer = wire.send(self.prepared.name(sql), wire_values(params))
-                return checked(await (settle(answer) if writes else answer))
+                loop = asyncio.get_running_loop()
+                answer: asyncio.Future[PGresult] = (
+                    Outcome(loop=loop) if writes else loop.create_future()
+                )
+                wire.send(self.prepared.name(sql), wire_values(params), answer)
+                return checked(await answer)
         except DatabaseError as exc:
             if not self.prepared.is_refusal(exc):
                 raise
@@ -214,19 +218,21 @@ class Wire:
         return self._loop is not None and self._loop.is_closed()
 
     def send(
-        self, name: bytes, values: Sequence[bytes | None]
-    ) -> asyncio.Future[PGresult]:
+        self,
+        name: bytes,
+        values: Sequence[bytes | None],
+        answer: asyncio.Future[PGresult],
+    ) -> None:
         """Execute what the connection has prepared, then be free for others.
 
-        Needs a running loop. The future may raise psycopg.Error; where it is cancelled
-        the statement is executed nevertheless.
+        The answer, a future of the running loop, may raise psycopg.Error; where it is
+        cancelled the statement is executed nevertheless.
         """
-        self._loop = asyncio.get_running_loop()
-        self._answer: asyncio.Future[PGresult] = self._loop.create_future()
+        self._loop = answer.get_loop()
+        self._answer = answer
         self._result: PGresult | None = None
         self._pgconn: PGconn = self.connection.connection.pgconn
         self._socket = self._pgconn.socket
-        answer = self._answer
         try:
             self._pgconn.send_query_prepared(name, values)
             self._loop.add_reader(self._socket, self._read)
@@ -234,7 +240,6 @@ class Wire:
                 self._loop.add_writer(self._socket, self._write)
         except Exception as exc:
             self._end(exc)
-        return answer
 
     def _write(self) -> None:
         try:
