@@ -20,7 +20,7 @@ class Plan:
     rounds_together: int = 5
     read: int = 1_000
     imported: int = 10_000
-    imports: int = 3
+    imports: int = 7
     forks: int = 5
     # What a fork adds, so that a window of LIMIT reaches over several of them.
     grown: int = 20

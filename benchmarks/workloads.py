@@ -157,6 +157,7 @@ async def imports(bench: Bench) -> None:
     """Time one `add_items` of many items."""
     count = bench.plan.imported
     items = history(count)
+    await asyncio.to_thread(bench.made.settle)
     for number, store in bench.rounds(bench.plan.imports):
         session = store.open(str(uuid.uuid4()))
         spent = await _timed(partial(session.add_items, items))

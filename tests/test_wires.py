@@ -331,7 +331,9 @@ class TestCancelled:
                 loop.run_until_complete(reading)
             # As asyncio.run() would: what the server says then, nobody reads.
             loop.close()
-        assert wires().free == 0
+            assert wires().free == 0
+            with pytest.raises(TimeoutError):
+                asyncio.run(asyncio.wait_for(session.get_items(50), 0.3))
         assert asyncio.run(session.get_items(50)) == [ITEM]
         deadline = time.monotonic() + 30
         while not wires().free and time.monotonic() < deadline:
@@ -422,6 +424,23 @@ class TestGivenUp:
 
 
 class TestClosed:
+    def test_while_one_is_made_ready(self) -> None:
+        session = get_session("warm")
+
+        async def main() -> None:
+            for _ in range(16):
+                await session.add_items([ITEM])
+            for _ in range(10):
+                await session.get_items(50)
+                sessions["default"].close()
+
+        asyncio.run(main())
+        made = wires()
+        for _ in range(20):
+            make_ready()
+            made.close()
+        assert len(session.sync.get_items()) == 0
+
     def test_none_is_left_at_the_server(self) -> None:
         make_ready(2)
         opened = server_ids()

@@ -53,7 +53,7 @@ class Wires:
         self._waiting: deque[asyncio.Future[Wire | None]] = deque()
         # What was asked for so far, the last one last.
         self._statements: dict[str, None] = {}
-        self._opening = 0
+        self._opening: set[Wire] = set()
         self._opener: ThreadPoolExecutor | None = None
 
     async def execute(
@@ -67,9 +67,7 @@ class Wires:
         wire = await self._take()
         if wire is None:
             return None
-        if not (
-            is_fresh(wire.connection) and self.prepared.knows(wire.connection, sql)
-        ):
+        if not (wire.is_ready() and self.prepared.knows(wire.connection, sql)):
             self._open(wire, sql)
             return None
         try:
@@ -138,7 +136,7 @@ class Wires:
             wire = Wire(self.database, self._give_back)
             self._wires.append(wire)
             return wire
-        return next((wire for wire in self._wires if wire.is_forsaken()), None)
+        return next((wire for wire in self._wires if wire.win_back()), None)
 
     def _give_back(self, wire: Wire) -> None:
         with self._lock:
@@ -167,7 +165,7 @@ class Wires:
                 self._opener = ThreadPoolExecutor(
                     1, thread_name_prefix=f"agent_sessions-{self.database}-opener"
                 )
-            self._opening += 1
+            self._opening.add(wire)
             self._statements.pop(sql, None)
             self._statements[sql] = None
             statements = list(self._statements)[-_PREPARED:]
@@ -185,7 +183,7 @@ class Wires:
             pass
         finally:
             with self._lock:
-                self._opening -= 1
+                self._opening.discard(wire)
             self._give_back(wire)
 
 
@@ -200,11 +198,17 @@ class Wire:
         self.connection.inc_thread_sharing()
         self._give_back = give_back
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_left = False
+
+    def is_ready(self) -> bool:
+        """Tell whether connect() has nothing to do."""
+        return not self._is_left and is_fresh(self.connection)
 
     def connect(self) -> None:
         """Connect, again if need be. Raises Django's database errors."""
-        if self._loop is not None:
-            self._loop = None
+        if self._is_left:
+            # What it has to say still is for somebody who is gone.
+            self._is_left = False
             self.connection.close()
         refresh(self.connection)
         self.connection.ensure_connection()
@@ -213,9 +217,13 @@ class Wire:
         """Tell whether a loop awaits a statement."""
         return self._loop is not None and not self._loop.is_closed()
 
-    def is_forsaken(self) -> bool:
-        """Tell whether the loop ended that awaited a statement."""
-        return self._loop is not None and self._loop.is_closed()
+    def win_back(self) -> bool:
+        """Take it from a loop that has ended; tell whether it was such a one's."""
+        if self._loop is None or not self._loop.is_closed():
+            return False
+        self._loop = None
+        self._is_left = True
+        return True
 
     def send(
         self,
