@@ -131,28 +131,15 @@ def look_through(items: Sequence[Any]) -> LongBatch:
     return LongBatch(items, turns, title)
 
 
+def encode_texts(items: Sequence[Any]) -> list[str]:
+    """Write the items of one `add_items` call as JSON. Raises InvalidItem."""
+    return [_encode_one(items, index) for index in range(len(items))]
+
+
 def _encoded(items: Sequence[Any]) -> Iterator[EncodedItem]:
     turns = 0
     for index, item in enumerate(items):
-        if not isinstance(item, dict):
-            raise InvalidItem(
-                f"Item {index} of {len(items)} is a {type(item).__name__}, not a dict. "
-                "Give a list of the SDK's input items; nothing was written."
-            )
-        try:
-            data = _encode(item)
-        except (TypeError, ValueError, RecursionError) as exc:
-            # The cause is told by its type alone: its text may quote the content.
-            raise InvalidItem(
-                f"Item {index} of {len(items)} is not JSON "
-                f"({_reason(exc)}). Replace NaN, Infinity and Python objects by plain "
-                "JSON values; nothing was written."
-            ) from None
-        if _too_deep(item, data):
-            raise InvalidItem(
-                f"Item {index} of {len(items)} is nested more than {MAX_DEPTH} levels "
-                "deep. Flatten it, or store it as a string; nothing was written."
-            )
+        data = _encode_one(items, index)
         kind, role = _kind(item)
         turns += _begins_turn(kind, role)
         yield EncodedItem(
@@ -164,6 +151,30 @@ def _encoded(items: Sequence[Any]) -> Iterator[EncodedItem]:
             tool_name(item, kind)[:NAME_LENGTH],
             text_of(item)[:TEXT_LENGTH] if kind == "message" else "",
         )
+
+
+def _encode_one(items: Sequence[Any], index: int) -> str:
+    item = items[index]
+    if not isinstance(item, dict):
+        raise InvalidItem(
+            f"Item {index} of {len(items)} is a {type(item).__name__}, not a dict. "
+            "Give a list of the SDK's input items; nothing was written."
+        )
+    try:
+        data = _encode(item)
+    except (TypeError, ValueError, RecursionError) as exc:
+        # The cause is told by its type alone: its text may quote the content.
+        raise InvalidItem(
+            f"Item {index} of {len(items)} is not JSON "
+            f"({_reason(exc)}). Replace NaN, Infinity and Python objects by plain "
+            "JSON values; nothing was written."
+        ) from None
+    if _too_deep(item, data):
+        raise InvalidItem(
+            f"Item {index} of {len(items)} is nested more than {MAX_DEPTH} levels "
+            "deep. Flatten it, or store it as a string; nothing was written."
+        )
+    return data
 
 
 def _begins_turn(kind: str, role: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import string
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
@@ -452,14 +454,24 @@ class TestPlans:
         assert len(counts) == 2
         assert min(counts) >= 10
 
-    def test_long_items_are_compressed_by_lz4(self) -> None:
-        backend = default_backend()
-        backend.append(
-            SessionKey("text"), [{"role": "user", "content": "words " * 999}]
-        )
+    def test_only_long_items_are_compressed_and_by_lz4(self) -> None:
+        for size in (3_000, 9_000):
+            text = ("words " * size)[:size]
+            default_backend().append(SessionKey("text"), [{"content": text}])
         compression = Func(F("data"), function="pg_column_compression")
-        long = SessionItem.objects.filter(size__gt=5_000)
-        assert [*long.values_list(compression, flat=True)] == ["lz4"]
+        long = SessionItem.objects.filter(size__gt=2_500).order_by("size")
+        assert [*long.values_list(compression, flat=True)] == [None, "lz4"]
+
+    def test_items_that_cannot_be_compressed_stay_with_their_rows(self) -> None:
+        text = "".join(random.Random(1).choices(string.printable, k=2_700))  # noqa: S311
+        default_backend().append(SessionKey("noise"), [{"content": text}])
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_relation_size(reltoastrelid) FROM pg_class "
+                "WHERE oid = %s::regclass",
+                [SessionItem._meta.db_table],
+            )
+            assert cursor.fetchone() == (0,)
 
     def test_no_row_that_an_append_writes_has_checks(self) -> None:
         tables = [m._meta.db_table for m in (AgentSession, Branch, SessionItem)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 # Sessions of which anything is remembered.
 _SESSIONS = 1_024
 # What an entry takes beside its texts, about.
-_OVERHEAD = 300
+_OVERHEAD = 600
 
 
 class Known(NamedTuple):
     """An envelope that was opened: what it held, packed, and when it was written."""
 
-    payload: str
+    envelope: dict[str, Any]
     packed: bytes
     written: int
 
@@ -104,4 +104,4 @@ class Memory:
 
 
 def _size(known: Known) -> int:
-    return len(known.payload) + len(known.packed) + _OVERHEAD
+    return len(known.envelope["payload"]) + len(known.packed) + _OVERHEAD

@@ -27,7 +27,7 @@ from agent_sessions.encryption.keys import (
 )
 from agent_sessions.encryption.memory import Known, Memory
 from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
-from agent_sessions.items import Item, decode, encode_batch
+from agent_sessions.items import Item, decode, encode_texts
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -84,13 +84,13 @@ class Vault:
         """Put items into envelopes. Raises InvalidItem, which names the first bad one."""
         key = self.ring.first
         cipher = self._cipher(key)
-        texts = [row.data.encode() for row in encode_batch(items).rows]
+        texts = [text.encode() for text in encode_texts(items)]
         now = int(time.time())
         envelopes = [seal(cipher, key.id, text, now) for text in texts]
         if self._memory.max_bytes:
             # The next turn reads them.
             for envelope, text in zip(envelopes, texts, strict=True):
-                self._keep(envelope, json.loads(text), now)
+                self._keep(envelope, decode(text) or {}, now)
         return [self.carrier.load(envelope) for envelope in envelopes]
 
     def reseal(self, stored: Any) -> Item | None:
@@ -121,18 +121,18 @@ class Vault:
         it was changed, or is another session's. Raises UnknownEncryptionKey.
         """
         envelope = self.carrier.unload(stored)
-        if not is_envelope(envelope):
-            return None
-        envelope_id = envelope.get("id")
+        envelope_id = envelope.get("id") if isinstance(envelope, dict) else None
         if isinstance(envelope_id, str):
             known = self._known.get(envelope_id)
             # To the last letter: what is the same was found authentic before.
             if (
                 known is not None
-                and known.payload == envelope["payload"]
+                and known.envelope == envelope
                 and envelope["kid"] in self.ring
             ):
                 return Opened(marshal.loads(known.packed), known.written)  # noqa: S302
+        if not is_envelope(envelope):
+            return None
         found = self._unseal(envelope)
         item = None if found is None else decode(found[0])
         if found is None or item is None:
@@ -207,7 +207,7 @@ class Vault:
 
     def _keep(self, envelope: Item, item: Item, written: int) -> None:
         # Unpacked faster than JSON is read, and into fresh objects each time.
-        known = Known(envelope["payload"], marshal.dumps(item), written)
+        known = Known(envelope, marshal.dumps(item), written)
         self._memory.keep(self.context, envelope["id"], known)
 
     def _cipher(self, key: MasterKey) -> Fernet:
