@@ -32,7 +32,7 @@ _PREPARED = 4
 
 
 class Wires:
-    """A bounded pool of connections for the two statements that each turn needs.
+    """A bounded pool of connections for the statements that each turn needs.
 
     To wake a thread and to be woken by it takes as long as such a statement does. While
     a connection is made ready, which is done aside, statements are left to the threads.
