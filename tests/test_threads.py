@@ -320,6 +320,48 @@ class TestSyncCallerWaits:
         assert len(session.sync.get_items()) == 2
 
 
+TEST_RUN = """
+import asyncio, re, sys
+from pathlib import Path
+import django
+django.setup()
+from django.test.runner import DiscoverRunner
+from agent_sessions import get_session, sessions
+
+docs = Path("docs/sessions.md").read_text()
+source = "class Runner(" + docs.split("class Runner(")[1].split("```")[0]
+exec(source)
+runner = (Runner if sys.argv[1] == "documented" else DiscoverRunner)(verbosity=0)
+made = runner.setup_databases()
+for _ in range(20):
+    asyncio.run(get_session("tested").add_items([{"role": "user", "content": "Hi"}]))
+runner.teardown_databases(made)
+"""
+
+
+@pytest.mark.django_db(transaction=True)
+class TestInAProjectsTests:
+    __test__ = DATABASE_KIND == "postgres"
+
+    def test_the_documented_runner_can_drop_the_test_database(
+        self, database_environment: dict[str, str]
+    ) -> None:
+        done = self.run("plain", database_environment)
+        assert "is being accessed by other users" in done.stderr
+        done = self.run("documented", database_environment)
+        assert done.returncode == 0, done.stderr
+
+    def run(self, kind: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        name = f"{env['AGENT_SESSIONS_TEST_NAME']}_{kind}"
+        return subprocess.run(
+            [sys.executable, "-c", TEST_RUN, kind],
+            env=env | {"AGENT_SESSIONS_TEST_NAME": name},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+
 FORKING = """
 import asyncio, os, sys
 import django
