@@ -439,8 +439,8 @@ class TestPlans:
                 session.add_items([ITEM])
             with connection.cursor() as cursor:
                 cursor.execute(
-                    "SELECT generic_plans FROM pg_prepared_statements WHERE from_sql "
-                    "AND name LIKE 'agent_sessions_%%'"
+                    "SELECT generic_plans FROM pg_prepared_statements "
+                    "WHERE name LIKE 'agent_sessions_%%'"
                 )
                 counts = [count for (count,) in cursor.fetchall()]
             connection.close()

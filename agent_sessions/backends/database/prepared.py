@@ -70,8 +70,10 @@ class PreparedStatements:
         """Have a connection plan a statement that it doesn't know; give its name."""
         named = _named(sql)
         if not self.knows(connection, sql):
-            with connection.cursor() as cursor:
-                cursor.execute(named.prepare)
+            # Not by PREPARE, of which newer poolers that keep count don't learn.
+            with connection.wrap_database_errors, connection.connection.lock:
+                pgconn = connection.connection.pgconn
+                checked(pgconn.prepare(named.name, named.text))
             _known.setdefault(connection.connection, set()).add(named.name)
         return named.name
 
@@ -168,7 +170,7 @@ def _error(result: PGresult) -> Exception:
 @dataclass(frozen=True, slots=True)
 class _Named:
     name: bytes
-    prepare: str
+    text: bytes
 
 
 @lru_cache(maxsize=256)
@@ -177,4 +179,4 @@ def _named(sql: str) -> _Named:
     name = f"agent_sessions_{digest[:16]}"
     first, *rest = sql.split("%s")
     text = first + "".join(f"${n}{part}" for n, part in enumerate(rest, 1))
-    return _Named(name.encode(), f"PREPARE {name} AS {text}")
+    return _Named(name.encode(), text.encode())
