@@ -154,7 +154,8 @@ class TestStatements:
         few = statements(session.clear)
         session.add_items(messages(300))
         assert statements(session.clear) == few
-        assert few[0] <= 10
+        # On SQLite three of them find out whether it is long.
+        assert few[0] <= 11
         assert few[1] == 1
 
 

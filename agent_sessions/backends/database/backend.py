@@ -25,19 +25,17 @@ from agent_sessions.backends.base import (
     Page,
     SessionKey,
     did_you_mean,
+    settle,
 )
 from agent_sessions.backends.database import awaiting
 from agent_sessions.backends.database.appending import append_together
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.gathering import Gathering
-from agent_sessions.backends.database.history import (
-    clear_history,
-    pop_newest,
-    read_page,
-)
+from agent_sessions.backends.database.history import pop_newest, read_page
 from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.reading import read_newest
+from agent_sessions.backends.database.removal import Clearing
 from agent_sessions.backends.database.rewriting import Rewriting
 from agent_sessions.backends.database.statements import Held, Statements
 from agent_sessions.backends.database.threads import DatabaseThreads
@@ -47,7 +45,6 @@ from agent_sessions.backends.directory import Directory
 from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Item
 from agent_sessions.models import AgentSession
-from agent_sessions.signals import session_cleared
 
 if TYPE_CHECKING:
     from agent_sessions.memory import BackendSession
@@ -128,7 +125,7 @@ class DatabaseBackend(BaseSessionBackend):
 
     def pop(self, key: SessionKey) -> Item | None:
         def take(connection: BaseDatabaseWrapper) -> Item | None:
-            held = self._lock(connection, key)
+            held = self.lock(connection, key)
             if held is None:
                 return None
             return pop_newest(self.branches(key, held), held.pk)
@@ -137,7 +134,7 @@ class DatabaseBackend(BaseSessionBackend):
 
     def pop_if(self, key: SessionKey, accept: Callable[[Item], bool]) -> Item | None:
         def take(connection: BaseDatabaseWrapper) -> Item | None:
-            held = self._lock(connection, key)
+            held = self.lock(connection, key)
             if held is None:
                 return None
             return pop_newest(self.branches(key, held), held.pk, accept)
@@ -155,22 +152,10 @@ class DatabaseBackend(BaseSessionBackend):
         return Rewriting(self, key, change, unless, batch_size).run()
 
     def clear(self, key: SessionKey) -> int:
-        def empty(connection: BaseDatabaseWrapper) -> int:
-            held = self._lock(connection, key)
-            if held is None:
-                return 0
-            keep_lease = key.fence is not None
-            return clear_history(self.using, held.pk, keep_lease=keep_lease)
-
-        count = self.run(empty)
-        session_cleared.send(
-            type(self),
-            session_id=key.session_id,
-            backend=self.alias,
-            user_id=key.user_id,
-            count=count,
-        )
-        return count
+        clearing = Clearing(self, key)
+        while not clearing.is_done:
+            clearing.step()
+        return clearing.count
 
     def page(
         self,
@@ -209,7 +194,14 @@ class DatabaseBackend(BaseSessionBackend):
         return await self.threads.finish(self.pop, key)
 
     async def aclear(self, key: SessionKey) -> int:
-        return await self.threads.finish(self.clear, key)
+        return await settle(self._clear_in_steps(key))
+
+    async def _clear_in_steps(self, key: SessionKey) -> int:
+        clearing = Clearing(self, key)
+        while not clearing.is_done:
+            # What others have waiting for the thread is done in between.
+            await self.threads.run(clearing.step)
+        return clearing.count
 
     async def apage(
         self,
@@ -310,7 +302,7 @@ class DatabaseBackend(BaseSessionBackend):
         """Change a session's branches, holding its row."""
 
         def run(connection: BaseDatabaseWrapper) -> T:
-            return change(self.branches(key, self._lock(connection, key)))
+            return change(self.branches(key, self.lock(connection, key)))
 
         return self.run(run)
 
@@ -368,7 +360,7 @@ class DatabaseBackend(BaseSessionBackend):
             self._statements[connection.vendor] = statements
         return statements
 
-    def _lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> Held | None:
+    def lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> Held | None:
         """Hold the session's row; None where it isn't there."""
         with connection.cursor() as cursor:
             locked = self.statements(connection).lock(cursor, key)

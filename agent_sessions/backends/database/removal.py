@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, QuerySet, Sum
 from django.utils import timezone
 
@@ -42,6 +44,10 @@ _REST = 4.0
 # Seconds after which a transaction was a long one, and how few rows are enough then.
 _LONG = 0.04
 _LEAST = 50
+
+# A history of more rows than this is cleared in steps of so many where there is only
+# one writer: half of an append's usual wait, and less to write than in one transaction.
+_STEP = 2_000
 
 Guard = Callable[[AgentSession], None]
 Told = Callable[[int], None]
@@ -77,14 +83,56 @@ def remove_history(
         return count
 
     removed = backend.change(key, remove)
-    session_cleared.send(
-        type(backend),
-        session_id=key.session_id,
-        backend=backend.alias,
-        user_id=key.user_id,
-        count=removed,
-    )
+    _tell_cleared(backend, key, removed)
     return removed
+
+
+class Clearing:
+    """The removal of all items of a session, in as many steps as it needs.
+
+    SQLite's other writers wait for one step at most. With the first the session is
+    empty for all who read it; who is killed before the last one leaves the rest to
+    sweep(). A run that clears its own session, and a caller who holds a transaction, do
+    so in one step.
+    """
+
+    def __init__(self, backend: DatabaseBackend, key: SessionKey) -> None:
+        self.backend = backend
+        self.key = key
+        # How many items there were, once a step has found out.
+        self.count = 0
+        self.is_done = False
+        self._grave: _Grave | None = None
+
+    def step(self) -> None:
+        """Do what is next. Raises SessionDoesNotExist, LeaseLost and StorageError."""
+        if self._grave is None:
+            connection = connections[self.backend.using]
+            in_steps = (
+                connection.vendor == "sqlite"
+                and not connection.in_atomic_block
+                and self.key.fence is None
+            )
+            self._grave = self.backend.run(partial(self._empty, in_steps))
+        else:
+            self._grave.advance(self.backend, _STEP)
+        self.is_done = self._grave is None or self._grave.is_done
+        if self.is_done:
+            _tell_cleared(self.backend, self.key, self.count)
+
+    def _empty(self, in_steps: bool, connection: BaseDatabaseWrapper) -> _Grave | None:
+        held = self.backend.lock(connection, self.key)
+        if held is None:
+            return None
+        using = self.backend.using
+        if in_steps:
+            row = AgentSession.objects.using(using).get(pk=held.pk)
+            if _is_long(using, row, _STEP, delete=False):
+                self.count = row.item_count
+                return _Grave(using, _bury_branches(using, row), _STEP)
+        keep_lease = self.key.fence is not None
+        self.count = clear_history(using, held.pk, keep_lease=keep_lease)
+        return None
 
 
 def unswept(using: str) -> int:
@@ -109,14 +157,11 @@ def sweep(
         grave = _Grave(backend.using, pk, batch_size)
         while not grave.is_done:
             began = time.monotonic()
-            count = backend.atomically(grave.step)
-            grave.adapt(time.monotonic() - began, batch_size)
+            count = grave.advance(backend, batch_size)
             rest(backend.using, began)
             total += count
             if progress is not None:
                 progress(count)
-            if grave.is_drained:
-                grave.look_again()
     return total
 
 
@@ -125,6 +170,16 @@ def rest(using: str, began: float) -> None:
     connection = connections[using]
     if connection.vendor == "sqlite" and not connection.in_atomic_block:
         time.sleep((time.monotonic() - began) * _REST)
+
+
+def _tell_cleared(backend: DatabaseBackend, key: SessionKey, count: int) -> None:
+    session_cleared.send(
+        type(backend),
+        session_id=key.session_id,
+        backend=backend.alias,
+        user_id=key.user_id,
+        count=count,
+    )
 
 
 # -- taking out ------------------------------------------------------------------------
@@ -157,8 +212,8 @@ def _bury_session(using: str, row: AgentSession) -> None:
     )
 
 
-def _bury_branches(using: str, row: AgentSession) -> None:
-    """Give a session new, empty branches in the place of its own.
+def _bury_branches(using: str, row: AgentSession) -> int:
+    """Give a session new, empty branches in the place of its own; tell where those are.
 
     They begin where the old ones ended, so that positions are never given twice, and
     bear their names, so that no stale session writes into another's.
@@ -182,6 +237,7 @@ def _bury_branches(using: str, row: AgentSession) -> None:
             )
     main = branches.filter(session_id=row.pk, name=MAIN_BRANCH).first()
     forget_history(using, row.pk, keep_lease=False, branch=main)
+    return int(grave.pk)
 
 
 # -- deleting --------------------------------------------------------------------------
@@ -201,7 +257,7 @@ class _Grave:
         self.size = size
         self.is_done = False
         # Whether every item was found and deleted, as far as the steps have seen.
-        self.is_drained = False
+        self._is_drained = False
         self._looked = False
         self._row = _graves(using).filter(pk=pk)
         self._branches = Branch.objects.using(using).filter(session_id=pk)
@@ -209,7 +265,16 @@ class _Grave:
         # walk over everything that was deleted before.
         self._after: dict[int, int] = {}
 
-    def step(self) -> int:
+    def advance(self, backend: DatabaseBackend, most: int) -> int:
+        """Take a step in a transaction of its own; tell how many items it deleted."""
+        began = time.monotonic()
+        count = backend.atomically(self._step)
+        self._adapt(time.monotonic() - began, most)
+        if self._is_drained:
+            self._look_again()
+        return count
+
+    def _step(self) -> int:
         """Delete up to `size` rows; tell how many items were among them."""
         if not self._hold():
             self.is_done = True
@@ -219,7 +284,7 @@ class _Grave:
             if count := self._delete_items(branch):
                 return count
         if not self._looked:
-            self.is_drained = True
+            self._is_drained = True
             return 0
         runs = AgentRun.objects.using(self.using)
         own = runs.filter(session_id=self.pk).order_by("pk")
@@ -235,7 +300,7 @@ class _Grave:
             self.is_done = True
         return 0
 
-    def adapt(self, seconds: float, most: int) -> None:
+    def _adapt(self, seconds: float, most: int) -> None:
         """Choose the next step's size by how long the last one kept others waiting.
 
         On other databases than SQLite nobody waits for it.
@@ -247,7 +312,7 @@ class _Grave:
         elif seconds < _LONG / 4:
             self.size = min(self.size * 2, most)
 
-    def look_again(self) -> None:
+    def _look_again(self) -> None:
         """Look for items from the beginning, while nothing is held.
 
         PostgreSQL walks over all that was deleted, as it would when the branches are
@@ -260,7 +325,7 @@ class _Grave:
             self._after.clear()
         else:
             self._looked = True
-        self.is_drained = False
+        self._is_drained = False
 
     def _hold(self) -> bool:
         """Hold the row; False where another process does, or it is gone."""
@@ -274,12 +339,12 @@ class _Grave:
     def _delete_items(self, branch: int) -> int:
         items = SessionItem.objects.using(self.using).filter(branch_id=branch)
         rows = items.filter(position__gt=self._after.get(branch, -1))
-        positions = rows.order_by("position").values_list("position", flat=True)
-        found = list(positions[: self.size])
-        if not found:
+        first = rows.order_by("position").values_list("position", flat=True).first()
+        if first is None:
             return 0
-        count, _ = rows.filter(position__lte=found[-1]).delete()
-        self._after[branch] = found[-1]
+        # Where some were popped it is fewer than `size`, which takes no look at each.
+        self._after[branch] = first + self.size - 1
+        count, _ = rows.filter(position__lte=self._after[branch]).delete()
         self._row.filter(item_count__gte=count).update(
             item_count=F("item_count") - count
         )
