@@ -127,7 +127,7 @@ def look_through(items: Sequence[Any]) -> LongBatch:
     for item in items:
         if isinstance(item, dict) and _begins_turn(*_kind(item)):
             turns += 1
-            title = title or first_line(text_of(item)[:TEXT_LENGTH])
+            title = title or first_line(text_of(item, TEXT_LENGTH))
     return LongBatch(items, turns, title)
 
 
@@ -149,7 +149,7 @@ def _encoded(items: Sequence[Any]) -> Iterator[EncodedItem]:
             role[:ROLE_LENGTH],
             _column(item.get("call_id"))[:NAME_LENGTH],
             tool_name(item, kind)[:NAME_LENGTH],
-            text_of(item)[:TEXT_LENGTH] if kind == "message" else "",
+            text_of(item, TEXT_LENGTH) if kind == "message" else "",
         )
 
 
@@ -183,18 +183,22 @@ def _begins_turn(kind: str, role: str) -> bool:
 
 def decode(data: Any) -> Item | None:
     """Read a stored row; None where it is no JSON object."""
-    try:
-        encoded = data if isinstance(data, bytes) else data.encode()
-        # Keys are few; a cache of values would hold on to what people wrote.
-        item = from_json(encoded, cache_mode="keys")
-    except (ValueError, AttributeError):
-        item = _decode_slowly(data)
-    return item if isinstance(item, dict) else None
+    return next(iter(decode_all((data,))), None)
 
 
 def decode_all(rows: Iterable[Any]) -> list[Item]:
     """Read stored rows in their order, passing over the unreadable ones."""
-    return [item for data in rows if (item := decode(data)) is not None]
+    items: list[Item] = []
+    for data in rows:
+        try:
+            encoded = data if isinstance(data, bytes) else data.encode()
+            # Keys are few; a cache of values would hold on to what people wrote.
+            item = from_json(encoded, cache_mode="keys")
+        except (ValueError, AttributeError):
+            item = _decode_slowly(data)
+        if isinstance(item, dict):
+            items.append(item)
+    return items
 
 
 def _decode_slowly(data: Any) -> Any:
@@ -205,11 +209,11 @@ def _decode_slowly(data: Any) -> Any:
         return None
 
 
-def text_of(item: Item) -> str:
-    """Join the texts of a message's content; other parts are left out."""
+def text_of(item: Item, length: int | None = None) -> str:
+    """Join the texts of a message's content, up to a length; leave out other parts."""
     content = item.get("content")
     if isinstance(content, str):
-        return clean_text(content)
+        return clean_text(content[:length])
     if not isinstance(content, list):
         return ""
     texts = (
@@ -217,7 +221,9 @@ def text_of(item: Item) -> str:
         for part in content
         if isinstance(part, dict)
     )
-    return clean_text("\n".join(text for text in texts if isinstance(text, str)))
+    joined = "\n".join(text for text in texts if isinstance(text, str))
+    # Cut first: cleaning keeps the length, and looks at every character.
+    return clean_text(joined[:length])
 
 
 def tool_name(item: Item, kind: str) -> str:
