@@ -22,7 +22,7 @@ from django.utils import timezone
 from agent_sessions import DjangoSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.backends.database.appending import append_together
+from agent_sessions.backends.database.appending import Append, append_together
 from agent_sessions.backends.database.executor import WarmExecutor
 from agent_sessions.backends.database.gathering import Gathering
 from agent_sessions.exceptions import (
@@ -146,11 +146,11 @@ def test_no_place_for_one_is_no_matter_to_the_others(django_user_model: Any) -> 
     DjangoSession("theirs", user=owner).sync.add_items(said("secret"))
     filled("a", "b", "c")
     appends = [
-        (SessionKey("a", None), said(1)),
-        (SessionKey("theirs", None), said(2)),
-        (SessionKey("b", None, branch="none"), said(3)),
-        (SessionKey("c", None, fence=7), said(4)),
-        (SessionKey("c", None), said(5)),
+        Append(SessionKey("a", None), said(1)),
+        Append(SessionKey("theirs", None), said(2)),
+        Append(SessionKey("b", None, branch="none"), said(3)),
+        Append(SessionKey("c", None, fence=7), said(4)),
+        Append(SessionKey("c", None), said(5)),
     ]
     errors = append_together(backend(), appends)
     assert [type(error) for error in errors] == [
@@ -171,7 +171,7 @@ def test_one_that_the_database_refuses_spoils_nothing() -> None:
     # The position that the next batch of b takes isn't free.
     assert branch is not None
     SessionItem.objects.create(branch=branch, position=2, data="{}", size=2)
-    appends = [(SessionKey(name, None), said(name)) for name in "abc"]
+    appends = [Append(SessionKey(name, None), said(name)) for name in "abc"]
     errors = append_together(backend(), appends)
     assert [type(error) for error in errors] == [type(None), StorageError, type(None)]
     assert (stored("a"), stored("c")) == (["first", "a"], ["first", "c"])
@@ -186,7 +186,7 @@ def test_a_locked_database_is_told_to_all_and_waited_for_once() -> None:
         cursor.execute("PRAGMA busy_timeout = 50")
     with locked(path), CaptureQueriesContext(connection) as queries:
         errors = append_together(
-            backend(), [(SessionKey(name, None), said(name)) for name in "ab"]
+            backend(), [Append(SessionKey(name, None), said(name)) for name in "ab"]
         )
     assert [type(error) for error in errors] == [StorageError, StorageError]
     assert count(queries, "BEGIN") == 1
@@ -209,7 +209,7 @@ def test_in_a_transaction_each_goes_into_it() -> None:
 
     with transaction.atomic():
         errors = append_together(
-            backend(), [(SessionKey(name, None), said(name)) for name in "ab"]
+            backend(), [Append(SessionKey(name, None), said(name)) for name in "ab"]
         )
         assert errors == [None, None]
         assert stored("a") == ["a"]

@@ -86,6 +86,36 @@ async def test_an_exception_is_given_and_the_thread_goes_on(pool: WarmExecutor) 
     assert await pool.run(lambda: divmod(7, 2)) == (3, 1)
 
 
+async def test_an_idle_thread_can_be_kept_from_working(pool: WarmExecutor) -> None:
+    with pool.idle() as thread:
+        assert thread is None
+    gates = busy(pool, 3)
+    with pool.idle() as thread:
+        assert thread is None
+    gates[0].open.set()
+    await asyncio.sleep(0.05)
+    with pool.idle() as thread:
+        assert thread is not None
+        waiting = pool.run(threading.get_ident)
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+    # It does then what was given to it meanwhile, and more.
+    assert await waiting == await pool.run(threading.get_ident) == thread.ident
+    for gate in gates:
+        gate.open.set()
+
+
+async def test_a_shutdown_waits_for_who_is_kept_from_working() -> None:
+    pool = WarmExecutor(1, "kept")
+    await pool.run(threading.get_ident)
+    with pool.idle():
+        ending = asyncio.ensure_future(asyncio.to_thread(pool.shutdown))
+        await asyncio.sleep(0.05)
+        assert not ending.done()
+    await ending
+    assert named("kept") == []
+
+
 async def test_cancelled_work_is_passed_over(pool: WarmExecutor) -> None:
     gates = busy(pool, 3)
     seen: list[str] = []

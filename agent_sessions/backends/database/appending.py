@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.statements import AnyBatch, Statements
 from agent_sessions.exceptions import InvalidItem, StorageError
-from agent_sessions.items import Item, encode_batch
+from agent_sessions.items import Item
 
 if TYPE_CHECKING:
     from agent_sessions.backends.database.backend import DatabaseBackend
 
-# What add_items() was given, and for which session.
-Append = tuple[SessionKey, Sequence[Item]]
+
+class Append(NamedTuple):
+    """What add_items() was given, and for which session; `batch` once it is encoded."""
+
+    key: SessionKey
+    items: Sequence[Item]
+    batch: AnyBatch | None = None
+
+    def encoded(self, statements: Statements) -> AnyBatch:
+        """Give what a database takes. Raises InvalidItem."""
+        return statements.batch(self.items) if self.batch is None else self.batch
+
 
 # A transaction begins with no batch that makes it longer than this many items: other
 # processes wait for it.
@@ -48,22 +59,20 @@ def _groups(appends: Sequence[Append]) -> Iterator[list[Append]]:
     group: list[Append] = []
     size = 0
     for append in appends:
-        size += len(append[1])
+        size += len(append.items)
         if group and size > _LONG:
             yield group
-            group, size = [], len(append[1])
+            group, size = [], len(append.items)
         group.append(append)
     yield group
 
 
 def _stored(backend: DatabaseBackend, appends: Sequence[Append]) -> list[bool]:
     """Store what can be stored in one transaction; tell what that is."""
-    if len(appends) == 1:
-        return [False]
     connection = connections[backend.using]
     statements = backend.statements(connection)
     try:
-        calls = [(key, encode_batch(items)) for key, items in appends]
+        calls = [(append.key, append.encoded(statements)) for append in appends]
     except InvalidItem:
         return [False] * len(appends)
     if not all(statements.appends_alone(connection, batch) for _, batch in calls):
@@ -77,8 +86,9 @@ def _stored(backend: DatabaseBackend, appends: Sequence[Append]) -> list[bool]:
 
 def _error(backend: DatabaseBackend, append: Append) -> BaseException | None:
     """Store a batch by itself; give what went wrong."""
+    statements = backend.statements(connections[backend.using])
     try:
-        backend.append(*append)
+        backend.append_batch(append.key, append.encoded(statements))
     except Exception as exc:
         return exc
     return None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, connections
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.appending import Append
+from agent_sessions.backends.database.direct import is_watched
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.prepared import rows_of
 from agent_sessions.backends.database.statements import Own, Text, own_rows
@@ -22,22 +25,26 @@ if TYPE_CHECKING:
 # More items than these are encoded or decoded in a thread: the loop has others to serve.
 MANY = 100
 
+# Executes a statement that reads; None where a thread has to.
+_Ask = Callable[[str, Sequence[Any]], Awaitable[Sequence[Sequence[Any]] | None]]
+
 
 async def read(
     backend: DatabaseBackend, key: SessionKey, limit: int | None
 ) -> tuple[list[Item] | None, Own | None]:
     """Read the newest items; None, and what a thread may go on from, where it has to."""
-    statements = _statements(backend)
-    if statements is None or limit == 0:
+    ask = None if limit == 0 else _asking(backend, key)
+    if ask is None:
         return None, None
-    statement = statements.latest_statement(key, limit, connections[backend.using])
-    result = await _execute(backend, statement, writes=False)
-    if result is None:
+    connection = connections[backend.using]
+    statements = backend.statements(connection)
+    rows = await ask(*statements.latest_statement(key, limit, connection))
+    if rows is None:
         return None, None
-    if result.ntuples > MANY:
-        return None, await backend.threads.run(_own, result)
-    own = _own(result)
-    texts = await _shown(backend, statements, own, limit)
+    own = own_rows(rows)
+    if len(rows) > MANY:
+        return None, own
+    texts = await _shown(backend, ask, own, limit)
     items = None if texts is None else decode_all(reversed(texts))
     # Unreadable rows don't count: a thread looks further back.
     is_all = items is not None and texts is not None and len(items) == len(texts)
@@ -45,10 +52,7 @@ async def read(
 
 
 async def _shown(
-    backend: DatabaseBackend,
-    statements: PostgreSQLStatements,
-    own: Own,
-    limit: int | None,
+    backend: DatabaseBackend, ask: _Ask, own: Own, limit: int | None
 ) -> list[Text] | None:
     """Read what a branch shows beside its own rows; None where a thread has to."""
     if own.is_all(limit):
@@ -58,11 +62,37 @@ async def _shown(
         return None if ancestors is None else own.texts
     if limit is None:
         return None
-    statement = statements.inherited_statement(ancestors, limit)
-    result = await _execute(backend, statement, writes=False)
+    statements = backend.statements(connections[backend.using])
+    rows = await ask(*statements.inherited_statement(ancestors, limit))
+    if rows is None:
+        return None
+    return [*own.texts, *(row[0] for row in rows)][:limit]
+
+
+def _asking(backend: DatabaseBackend, key: SessionKey) -> _Ask | None:
+    """Choose how to read without a thread; None where that can't be."""
+    short = backend.short_reads
+    if short is None:
+        return None if _statements(backend) is None else partial(_answer, backend)
+    connection = connections[backend.using]
+    if is_watched(connection) or not backend.threads.serves_caller():
+        return None
+
+    async def ask(sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]] | None:
+        return short.rows(key, sql, params)
+
+    return ask
+
+
+async def _answer(
+    backend: DatabaseBackend, sql: str, params: Sequence[Any]
+) -> list[list[Any]] | None:
+    result = await _execute(backend, (sql, params), writes=False)
     if result is None:
         return None
-    return [*own.texts, *(row[0] for row in rows_of(result))][:limit]
+    if result.ntuples > MANY:
+        return await backend.threads.run(rows_of, result)
+    return rows_of(result)
 
 
 async def write(
@@ -77,6 +107,15 @@ async def write(
     )
     result = await _execute(backend, statement, writes=True)
     return result is not None and bool(result.command_tuples)
+
+
+def make_ready(
+    backend: DatabaseBackend, key: SessionKey, items: Sequence[Item]
+) -> Append:
+    """Encode a batch unless it is long. Raises InvalidItem."""
+    statements = backend.statements(connections[backend.using])
+    batch = statements.batch(items) if len(items) <= MANY else None
+    return Append(key, items, batch)
 
 
 def _statements(backend: DatabaseBackend) -> PostgreSQLStatements | None:
@@ -101,7 +140,3 @@ async def _execute(
         return await backend.wires.execute(*statement, writes=writes)
     except (DatabaseError, InterfaceError) as exc:
         raise backend.storage_error(exc) from exc
-
-
-def _own(result: PGresult) -> Own:
-    return own_rows(rows_of(result))

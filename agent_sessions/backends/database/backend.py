@@ -37,7 +37,8 @@ from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.reading import read_newest
 from agent_sessions.backends.database.removal import Clearing
 from agent_sessions.backends.database.rewriting import Rewriting
-from agent_sessions.backends.database.statements import Held, Statements
+from agent_sessions.backends.database.shortreads import ShortReads
+from agent_sessions.backends.database.statements import AnyBatch, Held, Statements
 from agent_sessions.backends.database.threads import DatabaseThreads
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.database.wires import Wires
@@ -93,6 +94,7 @@ class DatabaseBackend(BaseSessionBackend):
             )
         self._threads: DatabaseThreads | None = None
         self._wires: Wires | None = None
+        self._short_reads: ShortReads | None = None
         self._statements: dict[str, Statements] = {}
         self._lineages = Lineages(self.database or "")
         self._gathering = Gathering(partial(append_together, self))
@@ -100,11 +102,15 @@ class DatabaseBackend(BaseSessionBackend):
     # -- sync --------------------------------------------------------------------
 
     def append(self, key: SessionKey, items: Sequence[Item]) -> None:
-        if not items:
-            return
+        if items:
+            self.append_batch(
+                key, self.statements(connections[self.using]).batch(items)
+            )
+
+    def append_batch(self, key: SessionKey, batch: AnyBatch) -> None:
+        """Store a batch that is encoded, as append() does."""
         connection = connections[self.using]
         statements = self.statements(connection)
-        batch = statements.batch(items)
         alone = statements.appends_alone(connection, batch)
 
         def write(connection: BaseDatabaseWrapper) -> bool:
@@ -178,7 +184,8 @@ class DatabaseBackend(BaseSessionBackend):
         if not items:
             return
         if self.statements(connections[self.using]).appends_together:
-            await self.threads.finish_together(self._gathering, (key, items))
+            append = awaiting.make_ready(self, key, items)
+            await self.threads.finish_together(self._gathering, append)
         elif not await awaiting.write(self, key, items):
             await self.threads.finish(self.append, key, items)
 
@@ -246,6 +253,15 @@ class DatabaseBackend(BaseSessionBackend):
                 return None
             self._wires = Wires(self.using, self.threads.size, statements.prepared)
         return self._wires
+
+    @property
+    def short_reads(self) -> ShortReads | None:
+        """The reads that the event loop does itself, where the database is a file."""
+        if connections[self.using].vendor != "sqlite":
+            return None
+        if self._short_reads is None or self._short_reads.threads is not self.threads:
+            self._short_reads = ShortReads(self.threads)
+        return self._short_reads
 
     @property
     def threads(self) -> DatabaseThreads:

@@ -26,12 +26,12 @@ class DirectCursor(CursorWrapper):
     def execute(self, sql: Any, params: Any = ()) -> Any:
         """Execute a statement."""
         with self.db.wrap_database_errors:
-            return self.cursor.execute(_with_question_marks(sql), params)
+            return self.cursor.execute(with_question_marks(sql), params)
 
     def executemany(self, sql: Any, param_list: Sequence[Any]) -> Any:
         """Execute a statement with each of several lists of parameters."""
         with self.db.wrap_database_errors:
-            return self.cursor.executemany(_with_question_marks(sql), param_list)
+            return self.cursor.executemany(with_question_marks(sql), param_list)
 
 
 def is_watched(connection: BaseDatabaseWrapper) -> bool:
@@ -40,5 +40,6 @@ def is_watched(connection: BaseDatabaseWrapper) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _with_question_marks(sql: str) -> str:
+def with_question_marks(sql: str) -> str:
+    """Write a statement as sqlite3 reads it."""
     return sql.replace("%s", "?")

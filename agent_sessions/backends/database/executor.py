@@ -8,7 +8,8 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
@@ -79,6 +80,20 @@ class WarmExecutor:
                 self._new_lane().inbox.put(work)
             else:
                 self._waiting.append(work)
+
+    @contextmanager
+    def idle(self) -> Iterator[threading.Thread | None]:
+        """Keep an idle thread from working, for a caller that does so in its place.
+
+        Gives None where there is none.
+        """
+        with self._lock:
+            lane = self._idle.pop() if self._idle else None
+        try:
+            yield lane
+        finally:
+            if lane is not None and (work := self._next(lane)) is not None:
+                lane.inbox.put(work)
 
     def shutdown(self, wait: bool = True) -> None:
         """Take no more work and finish what was taken."""

@@ -23,6 +23,8 @@ def read_newest(
         window, found = limit, own
         while True:
             texts = _texts(backend, connection, (key, window), found)
+            if backend.short_reads is not None:
+                backend.short_reads.learn(key, texts)
             items = decode_all(reversed(texts))
             if limit is None or window is None:
                 return items

@@ -116,7 +116,8 @@ class Statements:
         """Give a cursor for the statements that each turn needs."""
         # What Django does before it makes one.
         connection.close_if_health_check_failed()
-        connection.ensure_connection()
+        if connection.connection is None:
+            connection.ensure_connection()
         connection.validate_thread_sharing()
         return (
             connection.cursor() if is_watched(connection) else DirectCursor(connection)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import settle
 from agent_sessions.backends.database.executor import WarmExecutor
-from agent_sessions.backends.database.freshness import refresh
+from agent_sessions.backends.database.freshness import is_fresh, refresh
 from agent_sessions.backends.database.gathering import Gathering, Outcomes
 
 A = TypeVar("A")
@@ -38,7 +39,7 @@ class DatabaseThreads:
         self._pid = 0
         self._pool: WarmExecutor | None = None
         self._lender: WarmExecutor | None = None
-        self._connections: list[BaseDatabaseWrapper] = []
+        self._connections: dict[threading.Thread, BaseDatabaseWrapper] = {}
 
     async def run(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -69,6 +70,22 @@ class DatabaseThreads:
             pool = self._executor("_pool", self.size)
             await gathering.join(argument, pool, within)
 
+    @contextmanager
+    def borrowed(self) -> Iterator[BaseDatabaseWrapper | None]:
+        """Give the connection of an idle thread to the running one, which mustn't wait.
+
+        None where no thread is idle, or its connection would have to be made anew.
+        """
+        pool = self._pool
+        if pool is None or self._pid != os.getpid():
+            yield None
+            return
+        with pool.idle() as thread:
+            connection = None if thread is None else self._connections.get(thread)
+            yield (
+                connection if connection is not None and is_fresh(connection) else None
+            )
+
     def serves_caller(self) -> bool:
         """Tell whether the running coroutine's statements needn't run on its connection."""
         return not (
@@ -93,14 +110,14 @@ class DatabaseThreads:
         """End the threads and close their connections; later calls make new ones."""
         with self._lock:
             pools = [p for p in (self._pool, self._lender) if p is not None]
-            opened, self._connections = self._connections, []
+            opened, self._connections = self._connections, {}
             self._pool = self._lender = None
             inherited = self._pid != os.getpid()
         if inherited:
             return
         for pool in pools:
             pool.shutdown(wait=True)
-        close_all(opened)
+        close_all(list(opened.values()))
 
     def _callers_connection(self) -> BaseDatabaseWrapper:
         """Give the connection of the code that started this thread's event loop.
@@ -131,7 +148,7 @@ class DatabaseThreads:
             if self._pid != os.getpid():
                 # Threads don't survive a fork, and the parent still uses the sockets.
                 self._pool = self._lender = None
-                self._connections = []
+                self._connections = {}
                 self._pid = os.getpid()
             pool: WarmExecutor | None = getattr(self, name)
             if pool is None:
@@ -145,8 +162,7 @@ class DatabaseThreads:
         connection = connections[self.database]
         if connection.connection is None:
             with self._lock:
-                if connection not in self._connections:
-                    self._connections.append(connection)
+                self._connections[threading.current_thread()] = connection
         else:
             refresh(connection)
         return call()
