@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from django.db import connections
+from django.db import DatabaseError, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import SessionKey
@@ -42,10 +42,11 @@ def append_together(
     Each is stored or fails by itself: one that finds no place in a common transaction,
     or spoils it, gets its own.
     """
+    connection = connections[backend.using]
     errors: list[BaseException | None] = []
     for group in _groups(appends):
         try:
-            stored = _stored(backend, group)
+            stored = _stored(backend, connection, group)
         except StorageError as exc:
             # It couldn't begin or end: alone each of them would have to wait as long.
             errors += [exc] * len(group)
@@ -67,21 +68,25 @@ def _groups(appends: Sequence[Append]) -> Iterator[list[Append]]:
     yield group
 
 
-def _stored(backend: DatabaseBackend, appends: Sequence[Append]) -> list[bool]:
+def _stored(
+    backend: DatabaseBackend,
+    connection: BaseDatabaseWrapper,
+    appends: Sequence[Append],
+) -> list[bool]:
     """Store what can be stored in one transaction; tell what that is."""
-    connection = connections[backend.using]
     statements = backend.statements(connection)
+    calls = []
     try:
-        calls = [(append.key, append.encoded(statements)) for append in appends]
+        for append in appends:
+            batch = append.encoded(statements)
+            if not statements.appends_alone(connection, batch):
+                return [False] * len(appends)
+            calls.append((append.key, batch))
+        return statements.append_all(connection, calls)
     except InvalidItem:
         return [False] * len(appends)
-    if not all(statements.appends_alone(connection, batch) for _, batch in calls):
-        return [False] * len(appends)
-
-    def write(connection: BaseDatabaseWrapper) -> list[bool]:
-        return statements.append_all(connection, calls)
-
-    return backend.run(write, alone=True)
+    except (DatabaseError, InterfaceError) as exc:
+        raise backend.storage_error(exc) from exc
 
 
 def _error(backend: DatabaseBackend, append: Append) -> BaseException | None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from functools import lru_cache
+from types import TracebackType
 from typing import Any
 
+from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
+
+# What a statement raises, whichever cursor it goes by.
+ERRORS = (DatabaseError, sqlite3.DatabaseError)
 
 
 class DirectCursor(CursorWrapper):
     """A cursor as Django gives it, without what it does to each statement.
 
     On SQLite that takes about as long as the statement. Statements have %s for each
-    parameter, and no other %.
+    parameter, and no other %. What they raise is sqlite3's until the end of the cursor's
+    block, which raises Django's errors in their place.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
@@ -24,14 +30,31 @@ class DirectCursor(CursorWrapper):
         super().__init__(cursor, connection)
 
     def execute(self, sql: Any, params: Any = ()) -> Any:
-        """Execute a statement."""
-        with self.db.wrap_database_errors:
-            return self.cursor.execute(with_question_marks(sql), params)
+        """Execute a statement. Raises sqlite3.Error."""
+        return self.cursor.execute(with_question_marks(sql), params)
 
     def executemany(self, sql: Any, param_list: Sequence[Any]) -> Any:
-        """Execute a statement with each of several lists of parameters."""
-        with self.db.wrap_database_errors:
-            return self.cursor.executemany(with_question_marks(sql), param_list)
+        """Execute a statement with each of several lists. Raises sqlite3.Error."""
+        return self.cursor.executemany(with_question_marks(sql), param_list)
+
+    def fetchone(self) -> Any:
+        """Read the next row. Raises sqlite3.Error."""
+        return self.cursor.fetchone()
+
+    def fetchall(self) -> Any:
+        """Read all rows that are left. Raises sqlite3.Error."""
+        return self.cursor.fetchall()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cursor.close()
+        if isinstance(error, sqlite3.Error):
+            with self.db.wrap_database_errors:
+                raise error
 
 
 def is_watched(connection: BaseDatabaseWrapper) -> bool:

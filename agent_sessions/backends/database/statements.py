@@ -12,13 +12,12 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.direct import DirectCursor, is_watched
+from agent_sessions.backends.database.direct import ERRORS, DirectCursor, is_watched
 from agent_sessions.backends.database.lineage import Segment
 from agent_sessions.items import Batch, Item, LongBatch, encode_batch
 from agent_sessions.models import AgentSession, Branch, SessionItem
@@ -77,7 +76,11 @@ class Statements:
 
     def __init__(self, connection: BaseDatabaseWrapper, alias: str) -> None:
         self.alias = alias
-        self.adapt_time = connection.ops.adapt_datetimefield_value
+        self._adapt_time = connection.ops.adapt_datetimefield_value
+        # What count() has made, by whether there is a fence and a branch.
+        self._updates: dict[tuple[bool, bool], str] = {}
+        # A moment and how it is stored: each append needs one twice.
+        self._moment: tuple[datetime | None, Any] = (None, None)
         self.adapt_date = connection.ops.adapt_datefield_value
         self._user_field = AgentSession._meta.get_field("user")
         quote = connection.ops.quote_name
@@ -97,6 +100,13 @@ class Statements:
             f"WHERE {self.owned} AND {self.branch}.name = %s "
             f"AND {self.branch}.archived_at IS NULL"
         )
+
+    def adapt_time(self, now: datetime) -> Any:
+        """Write a moment as the database takes it."""
+        moment = self._moment
+        if moment[0] is not now:
+            moment = self._moment = (now, self._adapt_time(now))
+        return moment[1]
 
     def owner(self, key: SessionKey, connection: BaseDatabaseWrapper) -> list[Any]:
         """Give the parameters of `owned`."""
@@ -225,7 +235,7 @@ class Statements:
             try:
                 now = timezone.now()
                 stored = [self._append(cursor, key, batch, now) for key, batch in calls]
-            except DatabaseError:
+            except ERRORS:
                 _roll_back(cursor)
                 return [False] * len(calls)
             except BaseException:
@@ -240,7 +250,9 @@ class Statements:
 
     def appends_alone(self, connection: BaseDatabaseWrapper, batch: AnyBatch) -> bool:
         """Tell whether append() makes a transaction, at a fifth of atomic()'s cost."""
-        return not connection.in_atomic_block and connection.get_autocommit()
+        if connection.connection is None:
+            connection.ensure_connection()
+        return not connection.in_atomic_block and connection.autocommit
 
     def _append(
         self, cursor: CursorWrapper, key: SessionKey, batch: AnyBatch, now: datetime
@@ -293,9 +305,27 @@ class Statements:
         It is guarded by owner and fence, and by the branch: a batch that finds no
         place must not be counted.
         """
-        fence = "" if key.fence is None else f" AND {self.session}.fence = %s"
+        kind = (key.fence is not None, key.branch is not None)
+        update = self._updates.get(kind)
+        if update is None:
+            update = self._updates[kind] = self._counting(*kind)
+        return (
+            update,
+            [
+                len(batch),
+                self.adapt_time(now),
+                *([] if self.writes_all_indexes else [self.adapt_date(now.date())]),
+                batch.title,
+                *self.owner(key, connection),
+                *([] if key.fence is None else [key.fence]),
+                *([] if key.branch is None else [key.branch]),
+            ],
+        )
+
+    def _counting(self, is_fenced: bool, has_branch: bool) -> str:
+        fence = f" AND {self.session}.fence = %s" if is_fenced else ""
         branch = f" AND {self.session}.branch_id IS NOT NULL"
-        if key.branch is not None:
+        if has_branch:
             branch = (
                 f" AND EXISTS (SELECT 1 FROM {self.branch} WHERE "
                 f"{self.branch}.session_id = {self.session}.id "
@@ -307,16 +337,7 @@ class Statements:
             f"UPDATE {self.session} SET item_count = item_count + %s, "
             f"updated_at = %s, {day}"
             "title = CASE WHEN title = '' THEN %s ELSE title END "
-            f"WHERE {self.owned}{fence}{branch}",
-            [
-                len(batch),
-                self.adapt_time(now),
-                *([self.adapt_date(now.date())] if day else []),
-                batch.title,
-                *self.owner(key, connection),
-                *([] if key.fence is None else [key.fence]),
-                *([] if key.branch is None else [key.branch]),
-            ],
+            f"WHERE {self.owned}{fence}{branch}"
         )
 
     def insert(
@@ -360,7 +381,7 @@ class Statements:
 def _roll_back(cursor: CursorWrapper) -> None:
     try:
         cursor.execute("ROLLBACK")
-    except DatabaseError:
+    except ERRORS:
         # SQLite has done so by itself, or never will.
         cursor.db.close()
 
