@@ -105,6 +105,12 @@ async def test_a_new_object_of_the_session_needs_no_thread_either(session: Any) 
 
 
 @in_a_loop
+async def test_nor_does_a_run_of_its_own_lease(session: Any) -> None:
+    await session.fenced(1).get_items()
+    assert (await reader(session.fenced(2).get_items))[1] == "loop"
+
+
+@in_a_loop
 async def test_it_sees_what_was_written_since(session: Any) -> None:
     await session.get_items()
     await session.add_items(said("third"))

@@ -41,7 +41,7 @@ class ShortReads:
         """Take note of what was read of a session."""
         is_short = len(texts) <= ROWS and sum(map(len, texts)) <= CHARACTERS
         with self._lock:
-            self._short[key] = is_short
+            self._short[_unfenced(key)] = is_short
             if len(self._short) > _SESSIONS:
                 del self._short[next(iter(self._short))]
 
@@ -49,7 +49,7 @@ class ShortReads:
         self, key: SessionKey, sql: str, params: Sequence[Any]
     ) -> list[tuple[Any, ...]] | None:
         """Read rows, a text first in each; None where a thread has to."""
-        if not self._short.get(key):
+        if not self._short.get(_unfenced(key)):
             return None
         with self.threads.borrowed() as connection:
             if connection is None or is_watched(connection):
@@ -75,6 +75,11 @@ class ShortReads:
             (name,) = made.execute("PRAGMA journal_mode").fetchone()
             mode = self._modes[connection] = (made, name == "wal")
         return mode[1]
+
+
+def _unfenced(key: SessionKey) -> SessionKey:
+    # Each run has a fence of its own, and reads once.
+    return key if key.fence is None else key.fenced(None)
 
 
 # A connection, which a mode is of, and whether that is WAL.
