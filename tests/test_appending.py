@@ -127,6 +127,26 @@ def test_a_long_batch_is_no_burden_to_the_others() -> None:
     assert [len(stored(name)) for name in "abc"] == [2, 501, 2]
 
 
+def test_a_long_batch_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    statements = backend().statements(connection)
+    encode = statements.batch
+
+    def count_items(items: Any) -> Any:
+        encoded.append(len(items))
+        return encode(items)
+
+    monkeypatch.setattr(statements, "batch", count_items)
+    filled("old")
+    encoded.clear()
+    # A session that is new finds no place at first.
+    outcomes, _ = asyncio.run(
+        together(("new", said(*range(500))), ("old", said(*range(300))))
+    )
+    assert outcomes == [None, None]
+    assert sorted(encoded) == [300, 500]
+
+
 # -- each fails by itself ----------------------------------------------------------------
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from django.db import DatabaseError, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from agent_sessions.backends.database.backend import DatabaseBackend
 
 
-class Append(NamedTuple):
+@dataclass(slots=True)
+class Append:
     """What add_items() was given, and for which session; `batch` once it is encoded."""
 
     key: SessionKey
@@ -26,7 +28,9 @@ class Append(NamedTuple):
 
     def encoded(self, statements: Statements) -> AnyBatch:
         """Give what a database takes. Raises InvalidItem."""
-        return statements.batch(self.items) if self.batch is None else self.batch
+        if self.batch is None:
+            self.batch = statements.batch(self.items)
+        return self.batch
 
 
 # A transaction begins with no batch that makes it longer than this many items: other
