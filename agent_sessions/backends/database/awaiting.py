@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
@@ -14,7 +15,12 @@ from agent_sessions.backends.database.appending import Append
 from agent_sessions.backends.database.direct import is_watched
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.prepared import rows_of
-from agent_sessions.backends.database.statements import Own, Text, own_rows
+from agent_sessions.backends.database.statements import (
+    Own,
+    Statements,
+    Text,
+    own_rows,
+)
 from agent_sessions.items import Item, decode_all
 
 if TYPE_CHECKING:
@@ -33,10 +39,10 @@ async def read(
     backend: DatabaseBackend, key: SessionKey, limit: int | None
 ) -> tuple[list[Item] | None, Own | None]:
     """Read the newest items; None, and what a thread may go on from, where it has to."""
-    ask = None if limit == 0 else _asking(backend, key)
+    connection = connections[backend.using]
+    ask = None if limit == 0 else _asking(backend, key, connection)
     if ask is None:
         return None, None
-    connection = connections[backend.using]
     statements = backend.statements(connection)
     rows = await ask(*statements.latest_statement(key, limit, connection))
     if rows is None:
@@ -69,13 +75,14 @@ async def _shown(
     return [*own.texts, *(row[0] for row in rows)][:limit]
 
 
-def _asking(backend: DatabaseBackend, key: SessionKey) -> _Ask | None:
+def _asking(
+    backend: DatabaseBackend, key: SessionKey, connection: BaseDatabaseWrapper
+) -> _Ask | None:
     """Choose how to read without a thread; None where that can't be."""
     short = backend.short_reads
     if short is None:
         return None if _statements(backend) is None else partial(_answer, backend)
-    connection = connections[backend.using]
-    if is_watched(connection) or not backend.threads.serves_caller():
+    if is_watched(connection) or not short.threads.serves_caller():
         return None
 
     async def ask(sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]] | None:
@@ -110,10 +117,9 @@ async def write(
 
 
 def make_ready(
-    backend: DatabaseBackend, key: SessionKey, items: Sequence[Item]
+    statements: Statements, key: SessionKey, items: Sequence[Item]
 ) -> Append:
     """Encode a batch unless it is long. Raises InvalidItem."""
-    statements = backend.statements(connections[backend.using])
     batch = statements.batch(items) if len(items) <= MANY else None
     return Append(key, items, batch)
 

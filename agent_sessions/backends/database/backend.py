@@ -183,8 +183,9 @@ class DatabaseBackend(BaseSessionBackend):
     async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
         if not items:
             return
-        if self.statements(connections[self.using]).appends_together:
-            append = awaiting.make_ready(self, key, items)
+        statements = self.statements(connections[self.using])
+        if statements.appends_together:
+            append = awaiting.make_ready(statements, key, items)
             await self.threads.finish_together(self._gathering, append)
         elif not await awaiting.write(self, key, items):
             await self.threads.finish(self.append, key, items)
@@ -257,10 +258,11 @@ class DatabaseBackend(BaseSessionBackend):
     @property
     def short_reads(self) -> ShortReads | None:
         """The reads that the event loop does itself, where the database is a file."""
-        if connections[self.using].vendor != "sqlite":
-            return None
-        if self._short_reads is None or self._short_reads.threads is not self.threads:
-            self._short_reads = ShortReads(self.threads)
+        threads = self.threads
+        if self._short_reads is None or self._short_reads.threads is not threads:
+            if connections[threads.database].vendor != "sqlite":
+                return None
+            self._short_reads = ShortReads(threads)
         return self._short_reads
 
     @property

@@ -270,14 +270,17 @@ class Statements:
         update, params = self.count(key, batch, now, cursor.db)
         # The first statement writes: a transaction that reads first loses its turn
         # to other writers and fails with "database is locked".
-        cursor.execute(f"{update} RETURNING branch_id, id, active_on", params)
+        today = self.adapt_date(now.date())
+        cursor.execute(
+            f"{update} RETURNING branch_id, id, active_on = %s", [*params, today]
+        )
         row = cursor.fetchone()
         if row is None or row[0] is None:
             return None
-        if str(row[2]) != str(now.date()):
+        if not row[2]:
             cursor.execute(
                 f"UPDATE {self.session} SET active_on = %s WHERE id = %s",
-                [self.adapt_date(now.date()), row[1]],
+                [today, row[1]],
             )
         where, value = ("id", row[0])
         if key.branch is not None:
@@ -306,8 +309,7 @@ class Statements:
         place must not be counted.
         """
         kind = (key.fence is not None, key.branch is not None)
-        update = self._updates.get(kind)
-        if update is None:
+        if (update := self._updates.get(kind)) is None:
             update = self._updates[kind] = self._counting(*kind)
         return (
             update,
