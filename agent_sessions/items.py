@@ -216,12 +216,12 @@ def text_of(item: Item, length: int | None = None) -> str:
         return clean_text(content[:length])
     if not isinstance(content, list):
         return ""
-    texts = (
+    texts = [
         part.get("text") or part.get("refusal")
         for part in content
         if isinstance(part, dict)
-    )
-    joined = "\n".join(text for text in texts if isinstance(text, str))
+    ]
+    joined = "\n".join([text for text in texts if isinstance(text, str)])
     # Cut first: cleaning keeps the length, and looks at every character.
     return clean_text(joined[:length])
 
@@ -267,7 +267,11 @@ def _has_surrogate(text: str) -> bool:
 
 
 def _column(value: Any) -> str:
-    return clean_text(value) if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    # Nearly all are plain, and there are four of an item.
+    plain = value.isascii() and "\x00" not in value
+    return value if plain else clean_text(value)
 
 
 def _kind(item: Item) -> tuple[str, str]:

@@ -87,18 +87,17 @@ async def test_an_exception_is_given_and_the_thread_goes_on(pool: WarmExecutor) 
 
 
 async def test_an_idle_thread_can_be_kept_from_working(pool: WarmExecutor) -> None:
-    with pool.idle() as thread:
-        assert thread is None
+    assert pool.take_idle() is None
     gates = busy(pool, 3)
-    with pool.idle() as thread:
-        assert thread is None
+    assert pool.take_idle() is None
     gates[0].open.set()
     await asyncio.sleep(0.05)
-    with pool.idle() as thread:
-        assert thread is not None
-        waiting = pool.run(threading.get_ident)
-        await asyncio.sleep(0.05)
-        assert not waiting.done()
+    thread = pool.take_idle()
+    assert thread is not None
+    waiting = pool.run(threading.get_ident)
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    pool.give_back(thread)
     # It does then what was given to it meanwhile, and more.
     assert await waiting == await pool.run(threading.get_ident) == thread.ident
     for gate in gates:
@@ -108,10 +107,12 @@ async def test_an_idle_thread_can_be_kept_from_working(pool: WarmExecutor) -> No
 async def test_a_shutdown_waits_for_who_is_kept_from_working() -> None:
     pool = WarmExecutor(1, "kept")
     await pool.run(threading.get_ident)
-    with pool.idle():
-        ending = asyncio.ensure_future(asyncio.to_thread(pool.shutdown))
-        await asyncio.sleep(0.05)
-        assert not ending.done()
+    thread = pool.take_idle()
+    assert thread is not None
+    ending = asyncio.ensure_future(asyncio.to_thread(pool.shutdown))
+    await asyncio.sleep(0.05)
+    assert not ending.done()
+    pool.give_back(thread)
     await ending
     assert named("kept") == []
 

@@ -63,6 +63,9 @@ def append_together(
 def _groups(appends: Sequence[Append]) -> Iterator[list[Append]]:
     group: list[Append] = []
     size = 0
+    if len(appends) == 1:
+        yield list(appends)
+        return
     for append in appends:
         size += len(append.items)
         if group and size > _LONG:

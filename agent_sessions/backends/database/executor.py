@@ -8,8 +8,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
@@ -48,8 +47,8 @@ class WarmExecutor:
         self._prefix = thread_name_prefix
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._lanes: list[_Lane] = []
-        self._idle: list[_Lane] = []
+        self._lanes: list[Lane] = []
+        self._idle: list[Lane] = []
         self._waiting: deque[_Work] = deque()
         self._ended = False
 
@@ -81,19 +80,18 @@ class WarmExecutor:
             else:
                 self._waiting.append(work)
 
-    @contextmanager
-    def idle(self) -> Iterator[threading.Thread | None]:
-        """Keep an idle thread from working, for a caller that does so in its place.
+    def take_idle(self) -> Lane | None:
+        """Keep an idle thread from working, until give_back(); None where none is idle.
 
-        Gives None where there is none.
+        For a caller that works in its place.
         """
         with self._lock:
-            lane = self._idle.pop() if self._idle else None
-        try:
-            yield lane
-        finally:
-            if lane is not None and (work := self._next(lane)) is not None:
-                lane.inbox.put(work)
+            return self._idle.pop() if self._idle else None
+
+    def give_back(self, lane: Lane) -> None:
+        """Let a thread work again that take_idle() gave."""
+        if (work := self._next(lane)) is not None:
+            lane.inbox.put(work)
 
     def shutdown(self, wait: bool = True) -> None:
         """Take no more work and finish what was taken."""
@@ -111,16 +109,16 @@ class WarmExecutor:
             for lane in lanes:
                 lane.join()
 
-    def _new_lane(self) -> _Lane:
+    def _new_lane(self) -> Lane:
         if not self._lanes:
             # Threads that the interpreter joins by itself would have to end first.
             atexit.register(self.shutdown)
-        lane = _Lane(self._next, f"{self._prefix}-{len(self._lanes)}")
+        lane = Lane(self._next, f"{self._prefix}-{len(self._lanes)}")
         self._lanes.append(lane)
         lane.start()
         return lane
 
-    def _next(self, lane: _Lane) -> _Work | None:
+    def _next(self, lane: Lane) -> _Work | None:
         """Give what waits to a thread that has done its work, else let it rest."""
         with self._lock:
             if self._waiting:
@@ -132,10 +130,10 @@ class WarmExecutor:
             return None
 
 
-class _Lane(threading.Thread):
+class Lane(threading.Thread):
     """One thread: works what lies in its inbox until that is None."""
 
-    def __init__(self, following: Callable[[_Lane], _Work | None], name: str) -> None:
+    def __init__(self, following: Callable[[Lane], _Work | None], name: str) -> None:
         super().__init__(name=name, daemon=True)
         self.inbox: SimpleQueue[_Work | None] = SimpleQueue()
         self._following = following

@@ -11,6 +11,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 def refresh(connection: BaseDatabaseWrapper) -> None:
     """Close a connection that has grown too old or whose server hung up."""
+    if connection.vendor == "sqlite" and is_fresh(connection):
+        # No server has a say in it.
+        return
     _keep(connection)
     if _has_news(connection):
         # A server says nothing between statements, other than goodbye.

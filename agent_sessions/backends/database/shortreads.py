@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,14 +35,14 @@ class ShortReads:
         self.threads = threads
         self._lock = threading.Lock()
         # Of sessions that a thread has read, whether more than that isn't known.
-        self._short: dict[SessionKey, bool] = {}
+        self._short: dict[_Name, bool] = {}
         self._modes: WeakKeyDictionary[BaseDatabaseWrapper, _Mode] = WeakKeyDictionary()
 
     def learn(self, key: SessionKey, texts: Sequence[Text]) -> None:
         """Take note of what was read of a session."""
         is_short = len(texts) <= ROWS and sum(map(len, texts)) <= CHARACTERS
         with self._lock:
-            self._short[_unfenced(key)] = is_short
+            self._short[_name(key)] = is_short
             if len(self._short) > _SESSIONS:
                 del self._short[next(iter(self._short))]
 
@@ -49,24 +50,32 @@ class ShortReads:
         self, key: SessionKey, sql: str, params: Sequence[Any]
     ) -> list[tuple[Any, ...]] | None:
         """Read rows, a text first in each; None where a thread has to."""
-        if not self._short.get(_unfenced(key)):
+        if not self._short.get(_name(key)):
             return None
-        with self.threads.borrowed() as connection:
-            if connection is None or is_watched(connection):
-                return None
-            try:
-                if not self._has_wal(connection):
-                    return None
-                cursor = connection.connection.cursor(sqlite3.Cursor)
-                cursor.execute(with_question_marks(sql), params)
-                rows: list[tuple[Any, ...]] = cursor.fetchmany(ROWS + 1)
-                # Else it might keep its place in the file's history.
-                cursor.close()
-            except sqlite3.Error:
-                # The thread tells what is wrong.
-                return None
+        rows = self.threads.here(partial(self._read, sql, params))
+        if rows is None:
+            return None
         self.learn(key, [row[0] for row in rows])
         return rows if len(rows) <= ROWS else None
+
+    def _read(
+        self, sql: str, params: Sequence[Any], connection: BaseDatabaseWrapper
+    ) -> list[tuple[Any, ...]] | None:
+        """Read up to one row more than is short."""
+        if is_watched(connection):
+            return None
+        try:
+            if not self._has_wal(connection):
+                return None
+            cursor = connection.connection.cursor(sqlite3.Cursor)
+            cursor.execute(with_question_marks(sql), params)
+            rows: list[tuple[Any, ...]] = cursor.fetchmany(ROWS + 1)
+            # Else it might keep its place in the file's history.
+            cursor.close()
+        except sqlite3.Error:
+            # The thread tells what is wrong.
+            return None
+        return rows
 
     def _has_wal(self, connection: BaseDatabaseWrapper) -> bool:
         made = connection.connection
@@ -77,10 +86,11 @@ class ShortReads:
         return mode[1]
 
 
-def _unfenced(key: SessionKey) -> SessionKey:
-    # Each run has a fence of its own, and reads once.
-    return key if key.fence is None else key.fenced(None)
+def _name(key: SessionKey) -> _Name:
+    # Without the fence: each run has one of its own, and reads once.
+    return key.session_id, key.user_id, key.branch
 
 
+_Name = tuple[str, Any, str | None]
 # A connection, which a mode is of, and whether that is WAL.
 _Mode = tuple[sqlite3.Connection, bool]

@@ -77,7 +77,6 @@ class Statements:
     def __init__(self, connection: BaseDatabaseWrapper, alias: str) -> None:
         self.alias = alias
         self._adapt_time = connection.ops.adapt_datetimefield_value
-        # What count() has made, by whether there is a fence and a branch.
         self._updates: dict[tuple[bool, bool], str] = {}
         # A moment and how it is stored: each append needs one twice.
         self._moment: tuple[datetime | None, Any] = (None, None)
@@ -110,7 +109,9 @@ class Statements:
 
     def owner(self, key: SessionKey, connection: BaseDatabaseWrapper) -> list[Any]:
         """Give the parameters of `owned`."""
-        user_id = self._user_field.get_db_prep_value(key.user_id, connection)
+        user_id = key.user_id
+        if user_id is not None:
+            user_id = self._user_field.get_db_prep_value(user_id, connection)
         return [self.alias, key.session_id, user_id]
 
     def branch_of(
@@ -126,8 +127,7 @@ class Statements:
         """Give a cursor for the statements that each turn needs."""
         # What Django does before it makes one.
         connection.close_if_health_check_failed()
-        if connection.connection is None:
-            connection.ensure_connection()
+        connection.ensure_connection()
         connection.validate_thread_sharing()
         return (
             connection.cursor() if is_watched(connection) else DirectCursor(connection)
@@ -329,8 +329,8 @@ class Statements:
         branch = f" AND {self.session}.branch_id IS NOT NULL"
         if has_branch:
             branch = (
-                f" AND EXISTS (SELECT 1 FROM {self.branch} WHERE "
-                f"{self.branch}.session_id = {self.session}.id "
+                f" AND EXISTS (SELECT 1 FROM {self.branch} "
+                f"WHERE {self.branch}.session_id = {self.session}.id "
                 f"AND {self.branch}.name = %s AND {self.branch}.archived_at IS NULL)"
             )
         # Two indexes hold the day, which changes with a day's first write.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -70,21 +69,24 @@ class DatabaseThreads:
             pool = self._executor("_pool", self.size)
             await gathering.join(argument, pool, within)
 
-    @contextmanager
-    def borrowed(self) -> Iterator[BaseDatabaseWrapper | None]:
-        """Give the connection of an idle thread to the running one, which mustn't wait.
+    def here(self, work: Callable[[BaseDatabaseWrapper], T]) -> T | None:
+        """Work in the running thread, on the connection of one that has nothing to do.
 
-        None where no thread is idle, or its connection would have to be made anew.
+        None where there is no such thread, or its connection would have to be made anew.
         """
         pool = self._pool
         if pool is None or self._pid != os.getpid():
-            yield None
-            return
-        with pool.idle() as thread:
-            connection = None if thread is None else self._connections.get(thread)
-            yield (
-                connection if connection is not None and is_fresh(connection) else None
-            )
+            return None
+        thread = pool.take_idle()
+        if thread is None:
+            return None
+        try:
+            connection = self._connections.get(thread)
+            if connection is None or not is_fresh(connection):
+                return None
+            return work(connection)
+        finally:
+            pool.give_back(thread)
 
     def serves_caller(self) -> bool:
         """Tell whether the running coroutine's statements needn't run on its connection."""
