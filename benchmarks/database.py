@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,7 +47,9 @@ class Database:
 
     def settle(self) -> None:
         """Bring what was written to rest, so that each measurement starts alike."""
-        if self.kind != "postgresql":
+        if self.kind == "sqlite":
+            # What others wrote would be on its way to the disk meanwhile.
+            os.sync()
             return
         import psycopg
 

@@ -224,6 +224,7 @@ async def clearing(bench: Bench) -> None:
     count = bench.plan.long
     for store in bench.stores:
         session = await bench.kept(store, count)
+        await asyncio.to_thread(bench.made.settle)
         spent = await _timed(session.clear_session)
         bench.results.add(f"clear of {count:,} items", store.name, spent)
 

@@ -90,6 +90,18 @@ def test_a_long_history_is_deleted_in_steps(told: list[tuple[str, int]]) -> None
     assert SessionItem.objects.latest("position").position == LONG + 1
 
 
+def test_where_no_position_is_missing_a_step_is_three_statements() -> None:
+    session = filled("s", LONG)
+    clearing = removal.Clearing(backend(), session.key)
+    for _ in range(2):
+        clearing.step()
+    with CaptureQueriesContext(connection) as queries:
+        clearing.step()
+    said = [query["sql"].split()[0] for query in queries.captured_queries]
+    assert said == ["BEGIN", "UPDATE", "DELETE", "UPDATE", "COMMIT"]
+    assert SessionItem.objects.count() == LONG - 2 * STEP
+
+
 def test_a_short_one_at_once(told: list[tuple[str, int]]) -> None:
     filled("s", STEP)
     with CaptureQueriesContext(connection) as queries:

@@ -256,11 +256,15 @@ class _Grave:
         self.pk = pk
         self.size = size
         self.is_done = False
+        # Whether the last step found a row at each position: more follow in most cases.
+        self._was_full = False
         # Whether every item was found and deleted, as far as the steps have seen.
         self._is_drained = False
         self._looked = False
         self._row = _graves(using).filter(pk=pk)
         self._branches = Branch.objects.using(using).filter(session_id=pk)
+        # Nobody gives a grave another branch.
+        self._pks: list[int] | None = None
         # Where the last step ended: looking from the beginning again, PostgreSQL would
         # walk over everything that was deleted before.
         self._after: dict[int, int] = {}
@@ -279,8 +283,10 @@ class _Grave:
         if not self._hold():
             self.is_done = True
             return 0
-        pks = list(self._branches.order_by("pk").values_list("pk", flat=True))
-        for branch in pks:
+        if self._pks is None:
+            branches = self._branches.order_by("pk")
+            self._pks = list(branches.values_list("pk", flat=True))
+        for branch in self._pks:
             if count := self._delete_items(branch):
                 return count
         if not self._looked:
@@ -289,7 +295,7 @@ class _Grave:
         runs = AgentRun.objects.using(self.using)
         own = runs.filter(session_id=self.pk).order_by("pk")
         # The runs of a session that was only cleared stay with it.
-        others = runs.filter(branch_id__in=pks).order_by("pk")
+        others = runs.filter(branch_id__in=self._pks).order_by("pk")
         if found := list(own.values_list("pk", flat=True)[: self.size]):
             runs.filter(pk__in=found).delete()
         elif found := list(others.values_list("pk", flat=True)[: self.size]):
@@ -338,14 +344,24 @@ class _Grave:
 
     def _delete_items(self, branch: int) -> int:
         items = SessionItem.objects.using(self.using).filter(branch_id=branch)
-        rows = items.filter(position__gt=self._after.get(branch, -1))
-        first = rows.order_by("position").values_list("position", flat=True).first()
-        if first is None:
-            return 0
-        # Where some were popped it is fewer than `size`, which takes no look at each.
-        self._after[branch] = first + self.size - 1
-        count, _ = rows.filter(position__lte=self._after[branch]).delete()
+        after = self._after.get(branch, -1)
+        count = self._delete_after(items, branch, after) if self._was_full else 0
+        if not count:
+            rows = items.filter(position__gt=after).order_by("position")
+            first = rows.values_list("position", flat=True).first()
+            if first is None:
+                return 0
+            count = self._delete_after(items, branch, first - 1)
         self._row.filter(item_count__gte=count).update(
             item_count=F("item_count") - count
         )
+        return count
+
+    def _delete_after(
+        self, items: QuerySet[SessionItem], branch: int, after: int
+    ) -> int:
+        """Delete what lies at the next `size` positions; fewer rows where some went."""
+        upto = self._after[branch] = after + self.size
+        count, _ = items.filter(position__gt=after, position__lte=upto).delete()
+        self._was_full = count == self.size
         return count
