@@ -21,6 +21,7 @@ class Plan:
     read: int = 1_000
     imported: int = 10_000
     imports: int = 7
+    clears: int = 3
     forks: int = 5
     # What a fork adds, so that a window of LIMIT reaches over several of them.
     grown: int = 20
@@ -41,6 +42,7 @@ PLANS = {
         rounds_together=2,
         imported=2_000,
         imports=2,
+        clears=2,
     ),
     # Tries that everything works; its figures say nothing.
     "tiny": Plan(
@@ -53,6 +55,7 @@ PLANS = {
         read=20,
         imported=50,
         imports=1,
+        clears=1,
         forks=2,
         grown=4,
         few=10,
