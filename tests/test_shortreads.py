@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, connections
+from django.db.models.expressions import RawSQL
 from django.test.utils import override_settings
 
 from agent_sessions import DjangoSession, sessions
@@ -70,7 +71,7 @@ async def reader(read: Callable[[], Any]) -> tuple[Any, str]:
     loop = threading.get_ident()
 
     def note(statement: str) -> None:
-        if statement.startswith("SELECT data"):
+        if statement.startswith("SELECT CAST(data"):
             here = threading.get_ident() == loop
             readers.append("loop" if here else "thread")
 
@@ -176,6 +177,17 @@ async def test_unreadable_rows_make_a_thread_look_further_back(session: Any) -> 
     await backend().threads.run(rows.update, data="not JSON")
     items, who = await reader(lambda: session.get_items(limit=1))
     assert (contents(items), who) == (["first"], "thread")
+
+
+@in_a_loop
+async def test_bytes_that_are_no_text_hide_no_readable_rows(session: Any) -> None:
+    rows = SessionItem.objects.filter(position=2)
+    # sqlite3 refuses to read such a column as text, and the other rows with it.
+    broken = RawSQL("CAST(X'7BFF7D' AS TEXT)", ())
+    await backend().threads.run(rows.update, data=broken)
+    for who in ("thread", "loop"):
+        items, by = await reader(session.get_items)
+        assert (contents(items), by) == (["first"], who)
 
 
 @in_a_loop
@@ -292,7 +304,7 @@ item = {"role": "user", "content": "Hello"}
 readers = []
 
 def note(statement):
-    if statement.startswith("SELECT data"):
+    if statement.startswith("SELECT CAST(data"):
         readers.append(threading.current_thread() is threading.main_thread())
 
 def watch():

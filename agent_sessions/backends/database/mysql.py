@@ -21,6 +21,7 @@ class MySQLStatements(Statements):
     """MariaDB and MySQL have no UPDATE … RETURNING: update first, then look."""
 
     same_owner = "{s}.user_id <=> %s"
+    encoded_data = "data"
     appends_together = False
     writes_all_indexes = False
 

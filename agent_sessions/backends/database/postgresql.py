@@ -38,6 +38,7 @@ class PostgreSQLStatements(Statements):
     """One statement for an append: counters, positions and rows in one round trip."""
 
     same_owner = "{s}.user_id IS NOT DISTINCT FROM %s"
+    encoded_data = "data"
     appends_together = False
     writes_all_indexes = False
 
