@@ -61,8 +61,8 @@ class BranchDoesNotExist(InvalidBranch, ObjectDoesNotExist):
 
     def __init__(self, session_id: str, branch: str) -> None:
         super().__init__(
-            f"Session {session_id!r} has no branch {branch!r}. Create it first, or "
-            "leave branch out for the current one."
+            f"Branch {branch!r} does not exist in session {session_id!r}. Create it "
+            "first, or leave branch out for the current one."
         )
 
 

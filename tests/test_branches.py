@@ -17,6 +17,7 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from agent_sessions import DjangoSession
+from agent_sessions.doctor import examine
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
@@ -139,11 +140,10 @@ async def lists_of_parts(session: Any) -> Any:
     parts = [{"type": "input_text", "text": "What is in Oslo?"}]
     image = {"type": "input_image", "image_url": "https://x/y.png", "detail": "auto"}
     await session.add_items([user(parts), answer("a"), user([*parts, image])])
-    found = await session.find_turns_by_content("oslo")
-    listed = await session.get_conversation_turns()
+    await session.add_items([user("Oslo " * 40)])
     return [
-        [turn["turn"] for turn in found],
-        [turn["full_content"] for turn in listed],
+        await session.find_turns_by_content("oslo"),
+        await session.get_conversation_turns(),
     ]
 
 
@@ -373,6 +373,56 @@ async def test_a_clear_goes_back_to_main_and_gives_no_position_twice() -> None:
     assert [turn["turn"] for turn in await session.get_conversation_turns()] == [1]
 
 
+async def test_a_session_on_a_branch_of_its_own_goes_on_after_its_clear() -> None:
+    for clear in (lambda s: s.clear_session(), lambda s: sync_to_async(s.sync.clear)()):
+        mine = DjangoSession("s", branch="main")
+        await three_turns(mine)
+        await mine.create_branch_from_turn(2)
+        await clear(mine)
+        assert await mine.get_items() == []
+        await mine.add_items([user("new")])
+        assert texts(await DjangoSession("s").get_items()) == ["new"]
+
+
+async def test_the_branch_that_others_are_on_is_not_deleted_by_the_way() -> None:
+    session = DjangoSession("s")
+    await three_turns(session)
+    await session.create_branch_from_turn(2, "draft")
+    for branch in ("main", "draft"):
+        with pytest.raises(InvalidBranch, match="Cannot delete current branch"):
+            await DjangoSession("s", branch=branch).delete_branch("draft")
+    await DjangoSession("s", branch="draft").delete_branch("draft", force=True)
+    assert [
+        (b["branch_id"], b["is_current"]) for b in await session.list_branches()
+    ] == [("main", True)]
+    assert len(await session.get_items()) == 8
+    assert (await sync_to_async(examine)()).is_clean
+
+
+async def test_a_deleted_branch_is_not_among_what_can_be_restored() -> None:
+    session = DjangoSession("s")
+    await three_turns(session)
+    await session.create_branch_from_turn(2, "draft")
+    await session.delete_branch("draft", force=True)
+    assert await session.list_archived() == []
+    with pytest.raises(BranchDoesNotExist):
+        await session.restore_branch("draft")
+
+
+async def test_undo_goes_on_where_its_archived_name_is_taken() -> None:
+    """An import from another database brings names that end with keys of its own."""
+    session = DjangoSession("s")
+    await three_turns(session)
+    main = await Branch.objects.aget()
+    await Branch.objects.acreate(
+        session_id=main.session_id, name=f"main~{main.pk}", archived_at=main.created_at
+    )
+    assert await session.undo_turn() == 3
+    (archived,) = await session.list_archived()
+    assert await session.restore_branch(archived) == "main_restored"
+    assert len(await session.get_items()) == 8
+
+
 async def test_another_process_sees_the_switch_and_an_own_branch_stays() -> None:
     session = DjangoSession("s")
     await three_turns(session)
@@ -458,6 +508,13 @@ async def test_a_fork_ends_with_its_turn() -> None:
     assert len(await session.get_items()) == 8
     with pytest.raises(InvalidBranch, match="turns 0 to 3"):
         await session.fork(4)
+    wrong: Any
+    for wrong in (True, 1.0, "1", None):
+        for fork in (session.fork, session.create_branch_from_turn):
+            with pytest.raises(InvalidBranch, match="whole number"):
+                await fork(wrong)
+    with pytest.raises(InvalidBranch, match="no items yet"):
+        await DjangoSession("new").fork(0)
 
 
 async def test_a_run_goes_on_after_undo() -> None:

@@ -13,9 +13,11 @@ from agents import Agent, Runner
 from agents.memory import OpenAIResponsesCompactionSession
 from agents.memory import session as sdk_session
 from agents.testing import ScriptedModel, assistant_message
+from asgiref.sync import sync_to_async
 from openai import AsyncOpenAI
 
 from agent_sessions import DjangoSession
+from agent_sessions.doctor import examine
 from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import SessionItem
 from tests.test_branches import answer, call, texts, user
@@ -162,12 +164,105 @@ async def test_only_the_tail_is_replaced() -> None:
     assert [t["turn"] for t in await session.get_conversation_turns()] == [1, 2, 3, 4]
 
 
-async def test_nothing_is_done_over_an_unreadable_row() -> None:
+async def test_an_unreadable_row_stays_and_all_before_it() -> None:
+    session = DjangoSession("s")
+    await session.add_items([user("first"), answer("one"), user("second")])
+    await session.add_items([answer("two")])
+    await SessionItem.objects.filter(position=2).aupdate(data="{")
+    snapshot = await session._get_compaction_snapshot(10)
+    assert (texts(snapshot.items), snapshot.complete) == (["second", "two"], False)
+    assert await snapshot.replace_suffix(1, [SUMMARY])
+    assert texts(await session.get_items()) == ["first", "second", "compaction"]
+
+
+async def test_what_is_written_beside_a_run_survives_an_unreadable_row(
+    compactor: Compactor,
+) -> None:
+    """The SDK replaces the whole history, unchecked, where it is given no snapshot."""
     session = DjangoSession("s")
     await session.add_items([user("first"), answer("one")])
     await SessionItem.objects.filter(position=1).aupdate(data="{")
-    assert await session._get_compaction_snapshot(10) is None
-    assert await session._get_compaction_snapshot(1) is not None
+    meanwhile: Any = [user("meanwhile")]
+    # The compactor's own thread has no loop.
+    compactor.before_answer = lambda: DjangoSession("s").sync.add_items(meanwhile)
+    agent = Agent(name="a", model=ScriptedModel([[assistant_message("two")]]))
+    async with AsyncOpenAI(base_url=compactor.url, api_key="k") as client:
+        wrapped = compacting(
+            session, client, should_trigger_compaction=lambda context: True
+        )
+        await Runner.run(agent, "second", session=wrapped)
+    assert len(compactor.requests) == 1
+    shown = await session.get_items()
+    assert texts(shown)[-1] == "meanwhile"
+    assert len(shown) == 4
+
+
+async def test_a_type_of_its_own_begins_no_turn() -> None:
+    session = DjangoSession("s")
+    odd = {"type": "odd", "role": "user"}
+    await session.add_items([user("first"), odd, answer("one")])  # type: ignore[list-item]
+    snapshot = await session._get_compaction_snapshot(2)
+    assert await snapshot.replace_suffix(0, [SUMMARY])
+    await session.add_items([user("next")])
+    assert [t["turn"] for t in await session.get_conversation_turns()] == [1, 2]
+
+
+# -- undo ------------------------------------------------------------------------------
+
+
+async def compacted(*summary: Any) -> DjangoSession:
+    """Give a session of three turns after their compaction."""
+    session = DjangoSession("s")
+    for number in ("one", "two", "three"):
+        await session.add_items([user(number), answer(number.upper())])
+    snapshot = await session._get_compaction_snapshot(10)
+    assert await snapshot.replace_suffix(0, list(summary))
+    return session
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [[SUMMARY], [user("one"), user("two"), user("three"), SUMMARY]],
+    ids=["alone", "with what users said"],
+)
+async def test_undo_takes_back_one_turn_of_what_was_compacted(summary: Any) -> None:
+    session = await compacted(*summary)
+    assert await session.undo_turn() == 3
+    assert texts(await session.get_items()) == ["one", "ONE", "two", "TWO"]
+    await session.add_items([user("other"), answer("OTHER")])
+    assert [t["turn"] for t in await session.get_conversation_turns()] == [1, 2, 3]
+    assert await session.undo_turn() == 3
+    assert await session.undo_turn() == 2
+    assert texts(await session.get_items()) == ["one", "ONE"]
+    assert (await sync_to_async(examine)()).is_clean
+
+
+async def test_undo_after_a_compaction_takes_newer_turns_first() -> None:
+    session = await compacted(SUMMARY)
+    await session.add_items([user("four"), answer("FOUR")])
+    assert await session.undo_turn() == 1
+    assert texts(await session.get_items()) == ["compaction"]
+    assert await session.undo_turn() == 3
+    assert texts(await session.get_items()) == ["one", "ONE", "two", "TWO"]
+
+
+async def test_undo_goes_back_through_several_compactions() -> None:
+    session = await compacted(SUMMARY)
+    snapshot = await session._get_compaction_snapshot(10)
+    assert await snapshot.replace_suffix(0, [SUMMARY])
+    assert await session.undo_turn() == 3
+    assert texts(await session.get_items()) == ["one", "ONE", "two", "TWO"]
+
+
+async def test_undo_takes_a_models_own_compaction_with_its_turn() -> None:
+    session = DjangoSession("s")
+    await session.add_items([user("one"), answer("ONE")])
+    await session.add_items([user("two")])
+    await session.undo_turn()
+    await session.add_items([user("other")])
+    await session.add_items([SUMMARY, answer("OTHER")])  # type: ignore[list-item]
+    assert await session.undo_turn() == 2
+    assert texts(await session.get_items()) == ["one", "ONE"]
 
 
 async def test_the_whole_history_is_replaced_in_one_step() -> None:

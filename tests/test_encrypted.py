@@ -516,7 +516,12 @@ async def test_compaction_around_a_session_object(compactor: Compactor) -> None:
     assert await session._atomic_replace_items([said("all")])
     assert await session.get_items() == [said("all")]
     await get_session("s").add_items([said("plain")])
-    assert await session._get_compaction_snapshot(5) is None
+    await session.add_items([said("after")])
+    snapshot = await session._get_compaction_snapshot(5)
+    # What doesn't open stays, and all before it.
+    assert (snapshot.items, snapshot.complete) == ([said("after")], False)
+    assert await snapshot.replace_suffix(0, [said("sum")])
+    assert await session.get_items() == [said("all"), said("sum")]
 
 
 # -- configuration ---------------------------------------------------------------------

@@ -197,7 +197,7 @@ class TestShow:
         DjangoSession("one").sync.create_branch_from_turn(2, "side")
         assert "second" not in run("show_agent_session", "one")[0]
         assert "second" in run("show_agent_session", "one", "--branch", "main")[0]
-        assert "has no branch 'x'" in fails(
+        assert "Branch 'x' does not exist" in fails(
             "show_agent_session", "one", "--branch", "x"
         )
         make("two", backend="lists")

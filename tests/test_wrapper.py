@@ -58,6 +58,9 @@ NAMING: dict[str, Make] = {
     "a member that is a request": lambda user: Context(request=request_of(user)),
     "a mapping's request": lambda user: {"request": request_of(user)},
     "a lazy user": lambda user: Context(user=SimpleLazyObject(lambda: user)),
+    "the user itself": lambda user: user,
+    "a socket's scope": lambda user: {"type": "websocket", "user": user},
+    "a consumer": lambda user: SimpleNamespace(scope={"user": user}),
 }
 
 SILENT: dict[str, Any] = {
@@ -122,7 +125,8 @@ async def test_a_context_that_names_nobody_passes(context: Any) -> None:
 async def test_an_anonymous_user_is_someone_else() -> None:
     owner, _ = await users()
     session = DjangoSession("s", user=owner)
-    for context in (Context(user=AnonymousUser()), request_of(AnonymousUser())):
+    anonymous = AnonymousUser()
+    for context in (Context(user=anonymous), request_of(anonymous), anonymous):
         with pytest.raises(SessionDoesNotExist):
             await Runner.run(agent(say("no")), "Hi", session=session, context=context)
 
@@ -135,6 +139,9 @@ async def test_every_name_must_be_the_owners() -> None:
         Context(user=other, user_id=owner.pk),
         Context(user=owner, request=request_of(other)),
         {"user_id": "not a key"},
+        {"user_id": float(owner.pk)},
+        {"user_id": owner.pk == owner.pk},
+        {"user_id": float("inf")},
     ):
         with pytest.raises(SessionDoesNotExist):
             await Runner.run(agent(say("no")), "Hi", session=session, context=context)

@@ -41,10 +41,14 @@ class Opened(NamedTuple):
 
     @property
     def begins_turn(self) -> bool:
-        """Tell whether a user's message opens a turn here."""
-        return (
-            self.item.get("role") == "user"
-            and self.item.get("type", "message") == "message"
+        """Tell whether a turn's lifetime begins here.
+
+        It does with a user's message, and with what stands for turns that were
+        compacted: else it would prolong the one before it.
+        """
+        kind = self.item.get("type", "message")
+        return kind == "compaction" or (
+            kind == "message" and self.item.get("role") == "user"
         )
 
 

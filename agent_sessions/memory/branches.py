@@ -10,6 +10,7 @@ from agent_sessions.backends.arguments import check_limit
 from agent_sessions.backends.database import turns, undo
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.memory.base import BackendSession, SyncSession
+from agent_sessions.models import MAIN_BRANCH
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -45,6 +46,13 @@ class BranchingSession(BackendSession):
         if branch_id is not None:
             return await self._on_branch(branch_id).get_items(limit, wrapper=wrapper)
         return await super().get_items(limit, wrapper=wrapper)
+
+    async def clear_session(
+        self, *, wrapper: RunContextWrapper[Any] | None = None
+    ) -> None:
+        """Remove every item, of all branches, and go back to "main"."""
+        await super().clear_session(wrapper=wrapper)
+        self._keep_to(MAIN_BRANCH)
 
     async def create_branch_from_turn(
         self, turn_number: int, branch_name: str | None = None
@@ -106,7 +114,7 @@ class BranchingSession(BackendSession):
             self.key, lambda branches: branches.delete(branch_id, force=force)
         )
         if self.key.branch == branch_id:
-            self._keep_to("main")
+            self._keep_to(MAIN_BRANCH)
 
     async def list_branches(self) -> list[dict[str, Any]]:
         """Describe the branches: branch_id, message_count, user_turns, is_current,
@@ -197,6 +205,11 @@ class SyncBranchingSession(SyncSession):
             return self._session._on_branch(branch_id).sync.get_items(limit)
         return super().get_items(limit)
 
+    def clear_session(self) -> None:
+        """See BranchingSession.clear_session()."""
+        super().clear_session()
+        self._session._keep_to(MAIN_BRANCH)
+
     def create_branch_from_turn(
         self, turn_number: int, branch_name: str | None = None
     ) -> str:
@@ -240,7 +253,7 @@ class SyncBranchingSession(SyncSession):
         """See BranchingSession.delete_branch()."""
         self._change(lambda branches: branches.delete(branch_id, force=force))
         if self._session.key.branch == branch_id:
-            self._session._keep_to("main")
+            self._session._keep_to(MAIN_BRANCH)
 
     def list_branches(self) -> list[dict[str, Any]]:
         """See BranchingSession.list_branches()."""

@@ -33,6 +33,7 @@ class CompactableSession(BranchingSession):
         """Read the newest `limit` items and how to replace them; None where it can't be
         done safely.
 
+        What lies before an unreadable row stays where it is, and the row too.
         `prune_prefix` names items that a wrapper has expired and hides anyway: they are
         left where they are.
         """
@@ -45,7 +46,7 @@ class CompactableSession(BranchingSession):
         tail = await self._backend.aask(
             self.key, lambda branches: compaction.read_tail(branches, limit)
         )
-        if tail is None or tail.items is None:
+        if tail is None:
             return None
 
         async def replace_suffix(start: int, output: list[TResponseInputItem]) -> bool:

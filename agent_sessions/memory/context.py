@@ -15,15 +15,19 @@ def names_other(context: Any, owner: Any) -> bool:
     """Tell whether a context names a user that is not the owner.
 
     A context, be it an object or a mapping, names the user of `user`, whose key is
-    `user_id`, and who sent its `request`; it may be a request itself. An anonymous
-    user is someone else. A context that has none of these names nobody.
+    `user_id`, and who sent its `request` or opened the socket of its `scope`; it may be
+    a request, a consumer, a scope or a user itself. An anonymous user is someone else.
+    A context that has none of these names nobody.
     """
     return any(not _is_owner(named, owner) for named in _named(context))
 
 
 def _named(context: Any) -> Iterator[Any]:
     """Give the keys of the users whom a context names."""
-    for holder in (context, _member(context, "request")):
+    if hasattr(context, "is_authenticated") and hasattr(context, "pk"):
+        yield context.pk
+        return
+    for holder in (context, _member(context, "request"), _member(context, "scope")):
         pk = getattr(_member(holder, "user"), "pk", _ABSENT)
         if pk is not _ABSENT:
             yield pk
@@ -39,11 +43,13 @@ def _member(holder: Any, name: str) -> Any:
 
 
 def _is_owner(named: Any, owner: Any) -> bool:
+    if isinstance(named, bool | float) or named is None:
+        return False
     if named == owner:
         return True
     # A key that came as text: "7", or a UUID.
     try:
-        return named is not None and bool(_key(named) == owner)
+        return bool(_key(named) == owner)
     except ValidationError:
         return False
 

@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -61,26 +62,37 @@ class SealedCompaction:
         """Give the session that stores envelopes, and what opens them."""
         raise NotImplementedError
 
+    def _stores_plain_items(self) -> bool:
+        """Tell whether no subclass changes items on their way in or out."""
+        raise NotImplementedError
+
     async def _get_compaction_snapshot(
         self, limit: int, *, prune_prefix: Callable[[Any], bool] | None = None
     ) -> Any:
         """Read the newest `limit` items and how to replace them; None where it can't be
-        done safely: also where one of them doesn't open, or its time is over."""
+        done safely.
+
+        What lies before one that doesn't open, or whose time is over, stays where it
+        is, and that one too.
+        """
         inner, vault = await self._sealed()
         reader = getattr(inner, "_get_compaction_snapshot", None)
-        found = None if reader is None else await reader(limit)
+        if reader is None or not self._stores_plain_items():
+            return None
+        found = await reader(limit)
         if found is None:
             return None
-        opened = [vault.open(envelope) for envelope in found.items]
-        items = [each for each in opened if each is not None]
-        if len(vault.unexpired(items)) < len(found.items):
-            return None
+        opened = [vault.open(envelope) for envelope in reversed(found.items)]
+        readable = list(takewhile(lambda each: each is not None, opened))[::-1]
+        items = vault.unexpired([each for each in readable if each is not None])
+        hidden = len(found.items) - len(items)
 
         async def replace_suffix(start: int, output: list[Any]) -> bool:
-            return bool(await found.replace_suffix(start, vault.seal(output)))
+            replaced = await found.replace_suffix(hidden + start, vault.seal(output))
+            return bool(replaced)
 
         return type(found)(
-            [each.item for each in items], found.complete, replace_suffix
+            [each.item for each in items], found.complete and not hidden, replace_suffix
         )
 
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
@@ -88,13 +100,16 @@ class SealedCompaction:
         inner, vault = await self._sealed()
         # Looked up on the type, as the SDK does.
         replace = getattr(type(inner), "_atomic_replace_items", None)
-        if replace is None:
+        if replace is None or not self._stores_plain_items():
             return False
         return bool(await replace(inner, vault.seal(items)))
 
 
 class EncryptedBackendSession(SealedCompaction, BackendSession):
     """A session of EncryptedBackend."""
+
+    def _stores_plain_items(self) -> bool:
+        return _has_methods_of(BackendSession, self)
 
     async def _sealed(self) -> tuple[Any, Vault]:
         backend = cast("EncryptedBackend", self.backend)
@@ -267,6 +282,9 @@ class EncryptedSession(SealedCompaction, SessionABC):
             return await method(*arguments, wrapper=wrapper)
         return await method(*arguments)
 
+    def _stores_plain_items(self) -> bool:
+        return _has_methods_of(EncryptedSession, self)
+
     async def _sealed(self) -> tuple[Any, Vault]:
         return self.inner_session, self._vault()
 
@@ -304,6 +322,11 @@ class EncryptedSession(SealedCompaction, SessionABC):
             memory=self._memory,
             carrier=self._carrier,
         )
+
+
+def _has_methods_of(base: type[SessionABC], session: SessionABC) -> bool:
+    kind = type(session)
+    return kind.get_items is base.get_items and kind.add_items is base.add_items
 
 
 def _takes_wrapper(session: Any) -> bool:

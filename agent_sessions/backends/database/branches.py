@@ -24,6 +24,17 @@ NAME_LENGTH = 255
 QUARANTINE = "quarantine"
 
 
+def check_turn(turn: object) -> None:
+    """Pass a turn's number. Raises InvalidBranch."""
+    if isinstance(turn, bool) or not isinstance(turn, int):
+        raise InvalidBranch(f"A turn is a whole number, not {turn!r}.")
+
+
+def root_name(branch: Branch) -> str:
+    """Give the name that a branch had before replace() archived it."""
+    return str(branch.name).partition("~")[0]
+
+
 class Branches:
     """The branches of one session, whose row the caller holds where it writes."""
 
@@ -71,6 +82,16 @@ class Branches:
             raise BranchDoesNotExist(self.key.session_id, name)
         return branch
 
+    def replaced_by(self, branch_id: int) -> Branch | None:
+        """Find the archived branch in whose place replace() put another."""
+        branch: Branch | None = self._all().filter(pk=branch_id).first()
+        if branch is None or branch.parent_id is None:
+            return None
+        root = f"{root_name(branch)[:200]}~"
+        older = self._archived().filter(pk__lt=branch_id, name__startswith=root)
+        found: Branch | None = older.order_by("-pk").first()
+        return found
+
     def archived_names(self) -> list[str]:
         """Name the archived branches that still have something to show."""
         return [
@@ -93,10 +114,12 @@ class Branches:
         return visible(self.using, self.segments(branch))
 
     def _archived(self) -> Any:
-        # The doctor's quarantine holds rows, not histories.
+        # Deleted branches keep their names, which have no ~; and the doctor's
+        # quarantine holds rows, not histories.
         return (
             self._all()
             .exclude(archived_at=None)
+            .filter(name__contains="~")
             .exclude(name__startswith=f"{QUARANTINE}~")
         )
 
@@ -124,6 +147,7 @@ class Branches:
 
     def fork_before_turn(self, turn: int, name: str | None) -> str:
         """Make the current branch one that ends before a user's turn."""
+        check_turn(turn)
         source = self.current()
         first = None if source is None else self.first_of_turn(source, turn)
         if source is None or first is None:
@@ -156,22 +180,27 @@ class Branches:
         self.point_at(branch)
         return branch
 
-    def replace(self, source: Branch, position: int, turn: int) -> Branch:
+    def replace(
+        self, source: Branch, position: int, turn: int, *, shown: Branch | None = None
+    ) -> Branch:
         """Let a branch's name mean its history up to a position; keep the old rows.
 
-        The old branch is archived under another name: lineages never change.
+        The old branch is archived under another name: lineages never change. The
+        history may be that of another branch, which is `shown`.
         """
         rows = Branch.objects.using(self.using).filter(pk=source.pk)
-        now = timezone.now()
-        rows.update(name=f"{source.name[:200]}~{source.pk}", archived_at=now)
-        parent = segment_of(self.segments(source), position)
+        # What was imported may have the name of a row that is made here.
+        name = self.free_name(f"{source.name[:200]}~{source.pk}")
+        rows.update(name=name, archived_at=timezone.now())
+        shown = source if shown is None else shown
+        parent = segment_of(self.segments(shown), position)
         branch: Branch = Branch.objects.using(self.using).create(
             session_id=source.session_id,
             name=source.name,
             parent_id=parent.branch_id,
             fork_position=position,
             # Positions of the session are never given twice, whatever the branch.
-            head=max(position, source.head),
+            head=max(position, source.head, shown.head),
             turn=turn,
         )
         AgentSession.objects.using(self.using).filter(
@@ -230,13 +259,17 @@ class Branches:
         current = self.current()
         if branch is None:
             raise BranchDoesNotExist(self.key.session_id, name)
-        if current is not None and current.pk == branch.pk:
+        # A key that names a branch leaves the session's own as it is.
+        pointed = AgentSession.objects.using(self.using).filter(branch_id=branch.pk)
+        if (current is not None and current.pk == branch.pk) or pointed.exists():
             if not force:
                 raise InvalidBranch(
                     f"Cannot delete current branch {name!r}. Use force=True or switch "
                     "branches first."
                 )
-            self.switch(MAIN_BRANCH)
+            if (main := self.named(MAIN_BRANCH)) is not None:
+                pointed.update(branch=main)
+                self.point_at(main)
         branches = Branch.objects.using(self.using)
         branches.filter(pk=branch.pk).update(archived_at=timezone.now())
         needed = branches.filter(parent_id=branch.pk).aggregate(

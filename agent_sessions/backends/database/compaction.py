@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from django.db import connections
 from django.db.models import F
@@ -15,34 +16,35 @@ from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.items import Batch, Item, decode
 from agent_sessions.models import Branch
 
+_COLUMNS = ("position", "turn", "type", "role", "data")
+
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The newest rows of a branch, oldest first, as they were read.
+    """The newest rows of a branch after the last unreadable one, oldest first.
 
-    `items` is None where one of them is unreadable. `complete` says that there is
-    nothing before them.
+    `complete` says that there is nothing before them.
     """
 
     branch_id: int
-    rows: tuple[tuple[int, int, str, str], ...]
-    items: tuple[Item, ...] | None
+    rows: tuple[tuple[int, int, str, str, str], ...]
+    items: tuple[Item, ...]
     complete: bool
 
 
 def read_tail(branches: Branches, limit: int) -> Tail | None:
-    """Read up to `limit` rows; None where the session has none yet."""
+    """Read up to `limit` rows; None where the session has no branch yet."""
     branch = branches.current()
     if branch is None:
         return None
     found = _newest(branches, branch, limit + 1)
-    rows = tuple(reversed(found[:limit]))
-    items = tuple(item for *_, data in rows if (item := decode(data)) is not None)
+    read = [(row, decode(row[-1])) for row in found[:limit]]
+    tail = list(takewhile(lambda each: each[1] is not None, read))[::-1]
     return Tail(
         branch.pk,
-        rows,
-        items if len(items) == len(rows) else None,
-        complete=len(found) <= limit,
+        tuple(row for row, _ in tail),
+        tuple(item for _, item in tail if item is not None),
+        complete=len(tail) == len(found),
     )
 
 
@@ -57,8 +59,9 @@ def swap_tail(branches: Branches, tail: Tail, start: int, batch: Batch) -> bool:
         return False
     if tuple(reversed(_newest(branches, branch, len(expected)))) != expected:
         return False
-    position, turn, role, _ = expected[0]
-    before = turn - 1 if role == "user" and turn else turn
+    position, turn, kind, role, _ = expected[0]
+    opens = (kind, role) == ("message", "user")
+    before = turn - 1 if opens and turn else turn
     _append(branches, branches.replace(branch, position - 1, before), batch)
     return True
 
@@ -74,9 +77,9 @@ def swap_all(branches: Branches, batch: Batch) -> bool:
 
 def _newest(
     branches: Branches, branch: Branch, limit: int
-) -> Sequence[tuple[int, int, str, str]]:
+) -> Sequence[tuple[int, int, str, str, str]]:
     rows = branches.items(branch).order_by("-position")
-    return list(rows.values_list("position", "turn", "role", "data")[:limit])
+    return list(rows.values_list(*_COLUMNS)[:limit])
 
 
 def _append(branches: Branches, branch: Branch, batch: Batch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -38,7 +39,10 @@ def conversation_turns(
 ) -> list[dict[str, Any]]:
     """List the user turns over number `after`, oldest first, up to `limit`."""
     turns = _user_rows(branches, branch_id, after)
-    return [turn for _, turn in _first(turns, limit)]
+    return [
+        turn | {"content": preview(turn["content"], PREVIEW)}
+        for _, turn in _first(turns, limit)
+    ]
 
 
 def find_turns(
@@ -49,7 +53,10 @@ def find_turns(
     after: int,
     limit: int | None,
 ) -> list[dict[str, Any]]:
-    """List the user turns whose text holds a term, ASCII letters in any case."""
+    """List the user turns whose text holds a term, ASCII letters in any case.
+
+    Their `content` is not cut, as AdvancedSQLiteSession's isn't.
+    """
     pattern = re.compile(re.escape(search_term), re.IGNORECASE | re.ASCII)
     matches = (
         (texts, turn)
@@ -64,8 +71,8 @@ def first_match(branches: Branches, search_term: str) -> int:
     matches = find_turns(branches, search_term, None, after=0, limit=1)
     if not matches:
         raise InvalidBranch(
-            "No user turns found containing the search term. find_turns_by_content() "
-            "shows what does."
+            f"No user turns found containing {search_term!r}. Try another word of the "
+            "turn: letters of ASCII count in any case, others as they are."
         )
     turn: int = matches[0]["turn"]
     return turn
@@ -99,10 +106,11 @@ def tool_usage(
     return [(tool, count, turn) for (turn, tool), count in ordered]
 
 
-def preview(content: Any) -> str:
-    """Cut a message's content to what a list shows."""
-    text = content if isinstance(content, str) else "\n".join(_texts(content))
-    return text if len(text) <= PREVIEW else text[:PREVIEW] + "..."
+def preview(content: Any, length: int | None = None) -> str:
+    """Give a message's content as one text, cut to a length: a list's is its JSON."""
+    is_text = isinstance(content, str)
+    text: str = content if is_text else json.dumps(content, ensure_ascii=False)
+    return text if length is None or len(text) <= length else text[:length] + "..."
 
 
 def _user_rows(
