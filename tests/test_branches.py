@@ -530,6 +530,24 @@ async def test_a_run_goes_on_after_undo() -> None:
     assert seen == ["first", "second, please"]
 
 
+async def test_a_question_is_asked_again_and_edited_as_the_docs_say() -> None:
+    session: Any = DjangoSession("s")
+    replies = [[assistant_message(text)] for text in ("one", "better", "other")]
+    agent = Agent(name="a", model=ScriptedModel(replies))
+    await Runner.run(agent, "first", session=session)
+    turns = await session.get_conversation_turns()
+    question = turns[-1]["full_content"]
+    await session.undo_turn()
+    await Runner.run(agent, [user(question)], session=session)
+    shown = await session.get_conversation_turns()
+    assert [(t["turn"], t["full_content"]) for t in shown] == [(1, "first")]
+    assert "better" in str(await session.get_items())
+    await session.fork(at=0)
+    await Runner.run(agent, "edited", session=session)
+    assert "better" not in str(await session.get_items())
+    assert "better" in str(await session.get_items(branch_id="main"))
+
+
 async def test_turns_are_read_in_pages() -> None:
     session = DjangoSession("s")
     await session.add_items([user(f"word {n}") for n in range(1, 8)])
