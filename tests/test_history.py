@@ -1,4 +1,4 @@
-"""Windows on a history: what each keeps, and what it never parts."""
+"""Windows on a history: what each keeps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from agent_sessions.history import (
     token_budget,
     whole_turns,
 )
+from agent_sessions.history.links import begins_turn, kind_of
+from agent_sessions.items import encode_batch
 from tests.histories import (
-    PAIRS,
     Item,
     calls,
     gives,
@@ -66,6 +67,14 @@ def test_a_history_without_a_user_message_stays() -> None:
     assert last_turns(1)(history, NEW) == [*history, *NEW]
 
 
+@pytest.mark.parametrize("role", ["user", "assistant", "", None, 7, ["user"], {}])
+@pytest.mark.parametrize("kind", ["message", "reasoning", "", None, 7, ["x"], {}, "-"])
+def test_turns_begin_where_the_store_begins_them(kind: Any, role: Any) -> None:
+    for item in ({"type": kind, "role": role}, {"role": role}, {"type": kind}):
+        row = encode_batch([item]).rows[0]
+        assert (kind_of(item), begins_turn(item)) == (row.type, bool(row.turn))
+
+
 @pytest.mark.parametrize("window", [last_turns(1), token_budget(9), whole_turns()])
 def test_nothing_stays_nothing(window: Window) -> None:
     assert window([], []) == []
@@ -99,103 +108,6 @@ def test_windows_say_what_they_do() -> None:
     assert "max_tokens=5, counter=<function one" in repr(token_budget(5, counter=one))
     assert window == keep_system_prefix(last_turns(3))
     assert len({window, keep_system_prefix(last_turns(3))}) == 1
-
-
-# --- what belongs together -----------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", PAIRS)
-@pytest.mark.parametrize("window", [last_turns(1), token_budget(5, counter=one)])
-def test_a_late_output_keeps_its_call(kind: str, window: Window) -> None:
-    """The user wrote on while an approval was pending, then approved."""
-    call, output = PAIRS[kind]
-    old, newest = [user("old"), thinks("1"), call], [user("q"), output, says("done")]
-    kept = window([*talk(2), *old, *newest], NEW)
-    assert kept == [thinks("1"), call, *newest, *NEW]
-
-
-@pytest.mark.parametrize("kind", PAIRS)
-def test_a_call_of_an_old_turn_goes_with_its_output(kind: str) -> None:
-    call, output = PAIRS[kind]
-    history = [user("old"), call, output, says("done"), *talk(1)]
-    assert last_turns(1)(history, NEW) == [*talk(1), *NEW]
-
-
-@pytest.mark.parametrize("kind", PAIRS)
-def test_an_output_in_the_new_input_keeps_its_call(kind: str) -> None:
-    """An app may run the tool itself and give the output as input."""
-    call, output = PAIRS[kind]
-    history = [user("old"), thinks("1"), call, *talk(2)]
-    kept = [thinks("1"), call, output]
-    assert token_budget(1, counter=one, at_least=0)(history, [output]) == kept
-    head = [thinks("1"), call]
-    assert whole_turns()(head, [output]) == kept
-
-
-def test_parallel_calls_stay_whole() -> None:
-    """One output of three is late; no call of that response may go."""
-    response = [thinks("1"), says("Looking"), calls("a"), calls("b"), calls("c")]
-    history = [user("old"), *response, gives("a"), gives("b"), *talk(1), gives("c")]
-    kept = last_turns(1)(history, NEW)
-    assert kept == [*response, gives("a"), gives("b"), *talk(1), gives("c"), *NEW]
-
-
-@pytest.mark.parametrize("after", [says("a"), calls("c")])
-def test_reasoning_stays_with_the_item_that_must_follow(after: Item) -> None:
-    """#1709, #1882, #3268: reasoning without its following item is refused."""
-    late = gives("c") if after["type"] == "function_call" else user("x")
-    history = [user("old"), thinks("1"), thinks("2"), after, *talk(1), late]
-    for window in (last_turns(1), last_turns(2), token_budget(3, counter=one)):
-        kept = window(history, NEW)
-        assert (thinks("2") in kept) is (after in kept)
-        assert (thinks("1") in kept) is (after in kept)
-
-
-def test_ids_that_are_counted_anew_in_every_response_tie_no_turns() -> None:
-    history = [
-        item
-        for n in range(5)
-        for item in (user(f"q{n}"), calls("call_0"), gives("call_0"), says(f"a{n}"))
-    ]
-    assert last_turns(1)(history, NEW) == [*history[-4:], *NEW]
-
-
-def test_an_output_stored_before_its_call_keeps_it() -> None:
-    history = [gives("c"), *talk(1), calls("c")]
-    assert last_turns(1)(history, NEW) == [*history, *NEW]
-
-
-@pytest.mark.parametrize(
-    "window",
-    [
-        last_turns(9),
-        token_budget(999),
-        drop_old_tool_outputs(9),
-        keep_system_prefix(last_turns(9)),
-        chain(last_turns(9), token_budget(999)),
-    ],
-    ids=repr,
-)
-@pytest.mark.parametrize(
-    "kind", PAIRS.keys() - {"program_and_its_call", "approved_call"}
-)
-def test_an_output_without_its_call_is_never_sent(window: Window, kind: str) -> None:
-    """#4322, #4827: every request with one is refused, for ever."""
-    _, output = PAIRS[kind]
-    assert window([output, *talk(2)], NEW) == [*talk(2), *NEW]
-
-
-def test_items_of_kinds_to_come_are_left_alone() -> None:
-    odd: list[Item] = [{"type": "wonder_output"}, {"type": 7}, {}]
-    assert last_turns(9)([*odd, *talk(1)], NEW) == [*odd, *talk(1), *NEW]
-    assert last_turns(1)([*odd, *talk(2)], NEW) == [*talk(2)[2:], *NEW]
-
-
-def test_whole_turns_begin_with_a_user_message() -> None:
-    """#4322: a session's limit cuts between call and output, or after reasoning."""
-    cut = [calls("a"), gives("a"), gives("b"), says("done")]
-    assert whole_turns()([*cut, *talk(1)], NEW) == [*talk(1), *NEW]
-    assert whole_turns()(cut, NEW) == NEW
 
 
 # --- tokens --------------------------------------------------------------------
@@ -264,6 +176,12 @@ def test_the_prefix_stays_whatever_is_cut() -> None:
 
 def test_without_it_the_prefix_goes() -> None:
     assert last_turns(1)([system("x"), *talk(2)], NEW) == [*talk(2)[2:], *NEW]
+
+
+def test_a_role_may_be_anything() -> None:
+    odd = {"type": "message", "role": ["system"], "content": "x"}
+    history = [odd, *talk(2)]
+    assert keep_system_prefix(last_turns(1))(history, NEW) == [*history[-2:], *NEW]
 
 
 def test_a_budget_counts_the_prefix() -> None:

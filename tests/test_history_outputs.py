@@ -161,6 +161,13 @@ def test_tools_whose_output_must_stay() -> None:
         drop_old_tool_outputs(keep_tools="load_skill")
 
 
+@pytest.mark.parametrize("name", [{}, ["search"], None, 7])
+def test_a_tools_name_may_be_anything(name: Any) -> None:
+    history = [calls("a", name), gives("a", LONG), user("q")]
+    window = drop_old_tool_outputs(keep_tools=["search"])
+    assert window(history, NEW)[1]["output"] == MARKER
+
+
 def test_a_budget_after_it_counts_what_is_left() -> None:
     history = [user("q"), calls("c"), gives("c", LONG), says("a"), user("q2")]
     small = token_budget(100, at_least=0)
@@ -191,6 +198,39 @@ def test_a_budget_after_it_counts_what_is_left() -> None:
 )
 def test_the_estimate(item: Item, expected: int) -> None:
     assert estimate_tokens(item) == expected
+
+
+@pytest.mark.parametrize("kind", [["image"], {"type": "image"}, 7, None])
+def test_a_type_may_be_anything(kind: Any) -> None:
+    assert estimate_tokens({"type": kind, "text": "abcd"}) == 5
+
+
+@pytest.mark.parametrize("field", ["input_schema", "parameters", "output_schema"])
+@pytest.mark.parametrize(
+    ("name", "like"), [("type", "city"), ("id", "at"), ("status", "number")]
+)
+def test_a_schema_is_text_whatever_its_properties_are_called(
+    field: str, name: str, like: str
+) -> None:
+    """What has no text in an item may well be a tool's argument."""
+
+    def listed(name: str) -> Item:
+        about = {"type": ["string", "null"], "description": LONG}
+        schema = {"type": "object", "properties": {name: about}}
+        tools = [{"name": "look", field: schema}]
+        return {"type": "mcp_list_tools", "tools": tools}
+
+    tokens = estimate_tokens(listed(name))
+    assert tokens == estimate_tokens(listed(like)) > estimate_tokens(user(LONG))
+    assert tokens < estimate_tokens(user(LONG)) + 50
+    history = [user("q"), listed(name), user("q2")]
+    assert token_budget(50)(history, NEW) == [user("q2"), *NEW]
+
+
+def test_an_image_in_a_schema_is_none() -> None:
+    schema = {"properties": {"type": "image"}}
+    assert estimate_tokens({"tools": [{"parameters": schema}]}) < 100
+    assert estimate_tokens({"tools": [{"parameters": None}]}) == 4
 
 
 @pytest.fixture

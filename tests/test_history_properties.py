@@ -53,7 +53,14 @@ OUTPUTS = {
     "tool_search_output": "tool_search_call",
     "program_output": "program",
 }
-KINDS = ["user", "user", "says", "thinks", "system", "developer", "mcp"]
+# Hosted tools give theirs within the response.
+HOSTED = {
+    "shell_call_output",
+    "apply_patch_call_output",
+    "tool_search_output",
+    "program_output",
+}
+KINDS = ["user", "user", "says", "thinks", "system", "developer", "mcp", "compaction"]
 KINDS += [*OUTPUTS, *OUTPUTS.values()]
 # Few ids, so that they come twice, in the wrong order and with no partner.
 ids = st.sampled_from(["a", "b", "c", None])
@@ -119,9 +126,19 @@ def from_model(item: Item) -> bool:
     kind: str = item.get("type", "message")
     if kind == "message":
         return bool(item["role"] == "assistant")
-    return not kind.endswith("response") and (
-        kind in {"program_output", "tool_search_output"} or kind not in OUTPUTS
-    )
+    return not kind.endswith("response") and (kind in HOSTED or kind not in OUTPUTS)
+
+
+def is_orphan(items: list[Item], index: int) -> bool:
+    """Tell an output that names a call which isn't there."""
+    if items[index].get("type") not in OUTPUTS or partner(items, index) is not None:
+        return False
+    return isinstance(items[index].get("call_id"), str)
+
+
+def newest_compaction(history: list[Item]) -> int | None:
+    found = [i for i, item in enumerate(history) if item.get("type") == "compaction"]
+    return found[-1] if found else None
 
 
 @each_window
@@ -143,12 +160,16 @@ def test_what_is_returned(window: Window, history: list[Item], new: list[Item]) 
         if item.get("type") in OUTPUTS
     }
     for output, call in calls_of.items():
-        if call is None:
+        if is_orphan(items, output):
             assert output not in there or output >= len(history), "an orphan"
-        else:
+        elif call is not None:
             assert (call in there) == (output in there), "a call and its output"
+    newest = newest_compaction(history)
     for one, other in pairwise(range(len(history))):
-        orphaned = None in {calls_of.get(one, 0), calls_of.get(other, 0)}
+        if newest in there and newest in {one, other}:
+            # Sent by itself too.
+            continue
+        orphaned = is_orphan(items, one) or is_orphan(items, other)
         if from_model(items[one]) and from_model(items[other]) and not orphaned:
             assert (one in there) == (other in there), "a response was cut"
 
@@ -173,6 +194,17 @@ def test_the_sdk_finds_nothing_to_drop(window: Window, history: list[Any]) -> No
     everywhere = set(range(len(sent)))
     left = drop_orphan_function_calls(sent, output_pruning_indexes=everywhere)
     assert left == sent
+
+
+@settings(deadline=None)
+@given(history=histories, new=inputs, count=st.integers(1, 4))
+def test_the_newest_compaction_stays(
+    history: list[Item], new: list[Item], count: int
+) -> None:
+    newest = newest_compaction(history)
+    for window in (last_turns(count), whole_turns(), token_budget(1, at_least=count)):
+        kept = [id(item) for item in window(history, new)]
+        assert newest is None or id(history[newest]) in kept
 
 
 @settings(deadline=None)

@@ -315,6 +315,20 @@ async def test_reasoning_in_a_run(run: Run) -> None:
 
 
 @each_run
+async def test_a_compaction_in_a_run(run: Run) -> None:
+    """The documented pair of windows sends what was compacted, however old it is."""
+    summary: Item = {"type": "compaction", "id": "cmp_1", "encrypted_content": "all"}
+    session = DjangoSession("s")
+    await session.add_items([summary])  # type: ignore[list-item]
+    agent, model = scripted([say(f"a{n}") for n in range(3)])
+    await ask(run, agent, session, 3, chain(whole_turns(), last_turns(1)))
+    assert model.calls[0].input[0] == summary
+    sent = model.calls[2].input
+    assert sent[0] == summary
+    assert outline(sent[1:]) == ["user q1", "assistant a1", "user q2"]
+
+
+@each_run
 async def test_the_same_words_twice_are_stored_twice(run: Run) -> None:
     """New input equal to a message of the history is still new."""
     session = DjangoSession("s")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Any, overload
 
+from agent_sessions.history.links import find_calls
 from agent_sessions.history.window import Window
 from agent_sessions.items import Item
 
@@ -30,7 +31,20 @@ def chain(*callbacks: SessionInputCallback) -> SessionInputCallback:
 
 def join(windows: Sequence[Window]) -> Window:
     """Chain windows into a window."""
-    return Windows(tuple(windows))
+    return Windows(tuple(windows)) if windows else Everything()
+
+
+@dataclass(frozen=True, slots=True)
+class Everything(Window):
+    """Send the whole history, but for outputs without their calls."""
+
+    def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
+        calls = find_calls([*history, *fixed])
+        return [
+            item
+            for index, item in enumerate(history)
+            if calls.get(index, index) is not None
+        ]
 
 
 @dataclass(frozen=True, slots=True)

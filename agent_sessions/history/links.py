@@ -20,13 +20,17 @@ CALL_OF = {
     "mcp_approval_response": "mcp_approval_request",
 }
 # What a model's response consists of, besides "…_call"s and its messages. A hosted
-# tool's output may stand in the middle of one.
+# tool's output may stand in the middle of one. That of the app's own shell joins two
+# responses, which harms nothing: no user's message is between them.
 _IN_RESPONSES = frozenset(
     {
         "reasoning",
         "program",
         "program_output",
         "tool_search_output",
+        "shell_call_output",
+        "apply_patch_call_output",
+        "additional_tools",
         "mcp_list_tools",
         "mcp_approval_request",
         "compaction",
@@ -41,8 +45,9 @@ class Layout:
     """Where each item of a history belongs.
 
     `turns` has the turn that an item goes with: the newest of any item that it can't
-    be parted from. None stands for an output without its call. `last` is the newest
-    turn of the history; `last + 1` is what can't be parted from the new input.
+    be parted from. None stands for an output without its call. The newest compaction
+    goes with the newest turn. `last` is the newest turn of the history; `last + 1` is
+    what can't be parted from the new input.
     """
 
     turns: list[int | None]
@@ -60,23 +65,43 @@ def lay_out(history: Sequence[Item], fixed: Sequence[Item]) -> Layout:
     for output, call in [*calls.items(), *_owners(items)]:
         if call is not None:
             families.join(output, call)
-    turn = 0
-    own = []
-    for item in history:
-        turn += begins_turn(item)
-        own.append(turn)
-    own += [turn + 1] * len(fixed)
+    summary = _newest_compaction(history)
+    own, last = _count_turns(history, summary)
+    own += [last + 1] * len(fixed)
     newest: dict[int, int] = {}
     for index, number in enumerate(own):
         root = families.root(index)
         newest[root] = max(newest.get(root, 0), number)
-    return Layout(
-        [
-            None if calls.get(index, index) is None else newest[families.root(index)]
-            for index in range(len(history))
-        ],
-        turn,
-    )
+    turns = [
+        None if calls.get(index, index) is None else newest[families.root(index)]
+        for index in range(len(history))
+    ]
+    if summary is not None:
+        # It stands for what was before it, and so can be sent without its response.
+        turns[summary] = max(last, newest[families.root(summary)])
+    return Layout(turns, last)
+
+
+def _newest_compaction(history: Sequence[Item]) -> int | None:
+    """Find all that the model remembers of what was compacted."""
+    for index in reversed(range(len(history))):
+        if kind_of(history[index]) == "compaction":
+            return index
+    return None
+
+
+def _count_turns(history: Sequence[Item], summary: int | None) -> tuple[list[int], int]:
+    """Give the turn in which each item stands, and the last of them.
+
+    Where no user's message begins one, the newest compaction does: it must be sent.
+    """
+    asked = any(begins_turn(item) for item in history)
+    turn = 0
+    turns = []
+    for index, item in enumerate(history):
+        turn += begins_turn(item) if asked else index == summary
+        turns.append(turn)
+    return turns, turn
 
 
 def find_calls(items: Sequence[Item]) -> dict[int, int | None]:
@@ -84,6 +109,8 @@ def find_calls(items: Sequence[Item]) -> dict[int, int | None]:
 
     Some models count their ids anew in every response, so an output belongs to the
     nearest call before it; one that was stored before its call, to the first after.
+    An output that names no call, such as a hosted tool search's, is left out where
+    none fits: the SDK doesn't take it for an orphan, and sends it.
     """
     latest: dict[Key, int] = {}
     calls: dict[int, int | None] = {}
@@ -91,8 +118,9 @@ def find_calls(items: Sequence[Item]) -> dict[int, int | None]:
     for index, item in enumerate(items):
         if kind_of(item) in CALL_OF:
             key = call_key(item)
-            calls[index] = latest.get(key)
-            if key not in latest:
+            if key in latest:
+                calls[index] = latest[key]
+            else:
                 early.append((index, key))
         else:
             latest[own_key(item)] = index
@@ -102,14 +130,15 @@ def find_calls(items: Sequence[Item]) -> dict[int, int | None]:
             if kind_of(items[index]) not in CALL_OF:
                 first[own_key(items[index])] = index
     for index, key in early:
-        calls[index] = first.get(key)
+        if key in first or key[1] is not None:
+            calls[index] = first.get(key)
     return calls
 
 
 def kind_of(item: Item) -> str:
-    """Give an item's type; the SDK leaves it out of easy messages."""
-    kind = item.get("type")
-    return kind if isinstance(kind, str) else "message" if "role" in item else ""
+    """Give an item's type as the store does; the SDK leaves it out of easy messages."""
+    role = _text(item.get("role"))
+    return _text(item.get("type")) or ("message" if role else "")
 
 
 def begins_turn(item: Item) -> bool:
@@ -119,7 +148,8 @@ def begins_turn(item: Item) -> bool:
 
 def is_instruction(item: Item) -> bool:
     """Tell a system or developer message."""
-    return kind_of(item) == "message" and item.get("role") in {"system", "developer"}
+    # A tuple, since a stored role may be what has no hash.
+    return kind_of(item) == "message" and item.get("role") in ("system", "developer")
 
 
 def _in_response(item: Item) -> bool:

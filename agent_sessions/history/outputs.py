@@ -78,8 +78,8 @@ class OldToolOutputs(Window):
         return kept
 
     def _keeps(self, call: Item) -> bool:
-        names = {tool_name(call, kind_of(call)), call.get("name")}
-        return not self.keep_tools.isdisjoint(names)
+        names = tool_name(call, kind_of(call)), call.get("name")
+        return any(isinstance(n, str) and n in self.keep_tools for n in names)
 
     def _shorten(self, item: Item) -> None:
         # In place: the SDK knows the history by its objects. A changed copy would be

@@ -28,7 +28,7 @@ _ATTACHMENTS = frozenset(
         "image",
     }
 )
-# What models aren't shown as text.
+# What models aren't shown as text of an item or of a part of its content.
 _NOT_TEXT = frozenset(
     {
         "id",
@@ -46,6 +46,8 @@ _NOT_TEXT = frozenset(
         "pending_safety_checks",
     }
 )
+# Of tools: models are shown the names in them too, whatever these are.
+_SCHEMAS = frozenset({"input_schema", "parameters", "output_schema"})
 _COSTLY = dict.fromkeys(map(ord, string.digits + string.punctuation))
 # tiktoken's time grows with the square of a word's length: base64 would stop a server.
 _CHUNK = 4000
@@ -127,11 +129,14 @@ def _measure(item: Item) -> tuple[list[str], int]:
 def _parts(value: Any) -> Iterator[str | None]:
     """Give the texts within a value, and None for every attachment."""
     if isinstance(value, dict):
-        if value.get("type") in _ATTACHMENTS:
+        kind = value.get("type")
+        if isinstance(kind, str) and kind in _ATTACHMENTS:
             yield None
             return
         for name, inner in value.items():
-            if name not in _NOT_TEXT:
+            if name in _SCHEMAS and isinstance(inner, dict):
+                yield str(inner)
+            elif name not in _NOT_TEXT:
                 yield from _parts(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
