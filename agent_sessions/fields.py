@@ -1,4 +1,4 @@
-"""Model fields whose comparison is the same on every database."""
+"""Model fields that behave the same on every database."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from django.db import models
 
 if TYPE_CHECKING:
     _CharField = models.CharField[str, str]
+    _TextField = models.TextField[str, str]
 else:
     # Generic for type checkers alone.
     _CharField = models.CharField
+    _TextField = models.TextField
 
 
 class ExactCharField(_CharField):
@@ -32,3 +34,28 @@ class ExactCharField(_CharField):
                 else "utf8mb4_0900_bin"
             )
         return parameters
+
+
+class RawTextField(_TextField):
+    """A TextField that gives what is no UTF-8 too, as raw lone surrogates.
+
+    SQLite keeps any bytes in a text column, and its driver then fails for all rows of
+    a query, with an error that quotes them.
+    """
+
+    def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
+        """Read bytes on SQLite."""
+        if compiler.connection.vendor == "sqlite":
+            sql = f"CAST({sql} AS BLOB)"
+        return sql, params
+
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
+        """Decode what was read as bytes."""
+        if isinstance(value, bytes):
+            return value.decode(errors="surrogateescape")
+        return value
+
+    def deconstruct(self) -> Any:
+        """Describe the field as a plain TextField, which its column is."""
+        name, _, args, kwargs = super().deconstruct()
+        return name, "django.db.models.TextField", args, kwargs

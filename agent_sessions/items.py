@@ -214,20 +214,25 @@ def decode_all(rows: Iterable[Any]) -> list[Item]:
     for data in rows:
         try:
             encoded = data if isinstance(data, bytes) else data.encode()
+        except (UnicodeEncodeError, AttributeError):
+            # A raw lone surrogate stands for a byte that is no UTF-8.
+            continue
+        try:
             # Keys are few; a cache of values would hold on to what people wrote.
             item = from_json(encoded, cache_mode="keys")
-        except (ValueError, AttributeError):
-            item = _decode_slowly(data)
+        except ValueError:
+            item = _decode_slowly(encoded)
         if isinstance(item, dict):
             items.append(item)
     return items
 
 
-def _decode_slowly(data: Any) -> Any:
-    """Read what the fast reader refuses, such as lone surrogates and bytes."""
+def _decode_slowly(data: bytes) -> Any:
+    """Read what the fast reader refuses, such as escaped lone surrogates."""
     try:
-        return json.loads(data)
-    except (ValueError, TypeError, RecursionError):
+        # From bytes it would guess at encodings, and take a byte order mark.
+        return json.loads(data.decode())
+    except (ValueError, RecursionError):
         return None
 
 

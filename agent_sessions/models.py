@@ -11,7 +11,7 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from agent_sessions.fields import ExactCharField
+from agent_sessions.fields import ExactCharField, RawTextField
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -211,7 +211,7 @@ class SessionItem(models.Model):
     position = models.BigIntegerField(_("position"))
     turn = models.IntegerField(_("turn"), default=0)
     # Text, not JSONField: jsonb refuses NUL and lone surrogates and rewrites 1e22.
-    data = models.TextField(_("data"))
+    data = RawTextField(_("data"))
     type = models.CharField(_("type"), max_length=64, blank=True)
     role = models.CharField(_("role"), max_length=32, blank=True)
     call_id = models.CharField(_("call id"), max_length=255, blank=True)

@@ -6,15 +6,18 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
 from agent_sessions import sessions
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.doctor import restore
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.management.commands import check_agent_sessions
 from agent_sessions.models import AgentSession, SessionItem
@@ -149,6 +152,47 @@ def test_a_session_whose_backend_is_gone_is_named() -> None:
     out, err = run(code=1)
     assert out.startswith("s: skipped: AGENT_SESSIONS has no alias 'gone'")
     assert err == "1 session could not be examined."
+
+
+@pytest.fixture
+def private() -> Iterator[None]:
+    encrypted = {
+        "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
+        "OPTIONS": {"backend": "default", "keys": [Fernet.generate_key().decode()]},
+    }
+    outside = {"BACKEND": "tests.list_backend.ListBackend"}
+    with override_settings(
+        AGENT_SESSIONS={
+            "default": {"BACKEND": DATABASE_BACKEND},
+            "private": encrypted,
+            "outside": outside,
+        }
+    ):
+        yield
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("private")
+@pytest.mark.parametrize(
+    ("alias", "reason"),
+    [
+        ("private", "'private' encrypts its items, so they can't be examined."),
+        ("outside", "'outside' keeps its items in no Django database."),
+    ],
+)
+def test_sessions_that_cannot_be_looked_into_are_named(alias: str, reason: str) -> None:
+    make("s", backend=alias)
+    for args in ((), ("s",)):
+        out, err = run(*args)
+        assert out.splitlines() == [
+            f"s: skipped: The backend {reason}",
+            "Examined 0 sessions with 0 items: 0 findings, 0 repaired, 0 left; "
+            "1 session skipped, 0 rows in quarantine.",
+        ]
+        assert err == ""
+    assert run("--backend", alias, code=2) == ("", f"The backend {reason}")
+    with pytest.raises(TypeError, match=alias):
+        restore(AgentSession.objects.get(), 1)
 
 
 @pytest.mark.django_db

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from agent_sessions import DjangoSession, sessions
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.clearing import RUN_SILENCE
 from agent_sessions.doctor import Report, examine
 from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
@@ -91,6 +92,16 @@ def test_a_lease_is_taken_from_a_dead_run(how: str) -> None:
     assert (row.run_id, row.state, row.fence) == ("", "idle", 5)
     assert (run.status, run.error_code) == ("interrupted", "interrupted")
     assert run.finished_at is not None
+
+
+def test_a_lease_from_a_clock_that_was_wrong_is_taken() -> None:
+    row = make()
+    start(row, ago=-timedelta(days=30))
+    assert mend_once() == ["stale_lease"]
+    AgentSession.objects.update(
+        run_id="r2", run_seen_at=timezone.now() + RUN_SILENCE / 2
+    )
+    assert [skip.failed for skip in examine().skipped] == [False]
 
 
 def test_what_a_run_without_its_lease_writes_is_refused_after_a_repair() -> None:

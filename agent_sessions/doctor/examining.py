@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from django.db import router
+from django.db import DatabaseError, router
 from django.db.models import QuerySet
 
-from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.doctor.findings import Finding, Quarantined, Report, Skipped
 from agent_sessions.doctor.leases import holds_a_run
@@ -42,36 +42,48 @@ def examine(
     something is found it is read again while its writers wait, so what they are just
     writing is never taken for damage, and that is when it is mended. Sessions that a
     run holds are skipped. Only sessions whose items are in a Django database are
-    looked at.
+    looked at, and not where they are encrypted; others are skipped.
     """
     report = _Collected()
     for row in _each(sessions):
         try:
-            backend = backend_of(row)
+            backend = backends[row.backend]
         except InvalidBackend as exc:
             report.skip(row, str(exc), failed=True)
             continue
-        except TypeError:
+        if not isinstance(backend, DatabaseBackend):
+            report.skip(row, why_closed(backend))
             continue
         try:
             _examine(backend, row, report, repair, batch_size, progress)
         except AgentSessionError as exc:
             report.skip(row, str(exc), failed=True)
+        except DatabaseError as exc:
+            # The driver's own words may quote contents.
+            reason = f"The database refused to read it ({type(exc).__name__})."
+            report.skip(row, reason, failed=True)
     return report.report()
 
 
 def backend_of(row: AgentSession) -> DatabaseBackend:
     """Give the backend that has a session's items.
 
-    Raises InvalidBackend, and TypeError where that is no Django database.
+    Raises InvalidBackend, and TypeError where the doctor can't look into it.
     """
     backend = backends[row.backend]
     if not isinstance(backend, DatabaseBackend):
-        raise TypeError(
-            f"Session {row.session_id!r} is kept by {row.backend!r}, which is no "
-            "DatabaseBackend; the doctor can't look into it."
-        )
+        raise TypeError(why_closed(backend))
     return backend
+
+
+def why_closed(backend: BaseSessionBackend) -> str:
+    """Say why the doctor can't look into the sessions of a backend."""
+    name = f"The backend {backend.alias!r}"
+    if backend.encrypts:
+        return f"{name} encrypts its items, so they can't be examined."
+    if backend.inner_option is not None:
+        return f"{name} wraps another one, so its items can't be examined."
+    return f"{name} keeps its items in no Django database."
 
 
 class _Collected:
@@ -129,10 +141,10 @@ def _examine(
     if isinstance(found, Skipped):
         report.skipped.append(found)
     elif found is not None:
+        report.quarantined += list_quarantined(backend.using, found.row)
         report.examined += 1
         report.items += found.items
         report.findings += found.findings
-        report.quarantined += list_quarantined(backend.using, found.row)
 
 
 def _each(sessions: Iterable[AgentSession] | None) -> Iterator[AgentSession]:

@@ -42,8 +42,13 @@ CODES = {
         "The branch counts {found} turns and shows {expected}.", "count anew"
     ),
     "wrong_head": Code(
-        "The branch ends at {found}, but position {expected} is taken: writing fails.",
+        "The branch ends at {found}, but position {expected} is taken: what is written "
+        "there fails or is not shown.",
         "let the branch end there",
+    ),
+    "hidden_rows": Code(
+        "{count} rows from here on have positions that the branch has from its parent.",
+        "",
     ),
     "wrong_item_count": Code(
         "The session counts {found} items and has {expected}.", "count anew"

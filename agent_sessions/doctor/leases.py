@@ -26,7 +26,8 @@ def holds_a_run(row: AgentSession) -> bool:
         return False
     from agent_sessions.runs.process import is_dead
 
-    silent = timezone.now() - row.run_seen_at > RUN_SILENCE
+    # A clock that was set back can leave a moment that is long to come.
+    silent = abs(timezone.now() - row.run_seen_at) > RUN_SILENCE
     return not silent and not is_dead(row.run_owner)
 
 

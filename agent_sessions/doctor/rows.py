@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from agent_sessions.backends.database.lineage import Segment, visible
-from agent_sessions.doctor.turns import read_pages, turns_before
+from agent_sessions.doctor.turns import read_pages, shown_rows, turns_before
 from agent_sessions.exceptions import InvalidItem
 from agent_sessions.history.links import (
     CALL_OF,
@@ -18,7 +18,7 @@ from agent_sessions.history.links import (
     own_key,
 )
 from agent_sessions.items import EncodedItem, Item, decode, encode_batch
-from agent_sessions.models import Branch, SessionItem
+from agent_sessions.models import Branch
 
 # A hosted tool's own calls need no output from here.
 _ANSWERED_HERE = frozenset(CALL_OF.values()) - {
@@ -82,7 +82,7 @@ class Reader:
 
     def pages(self) -> Iterator[list[Fault]]:
         """Give the faults of each page of rows."""
-        own = SessionItem.objects.using(self.using).filter(branch_id=self.branch.pk)
+        own = shown_rows(self.using, self.branch)
         for page in read_pages(own, Row._fields, self.size):
             yield [fault for values in page for fault in self._read(Row(*values))]
 
@@ -104,10 +104,10 @@ class Reader:
         if drawn is not None and not _agree(row, drawn):
             yield Fault("wrong_columns", row, drawn=drawn)
         if kind_of(item) in CALL_OF:
-            if (key := hash(call_key(item))) not in self._calls:
+            if self._is_orphan(item):
                 yield Fault("orphan_output", row)
                 return
-            self.open.pop(key, None)
+            self.open.pop(hash(call_key(item)), None)
         else:
             self._note(item, row.position)
         if not asks:
@@ -116,6 +116,11 @@ class Reader:
             yield Fault("duplicate_turn", row, instead=self._asked[1])
         else:
             self._asked = (item.get("content"), row.pk)
+
+    def _is_orphan(self, output: Item) -> bool:
+        key = call_key(output)
+        # One that names no call, as a hosted tool search's, is sent: history/links.py.
+        return key[1] is not None and hash(key) not in self._calls
 
     def _note(self, item: Item, position: int) -> None:
         kind = kind_of(item)
@@ -142,7 +147,7 @@ class Reader:
             item = decode(data)
             if item is None:
                 continue
-            if kind_of(item) in CALL_OF and hash(call_key(item)) not in self._calls:
+            if kind_of(item) in CALL_OF and self._is_orphan(item):
                 continue
             if begins_turn(item):
                 self._asked = (item.get("content"), pk)
@@ -173,7 +178,8 @@ def columns_of(fault: Fault) -> dict[str, Any]:
 
 def _why_unreadable(data: str) -> str:
     try:
-        json.loads(data)
+        # Raw lone surrogates, which are bytes that are no UTF-8, end here.
+        json.loads(data.encode().decode())
     except (ValueError, RecursionError):
         return "unreadable_row"
     return "scalar_row"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from django.db.models import Count, Min
+
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.lineage import Lineages, visible
 from agent_sessions.doctor.findings import CODES, Finding
@@ -83,13 +85,17 @@ class Examination:
         if current is not None:
             return current
         self._add("no_branch")
-        main = next((b for b in live.values() if b.name == MAIN_BRANCH), None)
+        main = next((b for b in branches if b.name == MAIN_BRANCH), None)
         if self.repair:
             if main is None:
                 main = Branch.objects.using(self.using).create(
                     session_id=self.row.pk, name=MAIN_BRANCH
                 )
+            self._branches.filter(pk=main.pk).update(archived_at=None)
             self._sessions.update(branch=main)
+        if main is not None:
+            # What is looked at next is as it will be, without a repair too.
+            main.archived_at = None
         return main
 
     def _check_branch(self, branch: Branch, waiting_from: int | None) -> None:
@@ -115,10 +121,20 @@ class Examination:
             self._add(
                 "wrong_branch_turn", branch, found=branch.turn, expected=reader.turn
             )
-        if reader.last > branch.head:
-            self._add("wrong_head", branch, found=branch.head, expected=reader.last)
+        self._check_head(branch, reader.last)
+
+    def _check_head(self, branch: Branch, last: int) -> None:
+        begin = branch.fork_position or 0
+        hidden = self._items.filter(branch_id=branch.pk, position__lte=begin).aggregate(
+            count=Count("pk"), first=Min("position")
+        )
+        if hidden["count"]:
+            self._add("hidden_rows", branch, hidden["first"], count=hidden["count"])
+        last = max(last, begin)
+        if last > branch.head:
+            self._add("wrong_head", branch, found=branch.head, expected=last)
             if self.repair:
-                self._branches.filter(pk=branch.pk).update(head=reader.last)
+                self._branches.filter(pk=branch.pk).update(head=last)
 
     def _mend(self, branch: Branch, faults: list[Fault]) -> None:
         moved = [fault for fault in faults if fault.code in _MOVED]

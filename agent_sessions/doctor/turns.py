@@ -9,6 +9,7 @@ from typing import Any
 from django.db.models import F, QuerySet, Subquery
 
 from agent_sessions.backends.database.lineage import Lineages, Segment, visible
+from agent_sessions.doctor.quarantine import is_quarantine
 from agent_sessions.models import AgentRun, Branch, SessionItem
 
 BATCH_SIZE = 1000
@@ -32,6 +33,12 @@ def read_pages(
         after = found[-1][0]
 
 
+def shown_rows(using: str, branch: Branch) -> QuerySet[Any]:
+    """Give a branch's own rows, but those before its fork, which are no part of it."""
+    rows = SessionItem.objects.using(using).filter(branch_id=branch.pk)
+    return rows.filter(position__gt=branch.fork_position or 0)
+
+
 def turns_before(using: str, inherited: tuple[Segment, ...]) -> int:
     """Count the user's messages that a branch has from its ancestors."""
     if not inherited:
@@ -44,11 +51,12 @@ def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
     """Give the rows of a session that is held the turns that user messages make."""
     lineages = Lineages(using)
     branches = Branch.objects.using(using).filter(session_id=session)
-    for branch in branches.exclude(name__startswith="quarantine~").order_by("pk"):
+    for branch in branches.order_by("pk"):
+        if is_quarantine(branch):
+            continue
         turn = turns_before(using, lineages.of(branch.pk)[1:])
         columns = ("position", "pk", "turn", "type", "role")
-        rows = SessionItem.objects.using(using).filter(branch_id=branch.pk)
-        for page in read_pages(rows, columns, size):
+        for page in read_pages(shown_rows(using, branch), columns, size):
             moved: dict[int, list[Any]] = defaultdict(list)
             for _, pk, stored, kind, role in page:
                 turn += (kind, role) == ("message", "user")

@@ -13,6 +13,7 @@ from django.core.management.base import BaseCommand, CommandError
 from agent_sessions.backends.base import make_key
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.doctor import Finding, Report, examine
+from agent_sessions.doctor.examining import why_closed
 from agent_sessions.doctor.turns import BATCH_SIZE
 from agent_sessions.exceptions import AgentSessionError, InvalidSessionId
 from agent_sessions.handler import sessions
@@ -151,10 +152,7 @@ def _rows(options: dict[str, Any]) -> list[Any]:
         if alias is not None:
             only = sessions[alias]
             if not isinstance(only, DatabaseBackend):
-                raise CommandError(
-                    f"The backend {alias!r} keeps its items in no Django database.",
-                    returncode=NOT_EXAMINED,
-                )
+                raise CommandError(why_closed(only), returncode=NOT_EXAMINED)
             rows = AgentSession.objects.using(only.using)
             return [rows.filter(backend=alias, **owner)]
         # DjangoSession works without any setting.
