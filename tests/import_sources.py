@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from agents import SQLiteSession
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connections
 
 from agent_sessions import DjangoSession
@@ -79,3 +82,23 @@ def execute(*statements: str, database: str = "default") -> None:
     with connections[database].cursor() as cursor:
         for statement in statements:
             cursor.execute(statement)
+
+
+def refused(kind: str, path: Any, *args: str) -> str:
+    """Import, and give what was refused and why."""
+    reasons = io.StringIO()
+    with pytest.raises(CommandError, match="not imported"):
+        call_command(
+            "import_agent_sessions", kind, "--from", str(path), *args,
+            stdout=io.StringIO(), stderr=reasons,
+        )  # fmt: skip
+    return reasons.getvalue()
+
+
+def change(path: Path, sql: str, *params: Any) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(sql, params)
+
+
+def said(*texts: str) -> list[Any]:
+    return [{"role": "user", "content": text} for text in texts]

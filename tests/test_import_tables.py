@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,17 @@ from django.db import connection, models
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from agent_sessions.models import AgentSession, SessionItem
-from tests.import_sources import conversation, execute, imported, run_import
+from tests.import_sources import (
+    change,
+    conversation,
+    execute,
+    imported,
+    read_sqlite,
+    refused,
+    run_import,
+    said,
+    write_sqlite,
+)
 from tests.settings import DATABASE_KIND
 
 NAMES = {
@@ -44,6 +56,11 @@ def write(url: str, session_id: str, *batches: Any, **options: Any) -> list[Any]
         return list(items)
 
     return asyncio.run(run())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "source"
 
 
 @pytest.mark.django_db
@@ -174,3 +191,90 @@ def test_an_alias_without_the_tables_is_told() -> None:
     with pytest.raises(CommandError, match="See that it has the tables"):
         run_import("sqlalchemy", "default", *TABLES)
     assert not AgentSession.objects.exists()
+
+
+@pytest.mark.django_db
+class TestSQLite:
+    def test_an_id_that_is_no_utf_8_is_refused(self, path: Path) -> None:
+        write_sqlite(path, "one", conversation(1))
+        garbled = "INSERT INTO agent_sessions (session_id) VALUES (CAST(? AS TEXT))"
+        change(path, garbled, b"\xff")
+        change(
+            path,
+            "INSERT INTO agent_messages (session_id, message_data) "
+            "VALUES (CAST(? AS TEXT), '{}')",
+            b"\xfe",
+        )
+        reasons = refused("sqlite", path)
+        assert r"\xff: refused: its id is no UTF-8" in reasons
+        assert r"\xfe: refused: its id is no UTF-8" in reasons
+        assert imported("one") == read_sqlite(path, "one")
+
+    def test_garbled_ids_end_no_page(self, path: Path) -> None:
+        write_sqlite(path, "s0", conversation(1))
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.executemany(
+                "INSERT INTO agent_sessions (session_id) VALUES (CAST(? AS TEXT))",
+                [(b"\xf0%03d" % n,) for n in range(600)],
+            )
+        assert refused("sqlite", path).count("is no UTF-8") == 600
+        assert imported("s0") == conversation(1)
+
+    def test_times_that_are_no_utf_8_are_none(self, path: Path) -> None:
+        write_sqlite(path, "one", conversation(1))
+        for table in ("agent_sessions", "agent_messages"):
+            change(path, f"UPDATE {table} SET created_at = CAST(? AS TEXT)", b"\xff")  # noqa: S608
+        run_import("sqlite", path)
+        assert imported("one") == conversation(1)
+
+    def test_a_row_without_an_id_hides_no_other_session(self, path: Path) -> None:
+        write_sqlite(path, "one", conversation(1))
+        change(path, "DELETE FROM agent_sessions")
+        change(path, "INSERT INTO agent_sessions (session_id) VALUES (NULL)")
+        assert "None: refused: " in refused("sqlite", path, "--user-from", "{username}")
+        refused("sqlite", path)
+        assert imported("one") == conversation(1)
+
+
+@pytest.mark.django_db
+class TestWrongKind:
+    def make(self, path: Path) -> None:
+        """Make the tables of openai-django-sessions."""
+        change(
+            path,
+            "CREATE TABLE agent_sessions (id integer PRIMARY KEY, session_id varchar, "
+            "created_at datetime, updated_at datetime)",
+        )
+        change(
+            path,
+            "CREATE TABLE agent_messages (id integer PRIMARY KEY, session_id integer, "
+            "data text, created_at datetime)",
+        )
+        change(path, "INSERT INTO agent_sessions (session_id) VALUES ('one')")
+        change(
+            path,
+            "INSERT INTO agent_messages (session_id, data) "
+            """VALUES (1, '{"role": "user", "content": "q"}')""",
+        )
+
+    @pytest.mark.parametrize("kind", ["sqlite", "sqlalchemy"])
+    def test_it_is_told_before_anything_is_written(self, path: Path, kind: str) -> None:
+        self.make(path)
+        with pytest.raises(CommandError) as caught:
+            run_import(kind, path)
+        assert '"agent_messages".message_data' in str(caught.value)
+        assert "those of openai-django: name that KIND" in str(caught.value)
+        assert not AgentSession.objects.exists()
+        run_import("openai-django", path)
+        assert imported("one") == said("q")
+
+    def test_and_the_other_way_round(self, path: Path) -> None:
+        write_sqlite(path, "one", conversation(1))
+        with pytest.raises(CommandError, match="those of sqlite or sqlalchemy"):
+            run_import("openai-django", path)
+
+    def test_tables_of_no_kind(self, path: Path) -> None:
+        write_sqlite(path, "one", conversation(1))
+        change(path, "ALTER TABLE agent_messages RENAME COLUMN message_data TO other")
+        with pytest.raises(CommandError, match="See that the KIND"):
+            run_import("sqlite", path)

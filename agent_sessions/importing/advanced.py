@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
@@ -33,11 +33,22 @@ class AdvancedSource(TableSource):
 
     def sessions(self) -> Iterator[SourceSession]:
         for session in super().sessions():
-            histories = self._histories(session.key)
+            if session.problem:
+                yield session
+                continue
+            names = self._names(session.key)
+            histories = self._histories(session.key, names)
             everything = self._ids(session.key)
             if not histories:
                 # Written by a plain SQLiteSession on the same file.
                 yield replace(session, key=(session.key, {MAIN_BRANCH: everything}))
+                continue
+            if len({*map(_own_name, names)}) < len(names):
+                yield SourceSession(
+                    session.session_id,
+                    problem="two of its branches have names that differ only in ~ and "
+                    "-, and ~ becomes - here. Delete one of them in the source.",
+                )
                 continue
             shown = {pk for ids in histories.values() for pk in ids}
             yield replace(
@@ -48,30 +59,33 @@ class AdvancedSource(TableSource):
                 left_out=len(everything) - len(shown),
             )
 
+    def grown(self, session: SourceSession, marks: Mapping[str, Mark]) -> set[str]:
+        return {
+            branch.name
+            for branch in session.branches
+            if _new_ids(session, branch, marks.get(branch.name, Mark()))
+        }
+
     def items(
         self, session: SourceSession, branch: SourceBranch, mark: Mark
     ) -> Iterator[list[SourceItem]]:
-        _, histories = session.key
-        ids: array[int] = histories.get(branch.name, array("q"))
-        own = ids[branch.fork_position or 0 :]
-        return self._pages(after_mark(own, mark, f"branch {branch.name!r}"))
+        return self._pages(_new_ids(session, branch, mark))
 
-    def _histories(self, session_id: Any) -> dict[str, array[int]]:
-        """Give the ids of the messages that each branch shows; main comes first."""
+    def _names(self, session_id: Any) -> list[str]:
+        """Name the branches that show something as the source does; main comes first."""
+        rows = self.database.rows(
+            "SELECT branch_id FROM message_structure WHERE session_id = "
+            f"{self.database.mark} GROUP BY branch_id ORDER BY MIN(id)",
+            [session_id],
+        )
+        names = [name for (name,) in rows if name != MAIN_BRANCH]
+        return [MAIN_BRANCH, *names] if rows else []
+
+    def _histories(self, session_id: Any, names: list[str]) -> dict[str, array[int]]:
+        """Give the ids of the messages that each branch shows, by its name here."""
         database = self.database
-        names = [
-            name
-            for (name,) in database.rows(
-                "SELECT branch_id FROM message_structure WHERE session_id = "
-                f"{database.mark} GROUP BY branch_id ORDER BY MIN(id)",
-                [session_id],
-            )
-        ]
-        if not names:
-            return {}
-        names = [MAIN_BRANCH, *(name for name in names if name != MAIN_BRANCH)]
         return {
-            name: database.ids(
+            _own_name(name): database.ids(
                 "SELECT m.id FROM message_structure s "
                 f"JOIN {self._messages} m ON m.id = s.message_id "
                 f"WHERE s.session_id = {database.mark} "
@@ -96,7 +110,7 @@ class AdvancedSource(TableSource):
                 branch.fork_position = _shared(histories[branch.parent], ids)
             yield branch
             placed.append(name)
-        for name in self._reserved(session_id):
+        for name in dict.fromkeys(map(_own_name, self._reserved(session_id))):
             if name not in histories:
                 # Empty or deleted, which looks the same; its name stays taken.
                 yield SourceBranch(name, MAIN_BRANCH, 0, archived=True)
@@ -109,7 +123,7 @@ class AdvancedSource(TableSource):
             "GROUP BY branch_id",
             [session_id],
         )
-        return {name: as_time(created, self.zone) for name, created in rows}
+        return {_own_name(name): as_time(at, self.zone) for name, at in rows}
 
     def _reserved(self, session_id: Any) -> list[str]:
         # Files of older releases of the SDK have no such table.
@@ -171,7 +185,20 @@ class AdvancedSource(TableSource):
                 **({"started_at": ended, "finished_at": ended} if ended else {}),
             }
             key = sha256(f"{turn}\n{branch}".encode()).hexdigest()
-            yield SourceRun(RUN_ID + key[:48], branch, columns, turn)
+            yield SourceRun(RUN_ID + key[:48], _own_name(branch), columns, turn)
+
+
+def _own_name(name: str) -> str:
+    """Give the name that a branch has here, where a ~ marks undone ones."""
+    return name.replace("~", "-")
+
+
+def _new_ids(session: SourceSession, branch: SourceBranch, mark: Mark) -> array[int]:
+    """Give the ids of a branch's own items after a mark. Raises ImportProblem."""
+    _, histories = session.key
+    ids: array[int] = histories.get(branch.name, array("q"))
+    own = ids[branch.fork_position or 0 :]
+    return after_mark(own, mark, f"branch {branch.name!r}")
 
 
 def _shared(one: array[int], other: array[int]) -> int:

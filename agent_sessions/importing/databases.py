@@ -20,6 +20,10 @@ from django.utils.dateparse import parse_datetime
 from agent_sessions.importing.records import UnreadableSource
 
 
+class Garbled(bytes):
+    """A text of SQLite that is no UTF-8."""
+
+
 class Database(ABC):
     """A database to read from, in the few words that the sources need."""
 
@@ -38,6 +42,10 @@ class Database(ABC):
         """Run a query for whole numbers that may be very many."""
 
     @abstractmethod
+    def columns(self, table: str) -> set[str]:
+        """Name a table's columns. Raises UnreadableSource."""
+
+    @abstractmethod
     def quote(self, name: str) -> str:
         """Quote the name of a table, which may have its schema before it."""
 
@@ -51,7 +59,14 @@ class Database(ABC):
 
     def time(self, column: str) -> str:
         """Give an expression for a time that no driver chokes on."""
-        return f"CAST({column} AS TEXT)" if self.vendor == "sqlite" else column
+        # Neither one that isn't a time, nor one that isn't even text.
+        return f"CAST({column} AS BLOB)" if self.vendor == "sqlite" else column
+
+    def value(self, column: str) -> str:
+        """Give two expressions for a value of any type, which `as_value` reads."""
+        if self.vendor != "sqlite":
+            return f"{column}, 'any'"
+        return f"CAST({column} AS BLOB), typeof({column})"
 
     def marks(self, values: Sequence[Any]) -> str:
         """Give the places of several parameters."""
@@ -96,6 +111,14 @@ class SQLiteFile(Database):
         except sqlite3.Error as exc:
             raise self._problem(exc) from exc
 
+    def columns(self, table: str) -> set[str]:
+        sql = f"SELECT * FROM {table} WHERE 1 = 0"
+        try:
+            with closing(self._connection.execute(sql)) as cursor:
+                return {column[0].lower() for column in cursor.description}
+        except sqlite3.Error as exc:
+            raise self._problem(exc) from exc
+
     def quote(self, name: str) -> str:
         return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
 
@@ -126,6 +149,14 @@ class Alias(Database):
             with self._connection.cursor() as cursor:
                 cursor.execute(sql, params)
                 return array("q", (row[0] for row in cursor))
+        except DatabaseError as exc:
+            raise self._problem(exc) from exc
+
+    def columns(self, table: str) -> set[str]:
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute(f"SELECT * FROM {table} WHERE 1 = 0", [])
+                return {column[0].lower() for column in cursor.description}
         except DatabaseError as exc:
             raise self._problem(exc) from exc
 
@@ -163,6 +194,16 @@ def as_text(value: Any) -> str:
     if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode()
     return text.replace("\x00", "\\x00")
+
+
+def as_value(value: Any, kind: str) -> Any:
+    """Read what `Database.value` gave; text that is no UTF-8 comes as `Garbled`."""
+    if kind == "text":
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return Garbled(value)
+    return {"integer": int, "real": float}.get(kind, lambda same: same)(value)
 
 
 def as_time(value: Any, zone: tzinfo) -> datetime | None:

@@ -149,6 +149,7 @@ def describe_session(row: AgentSession) -> dict[str, Any]:
     metadata = row.metadata if isinstance(row.metadata, dict) else {}
     return {
         "id": row.session_id,
+        "backend": row.backend,
         "user": None if row.user is None else row.user.get_username(),
         "title": row.title,
         "metadata": {key: value for key, value in metadata.items() if key != MARKER},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
 from typing import Any
 
 from agent_sessions.exceptions import InvalidItem
+from agent_sessions.importing.checks import MOST_POSITIONS, MOST_TURNS
 from agent_sessions.importing.databases import as_text, as_time
 from agent_sessions.importing.export import FORMAT, RUN_COLUMNS
 from agent_sessions.importing.records import (
@@ -25,6 +27,8 @@ from agent_sessions.importing.stream import Broken, Stream
 from agent_sessions.items import Item, encode_batch
 from agent_sessions.models import MAIN_BRANCH, AgentRun
 
+# What is raised by values that aren't of the format.
+_WRONG = (KeyError, TypeError, ValueError, OverflowError)
 _PAGE_ROWS = 200
 _PAGE_SIZE = 4 * 1024 * 1024
 # A run that was going on elsewhere goes on nowhere.
@@ -38,13 +42,19 @@ class ExportSource(Source):
     """A file of our own export; sessions and items are read in the file's order."""
 
     def __init__(self, path: str, *, only: Sequence[str] = ()) -> None:
-        self.name = f"export:{Path(path).resolve()}"
         self.only = frozenset(only)
+        # The lines that ids were found on: a second one would pass for growth.
+        self._seen: dict[str, int] = {}
         try:
-            # Closed by close().
-            self._file = Path(path).open(encoding="utf-8", newline="\n")  # noqa: SIM115
-        except OSError as exc:
-            raise UnreadableSource(f"Can't read {path}: {exc.strerror}.") from exc
+            self.name = f"export:{Path(path).resolve()}"
+            # Closed by close(). A byte that is no UTF-8 breaks its own line only: what
+            # it becomes is no JSON.
+            self._file = Path(path).open(  # noqa: SIM115
+                encoding="utf-8", errors="backslashreplace", newline="\n"
+            )
+        except (OSError, ValueError) as exc:
+            reason = getattr(exc, "strerror", None) or exc
+            raise UnreadableSource(f"Can't read {path!r}: {reason}.") from exc
         self._stream = Stream(self._file)
         self._next: dict[str, Any] | None = None
         self._first = True
@@ -57,13 +67,33 @@ class ExportSource(Source):
             line = self._stream.line
             try:
                 session = self._header()
-            except (Broken, KeyError, TypeError, ValueError, AttributeError):
-                session = SourceSession(
+            except (Broken, *_WRONG, AttributeError):
+                yield SourceSession(
                     f"line {line}", problem=f"line {line} is no session of {FORMAT}."
                 )
-            if not self.only or session.problem or session.session_id in self.only:
-                yield session
+            else:
+                if not self.only or session.session_id in self.only:
+                    yield self._once(session)
             self._stream.next_line()
+
+    def grown(self, session: SourceSession, marks: Mapping[str, Mark]) -> set[str]:
+        if not self._file.seekable():
+            return set()
+        place = self._stream.place()
+        positions, is_whole = self._positions()
+        self._stream.go_back(place)
+        self._first, self._next = True, None
+        found = set()
+        for branch in session.branches:
+            own, mark = positions.get(branch.name, array("q")), marks.get(branch.name)
+            if mark is not None and mark.count:
+                if len(own) < mark.count and not is_whole:
+                    continue
+                if len(own) < mark.count or own[mark.count - 1] != mark.last:
+                    raise _changed(branch)
+            if len(own) > (mark.count if mark else 0):
+                found.add(branch.name)
+        return found
 
     def items(
         self, session: SourceSession, branch: SourceBranch, mark: Mark
@@ -93,6 +123,20 @@ class ExportSource(Source):
     def close(self) -> None:
         self._file.close()
 
+    def _once(self, session: SourceSession) -> SourceSession:
+        """Refuse an id that another line of the file has."""
+        line = self._stream.line
+        first = self._seen.setdefault(session.session_id, line)
+        if first == line:
+            return session
+        of = f" of the backend {session.backend!r}" if session.backend else ""
+        return SourceSession(
+            f"line {line}",
+            problem=f"the session {session.session_id!r}{of} has the id of line {first}. "
+            "Export each backend to a file of its own, with --backend, and import them "
+            "into different ones.",
+        )
+
     # -- a line ----------------------------------------------------------------------
 
     def _header(self) -> SourceSession:
@@ -119,8 +163,20 @@ class ExportSource(Source):
             self._next = None
             try:
                 yield _item(found)
-            except (KeyError, TypeError, ValueError):
+            except _WRONG:
                 raise self._broken() from None
+
+    def _positions(self) -> tuple[dict[str, array[int]], bool]:
+        """Read on to the line's end; tell too whether it was reached."""
+        positions: dict[str, array[int]] = {}
+        try:
+            while (found := self._look()) is not None:
+                self._next = None
+                own = positions.setdefault(found["branch"], array("q"))
+                own.append(int(found["position"]))
+        except (ImportProblem, *_WRONG):
+            return positions, False
+        return positions, True
 
     def _look(self) -> dict[str, Any] | None:
         """Look at the next item; None after the last one."""
@@ -157,6 +213,8 @@ def _changed(branch: SourceBranch) -> ImportProblem:
 
 def _item(found: dict[str, Any]) -> SourceItem:
     position, turn = int(found["position"]), int(found["turn"])
+    if position > MOST_POSITIONS or not 0 <= turn <= MOST_TURNS:
+        raise ValueError
     item: Item | None = found.get("item")
     if item is None:
         data = as_text(found["raw"])
@@ -171,6 +229,9 @@ def _item(found: dict[str, Any]) -> SourceItem:
 
 def _session(found: dict[str, Any]) -> SourceSession:
     row = found["session"]
+    session_id = _word(row["id"])
+    if session_id is None:
+        raise TypeError
     runs = [_run(run) for run in found.get("runs", ())]
     branches = [_branch(branch) for branch in found["branches"]]
     # The sums hold runs too that are no longer there; those that are add themselves.
@@ -181,12 +242,14 @@ def _session(found: dict[str, Any]) -> SourceSession:
         for name in TOKENS
     }
     return SourceSession(
-        row["id"],
+        session_id,
         as_time(row.get("created_at"), UTC),
         as_time(row.get("updated_at"), UTC),
-        row.get("user"),
+        _word(row.get("user")),
+        # Lines of older releases have none.
+        _word(row.get("backend")),
         branches or [SourceBranch()],
-        row.get("branch") or MAIN_BRANCH,
+        _word(row.get("branch")) or MAIN_BRANCH,
         runs,
         {
             "title": as_text(row.get("title"))[:200],
@@ -198,11 +261,18 @@ def _session(found: dict[str, Any]) -> SourceSession:
     )
 
 
+def _word(value: Any) -> str | None:
+    """Give a text or nothing. Raises TypeError for anything else."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError
+    return value
+
+
 def _branch(found: dict[str, Any]) -> SourceBranch:
     fork = found.get("fork_position")
     return SourceBranch(
         str(found["name"]),
-        found.get("parent"),
+        _word(found.get("parent")),
         None if fork is None else int(fork),
         as_time(found.get("created_at"), UTC),
         bool(found.get("archived")),
@@ -221,7 +291,7 @@ def _run(found: dict[str, Any]) -> SourceRun:
     opening = found.get("opening")
     return SourceRun(
         str(found["id"]),
-        found.get("branch") or "",
+        _word(found.get("branch")) or "",
         {**columns, **times, "finished_at": finished_at or started_at},
         opening=opening and (str(opening["branch"]), int(opening["position"])),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.importing.batches import Batches
+from agent_sessions.importing.checks import check_session
 from agent_sessions.importing.encoding import encode_page
 from agent_sessions.importing.owners import Owners
 from agent_sessions.importing.records import (
@@ -78,6 +79,7 @@ class Importer:
         return self.report
 
     def _import(self, session: SourceSession) -> None:
+        check_session(session)
         owner = self.owners.of(session)
         target = Target(
             self.backend,
@@ -87,7 +89,10 @@ class Importer:
             owner,
             dry_run=self.dry_run,
         )
-        # What the source can't continue is found before anything is written.
+        if target.lines:
+            # What can't go on is found before anything is written.
+            marks = {name: line.mark for name, line in target.lines.items()}
+            target.check(self.source.grown(session, marks))
         pages = [
             (branch, self.source.items(session, branch, target.mark_of(branch.name)))
             for branch in session.branches

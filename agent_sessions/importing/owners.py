@@ -101,7 +101,7 @@ class OwnersFromFile(Owners):
         try:
             with Path(path).open(encoding="utf-8-sig", newline="") as file:
                 rows = [row for row in csv.reader(file) if row]
-        except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        except (OSError, ValueError, csv.Error) as exc:
             raise UnreadableSource(f"--owners-csv: can't read {path}: {exc}.") from exc
         if wrong := [n for n, row in enumerate(rows, 1) if len(row) != 2]:
             raise UnreadableSource(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -78,6 +78,8 @@ class SourceSession:
     updated_at: datetime | None = None
     # The owner's name to log in with, where the source knows one.
     owner: str | None = None
+    # The alias of the backend it is from, where the source tells.
+    backend: str | None = None
     branches: list[SourceBranch] = field(default_factory=lambda: [SourceBranch()])
     current: str = MAIN_BRANCH
     runs: list[SourceRun] = field(default_factory=list)
@@ -102,6 +104,13 @@ class Source(Protocol):
 
     def sessions(self) -> Iterator[SourceSession]:
         """Give the sessions one after the other."""
+
+    def grown(self, session: SourceSession, marks: Mapping[str, Mark]) -> set[str]:
+        """Name the branches that have items after their marks.
+
+        Raises ImportProblem where the source no longer has what a mark says was
+        imported.
+        """
 
     def items(
         self, session: SourceSession, branch: SourceBranch, mark: Mark

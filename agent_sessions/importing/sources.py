@@ -46,11 +46,15 @@ def open_source(
         make: type[TableSource] = AdvancedSource
     else:
         make = TableSource
-    return make(
-        database,
-        "sqlite" if kind == "advanced-sqlite" else kind,
-        sessions_table=sessions_table,
-        messages_table=messages_table,
-        zone=zone,
-        only=only,
-    )
+    try:
+        return make(
+            database,
+            "sqlite" if kind == "advanced-sqlite" else kind,
+            sessions_table=sessions_table,
+            messages_table=messages_table,
+            zone=zone,
+            only=only,
+        )
+    except UnreadableSource:
+        database.close()
+        raise

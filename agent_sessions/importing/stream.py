@@ -39,6 +39,16 @@ class Stream:
         self._at = end + 1
         self.line += 1
 
+    def place(self) -> tuple[int, str]:
+        """Tell where it is, for a later `go_back` within the same line."""
+        return self._file.tell(), self._text[self._at :]
+
+    def go_back(self, place: tuple[int, str]) -> None:
+        """Go back to a place of the same line."""
+        position, self._text = place
+        self._file.seek(position)
+        self._at = 0
+
     def peek(self) -> str:
         """Look at the next character that isn't blank; "" at the file's end."""
         while True:
@@ -80,10 +90,7 @@ class Stream:
                 raise Broken
 
     def _fill(self, size: int) -> bool:
-        try:
-            more = self._file.read(size)
-        except UnicodeDecodeError:
-            raise Broken from None
+        more = self._file.read(size)
         self._text = self._text[self._at :] + more
         self._at = 0
         return bool(more)

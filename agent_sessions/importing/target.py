@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -11,9 +11,7 @@ from django.db import connections
 from django.db.models import F
 from django.utils import timezone
 
-from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.exceptions import InvalidSessionId
 from agent_sessions.importing.batches import Batches, insert
 from agent_sessions.importing.encoding import Page
 from agent_sessions.importing.records import (
@@ -27,9 +25,6 @@ from agent_sessions.models import MAIN_BRANCH, AgentSession, Branch, SessionItem
 
 # The key of a session's metadata that says where it comes from and how far it is.
 MARKER = "import"
-NAME_LENGTH = 255
-# Where repairs put what doesn't fit; no conversation goes on there.
-RESERVED = frozenset({"quarantine"})
 
 
 @dataclass(slots=True)
@@ -64,9 +59,10 @@ class Target:
         self.owner_id = owner_id
         self.dry_run = dry_run
         self.lines: dict[str, Line] = {}
+        # Names of all branches that are here, imported or not.
+        self._names: set[str] = set()
         self.row: AgentSession | None = None
         self._locked_in = -1
-        _check_names(session)
         self.hold()
         self.is_new = self.row is None
 
@@ -117,6 +113,34 @@ class Target:
         """Tell how far a branch has been imported."""
         return self.lines[name].mark if name in self.lines else Mark()
 
+    def check(self, grown: Set[str]) -> None:
+        """See that what the source has now fits what is here. Raises ImportProblem.
+
+        `grown` names the branches that have got items since. Nothing is written before.
+        """
+        for source in self.session.branches:
+            line = self.lines.get(source.name)
+            if line is None:
+                self._check_new(source)
+            elif line.moved or line.branch is None:
+                if source.name in grown:
+                    raise _gone_on(source.name)
+            elif line.branch.fork_position != source.fork_position:
+                raise ImportProblem(
+                    f"branch {source.name!r} begins elsewhere than when it was "
+                    "imported. Delete the imported session and import again."
+                )
+
+    def _check_new(self, source: SourceBranch) -> None:
+        if source.name in self._names:
+            raise ImportProblem(
+                f"its branch {source.name!r} is new in the source, and another of this "
+                "name was made here. Delete the imported session and import again."
+            )
+        parent = self.lines.get(source.parent or "")
+        if parent is not None and parent.branch is None:
+            raise _gone_on(source.parent)
+
     @property
     def complete(self) -> bool:
         """Whether an import has come to the session's end before."""
@@ -134,6 +158,13 @@ class Target:
                 f"a session of this id is here already, and {made}. Delete it first, "
                 "or import into another --backend."
             )
+        came_from = marker.get("backend")
+        if came_from and self.session.backend and came_from != self.session.backend:
+            raise ImportProblem(
+                f"a session of this id is here already, imported from the backend "
+                f"{came_from!r}, and this one is of {self.session.backend!r}. Import it "
+                "into another --backend."
+            )
         if row.user_id != self.owner_id:
             raise ImportProblem(
                 "it was imported for another owner. Name that owner, or delete the "
@@ -147,6 +178,7 @@ class Target:
             branch.name: branch
             for branch in Branch.objects.using(self.using).filter(session_id=row.pk)
         }
+        self._names = set(found)
         for name, (pk, count, last, head) in row.metadata[MARKER]["branches"].items():
             branch = found.get(name)
             moved = branch is None or branch.pk != pk or branch.head != head
@@ -156,23 +188,22 @@ class Target:
     # -- branches ------------------------------------------------------------------
 
     def line(self, source: SourceBranch) -> Line:
-        """Find a branch or make it. Raises ImportProblem where it forks elsewhere."""
+        """Find a branch or make it."""
         self.hold()
         line = self.lines.get(source.name)
         if line is None:
             line = self.lines[source.name] = self._new_line(source)
             # Known from here on, whatever happens to its items.
             self._update(None, 0, "")
-        elif line.branch is not None and not line.moved:
-            if line.branch.fork_position != source.fork_position:
-                raise ImportProblem(
-                    f"branch {source.name!r} begins elsewhere than when it was "
-                    "imported. Delete the imported session and import again."
-                )
-            if line.branch.archived_at and not (source.archived or line.mark.count):
-                # Its name alone had been taken; now it has something to show.
-                line.branch.archived_at = None
-                line.branch.save(using=self.using, update_fields=["archived_at"])
+        elif (
+            line.branch is not None
+            and not line.moved
+            and line.branch.archived_at
+            and not (source.archived or line.mark.count)
+        ):
+            # Its name alone had been taken; now it has something to show.
+            line.branch.archived_at = None
+            line.branch.save(using=self.using, update_fields=["archived_at"])
         return line
 
     def _new_line(self, source: SourceBranch) -> Line:
@@ -217,14 +248,11 @@ class Target:
         self.hold()
         line = self.lines[name]
         if line.moved:
-            raise ImportProblem(
-                f"its branch {name!r} has gone on here since it was imported, and in "
-                "the source too. Delete the session here to have the source's."
-            )
+            raise _gone_on(name)
         rows = self._item_rows(line, items, page)
         line.mark = Mark(line.mark.count + len(items), items[-1].id)
         if rows:
-            line.head, line.turn = rows[-1][1], line.turn + page.batch.turns
+            line.head, line.turn = rows[-1][1:3]
         if self.dry_run or line.branch is None or self.row is None:
             return
         insert(self.using, rows)
@@ -242,18 +270,16 @@ class Target:
         self.hold()
         for source in self.session.branches:
             line = self.lines[source.name]
-            head = max(line.head, source.head or 0)
+            head, turn = max(line.head, source.head or 0), line.turn
+            if source.archived and source.turn is not None:
+                # Of a branch that goes on, its items tell: an export is no snapshot.
+                turn = source.turn
             if (
                 line.branch
                 and not line.moved
-                and (head, source.turn)
-                != (
-                    line.head,
-                    None,
-                )
+                and (head, turn) != (line.head, line.turn)
             ):
-                line.head = head
-                line.turn = line.turn if source.turn is None else source.turn
+                line.head, line.turn = head, turn
                 line.branch.head, line.branch.turn = line.head, line.turn
                 line.branch.save(using=self.using, update_fields=["head", "turn"])
         if not self.complete:
@@ -319,9 +345,16 @@ class Target:
             ],
         )
 
+    @property
+    def _came_from(self) -> str | None:
+        """Name the source's backend; a line without one says nothing new."""
+        known = self.row.metadata.get(MARKER, {}) if self.row is not None else {}
+        return known.get("backend") or self.session.backend
+
     def _marker(self, *, complete: bool) -> dict[str, Any]:
         return {
             "source": self.source_name,
+            **({"backend": self._came_from} if self._came_from else {}),
             "complete": complete,
             "branches": {
                 name: [line.branch.pk, line.mark.count, line.mark.last, line.head]
@@ -331,23 +364,8 @@ class Target:
         }
 
 
-def _check_names(session: SourceSession) -> None:
-    """Refuse names that can't be stored. Raises ImportProblem."""
-    if session.problem:
-        raise ImportProblem(session.problem)
-    try:
-        check_session_id(session.session_id)
-    except InvalidSessionId as exc:
-        raise ImportProblem(str(exc)) from exc
-    known: set[str] = set()
-    for branch in session.branches:
-        name = branch.name
-        if (branch.parent is not None and branch.parent not in known) or name in known:
-            raise ImportProblem(
-                f"its branch {name!r} comes twice, or before its parent."
-            )
-        known.add(name)
-        if not 1 <= len(name) <= NAME_LENGTH or "\x00" in name or name in RESERVED:
-            raise ImportProblem(
-                f"its branch {name[:NAME_LENGTH]!r} has a name that can't be kept here."
-            )
+def _gone_on(name: str | None) -> ImportProblem:
+    return ImportProblem(
+        f"its branch {name!r} has gone on here since it was imported, and in "
+        "the source too. Delete the session here to have the source's."
+    )
