@@ -35,8 +35,7 @@ Text = str | bytes
 class Own:
     """The newest rows of a branch itself: their texts, newest first.
 
-    `oldest` is the position of the last of them; `branch_id` is None where there is no
-    row.
+    `oldest` is the position of the last of them; without rows `branch_id` is None.
     """
 
     texts: list[Text]
@@ -229,10 +228,7 @@ class Statements:
         connection: BaseDatabaseWrapper,
         calls: Sequence[tuple[SessionKey, AnyBatch]],
     ) -> list[bool]:
-        """Store several batches in one transaction; tell which of them it holds.
-
-        None of them where one fails.
-        """
+        """Store several batches in one transaction, or none; tell which it holds."""
         with self.cursor(connection) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
             try:
