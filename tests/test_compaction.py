@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,6 +14,7 @@ from agents.memory import OpenAIResponsesCompactionSession
 from agents.memory import session as sdk_session
 from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import sync_to_async
+from django.db import connections
 from openai import AsyncOpenAI
 
 from agent_sessions import DjangoSession
@@ -80,6 +81,16 @@ def compactor() -> Iterator[Compactor]:
     made.server.shutdown()
     made.server.server_close()
     thread.join()
+
+
+def from_its_thread(write: Callable[[], None]) -> Callable[[], None]:
+    """Write from the compactor's thread, and leave no connection to it."""
+
+    def call() -> None:
+        write()
+        connections.close_all()
+
+    return call
 
 
 def compacting(session: DjangoSession, client: AsyncOpenAI, **options: Any) -> Any:
@@ -182,9 +193,9 @@ async def test_what_is_written_beside_a_run_survives_an_unreadable_row(
     session = DjangoSession("s")
     await session.add_items([user("first"), answer("one")])
     await SessionItem.objects.filter(position=1).aupdate(data="{")
-    meanwhile: Any = [user("meanwhile")]
-    # The compactor's own thread has no loop.
-    compactor.before_answer = lambda: DjangoSession("s").sync.add_items(meanwhile)
+    compactor.before_answer = from_its_thread(
+        lambda: DjangoSession("s").sync.add_items([user("meanwhile")])
+    )
     agent = Agent(name="a", model=ScriptedModel([[assistant_message("two")]]))
     async with AsyncOpenAI(base_url=compactor.url, api_key="k") as client:
         wrapped = compacting(

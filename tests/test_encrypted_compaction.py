@@ -12,7 +12,13 @@ from openai import AsyncOpenAI
 from agent_sessions import EncryptedSession, get_session
 from agent_sessions.models import SessionItem
 from tests.test_branches import answer
-from tests.test_compaction import SUMMARY, Compactor, compacting, compactor
+from tests.test_compaction import (
+    SUMMARY,
+    Compactor,
+    compacting,
+    compactor,
+    from_its_thread,
+)
 from tests.test_encryption import NEW, said
 
 __all__ = ["compactor"]
@@ -45,13 +51,11 @@ async def test_what_is_written_beside_a_run_survives_an_expired_turn(
     compactor: Compactor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await with_an_expired_turn(monkeypatch)
+    sealed = session._vault().seal
     inner: Any = get_session("s")
-
-    def write() -> None:
-        # The compactor's own thread has no loop.
-        inner.sync.add_items(session._vault().seal([said("meanwhile")]))
-
-    compactor.before_answer = write
+    compactor.before_answer = from_its_thread(
+        lambda: inner.sync.add_items(sealed([said("meanwhile")]))
+    )
     agent = Agent(name="a", model=ScriptedModel([[assistant_message("NEW")]]))
     async with AsyncOpenAI(base_url=compactor.url, api_key="k") as client:
         wrapped = compacting(
