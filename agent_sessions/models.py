@@ -283,9 +283,9 @@ class AgentRun(models.Model):
     first_position = models.BigIntegerField(_("first item"), null=True, blank=True)
     last_position = models.BigIntegerField(_("last item"), null=True, blank=True)
     turn = models.PositiveIntegerField(_("turn"), default=0)
-    # The key of the user message that opens the turn. Not a foreign key, which would
-    # slow every removal of items down: keys are never given twice, so where it leads
-    # nowhere the turn is gone.
+    # The key of the user message that opens the turn, or of turn 0's first item. Not a
+    # foreign key, which would slow every removal of items down: keys are never given
+    # twice, so where it leads nowhere the turn is gone.
     turn_item = models.BigIntegerField(_("turn's message"), null=True, blank=True)
     requests = models.PositiveIntegerField(_("requests"), default=0)
     input_tokens = models.PositiveBigIntegerField(_("input tokens"), default=0)

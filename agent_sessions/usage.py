@@ -19,6 +19,7 @@ COUNTERS = (
     "cached_tokens",
     "reasoning_tokens",
 )
+DETAILS = ("input_tokens_details", "output_tokens_details")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,19 @@ class Spent:
         """Take the figures out of the SDK's object, which goes on counting."""
         from agents.usage import serialize_usage
 
+        details = serialize_usage(usage)
+        for name in DETAILS:
+            # The SDK writes zeros, but tells of none where there are none.
+            if getattr(usage, name) is None:
+                details[name] = []
         return cls(
             usage.requests or 0,
             usage.input_tokens or 0,
             usage.output_tokens or 0,
-            usage.input_tokens_details.cached_tokens or 0,
-            usage.output_tokens_details.reasoning_tokens or 0,
+            getattr(usage.input_tokens_details, "cached_tokens", 0) or 0,
+            getattr(usage.output_tokens_details, "reasoning_tokens", 0) or 0,
             usage.total_tokens or 0,
-            serialize_usage(usage),
+            details,
         )
 
     def columns(self) -> dict[str, Any]:
@@ -119,4 +125,8 @@ def remember(context: RunContextWrapper[Any], run_id: str) -> None:
 
 def recorded_as(context: RunContextWrapper[Any]) -> str | None:
     """Give the id of the row that a run has already."""
-    return _runs.get(context)
+    try:
+        return _runs.get(context)
+    except TypeError:
+        # Not the SDK's own object, so that nothing can have been noted of it.
+        return None

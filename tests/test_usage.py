@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from agents import Runner
-from agents.extensions.memory import AdvancedSQLiteSession
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 
@@ -17,20 +15,9 @@ from agent_sessions import DjangoSession
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.usage import since, snapshot
-from tests.usages import agent, ask, call, say, used
+from tests.usages import advanced, agent, ask, call, say, store, used
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@asynccontextmanager
-async def advanced(path: Path) -> AsyncIterator[Any]:
-    session = AdvancedSQLiteSession(
-        session_id="s", db_path=path / "advanced.db", create_tables=True
-    )
-    try:
-        yield session
-    finally:
-        session.close()
 
 
 async def user(session: Any, text: str) -> None:
@@ -170,6 +157,45 @@ async def without_usage(session: Any) -> list[Any]:
     return [await session.get_session_usage()]
 
 
+async def without_details(session: Any) -> list[Any]:
+    result = await ask(session, "one")
+    usage: Any = result.context_wrapper.usage
+    usage.input_tokens_details = usage.output_tokens_details = None
+    await session.store_run_usage(result)
+    return [await session.get_session_usage(), await session.get_turn_usage()]
+
+
+async def of_a_result_that_names_no_agent(session: Any) -> list[Any]:
+    counted = (await ask(session, "one")).context_wrapper.usage
+    await session.store_run_usage(
+        SimpleNamespace(context_wrapper=SimpleNamespace(usage=counted))
+    )
+    return [await session.get_session_usage(), await session.get_turn_usage()]
+
+
+async def before_any_user_message(session: Any) -> list[Any]:
+    """What is used before the first turn is that of turn 0."""
+    await session.add_items(
+        [
+            {"role": "developer", "content": "Greet."},
+            {"role": "assistant", "content": "Welcome!"},
+        ]
+    )
+    await store(session, 3)
+    await store(session, 4)
+    seen = [await session.get_turn_usage(0), await session.get_session_usage()]
+    await session.store_run_usage(await ask(session, "one"))
+    seen += [await session.get_turn_usage(), await session.get_session_usage("main")]
+    await session.create_branch_from_turn(1, "side")
+    seen += [await session.get_turn_usage(), await session.get_session_usage()]
+    await session.switch_to_branch("main")
+    for _ in range(3):
+        await session.pop_item()
+    seen.append(await session.get_turn_usage())
+    await session.pop_item()
+    return [*seen, await session.get_turn_usage(0, "main")]
+
+
 SCRIPTS = [
     two_turns,
     nothing_yet,
@@ -181,6 +207,9 @@ SCRIPTS = [
     on_a_fresh_branch,
     with_tools,
     without_usage,
+    without_details,
+    of_a_result_that_names_no_agent,
+    before_any_user_message,
 ]
 
 

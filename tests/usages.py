@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from agents import Agent, FunctionTool, Runner, RunResult, function_tool
+from agents.extensions.memory import AdvancedSQLiteSession
 from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
 from agents.usage import Usage
 from openai.types.responses.response_usage import (
@@ -51,6 +55,23 @@ def agent(*steps: Any, **options: Any) -> Agent[Any]:
 async def ask(session: Any, text: str, usage: Usage | None = None) -> RunResult:
     """Run one turn on a session."""
     return await Runner.run(agent(say("ok", usage)), text, session=session)
+
+
+async def store(session: Any, tokens: int) -> None:
+    """Store what a run on no session used for the session's last turn."""
+    await session.store_run_usage(await ask(None, "elsewhere", used(tokens)))
+
+
+@asynccontextmanager
+async def advanced(path: Path) -> AsyncIterator[Any]:
+    """Open the SDK's session, whose answers ours must equal."""
+    session = AdvancedSQLiteSession(
+        session_id="s", db_path=path / "advanced.db", create_tables=True
+    )
+    try:
+        yield session
+    finally:
+        session.close()
 
 
 def standing() -> tuple[FunctionTool, asyncio.Event]:

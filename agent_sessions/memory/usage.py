@@ -94,7 +94,7 @@ def finished(result: RunResult | RunResultStreaming) -> usage.Finished | None:
     if counted is None:
         return None
     try:
-        agent = result.last_agent
+        agent = getattr(result, "last_agent", None)
     except AgentsException:
         # The caller has released it.
         agent = None

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
+from uuid import uuid4
 
-from django.db.models import F, OuterRef, Subquery
+from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.database.lineage import Lineages, visible
+from agent_sessions.backends.database.lineage import Lineages, Segment, visible
 from agent_sessions.models import (
     MAIN_BRANCH,
     AgentRun,
@@ -22,15 +23,18 @@ from agent_sessions.models import (
     Branch,
     SessionItem,
 )
-from agent_sessions.usage import Spent
+from agent_sessions.usage import COUNTERS, DETAILS, Spent
 
 SUMS = ("requests", "input_tokens", "output_tokens", "total_tokens")
-DETAILS = ("input_tokens_details", "output_tokens_details")
+# How the ids of the runs begin that store() writes.
+STORED = "turn-"
+# How much of a branch's name the name of its archived row keeps.
+NAME_KEPT = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """The user message that opens the last turn of a branch."""
+    """The user message that opens the last turn of a branch, or turn 0's first item."""
 
     item: int
     position: int
@@ -81,38 +85,73 @@ def store(branches: Branches, run: Finished) -> None:
         return
     opened = opening(branches.using, branches.lineages, branch.pk)
     if opened is None:
+        opened = _beginning(branches, branch)
+    if opened is None:
         return
-    run_id = f"turn-{branch.pk}-{opened.item}"
-    before = runs.filter(run_id=run_id).values(*run.spent.counters()).first() or {}
+    before = _stored(branches, runs, branch, opened)
     AgentSession.objects.using(branches.using).filter(pk=branch.session_id).update(
         **{
             name: F(name) - before.get(name, 0) + used
             for name, used in run.spent.counters().items()
         }
     )
-    runs.update_or_create(
-        session_id=branch.session_id,
-        run_id=run_id,
-        defaults={
-            "branch": branch,
-            "agent_name": run.agent_name[:255],
-            "model": run.model[:255],
-            "trace_id": run.trace_id[:64],
-            "status": AgentRun.Status.COMPLETED,
-            "finished_at": timezone.now(),
-            "first_position": opened.position,
-            "last_position": branch.head,
-            "turn": opened.turn,
-            "turn_item": opened.item,
-            **run.spent.columns(),
-        },
+    columns = {
+        "branch": branch,
+        "agent_name": run.agent_name[:255],
+        "model": run.model[:255],
+        "trace_id": run.trace_id[:64],
+        "status": AgentRun.Status.COMPLETED,
+        "finished_at": timezone.now(),
+        "first_position": opened.position,
+        "last_position": branch.head,
+        "turn": opened.turn,
+        "turn_item": opened.item,
+        **run.spent.columns(),
+    }
+    if before:
+        runs.filter(pk=before["pk"]).update(**columns)
+    else:
+        runs.create(
+            session_id=branch.session_id, run_id=f"{STORED}{uuid4().hex}", **columns
+        )
+
+
+def _beginning(branches: Branches, branch: Branch) -> Opening | None:
+    """Find the first item of a branch without a user's message: it opens turn 0."""
+    for segment in reversed(branches.segments(branch)):
+        found = (
+            visible(branches.using, (segment,))
+            .order_by("position")
+            .values_list("pk", "position", "turn")
+            .first()
+        )
+        if found is not None:
+            return Opening(*found)
+    return None
+
+
+def _stored(
+    branches: Branches, runs: QuerySet[Any], branch: Branch, opened: Opening
+) -> dict[str, Any]:
+    """Find what was stored for a turn of a branch, also before the branch was rebuilt.
+
+    Gives the row's key and counters; {} where there is none.
+    """
+    # Clients choose the ids of their runs, but the SDK's version is on those rows.
+    stored = runs.filter(
+        run_id__startswith=STORED, sdk_version="", turn_item=opened.item
     )
+    found = list(stored.order_by("-pk").values("pk", "branch_id", *COUNTERS))
+    if not found:
+        return {}
+    names = _Names(branches)
+    same = (row for row in found if names.root(row["branch_id"]) == branch.name)
+    return next(same, {})
 
 
 def session_usage(branches: Branches, name: str | None) -> dict[str, int] | None:
     """Sum up what all branches used, or one."""
-    wanted = _root_name(name) if name else None
-    rows = [row for row in _rows(branches) if wanted in {None, row.branch}]
+    rows = [row for row in _rows(branches) if not name or row.branch == name]
     if not rows:
         return None
     turns = {(row.branch, row.turn) for row in rows}
@@ -126,10 +165,9 @@ def turn_usage(
     if name is None:
         branch = branches.current()
         name = MAIN_BRANCH if branch is None else branch.name
-    wanted = _root_name(name)
     by_turn: dict[int, list[_Row]] = {}
     for row in _rows(branches, turn, details=True):
-        if row.branch == wanted:
+        if row.branch == name:
             by_turn.setdefault(row.turn, []).append(row)
     if turn is not None:
         return _described(by_turn[turn]) if turn in by_turn else {}
@@ -153,26 +191,12 @@ class _Row:
 def _rows(
     branches: Branches, turn: int | None = None, *, details: bool = False
 ) -> Iterator[_Row]:
-    """Read the runs whose turn a branch still shows, each for one branch.
-
-    One query for all branches; what each shows is looked up in its lineage.
-    """
+    """Read the runs whose turn a branch still shows, each for one branch."""
     using = branches.using
-    sessions = branches.directory.rows(branches.key).values("pk")
-    names = dict(
-        Branch.objects.using(using)
-        .filter(session_id__in=sessions)
-        .values_list("pk", "name")
-    )
-    if not names:
+    names = _Names(branches)
+    if names.are_none:
         branches.directory.assert_own(branches.key)
-    live = dict(
-        Branch.objects.using(using)
-        .filter(session_id__in=sessions, archived_at=None)
-        .order_by("pk")
-        .values_list("name", "pk")
-    )
-    shown = {_root_name(name): branches.lineages.of(pk) for name, pk in live.items()}
+    sessions = branches.directory.rows(branches.key).values("pk")
     item = SessionItem.objects.using(using).filter(pk=OuterRef("turn_item"))
     runs = AgentRun.objects.using(using).filter(session_id__in=sessions)
     if turn is not None:
@@ -195,20 +219,84 @@ def _rows(
     for branch_id, opened_on, opened_at, *values in found:
         if opened_on is None:
             continue
-        own = _root_name(names.get(branch_id, ""))
-        # Else the oldest that shows it: an undone turn that was restored, or a fork.
-        for name in (own, *shown):
-            if any(
-                segment.branch_id == opened_on and segment.holds(opened_at)
-                for segment in shown.get(name, ())
-            ):
-                yield _Row(name, *values, *([] if details else [{}]))
-                break
+        name = names.showing(branch_id, opened_on, opened_at)
+        if name is not None:
+            yield _Row(name, *values, *([] if details else [{}]))
 
 
-def _root_name(name: str) -> str:
-    """Give the name that a branch had before an undo archived it as `name~number`."""
-    return name.partition("~")[0][:200]
+class _Names:
+    """Which names the branches of a session have, and what the live ones show.
+
+    One query for all branches; what each shows is looked up in its lineage.
+    """
+
+    def __init__(self, branches: Branches) -> None:
+        rows = Branch.objects.using(branches.using).filter(
+            session_id__in=branches.directory.rows(branches.key).values("pk")
+        )
+        columns = ("name", "archived_at", "created_at")
+        self._rows = {row.pk: row for row in rows.order_by("pk").only(*columns)}
+        self._live = {
+            row.name: row for row in self._rows.values() if row.archived_at is None
+        }
+        self._lineages = branches.lineages
+        self._shown: dict[int, tuple[Segment, ...]] = {}
+
+    @property
+    def are_none(self) -> bool:
+        """Tell whether the session has no branch at all."""
+        return not self._rows
+
+    def root(self, branch_id: int | None) -> str:
+        """Give the name that a branch had before it was archived as `name~number`."""
+        row = self._rows.get(branch_id)
+        if row is None:
+            return ""
+        name: str = row.name
+        kept, tilde, _ = name.rpartition("~")
+        if row.archived_at is None or not tilde:
+            return name
+        if len(kept) < NAME_KEPT:
+            return kept
+        # It may have been longer. The branch that took its place is a younger one.
+        name = min(
+            (named for named in self._rows.values() if _is_named(named, kept)),
+            key=lambda named: named.created_at < row.archived_at,
+            default=row,
+        ).name
+        return name
+
+    def showing(self, branch_id: int, opened_on: int, opened_at: int) -> str | None:
+        """Name the branch that the usage of a turn counts for; None where none does.
+
+        That is the run's own while it shows the turn's first item. Then it is the
+        oldest that shows it, a fork or where the turn was restored; but what was used
+        for an inherited turn goes to nobody else, who has that turn's own usage.
+        """
+        own = self.root(branch_id)
+        if self._shows(own, opened_on, opened_at):
+            return own
+        if own != self.root(opened_on):
+            return None
+        shown = (live for live in self._live if self._shows(live, opened_on, opened_at))
+        return next(shown, None)
+
+    def _shows(self, name: str, opened_on: int, opened_at: int) -> bool:
+        row = self._live.get(name)
+        if row is None:
+            return False
+        if row.pk not in self._shown:
+            self._shown[row.pk] = self._lineages.of(row.pk)
+        return any(
+            segment.branch_id == opened_on and segment.holds(opened_at)
+            for segment in self._shown[row.pk]
+        )
+
+
+def _is_named(branch: Branch, kept: str) -> bool:
+    """Tell whether a branch has a name of its own that begins so, if deleted by now."""
+    is_own = branch.archived_at is None or "~" not in branch.name
+    return is_own and branch.name[:NAME_KEPT] == kept
 
 
 def _sums(rows: list[_Row]) -> dict[str, int]:
