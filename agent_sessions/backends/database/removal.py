@@ -9,7 +9,8 @@ behind, and the next sweep goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,8 @@ _LEAST = 50
 # A history of more rows than this is cleared in steps of so many where there is only
 # one writer: half of an append's usual wait, and less to write than in one transaction.
 _STEP = 2_000
+# Pages of SQLite's log that are written back at once meanwhile: it grows to 16 MB.
+_CHECKPOINT = 4_000
 
 Guard = Callable[[AgentSession], None]
 Told = Callable[[int], None]
@@ -114,11 +117,19 @@ class Clearing:
                 and self.key.fence is None
             )
             self._grave = self.backend.run(partial(self._empty, in_steps))
+        elif self._grave.has_items:
+            self.backend.run(self._delete, alone=True)
         else:
+            # With the usual checkpoint: none of the next writers pays for it.
             self._grave.advance(self.backend, _STEP)
         self.is_done = self._grave is None or self._grave.is_done
         if self.is_done:
             _tell_cleared(self.backend, self.key, self.count)
+
+    def _delete(self, connection: BaseDatabaseWrapper) -> None:
+        if self._grave is not None:
+            with _rarer_checkpoints(connection):
+                self._grave.advance(self.backend, _STEP)
 
     def _empty(self, in_steps: bool, connection: BaseDatabaseWrapper) -> _Grave | None:
         held = self.backend.lock(connection, self.key)
@@ -243,6 +254,26 @@ def _bury_branches(using: str, row: AgentSession) -> int:
 # -- deleting --------------------------------------------------------------------------
 
 
+@contextmanager
+def _rarer_checkpoints(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Have SQLite write more of its log back at once.
+
+    A history lies scattered where others were deleted before it was written, and what
+    is written back together goes to the disk in the file's order.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA wal_autocheckpoint")
+        (usual,) = cursor.fetchone()
+        is_rarer = 0 < usual < _CHECKPOINT
+        if is_rarer:
+            cursor.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT:d}")
+        try:
+            yield
+        finally:
+            if is_rarer:
+                cursor.execute(f"PRAGMA wal_autocheckpoint = {usual:d}")
+
+
 def _graves(using: str) -> QuerySet[AgentSession]:
     # The default manager leaves them out.
     return AgentSession._base_manager.using(using).filter(backend=REMOVED)
@@ -260,7 +291,7 @@ class _Grave:
         self._was_full = False
         # Whether every item was found and deleted, as far as the steps have seen.
         self._is_drained = False
-        self._looked = False
+        self.has_items = True
         self._row = _graves(using).filter(pk=pk)
         self._branches = Branch.objects.using(using).filter(session_id=pk)
         # Nobody gives a grave another branch.
@@ -289,7 +320,7 @@ class _Grave:
         for branch in self._pks:
             if count := self._delete_items(branch):
                 return count
-        if not self._looked:
+        if self.has_items:
             self._is_drained = True
             return 0
         runs = AgentRun.objects.using(self.using)
@@ -330,7 +361,7 @@ class _Grave:
         ).exists():
             self._after.clear()
         else:
-            self._looked = True
+            self.has_items = False
         self._is_drained = False
 
     def _hold(self) -> bool:
