@@ -10,7 +10,7 @@ class Plan:
     """Sizes in items, and how often each thing is done."""
 
     lengths: tuple[int, ...] = (10, 1_000, 100_000)
-    rounds: int = 10
+    rounds: int = 24
     # Turns that a round times, unless they take longer than `block` seconds.
     turns: int = 20
     block: float = 0.4
