@@ -41,7 +41,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--size",
         choices=tuple(PLANS),
         default="full",
-        help="full: 9 minutes; quick: 2; tiny: only whether everything works",
+        help="full: 6 minutes; quick: 2; tiny: only whether everything works",
     )
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write the tables to a file too"
