@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agents import Agent, Runner
-from agents.extensions.memory import AdvancedSQLiteSession
 from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import sync_to_async
 from django.db import connection, transaction
@@ -20,6 +18,7 @@ from agent_sessions import DjangoSession
 from agent_sessions.doctor import examine
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
 from agent_sessions.models import AgentSession, Branch, SessionItem
+from tests.usages import advanced
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -53,17 +52,6 @@ async def three_turns(session: Any) -> None:
 
 def texts(items: list[Any]) -> list[str]:
     return [item.get("content") or item["type"] for item in items]
-
-
-@asynccontextmanager
-async def advanced(path: Path) -> AsyncIterator[Any]:
-    session = AdvancedSQLiteSession(
-        session_id="s", db_path=path / "advanced.db", create_tables=True
-    )
-    try:
-        yield session
-    finally:
-        session.close()
 
 
 def without_times(value: Any) -> Any:

@@ -6,7 +6,7 @@ turns that were popped, undone, cleared or deleted with their branch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 from uuid import uuid4
@@ -46,14 +46,16 @@ def opening(using: str, lineages: Lineages, branch_id: int) -> Opening | None:
 
     Each segment is walked backwards on its index, the newest first.
     """
-    for segment in lineages.of(branch_id):
-        found = (
-            visible(using, (segment,))
-            .filter(type="message", role="user")
-            .order_by("-position")
-            .values_list("pk", "position", "turn")
-            .first()
-        )
+    segments = lineages.of(branch_id)
+    return _first(using, segments, "-position", type="message", role="user")
+
+
+def _first(
+    using: str, segments: Iterable[Segment], order: str, **kind: str
+) -> Opening | None:
+    for segment in segments:
+        rows = visible(using, (segment,)).filter(**kind).order_by(order)
+        found = rows.values_list("pk", "position", "turn").first()
         if found is not None:
             return Opening(*found)
     return None
@@ -85,7 +87,9 @@ def store(branches: Branches, run: Finished) -> None:
         return
     opened = opening(branches.using, branches.lineages, branch.pk)
     if opened is None:
-        opened = _beginning(branches, branch)
+        # Without a user's message the first item opens turn 0.
+        oldest = reversed(branches.segments(branch))
+        opened = _first(branches.using, oldest, "position")
     if opened is None:
         return
     before = _stored(branches, runs, branch, opened)
@@ -114,20 +118,6 @@ def store(branches: Branches, run: Finished) -> None:
         runs.create(
             session_id=branch.session_id, run_id=f"{STORED}{uuid4().hex}", **columns
         )
-
-
-def _beginning(branches: Branches, branch: Branch) -> Opening | None:
-    """Find the first item of a branch without a user's message: it opens turn 0."""
-    for segment in reversed(branches.segments(branch)):
-        found = (
-            visible(branches.using, (segment,))
-            .order_by("position")
-            .values_list("pk", "position", "turn")
-            .first()
-        )
-        if found is not None:
-            return Opening(*found)
-    return None
 
 
 def _stored(
