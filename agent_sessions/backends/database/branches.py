@@ -21,6 +21,8 @@ from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
 from agent_sessions.models import MAIN_BRANCH, AgentSession, Branch, SessionItem
 
 NAME_LENGTH = 255
+# How much of a branch's name the name of its archived row keeps.
+NAME_KEPT = 200
 QUARANTINE = "quarantine"
 
 
@@ -87,7 +89,7 @@ class Branches:
         branch: Branch | None = self._all().filter(pk=branch_id).first()
         if branch is None or branch.parent_id is None:
             return None
-        root = f"{root_name(branch)[:200]}~"
+        root = f"{root_name(branch)[:NAME_KEPT]}~"
         older = self._archived().filter(pk__lt=branch_id, name__startswith=root)
         found: Branch | None = older.order_by("-pk").first()
         return found
@@ -190,7 +192,7 @@ class Branches:
         """
         rows = Branch.objects.using(self.using).filter(pk=source.pk)
         # What was imported may have the name of a row that is made here.
-        name = self.free_name(f"{source.name[:200]}~{source.pk}")
+        name = self.free_name(f"{source.name[:NAME_KEPT]}~{source.pk}")
         rows.update(name=name, archived_at=timezone.now())
         shown = source if shown is None else shown
         parent = segment_of(self.segments(shown), position)

@@ -14,7 +14,7 @@ from uuid import uuid4
 from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 
-from agent_sessions.backends.database.branches import Branches
+from agent_sessions.backends.database.branches import NAME_KEPT, Branches
 from agent_sessions.backends.database.lineage import Lineages, Segment, visible
 from agent_sessions.models import (
     MAIN_BRANCH,
@@ -28,8 +28,6 @@ from agent_sessions.usage import COUNTERS, DETAILS, Spent
 SUMS = ("requests", "input_tokens", "output_tokens", "total_tokens")
 # How the ids of the runs begin that store() writes.
 STORED = "turn-"
-# How much of a branch's name the name of its archived row keeps.
-NAME_KEPT = 200
 
 
 @dataclass(frozen=True, slots=True)
