@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from django.contrib.auth.decorators import login_not_required
+from django.core.exceptions import SuspiciousOperation
 from django.db import transaction
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -58,23 +59,26 @@ class SessionAPIView(View):
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> Any:
         refusal = super().http_method_not_allowed(request, *args, **kwargs)
-        return error("method_not_allowed", 405, {"Allow": refusal["Allow"]})
+        return error_response("method_not_allowed", 405, {"Allow": refusal["Allow"]})
 
     def _answer(
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> HttpResponseBase:
         # Some authentication backends let inactive users in; the websocket doesn't.
         if not (request.user.is_authenticated and request.user.is_active):
-            return error("not_logged_in", 401)
+            return error_response("not_logged_in", 401)
         try:
             return super().dispatch(request, *args, **kwargs)
+        except SuspiciousOperation:
+            # Too many fields in the query string, which is read here first.
+            return error_response("bad_request", 400)
         except SessionDoesNotExist:
-            return error("not_found", 404)
+            return error_response("not_found", 404)
         except SessionBusy:
-            return error("session_busy", 409)
+            return error_response("session_busy", 409)
         except StorageError as exc:
             logger.warning("A store could not be used (%s)", type(exc).__name__)
-            return error("unavailable", 503)
+            return error_response("unavailable", 503)
 
     @property
     def store(self) -> BaseSessionBackend:
@@ -106,7 +110,7 @@ class SessionListView(SessionAPIView):
         if cursor := request.GET.get("after"):
             moment = read_moment(cursor)
             if moment is None:
-                return error("bad_cursor", 400)
+                return error_response("bad_cursor", 400)
             when, pk = moment
             rows = rows.filter(Q(updated_at__lt=when) | Q(updated_at=when, pk__lt=pk))
         found = list(rows[: self.page_size + 1])
@@ -132,7 +136,9 @@ class SessionListView(SessionAPIView):
     def post(self, request: HttpRequest) -> HttpResponse:
         limit = self.get_rate_limit()
         if not limit.take(request.user.pk):
-            return error("rate_limited", 429, {"Retry-After": str(limit.wait())})
+            return error_response(
+                "rate_limited", 429, {"Retry-After": str(limit.wait())}
+            )
         row = create_conversation(request.user, backend=self.backend)  # type: ignore[arg-type]
         return JsonResponse({"id": row.session_id}, status=201)
 
@@ -143,9 +149,9 @@ class SessionView(SessionAPIView):
     def delete(self, request: HttpRequest, session_id: str) -> HttpResponse:
         key, row = self.find(session_id)
         if row is None:
-            return error("not_found", 404)
+            return error_response("not_found", 404)
         if row.state == AgentSession.State.RUNNING:
-            return error("session_busy", 409)
+            return error_response("session_busy", 409)
         self.store.clear(key)
         with transaction.atomic(self.store.directory.using):
             row.delete()
@@ -162,11 +168,11 @@ class SessionMessagesView(SessionAPIView):
     def get(self, request: HttpRequest, session_id: str) -> HttpResponse:
         key, row = self.find(session_id)
         if row is None:
-            return error("not_found", 404)
+            return error_response("not_found", 404)
         cursor = request.GET.get("before")
         before = None if cursor is None else read_number(cursor)
         if cursor is not None and before is None:
-            return error("bad_cursor", 400)
+            return error_response("bad_cursor", 400)
         page = self.store.page(key, before=before, limit=self.page_size)
         response = self._render(page)
         while len(response.content) > self.max_bytes and len(page.items) > 1:
@@ -179,7 +185,7 @@ class SessionMessagesView(SessionAPIView):
         return JsonResponse({"messages": messages, "before": cursor_of(page)})
 
 
-def error(
+def error_response(
     code: str, status: int, headers: dict[str, str] | None = None
 ) -> JsonResponse:
     """Answer with an error's code."""

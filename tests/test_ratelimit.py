@@ -149,8 +149,8 @@ def test_any_primary_key_makes_a_key_that_memcached_takes(
     assert [limit.take(user_pk), limit.take(user_pk)] == [True, False]
 
 
-def test_what_a_cache_drops_is_not_counted_while_the_rest_is(settings: Any) -> None:
-    """A memory cache with room for five keys keeps those that were asked for last."""
+def test_a_memory_cache_that_is_small_still_counts_one_user(settings: Any) -> None:
+    """It drops the keys that nobody asked for; how many were taken is asked for."""
     limit = use(
         settings,
         f"{PREFIX}.locmem.LocMemCache",

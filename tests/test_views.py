@@ -249,6 +249,13 @@ def test_a_method_that_is_not_there_is_refused_as_json(
             assert read(response) == {"error": "method_not_allowed"}
 
 
+@pytest.mark.one_database
+def test_a_query_string_of_too_many_fields_is_refused_as_json(browser: Client) -> None:
+    answer = browser.get("/agents/sessions/?" + "&".join(["a=1"] * 1_001))
+    assert (answer.status_code, read(answer)) == (400, {"error": "bad_request"})
+    assert answer["Cache-Control"] == "private, no-store"
+
+
 def test_no_answer_is_kept_by_caches(browser: Client, user: Any) -> None:
     row = create_conversation(user)
     one = f"/agents/sessions/{row.session_id}/"
