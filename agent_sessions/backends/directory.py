@@ -54,21 +54,6 @@ class Directory:
             archived_at=None,
         )
 
-    def find_branch(self, key: SessionKey) -> int | None:
-        """Find the branch that a key means; None where it has no row yet.
-
-        Raises what assert_own() does.
-        """
-        if key.branch is not None:
-            found: int | None = self.branches(key).values_list("pk", flat=True).first()
-            if found is None:
-                self.assert_own(key)
-            return found
-        row = self._any_owner(key).values_list("user_id", "branch_id").first()
-        if row is not None and row[0] != key.user_id:
-            raise SessionDoesNotExist(key.session_id)
-        return None if row is None else row[1]
-
     def assert_own(self, key: SessionKey) -> None:
         """Pass where the key's session is its own, or not there at all.
 
