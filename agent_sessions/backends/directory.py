@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from django.db import transaction
 from django.db.models import F
@@ -30,6 +31,13 @@ NO_RUN: dict[str, Any] = {
     "run_seen_at": None,
     "state": AgentSession.State.IDLE,
 }
+
+
+class Seen(NamedTuple):
+    """What a session's row said when it was looked at."""
+
+    item_count: int
+    updated_at: datetime
 
 
 class Directory:
@@ -113,6 +121,15 @@ class Directory:
             rows.filter(title="").update(title=title)
         counted = {} if count is None else {"item_count": count}
         return bool(rows.update(updated_at=now, active_on=now.date(), **counted))
+
+    def look(self, key: SessionKey) -> Seen | None:
+        """Return what the row of the key's own session says; None where it has none."""
+        row = self.rows(key).values_list("item_count", "updated_at").first()
+        return None if row is None else Seen(*row)
+
+    def recount(self, key: SessionKey, seen: Seen, count: int) -> None:
+        """Write how many items a session has, unless its row has changed meanwhile."""
+        self.rows(key).filter(**seen._asdict()).update(item_count=count)
 
     def revoke(self, key: SessionKey) -> None:
         """Take the lease from the run that is going on, if one is."""
