@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Hashable
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from django.db import IntegrityError
@@ -16,11 +16,13 @@ from agent_sessions.runs import records, sync
 from agent_sessions.runs.active import ActiveRun, restore
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.log import Frame, Subscription
+from agent_sessions.runs.rates import Rates
 from agent_sessions.runs.relay import ChannelRelay
 from agent_sessions.runs.setup import RunSetup
 from agent_sessions.usage import model_of
 
-Place = tuple[str, int]
+# A session that goes to another owner is another place: its old owner hears no more.
+Place = tuple[str, int, Any]
 
 # Seconds that a run gets to say that it has ended, once its row says so.
 LAST_WORDS = 5
@@ -39,6 +41,8 @@ class RunManager:
         self._listeners: dict[Place, set[Subscription]] = {}
         self._detached: dict[Place, asyncio.TimerHandle] = {}
         self._seats: Counter[Hashable] = Counter()
+        # What a user's sockets of this process may ask for together.
+        self.rates = Rates()
         # Takes every frame to other processes, where there is a way.
         self.relay: ChannelRelay | None = None
 
@@ -246,7 +250,7 @@ def get_run_manager() -> RunManager:
 
 
 def _place(conversation: Conversation) -> Place:
-    return conversation.backend.alias, conversation.pk
+    return conversation.backend.alias, conversation.pk, conversation.key.user_id
 
 
 _managers: WeakKeyDictionary[asyncio.AbstractEventLoop, RunManager] = (

@@ -19,12 +19,12 @@ ABORT = "agent_sessions.abort"
 
 
 def group_of(conversation: Conversation) -> str:
-    """Name a conversation's group.
+    """Name the group of a conversation and its owner.
 
     Group names allow few characters and under 100 of them; session ids more of both.
     """
-    alias = conversation.backend.alias
-    text = f"{len(alias)}:{alias}:{conversation.session_id}"
+    alias, owner = conversation.backend.alias, conversation.key.user_id
+    text = f"{len(alias)}:{alias}:{owner}:{conversation.session_id}"
     return f"agent_sessions.{hashlib.sha256(text.encode()).hexdigest()[:40]}"
 
 
