@@ -122,11 +122,10 @@ class AgentConsumer(GuardedSocket):
         self, text_data: str | None = None, bytes_data: bytes | None = None
     ) -> None:
         """Answer one frame; nothing here waits for a run."""
-        if self.conversation is None or self._over:
-            return
-        # Before anything is read, whatever it is: who may not go on stops nothing.
-        if await self._is_welcome():
-            await self._read(self.conversation, text_data, bytes_data)
+        conversation = self.conversation
+        # Before anything is read, whatever it is: who may not stay stops nothing.
+        if conversation is not None and await self._is_welcome():
+            await self._read(conversation, text_data, bytes_data)
         if self._over:
             await self._let_go()
 

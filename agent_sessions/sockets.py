@@ -194,7 +194,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
         for `within` seconds.
         """
         asked = time.monotonic()
-        if asked - self._checked < within:
+        if self._over or asked - self._checked < within:
             return not self._over
         try:
             code = await self._objection()

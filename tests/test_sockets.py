@@ -72,7 +72,7 @@ class Choosy(AgentConsumer):
     """A consumer whose rule is a permission that may be taken away."""
 
     async def authorize(self, user: Any, session_id: str) -> bool:
-        return user.first_name != "banned"
+        return str(user.first_name) != "banned"
 
 
 # -- ways to lose the right ------------------------------------------------------------
@@ -249,7 +249,7 @@ async def test_a_running_answer_is_not_heard_after_a_log_out(
 async def test_frames_of_another_process_are_not_heard_after_a_log_out() -> None:
     there = await browser()
     found = await Conversation.find(there.session_id, user=there.user)
-    layer = get_channel_layer()
+    layer: Any = get_channel_layer()
     event = {"type": "RUN_STARTED", "threadId": there.session_id, "runId": "r-1"}
     message = {
         "type": "agent_sessions.frame",
