@@ -145,12 +145,10 @@ class GuardedSocket(AsyncWebsocketConsumer):
 
     async def _give_up(self, exc: Exception) -> None:
         """Close after an error; only what the project's code raised needs a traceback."""
-        is_known = isinstance(exc, AgentSessionError | DatabaseError | OSError)
-        logger.warning(
-            "A socket was closed (%s)",
-            type(exc).__name__,
-            exc_info=None if is_known else exc,
-        )
+        if isinstance(exc, AgentSessionError | DatabaseError | OSError):
+            logger.warning("A socket was closed (%s)", type(exc).__name__)
+        else:
+            logger.error("A socket broke (%s)", type(exc).__name__, exc_info=exc)
         await self._end(CLOSE_UNAVAILABLE)
 
     def _stop(self) -> None:
@@ -198,7 +196,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
             return not self._over
         try:
             code = await self._objection()
-        except (AgentSessionError, DatabaseError) as exc:
+        except Exception as exc:
             await self._give_up(exc)
             return False
         if code is not None:

@@ -267,6 +267,7 @@ OFFSETS = [
 ]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("offset", OFFSETS, ids=range(len(OFFSETS)))
 async def test_an_offset_of_any_shape_is_unknown(offset: str) -> None:
     user, session_id = await conversation()
@@ -321,6 +322,7 @@ BAD = [
 ]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))
 async def test_a_frame_of_any_shape_is_refused(text: str) -> None:
     user, session_id = await conversation()

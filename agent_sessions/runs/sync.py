@@ -55,16 +55,15 @@ def shown(page: Page, options: StreamOptions) -> tuple[list[Event], str | None]:
     """
     # Left out, the conversation would look empty.
     assert_open(page)
-    items = page.items
+    items, first = page.items, 0
     messages = messages_from_items(items, options)
-    first = 0
-    if _size(messages) > SNAPSHOT_BYTES:
+    fitting = _fitting(messages)
+    if fitting < len(messages):
+        # Not every item is a message of its own.
         first = bisect_left(
             range(len(items)),
             True,
-            key=lambda n: (
-                _size(messages_from_items(items[n:], options)) <= SNAPSHOT_BYTES
-            ),
+            key=lambda n: len(messages_from_items(items[n:], options)) <= fitting,
         )
         messages = messages_from_items(items[first:], options)
     if not items or not (page.has_earlier or first):
@@ -74,9 +73,14 @@ def shown(page: Page, options: StreamOptions) -> tuple[list[Event], str | None]:
     return messages, str(before)
 
 
-def _size(messages: list[Event]) -> int:
-    """Return the bytes of messages on the wire, where all is ASCII."""
-    return len(json.dumps(messages, separators=(",", ":")))
+def _fitting(messages: list[Event]) -> int:
+    """Count the newest messages that fit into a snapshot, as written to the wire."""
+    room = SNAPSHOT_BYTES
+    for count, message in enumerate(reversed(messages)):
+        room -= len(json.dumps(message, separators=(",", ":"))) + len(",")
+        if room < len("[]"):
+            return count
+    return len(messages)
 
 
 def replay(offset: str | None, log: EventLog | None) -> list[Frame] | None:
