@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,6 +194,35 @@ async def test_a_revoked_socket_closes_by_itself(revoke: Revoke, code: int) -> N
         await tab.to_end()
         await sync_to_async(revoke)(there)
         assert await tab.closed() == code
+
+
+@pytest.mark.one_database
+@pytest.mark.parametrize(
+    ("engine", "revoke"),
+    [
+        ("cache", log_out),
+        ("cached_db", log_out),
+        ("file", log_out),
+        ("file", log_in_another),
+        # Its log-out happens in the browser alone.
+        ("signed_cookies", change_password),
+        ("signed_cookies", disable),
+    ],
+)
+async def test_every_session_engine_is_read_again(
+    engine: str, revoke: Revoke, settings: Any, tmp_path: Path
+) -> None:
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    settings.SESSION_FILE_PATH = str(tmp_path)
+    there = await browser()
+    async with there.tab(speaker()) as tab:
+        await tab.sync()
+        await tab.to_end()
+        await sync_to_async(revoke)(there)
+        await tab.sync()
+        with pytest.raises(Closed) as closed:
+            await tab.frame()
+        assert closed.value.code == 4401
 
 
 async def test_a_timer_leaves_those_alone_who_may_stay() -> None:
