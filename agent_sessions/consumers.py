@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import json
 import logging
 import uuid
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from collections.abc import Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from channels.db import database_sync_to_async
-from channels.exceptions import DenyConnection
-from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 from django.db import DatabaseError
 
@@ -25,36 +21,41 @@ from agent_sessions.agui import (
     run_error,
 )
 from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist
-from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.ratelimit import RateLimit
-from agent_sessions.runs import (
-    Conversation,
-    Frame,
-    RunLimits,
-    RunSetup,
-    Subscription,
-    get_run_manager,
-)
+from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
 from agent_sessions.runs.errors import message_for, refusal_code
 from agent_sessions.runs.process import this_process
-from agent_sessions.runs.relay import ChannelRelay, group_of
-from agent_sessions.websocket_auth import current_user, origin_is_allowed
+from agent_sessions.runs.relay import ChannelRelay
+from agent_sessions.sockets import (
+    CLOSE_BAD_FRAMES,
+    CLOSE_FORBIDDEN,
+    CLOSE_NOT_FOUND,
+    CLOSE_NOT_LOGGED_IN,
+    CLOSE_TOO_LARGE,
+    CLOSE_TOO_MANY,
+    CLOSE_UNAVAILABLE,
+    GuardedSocket,
+    maybe_await,
+)
 
 if TYPE_CHECKING:
     from agents import Agent, RunConfig
 
+__all__ = [
+    "CLOSE_BAD_FRAMES",
+    "CLOSE_FORBIDDEN",
+    "CLOSE_NOT_FOUND",
+    "CLOSE_NOT_LOGGED_IN",
+    "CLOSE_TOO_LARGE",
+    "CLOSE_TOO_MANY",
+    "CLOSE_UNAVAILABLE",
+    "AgentConsumer",
+]
+
 logger = logging.getLogger("agent_sessions.consumers")
 
-CLOSE_BAD_FRAMES = 4400
-CLOSE_NOT_LOGGED_IN = 4401
-CLOSE_FORBIDDEN = 4403
-CLOSE_NOT_FOUND = 4404
-CLOSE_TOO_LARGE = 4413
-CLOSE_TOO_MANY = 4429
-CLOSE_UNAVAILABLE = 4503
 
-
-class AgentConsumer(AsyncWebsocketConsumer):
+class AgentConsumer(GuardedSocket):
     """Run an agent on one conversation of the logged-in user.
 
     `AgentConsumer.as_asgi(agent=support_agent)` under a route with `session_id`.
@@ -63,31 +64,22 @@ class AgentConsumer(AsyncWebsocketConsumer):
     """
 
     agent: Agent[Any] | None = None
-    backend: str = DEFAULT_ALIAS
     run_config: RunConfig | None = None
     stream_options: StreamOptions = StreamOptions()
     limits: RunLimits = RunLimits()
-    # Whether to check the Origin header here; switch it off only where a middleware
-    # around the consumer does, with hosts that ALLOWED_HOSTS lacks.
-    validate_origin: bool = True
-    # Bytes of a frame, sockets of one user and conversation in this process,
-    # runs of one user a minute, seconds between pings.
+    # Bytes of a frame; runs of one user a minute.
     max_frame: int = 64 * 1024
-    max_sockets: int = 5
     max_runs_per_minute: int = 20
-    ping_interval: float = 25
+    # Sync frames a minute, and as many abort frames, of one socket and of all of
+    # a user's in this process.
+    max_frames_per_minute: int = 20
+    max_user_frames_per_minute: int = 60
     max_bad_frames: ClassVar[int] = 3
+    # Frames in a row that are too many or too long.
+    max_refused_frames: ClassVar[int] = 10
 
-    def __init__(self, **options: Any) -> None:
-        """Take what as_asgi() was given, as Django's View does with as_view()."""
-        super().__init__()
-        for name, value in options.items():
-            if not hasattr(type(self), name) or name.startswith("_"):
-                raise TypeError(
-                    f"{type(self).__name__}.as_asgi() got {name!r}, which is no "
-                    "attribute of the class."
-                )
-            setattr(self, name, value)
+    _bad_frames = 0
+    _refused_frames = 0
 
     # -- to override -----------------------------------------------------------------
 
@@ -108,91 +100,17 @@ class AgentConsumer(AsyncWebsocketConsumer):
         """Give the context object that tools get; self.user is who asks."""
         return None
 
-    def authorize(self, user: Any, session_id: str) -> Any:
-        """Tell whether a user may talk to this agent; asked again before each run."""
-        return True
-
     async def check_rate(self) -> bool:
         """Count a run; False where the user has had too many in this minute."""
         limit = RateLimit("runs", self.max_runs_per_minute)
         return await database_sync_to_async(limit.take)(self.user.pk)
 
-    # -- connecting --------------------------------------------------------------------
-
-    async def connect(self) -> None:
-        """Accept, then close with a code where needed: only so a page learns why.
-
-        A page of another origin alone is refused before that: it gets HTTP 403.
-        """
-        self.manager = get_run_manager()
-        self.listener = Subscription()
-        self._pumps: list[asyncio.Task[None]] = []
-        self._bad_frames = 0
-        self._in_group = False
-        self.conversation: Conversation | None = None
-        if self.validate_origin and not origin_is_allowed(
-            cast("dict[str, Any]", self.scope)
-        ):
-            raise DenyConnection
-        await self.accept()
-        if not await self._admit():
-            return
-        self._start_relay()
-        self._pumps = [
-            asyncio.create_task(self._pump()),
-            asyncio.create_task(self._ping()),
-        ]
-
-    async def disconnect(self, code: int) -> None:
-        for pump in self._pumps:
-            pump.cancel()
-        if self.conversation is not None:
-            self.manager.unsubscribe(self.conversation, self.listener)
-            self.manager.leave_seat(self._seat)
-            if self._in_group:
-                await self.channel_layer.group_discard(
-                    group_of(self.conversation), self.channel_name
-                )
-
-    async def _admit(self) -> bool:
-        """Find the user and the conversation, or close with the reason's code."""
-        if not await self._check_user():
-            return False
-        session_id = self.scope["url_route"]["kwargs"]["session_id"]
-        try:
-            self.conversation = await Conversation.find(
-                session_id, user=self.user, backend=self.backend
-            )
-        except AgentSessionError as exc:
-            if not isinstance(exc, SessionDoesNotExist | ValueError):
-                raise
-            await self.close(CLOSE_NOT_FOUND)
-            return False
-        self._seat = (self.user.pk, self.backend, self.conversation.pk)
-        if not self.manager.take_seat(self._seat, self.max_sockets):
-            self.conversation = None
-            await self.close(CLOSE_TOO_MANY)
-            return False
-        return True
-
-    async def _check_user(self) -> bool:
-        """Look again who is there: people log out and are disabled meanwhile."""
-        self.user = await current_user(
-            cast("dict[str, Any]", self.scope), sessions[self.backend].threads
-        )
-        if self.user is None:
-            await self.close(CLOSE_NOT_LOGGED_IN)
-            return False
-        session_id = self.scope["url_route"]["kwargs"]["session_id"]
-        if not await _maybe_await(self.authorize(self.user, session_id)):
-            await self.close(CLOSE_FORBIDDEN)
-            return False
-        return True
-
-    def _start_relay(self) -> None:
+    def background(self) -> Iterable[Coroutine[Any, Any, None]]:
+        """Take part in what other processes say, and pass on what is heard."""
         layer = get_channel_layer()
         if layer is not None and self.manager.relay is None:
             self.manager.relay = ChannelRelay(layer)
+        return (self._pump(),)
 
     # -- frames from the client ------------------------------------------------------
 
@@ -200,55 +118,74 @@ class AgentConsumer(AsyncWebsocketConsumer):
         self, text_data: str | None = None, bytes_data: bytes | None = None
     ) -> None:
         """Answer one frame; nothing here waits for a run."""
-        if self.conversation is None:
-            return
-        if _size(text_data, bytes_data) > self.max_frame:
-            await self.close(CLOSE_TOO_LARGE)
+        conversation = self.conversation
+        # Before anything is read, whatever it is: who may not stay stops nothing.
+        if conversation is not None and await self._is_welcome():
+            await self._read(conversation, text_data, bytes_data)
+        if self._over:
+            await self._let_go()
+
+    async def _read(
+        self, conversation: Conversation, text: str | None, data: bytes | None
+    ) -> None:
+        if _size(text, data) > self.max_frame:
+            await self._end(CLOSE_TOO_LARGE)
             return
         try:
-            if text_data is None:
+            if text is None:
                 raise FrameError("bad_request", "Frames are text, not binary.")
-            await self._answer(self.conversation, parse_frame(text_data))
+            await self._answer(conversation, parse_frame(text))
         except FrameError as error:
             await self._refuse(error.code, error.run_id)
-            await self._count_bad(error.code)
 
     async def _answer(
         self,
         conversation: Conversation,
         frame: RunRequest | AbortRequest | SyncRequest,
     ) -> None:
+        if isinstance(frame, RunRequest):
+            await self._run(conversation, frame)
+            return
+        run_id = frame.run_id if isinstance(frame, AbortRequest) else None
+        if not self._count(type(frame).__name__):
+            raise FrameError("rate_limited", "Too many frames.", run_id=run_id)
         if isinstance(frame, SyncRequest):
-            try:
-                await self._catch_up(frame.offset)
-            except (AgentSessionError, DatabaseError) as exc:
-                await self._give_up(exc)
-        elif isinstance(frame, AbortRequest):
+            await self._catch_up(frame.offset)
+        else:
             here = self.manager.abort(conversation, frame.run_id, frame.mode)
             if not here and self.manager.relay is not None:
                 self.manager.relay.abort(conversation, frame.run_id, frame.mode)
-        else:
-            await self._run(conversation, frame)
+
+    def _count(self, kind: str) -> bool:
+        """Count a frame of this socket and of all that its user has here."""
+        counted = self._rates.take(
+            kind, self.max_frames_per_minute
+        ) and self.manager.rates.take(
+            (self.user.pk, kind), self.max_user_frames_per_minute
+        )
+        if counted:
+            self._refused_frames = 0
+        return counted
 
     async def _run(self, conversation: Conversation, request: RunRequest) -> None:
         if request.thread_id != conversation.session_id:
             raise FrameError(
                 "bad_request", "threadId is not this socket's.", run_id=request.run_id
             )
-        if not await self._check_user():
-            return
         if not await self.check_rate():
             await self._refuse("rate_limited", request.run_id)
             return
+        self._refused_frames = 0
         await self._join(conversation)
         try:
             run = await self.manager.start(conversation, request, await self._setup())
         except SessionDoesNotExist:
-            await self.close(CLOSE_NOT_FOUND)
-        except AgentSessionError as exc:
+            await self._end(CLOSE_NOT_FOUND)
+        except (AgentSessionError, DatabaseError) as exc:
             code = refusal_code(exc)
             if code is None:
-                raise
+                await self._give_up(exc)
+                return
             if code == "internal":
                 logger.error("Run %s can't start: %s", request.run_id, exc)
             await self._refuse(code, request.run_id)
@@ -263,9 +200,9 @@ class AgentConsumer(AsyncWebsocketConsumer):
 
     async def _setup(self) -> RunSetup:
         return RunSetup(
-            agent=await _maybe_await(self.get_agent()),
-            context=await _maybe_await(self.get_context()),
-            run_config=await _maybe_await(self.get_run_config()),
+            agent=await maybe_await(self.get_agent()),
+            context=await maybe_await(self.get_context()),
+            run_config=await maybe_await(self.get_run_config()),
             options=self.stream_options,
             limits=self.limits,
         )
@@ -274,37 +211,33 @@ class AgentConsumer(AsyncWebsocketConsumer):
         if self.conversation is None:
             return
         await self._join(self.conversation)
-        await self.manager.sync(
-            self.conversation,
-            self.listener,
-            offset=offset,
-            options=self.stream_options,
-            stale_after=self.limits.stale_after,
-        )
-
-    async def _join(self, conversation: Conversation) -> None:
-        """Listen to other processes, from the first sync or run frame on."""
-        if not self._in_group and self.channel_layer is not None:
-            self._in_group = True
-            await self.channel_layer.group_add(
-                group_of(conversation), self.channel_name
+        try:
+            await self.manager.sync(
+                self.conversation,
+                self.listener,
+                offset=offset,
+                options=self.stream_options,
+                stale_after=self.limits.stale_after,
             )
+        except (AgentSessionError, DatabaseError) as exc:
+            await self._give_up(exc)
 
     async def _refuse(self, code: str, run_id: str | None) -> None:
         """Tell this socket alone why its frame was refused."""
         event = run_error(code, message_for(code), run_id=run_id)
         await self._send({"id": f"refused:{uuid.uuid4().hex[:12]}", "chunk": event})
-
-    async def _count_bad(self, code: str) -> None:
         self._bad_frames += code == "bad_request"
+        self._refused_frames += code in {"rate_limited", "message_too_long"}
         if self._bad_frames >= self.max_bad_frames:
-            await self.close(CLOSE_BAD_FRAMES)
+            await self._end(CLOSE_BAD_FRAMES)
+        elif self._refused_frames >= self.max_refused_frames:
+            await self._end(CLOSE_TOO_MANY)
 
     # -- messages from other processes -------------------------------------------------
 
     async def agent_sessions_frame(self, message: dict[str, Any]) -> None:
         """Hear what a run of another process said."""
-        if message["origin"] != this_process():
+        if message["origin"] != this_process() and not self._over:
             self.listener.put_remote(
                 Frame(message["run_id"], message["number"], message["event"])
             )
@@ -317,33 +250,15 @@ class AgentConsumer(AsyncWebsocketConsumer):
     # -- frames to the client ----------------------------------------------------------
 
     async def _pump(self) -> None:
-        try:
-            while True:
-                frame = await self.listener.get()
-                if frame is None:
-                    await self._catch_up(None)
-                else:
-                    await self._send(frame.as_dict())
-        except (AgentSessionError, DatabaseError) as exc:
-            await self._give_up(exc)
-
-    async def _give_up(self, exc: Exception) -> None:
-        logger.warning("A socket could not be synced (%s)", type(exc).__name__)
-        await self.close(CLOSE_UNAVAILABLE)
-
-    async def _ping(self) -> None:
         while True:
-            await asyncio.sleep(self.ping_interval)
-            await self._send({"type": "ping"})
-
-    async def _send(self, frame: dict[str, Any]) -> None:
-        # ASCII escapes: a lone surrogate can't be sent in UTF-8.
-        await self.send(text_data=json.dumps(frame, separators=(",", ":")))
+            frame = await self.listener.get()
+            if not await self._is_welcome(within=self.recheck_after):
+                return
+            if frame is None:
+                await self._catch_up(None)
+            else:
+                await self._send(frame.as_dict())
 
 
 def _size(text: str | None, data: bytes | None) -> int:
     return len(data or b"") + len((text or "").encode("utf-8", "surrogatepass"))
-
-
-async def _maybe_await(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs.conversation import create_conversation
-from agent_sessions.runs.sync import cursor_of, messages_of
+from agent_sessions.runs.sync import shown
 
 logger = logging.getLogger("agent_sessions.views")
 
@@ -174,15 +175,12 @@ class SessionMessagesView(SessionAPIView):
         if cursor is not None and before is None:
             return error_response("bad_cursor", 400)
         page = self.store.page(key, before=before, limit=self.page_size)
-        response = self._render(page)
-        while len(response.content) > self.max_bytes and len(page.items) > 1:
-            page = Page(page.items[(len(page.items) + 1) // 2 :], has_earlier=True)
-            response = self._render(page)
-        return response
-
-    def _render(self, page: Page) -> JsonResponse:
-        messages = messages_of(page, self.stream_options)
-        return JsonResponse({"messages": messages, "before": cursor_of(page)})
+        messages, earlier = shown(page, self.stream_options, self.max_bytes)
+        if page.items and earlier == str(page.items[-1].position + 1):
+            # The newest is longer than all that fits: it comes alone.
+            page = Page(page.items[-1:], page.has_earlier or len(page.items) > 1)
+            messages, earlier = shown(page, self.stream_options, sys.maxsize)
+        return JsonResponse({"messages": messages, "before": earlier})
 
 
 def error_response(

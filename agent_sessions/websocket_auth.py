@@ -8,10 +8,15 @@ from urllib.parse import urlparse
 
 from channels.security.websocket import OriginValidator
 from django.conf import settings
-from django.contrib.auth import SESSION_KEY, get_user, get_user_model
-from django.http import HttpRequest
-
-from agent_sessions.backends.database.threads import DatabaseThreads
+from django.contrib.auth import (
+    BACKEND_SESSION_KEY,
+    HASH_SESSION_KEY,
+    SESSION_KEY,
+    get_user_model,
+    load_backend,
+)
+from django.core.exceptions import ValidationError
+from django.utils.crypto import constant_time_compare
 
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
@@ -28,34 +33,95 @@ def origin_is_allowed(scope: Mapping[str, Any]) -> bool:
         return True
     hosts = settings.ALLOWED_HOSTS or (LOCAL_HOSTS if settings.DEBUG else [])
     validator = OriginValidator(_nothing, hosts)
-    return all(validator.valid_origin(urlparse(o.decode("latin1"))) for o in origins)
+    try:
+        parsed = [urlparse(origin.decode("latin1")) for origin in origins]
+        return all(validator.valid_origin(origin) for origin in parsed)
+    except ValueError:
+        # No browser says "http://[": it is no address.
+        return False
 
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:
     """Stand where the validator, of which only the matching is used, wants an app."""
 
 
-async def current_user(scope: Mapping[str, Any], threads: DatabaseThreads) -> Any:
-    """Look up the active user of a socket; None where nobody is logged in any more.
+class SocketUser:
+    """The user at the other end of a websocket, read anew each time.
 
-    The Django session is read afresh: the scope's is the one of the handshake, which
-    doesn't know of a log-out. Where another middleware authenticated the user, it is
-    the user's row alone that is read again.
+    The user whom a middleware has put into the scope counts, and nobody does where it
+    put nobody. As long as that is the user of the Django session, the session has to
+    be there too: the scope's is the one of the handshake, which knows of no log-out.
+    Any other user's row is read by its key, through the default manager, as Django's
+    authentication does. Whoever comes first remains: a socket changes no hands.
     """
-    user = await threads.run(_read_user, scope)
-    return user if user is not None and user.is_active else None
+
+    def __init__(self, scope: Mapping[str, Any]) -> None:
+        self._scope = scope
+        self._is_by_session: bool | None = None
+        self._first: tuple[Any, ...] | None = None
+
+    def read(self) -> Any:
+        """Return the user, active and the same as ever; None where there is none.
+
+        Queries the database, so it belongs into a thread.
+        """
+        if self._is_by_session is None:
+            self._is_by_session = self._is_of_session()
+        user = self._named()
+        if user is None or not user.is_active:
+            return None
+        # A session keeps the password's hash itself.
+        hashes = [] if self._is_by_session else _auth_hashes(user)[:1]
+        seen = (user.pk, *hashes)
+        self._first = self._first or seen
+        return user if seen == self._first else None
+
+    def _is_of_session(self) -> bool:
+        if "user" not in self._scope:
+            return True
+        session, user = self._scope.get("session"), self._scope["user"]
+        if session is None or user is None:
+            return False
+        return str(session.get(SESSION_KEY)) == str(user.pk)
+
+    def _named(self) -> Any:
+        if "user" in self._scope:
+            user = self._scope["user"]
+            if user is None or not user.is_authenticated:
+                return None
+            if not self._is_by_session:
+                users = get_user_model()._default_manager
+                return users.filter(pk=user.pk).first()
+        session = self._scope.get("session")
+        return None if session is None else _user_of(session)
 
 
-def _read_user(scope: Mapping[str, Any]) -> Any:
-    session = scope.get("session")
-    if session is not None and SESSION_KEY in session:
-        request = HttpRequest()
-        # The scope's session is a lazy object around the real store.
-        store = type(getattr(session, "_wrapped", session))
-        request.session = store(session.session_key)
-        found = get_user(request)
-        return found if found.is_authenticated else None
-    user: Any = scope.get("user")
-    if user is None or not user.is_authenticated:
+def _user_of(session: Any) -> Any:
+    """Return the user whom a Django session names by now, or None.
+
+    Not Django's get_user(): it would give the session another key where
+    SECRET_KEY_FALLBACKS are in use, of which the browser would not hear.
+    """
+    # The scope's session is a lazy object around the real store, as is its class.
+    kept = session.__class__(session.session_key)
+    try:
+        name, path = kept[SESSION_KEY], kept[BACKEND_SESSION_KEY]
+        pk = get_user_model()._meta.pk.to_python(name)
+    except (KeyError, ValidationError):
         return None
-    return get_user_model()._default_manager.filter(pk=user.pk).first()
+    if path not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    user: Any = load_backend(path).get_user(pk)
+    if user is None:
+        return None
+    hashes, kept_hash = _auth_hashes(user), kept.get(HASH_SESSION_KEY) or ""
+    is_verified = any(constant_time_compare(kept_hash, one) for one in hashes)
+    return user if is_verified or not hashes else None
+
+
+def _auth_hashes(user: Any) -> list[str]:
+    """Return what sessions of a user's password may keep; of no password, nothing."""
+    if not hasattr(user, "get_session_auth_hash"):
+        return []
+    older = getattr(user, "get_session_auth_fallback_hash", tuple)
+    return [user.get_session_auth_hash(), *older()]

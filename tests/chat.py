@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from channels.routing import URLRouter
@@ -26,8 +26,20 @@ def make_user(name: str | None = None) -> Any:
     )
 
 
+class Closed(AssertionError):
+    """The server closed where a frame was expected."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"closed with {code}")
+        self.code = code
+
+
 class Socket:
-    """One tab: sends frames, receives checked ones."""
+    """One tab: sends frames, receives checked ones.
+
+    `user` goes into the scope as a middleware's would, `around` wraps the routes in
+    middleware.
+    """
 
     def __init__(
         self,
@@ -38,15 +50,21 @@ class Socket:
         consumer: type[AgentConsumer] = AgentConsumer,
         headers: Iterable[tuple[bytes, bytes]] = (),
         scope: dict[str, Any] | None = None,
+        around: Callable[[Any], Any] | None = None,
         **options: Any,
     ) -> None:
         consumer_app: Any = consumer.as_asgi(agent=agent, **options)
         routes: Any = [path("ws/<str:session_id>/", consumer_app)]
+        application: Any = URLRouter(routes)
         self.communicator = WebsocketCommunicator(
-            URLRouter(routes), f"/ws/{session_id}/", headers=list(headers)
+            application if around is None else around(application),
+            f"/ws/{session_id}/",
+            headers=list(headers),
         )
         full_scope: Any = self.communicator.scope
-        full_scope.update(user=user, **(scope or {}))
+        if user is not None:
+            full_scope["user"] = user
+        full_scope.update(scope or {})
         self.session_id = session_id
         self.frames: list[dict[str, Any]] = []
         self.checker = SequenceChecker()
@@ -92,6 +110,8 @@ class Socket:
         """Receive one frame; a ping is no frame of a run."""
         while True:
             output = await self.communicator.receive_output(within)
+            if output["type"] == "websocket.close":
+                raise Closed(output["code"])
             assert output["type"] == "websocket.send", output
             frame: dict[str, Any] = json.loads(output["text"])
             if frame != {"type": "ping"}:
@@ -134,4 +154,4 @@ def text_of(events: Iterable[dict[str, Any]]) -> str:
     )
 
 
-__all__ = ["Socket", "create_conversation", "make_user", "text_of"]
+__all__ = ["Closed", "Socket", "create_conversation", "make_user", "text_of"]

@@ -1,7 +1,8 @@
 """A second server process, for tests: one tab of the same user, driven by lines.
 
 `python -m tests.other_process SESSION_ID USER_PK` reads commands from standard input,
-`sync`, `say RUN_ID TEXT` and `abort RUN_ID`, and prints every frame as a line.
+`sync`, `say RUN_ID TEXT` and `abort RUN_ID`, and prints every frame as a line, and
+the code with which the server closes.
 """
 
 from __future__ import annotations
@@ -42,10 +43,17 @@ async def _obey(tab: Any) -> None:
 
 
 async def _print(tab: Any) -> None:
+    from tests.chat import Closed
+
     while True:
-        frame = await tab.frame(within=60)
+        try:
+            frame = await tab.frame(within=60)
+        except Closed as closed:
+            frame = {"closed": closed.code}
         sys.stdout.write(json.dumps(frame) + "\n")
         sys.stdout.flush()
+        if "closed" in frame:
+            return
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from django.test import override_settings
 from django.urls import path, re_path
 
 from agent_sessions import checks as our_checks
-from agent_sessions.checks.routing import unguarded_routes
+from agent_sessions.checks.routing import unguarded_routes, wildcard_routes
 from agent_sessions.consumers import AgentConsumer
 
 
@@ -212,3 +212,80 @@ def test_routing_of_any_shape(application: Any, expected: list[str]) -> None:
 def test_routing_without_channels(absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, absent)
     assert unguarded_routes(open_application) == []
+
+
+# -- an origin check that lets everybody in --------------------------------------------
+
+
+class OwnValidator(OriginValidator):
+    """A validator with rules of its own, which may well refuse what "*" allows."""
+
+    def validate_origin(self, parsed_origin: Any) -> bool:
+        return False
+
+
+def validated(*hosts: str, inner: Any = open_consumer) -> Any:
+    return OriginValidator(router(nested("a/", inner)), hosts)
+
+
+@pytest.mark.parametrize(
+    ("application", "own_hosts", "expected"),
+    [
+        (AgentConsumer.as_asgi(), ["*"], [""]),
+        (AgentConsumer.as_asgi(), ["www.example.com", "*"], [""]),
+        (AgentConsumer.as_asgi(), ["www.example.com"], []),
+        (AgentConsumer.as_asgi(), [".example.com"], []),
+        (AgentConsumer.as_asgi(), [], []),
+        (validated("*"), ["www.example.com"], ["a/"]),
+        (validated("https://www.example.com"), ["*"], []),
+        (validated("*", inner=AgentConsumer.as_asgi()), ["*"], ["a/"]),
+        (validated("*", inner=AgentConsumer.as_asgi()), ["www.example.com"], []),
+        (validated("www.example.com", inner=AgentConsumer.as_asgi()), ["*"], []),
+        (OriginValidator(validated("www.example.com"), ["*"]), ["*"], []),
+        (OwnValidator(open_consumer, ["*"]), ["*"], []),
+        # Nothing checks this one, which is W023.
+        (open_consumer, ["*"], []),
+        (strange_consumer, ["*"], []),
+        (circle(), ["*"], []),
+    ],
+)
+def test_routes_with_a_wildcard(
+    application: Any, own_hosts: list[str], expected: list[str]
+) -> None:
+    assert wildcard_routes(application, own_hosts) == expected
+
+
+closed_application = router(nested("ws/<str:session_id>/", AgentConsumer.as_asgi()))
+
+
+@override_settings(CHANNEL_LAYERS=REDIS_LAYER)
+def test_allowed_hosts_of_any_name_are_reported_with_the_way_out() -> None:
+    where = {"ASGI_APPLICATION": "tests.test_checks_deployment.closed_application"}
+    for hosts in (["*"], ["www.example.com", "*"]):
+        with override_settings(ALLOWED_HOSTS=hosts, **where):
+            (message,) = our_checks.check_deployment()
+        assert message.id == "agent_sessions.W026"
+        assert "'ws/<str:session_id>/'" in message.msg
+        assert "ALLOWED_HOSTS" in str(message.hint)
+    for hosts in (["www.example.com"], [".example.com"], []):
+        with override_settings(ALLOWED_HOSTS=hosts, **where):
+            assert deploy_ids() == []
+
+
+@override_settings(CHANNEL_LAYERS=REDIS_LAYER, ALLOWED_HOSTS=["*"])
+def test_allowed_hosts_are_looked_at_without_routes(settings: Any) -> None:
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "channels"]
+    (message,) = our_checks.check_deployment()
+    assert (message.id, message.msg[:19]) == (
+        "agent_sessions.W026",
+        "AgentConsumer takes",
+    )
+    settings.ALLOWED_HOSTS = ["www.example.com"]
+    assert deploy_ids() == []
+
+
+@override_settings(CHANNEL_LAYERS=REDIS_LAYER, ALLOWED_HOSTS=["*"])
+def test_the_validator_of_allowed_hosts_is_no_better_than_they_are() -> None:
+    guarded = AllowedHostsOriginValidator(router(nested("a/", open_consumer)))
+    assert unguarded_routes(guarded) == []
+    assert wildcard_routes(guarded, ["*"]) == ["a/"]

@@ -18,6 +18,7 @@ from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.runs import RunLimits
 from agent_sessions.runs.errors import MESSAGES
+from agent_sessions.runs.sync import SNAPSHOT_BYTES
 from agent_sessions.views import SessionListView, SessionMessagesView
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +87,15 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert f"longer than {SessionMessagesView.max_bytes >> 20} MiB" in WEBSOCKET
     assert f"every {AgentConsumer.ping_interval} seconds" in WEBSOCKET
     assert f"up to {AgentConsumer.max_frame // 1024} KiB" in WEBSOCKET
+    flat = " ".join(WEBSOCKET.split())
+    assert f"`recheck_after`, {AgentConsumer.recheck_after} seconds" in flat
+    assert f"`recheck_interval`, {AgentConsumer.recheck_interval} seconds" in flat
+    assert f"fit into {SNAPSHOT_BYTES // 1024} KiB" in flat
+    table = re.findall(r"^\| `(max_\w+)` \| (\d+)( KiB)? \|", WEBSOCKET, re.MULTILINE)
+    assert len(table) == 6
+    for name, number, unit in table:
+        value = getattr(AgentConsumer, name)
+        assert int(number) * (1024 if unit else 1) == value
     assert (RunLimits().detach_timeout, RunLimits().stale_after) == (60, 60)
     assert RunLimits().keep_log == 120
 

@@ -46,14 +46,18 @@ class Other:
         self.process.stdin.write(f"{line}\n".encode())
         await self.process.stdin.drain()
 
-    async def to_end(self) -> list[dict[str, Any]]:
+    async def frame(self) -> dict[str, Any]:
         assert self.process.stdout
+        async with asyncio.timeout(30):
+            line = await self.process.stdout.readline()
+        assert line, "the other process ended"
+        frame: dict[str, Any] = json.loads(line)
+        return frame
+
+    async def to_end(self) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []
         while not events or events[-1]["type"] not in {"RUN_FINISHED", "RUN_ERROR"}:
-            async with asyncio.timeout(30):
-                line = await self.process.stdout.readline()
-            assert line, "the other process ended"
-            events.append(json.loads(line)["chunk"])
+            events.append((await self.frame())["chunk"])
         return events
 
 
@@ -119,3 +123,27 @@ async def test_a_run_is_stopped_and_guarded_from_the_other_process(
     row = await AgentSession.objects.aget(session_id=session_id)
     assert row.state == "idle"
     assert (await AgentRun.objects.aget(run_id="r-1")).status == "cancelled"
+
+
+async def test_a_revoked_tab_of_the_other_process_stops_nothing(
+    layer: str, database_environment: dict[str, str]
+) -> None:
+    user, session_id = await conversation()
+    agent, model = gated("one two three")
+    # This tab asks no more who is there: the run is to be heard to its end.
+    patient: Any = {"recheck_after": 1_000, "recheck_interval": 1_000}
+    async with (
+        another_process(database_environment, layer, session_id, user) as other,
+        Socket(session_id, user, agent, **patient) as tab,
+    ):
+        await tab.say("r-1", "Hi")
+        await model.paused.wait()
+        await other.tell("sync")
+        await other.to_end()
+        user.is_active = False
+        await user.asave()
+        await other.tell("abort r-1")
+        assert await other.frame() == {"closed": 4401}
+        model.gate.set()
+        assert text_of(await tab.to_end()) == "one two three"
+    assert (await AgentRun.objects.aget(run_id="r-1")).status == "completed"

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Warning
 from django.utils.module_loading import import_string
 
-from agent_sessions.checks.routing import unguarded_routes
+from agent_sessions.checks.routing import unguarded_routes, wildcard_routes
 
 REDIS_LAYER = "channels_redis.core.RedisChannelLayer"
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
@@ -20,7 +20,7 @@ def check_deployment(**kwargs: Any) -> list[CheckMessage]:
     path = getattr(settings, "ASGI_APPLICATION", None)
     if not path and not _uses_channels():
         return []
-    return [*_check_layers(), *(_check_routing(path) if path else ())]
+    return [*_check_layers(), *(_check_routing(path) if path else _check_hosts())]
 
 
 def _uses_channels() -> bool:
@@ -104,13 +104,34 @@ def _check_routing(path: str) -> list[CheckMessage]:
             )
         ]
     return [
-        Warning(
-            f"The websocket route {route!r} of ASGI_APPLICATION takes sockets from "
-            "any web site.",
-            hint="A page of someone else's could then talk to the agent as the user "
-            "who is logged in. Leave validate_origin on, or wrap the routes in "
-            "channels.security.websocket.AllowedHostsOriginValidator.",
-            id="agent_sessions.W023",
-        )
-        for route in unguarded_routes(application)
+        *map(_unguarded, unguarded_routes(application)),
+        *map(_wildcard, wildcard_routes(application, settings.ALLOWED_HOSTS)),
     ]
+
+
+def _check_hosts() -> list[CheckMessage]:
+    """Say what an AgentConsumer does by itself, where its routes can't be found."""
+    return [_wildcard(None)] if "*" in settings.ALLOWED_HOSTS else []
+
+
+def _unguarded(route: str) -> CheckMessage:
+    return Warning(
+        f"The websocket route {route!r} of ASGI_APPLICATION takes sockets from "
+        "any web site.",
+        hint="A page of someone else's could then talk to the agent as the user "
+        "who is logged in. Leave validate_origin on, or wrap the routes in "
+        "channels.security.websocket.AllowedHostsOriginValidator.",
+        id="agent_sessions.W023",
+    )
+
+
+def _wildcard(route: str | None) -> CheckMessage:
+    where = f"The websocket route {route!r} of ASGI_APPLICATION takes"
+    return Warning(
+        f"{where if route is not None else 'AgentConsumer takes'} sockets from any web "
+        'site, since "*" allows every origin.',
+        hint="A page of someone else's could then talk to the agent as the user who is "
+        "logged in. Name the hosts in ALLOWED_HOSTS, or wrap the routes in "
+        "channels.security.websocket.OriginValidator with the origins of your pages.",
+        id="agent_sessions.W026",
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 # Where middleware keeps what it wraps: Channels' own, Starlette's and its like,
@@ -16,34 +16,64 @@ def unguarded_routes(application: Any) -> list[str]:
 
     An application that nobody can look into has none: a check guesses no fault.
     """
+    return [
+        route for route, hosts in _agent_routes(application, own_hosts=()) if not hosts
+    ]
+
+
+def wildcard_routes(application: Any, own_hosts: Collection[str]) -> list[str]:
+    """Name the routes to an AgentConsumer whose checks all allow every origin.
+
+    `own_hosts` are those that the consumer allows by itself.
+    """
+    return [
+        route
+        for route, hosts in _agent_routes(application, own_hosts)
+        if hosts and all("*" in allowed for allowed in hosts)
+    ]
+
+
+def _agent_routes(
+    application: Any, own_hosts: Collection[str]
+) -> Iterator[tuple[str, list[Collection[str]]]]:
+    """Give each route to an AgentConsumer, with what each check on it allows."""
     consumers = sys.modules.get("agent_sessions.consumers")
     security = sys.modules.get("channels.security.websocket")
     if consumers is None or security is None:
         # Then the application can't have routes to them either.
-        return []
-    found = _walk(application, "", security.OriginValidator, frozenset())
-    return [
-        route
-        for route, consumer, options in found
-        if issubclass(consumer, consumers.AgentConsumer)
-        and not options.get("validate_origin", consumer.validate_origin)
-    ]
+        return
+    guard = security.OriginValidator
+    for route, path, consumer, options in _walk(application, "", ()):
+        if issubclass(consumer, consumers.AgentConsumer):
+            hosts = [_allowed(node, guard) for node in path if isinstance(node, guard)]
+            if options.get("validate_origin", consumer.validate_origin):
+                hosts.append(own_hosts)
+            yield route, hosts
+
+
+def _allowed(validator: Any, plain: Any) -> Collection[str]:
+    """Return the origins that a validator allows; none where it has rules of its own."""
+    kind = type(validator)
+    for rule in ("valid_origin", "validate_origin", "match_allowed_origin"):
+        if getattr(kind, rule) is not getattr(plain, rule):
+            return ()
+    allowed = _attribute(validator, "allowed_origins")
+    return allowed if isinstance(allowed, Collection) else ()
 
 
 def _walk(
-    node: Any, route: str, guard: type, path: frozenset[int]
-) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Give the unguarded consumers below a node: route, class, options."""
-    if node is None or id(node) in path or isinstance(node, guard):
+    node: Any, route: str, path: tuple[Any, ...]
+) -> Iterator[tuple[str, tuple[Any, ...], Any, Mapping[str, Any]]]:
+    """Give the consumers below a node: route, what lies around, class, options."""
+    if node is None or any(node is one for one in path):
         return
-    path |= {id(node)}
     consumer = _attribute(node, "consumer_class")
     if isinstance(consumer, type):
         options = _attribute(node, "consumer_initkwargs")
-        yield route, consumer, options if isinstance(options, Mapping) else {}
+        yield route, path, consumer, options if isinstance(options, Mapping) else {}
         return
     for step, below in _below(node):
-        yield from _walk(below, route + step, guard, path)
+        yield from _walk(below, route + step, (*path, node))
 
 
 def _below(node: Any) -> Iterator[tuple[str, Any]]:

@@ -33,7 +33,7 @@ from agent_sessions.runs.errors import failure_code, message_for
 from agent_sessions.runs.log import Event, EventLog, Frame
 from agent_sessions.runs.retrying import drop_unanswered
 from agent_sessions.runs.setup import RunSetup, find_agent
-from agent_sessions.runs.sync import cursor_of, messages_of
+from agent_sessions.runs.sync import shown
 from agent_sessions.usage import Spent, remember, since, snapshot, trace_of
 
 if TYPE_CHECKING:
@@ -224,11 +224,12 @@ class ActiveRun:
             expires_at=expires_at,
         )
         page = await self.conversation.backend.apage(self.conversation.key)
+        messages, before = shown(page, self.setup.options)
         self._publish(
             self._mapper.interrupted(
                 asked,
-                messages=messages_of(page, self.setup.options),
-                before=cursor_of(page),
+                messages=messages,
+                before=before,
                 usage=self._usage(),
             )
         )

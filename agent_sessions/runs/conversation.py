@@ -50,6 +50,11 @@ class Conversation:
         """Give the directory's row as a query set."""
         return self.backend.directory.rows(self.key).filter(pk=self.pk)
 
+    def exists(self) -> bool:
+        """Tell whether the session is still there and its owner's."""
+        found: bool = self.rows().exists()
+        return found
+
 
 def create_conversation(
     user: AbstractBaseUser, *, backend: str = DEFAULT_ALIAS

@@ -16,6 +16,7 @@ from agent_sessions.runs import records, sync
 from agent_sessions.runs.active import ActiveRun, restore
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.log import Frame, Subscription
+from agent_sessions.runs.rates import Rates
 from agent_sessions.runs.relay import ChannelRelay
 from agent_sessions.runs.setup import RunSetup
 from agent_sessions.usage import model_of
@@ -41,6 +42,8 @@ class RunManager:
         self._listeners: dict[Place, set[Subscription]] = {}
         self._detached: dict[Place, asyncio.TimerHandle] = {}
         self._seats: Counter[Hashable] = Counter()
+        # What a user's sockets of this process may ask for together.
+        self.rates = Rates()
         # Takes every frame to other processes, where there is a way.
         self.relay: ChannelRelay | None = None
 

@@ -20,7 +20,7 @@ ABORT = "agent_sessions.abort"
 
 
 def group_of(conversation: Conversation) -> str:
-    """Name a conversation's group.
+    """Name the group of a conversation and its owner.
 
     The owner is in it: a session id that is deleted may be taken by somebody else while
     sockets of the first owner are open. Group names allow few characters and under 100

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
     from agent_sessions.runs.active import ActiveRun
 
 SNAPSHOT_LIMIT = 100
+# One snapshot's messages as JSON: a client that asks again and again gets no more.
+SNAPSHOT_BYTES = 512 * 1024
+# No more digits than int() takes, and than a run has events.
+_NUMBER = re.compile("[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +48,48 @@ class Rest:
     running: str | None
 
 
-def messages_of(page: Page, options: StreamOptions) -> list[Event]:
-    """Turn a page of stored items into AG-UI messages. Raises EncryptionError."""
+def shown(
+    page: Page, options: StreamOptions, room: int = SNAPSHOT_BYTES
+) -> tuple[list[Event], str | None]:
+    """Return a page's newest AG-UI messages that fit, and the cursor of what is earlier.
+
+    `room` is in bytes of JSON. Raises EncryptionError.
+    """
     # Left out, the conversation would look empty.
     assert_open(page)
-    return messages_from_items(page.items, options)
+    items, first = page.items, 0
+    messages = messages_from_items(items, options)
+    fitting = _fitting(messages, room)
+    if fitting < len(messages):
+        # Not every item is a message of its own.
+        first = bisect_left(
+            range(len(items)),
+            True,
+            key=lambda n: len(messages_from_items(items[n:], options)) <= fitting,
+        )
+        messages = messages_from_items(items[first:], options)
+    if not items or not (page.has_earlier or first):
+        return messages, None
+    # Where not even the newest item fits, the cursor lies behind it.
+    before = items[first].position if first < len(items) else items[-1].position + 1
+    return messages, str(before)
 
 
-def cursor_of(page: Page) -> str | None:
-    """Give the cursor of what lies before a page; None where nothing does."""
-    return str(page.items[0].position) if page.has_earlier and page.items else None
+def _fitting(messages: list[Event], room: int) -> int:
+    """Count the newest messages that fit, as written to the wire."""
+    for count, message in enumerate(reversed(messages)):
+        room -= len(json.dumps(message, separators=(",", ":"))) + len(",")
+        if room < len("[]"):
+            return count
+    return len(messages)
 
 
 def replay(offset: str | None, log: EventLog | None) -> list[Frame] | None:
     """Give the frames after an offset; None where the log can't tell exactly."""
     run_id, _, number = (offset or "").rpartition(":")
-    if log is None or log.run_id != run_id or not number.isascii():
+    if log is None or log.run_id != run_id or not _NUMBER.fullmatch(number):
         return None
-    return log.after(int(number)) if number.isdigit() else None
+    return log.after(int(number))
 
 
 async def read_before(run: ActiveRun) -> Page:
@@ -73,8 +104,9 @@ async def read_before(run: ActiveRun) -> Page:
 def fresh_running(run: ActiveRun, page: Page) -> list[Frame]:
     """Start anew in the middle of a run: its start, what was before, its events."""
     first, *events = run.log.frames()
-    before = snapshot(messages_of(page, run.setup.options), before=cursor_of(page))
-    return [first, Frame(run.run_id, first.number, before), *events]
+    messages, before = shown(page, run.setup.options)
+    told = snapshot(messages, before=before)
+    return [first, Frame(run.run_id, first.number, told), *events]
 
 
 async def read_rest(conversation: Conversation, stale_after: float) -> Rest:
@@ -105,8 +137,7 @@ def fresh_resting(
 ) -> list[Frame]:
     """Start anew where nothing runs: a legal run of its own that only tells."""
     run_id = f"{SYNC_PREFIX}{uuid.uuid4().hex[:12]}"
-    messages = messages_of(rest.page, options)
-    before = cursor_of(rest.page)
+    messages, before = shown(rest.page, options)
     if rest.failed is not None:
         code, failed_run = rest.failed
         events = [
