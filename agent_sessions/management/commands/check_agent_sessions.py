@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import time
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from agent_sessions.backends.base import make_key
 from agent_sessions.backends.database import DatabaseBackend
@@ -17,6 +16,7 @@ from agent_sessions.doctor.examining import why_closed
 from agent_sessions.doctor.turns import BATCH_SIZE
 from agent_sessions.exceptions import AgentSessionError, InvalidSessionId
 from agent_sessions.handler import sessions
+from agent_sessions.management.printing import PrintingCommand, as_json
 from agent_sessions.models import AgentSession
 
 # Exit codes beside 0: something is left to mend, or nothing was looked at.
@@ -26,7 +26,7 @@ NOT_EXAMINED = 2
 INTERVAL = 2.0
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Look for what is broken in stored sessions: outputs without calls, repeated "
         "messages, unreadable rows, wrong counters, runs that died. Nothing is written "
@@ -66,7 +66,7 @@ class Command(BaseCommand):
             progress=self._tell_progress,
         )
         if options["json"]:
-            self.stdout.write(json.dumps({**asdict(report), "left": len(report.left)}))
+            self.stdout.write(as_json({**asdict(report), "left": len(report.left)}))
         else:
             self._tell(report)
         if not report.is_clean:

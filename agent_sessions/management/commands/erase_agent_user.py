@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from agent_sessions.backends.database.removal import BATCH_SIZE
 from agent_sessions.clearing import Selection
 from agent_sessions.clearing.erasure import Receipt, erase_user
 from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.management.printing import PrintingCommand, as_json
 from agent_sessions.management.selecting import count, counted, find_user
 
 # Exit codes beside 0: something is left, or nothing was done at all.
@@ -18,7 +18,7 @@ LEFT = 1
 NOT_DONE = 2
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Erase all sessions of a user, in every backend, with their items, runs and "
         "approvals, and print a receipt as JSON: what was erased, what could not be "
@@ -62,9 +62,9 @@ class Command(BaseCommand):
             raise CommandError(str(exc), returncode=LEFT) from exc
         finally:
             # Also of what was done before it broke off.
-            text = json.dumps(receipt.as_json(), indent=2)
+            text = as_json(receipt.as_json(), indent=2)
             if path is None:
-                self.stdout.write(text)
+                self.stdout.write_lines(text)
             else:
                 path.write_text(f"{text}\n", encoding="utf-8")
         self._tell(receipt, options["verbosity"])

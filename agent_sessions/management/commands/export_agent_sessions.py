@@ -10,11 +10,12 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from agent_sessions.clearing import store_of
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.importing.export import export_session, read_items
+from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import (
     add_selection,
     counted,
@@ -50,7 +51,7 @@ FORMATS: dict[str, tuple[Callable[[AgentSession], Iterator[str]], str]] = {
 }
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Export sessions of all backends: as JSON, an object a line, which "
         "import_agent_sessions reads, or as Markdown for people. A session that can't "
@@ -145,7 +146,7 @@ class Command(BaseCommand):
 
     def _print(self, row: AgentSession, text: IO[bytes]) -> None:
         for line in text:
-            self.stdout.write(line.decode(), ending="")
+            self.stdout.write_lines(line.decode(), ending="")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, BooleanOptionalAction
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from django.core.management.base import BaseCommand, CommandError, no_translations
+from django.core.management.base import CommandError, no_translations
 from django.db import DatabaseError
 from django.utils.translation import ngettext
 
@@ -23,9 +23,10 @@ from agent_sessions.importing import (
     open_source,
 )
 from agent_sessions.importing.progress import Progress
+from agent_sessions.management.printing import PrintingCommand
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Import sessions from another store. It may be interrupted and run again: it "
         "goes on where it stopped, and a second run imports only what is new. A "
@@ -141,7 +142,7 @@ class Command(BaseCommand):
         if not shown:
             return importer.run()
         # Not self.stderr, which ends every line and colours it.
-        progress = Progress(self.stderr._out, source.total())
+        progress = Progress(self.stderr.stream, source.total())
         importer.progress = progress.add
         try:
             return importer.run()
