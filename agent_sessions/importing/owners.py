@@ -18,6 +18,8 @@ from agent_sessions.importing.records import (
 
 # How many owners are remembered, so that memory stays bounded.
 _KNOWN = 10_000
+# Bytes of a list of owners.
+_MOST_BYTES = 64 * 1024 * 1024
 _FIELD = re.compile(r"\{(username|email|pk)\}|(\*)")
 
 
@@ -99,6 +101,11 @@ class OwnersFromFile(Owners):
     def __init__(self, path: str) -> None:
         super().__init__()
         try:
+            if not Path(path).is_file() or Path(path).stat().st_size > _MOST_BYTES:
+                raise UnreadableSource(
+                    f"--owners-csv: can't read {path}: it is no file of up to "
+                    f"{_MOST_BYTES:,} bytes."
+                )
             with Path(path).open(encoding="utf-8-sig", newline="") as file:
                 rows = [row for row in csv.reader(file) if row]
         except (OSError, ValueError, csv.Error) as exc:

@@ -20,7 +20,7 @@ def open_exclusively(path: Path) -> IO[bytes]:
     Raises CommandError. No link is followed.
     """
     try:
-        return open(path, "xb", opener=partial(os.open, mode=0o600))  # noqa: SIM115
+        return open(path, "xb", opener=partial(os.open, mode=0o600))
     except FileExistsError:
         raise CommandError(f"{path} is there already.") from None
     except (OSError, ValueError) as exc:
@@ -55,7 +55,9 @@ def writing(path: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
 
 def unwritable(path: object, exc: Exception) -> CommandError:
     """Return the error to raise where a file can't be written."""
-    return CommandError(f"Can't write to {path}: {getattr(exc, 'strerror', None) or exc}.")
+    return CommandError(
+        f"Can't write to {path}: {getattr(exc, 'strerror', None) or exc}."
+    )
 
 
 def _check_place(path: Path, *, overwrite: bool) -> None:

@@ -152,12 +152,14 @@ class Command(PrintingCommand):
     def _tell(self, report: Report, options: dict[str, Any]) -> None:
         for session_id, reason in report.refused.items():
             self.stderr.write(f"{session_id}: refused: {reason}")
+        if report.more_refused:
+            self.stderr.write(f"and {report.more_refused} more: refused.")
         for session_id in sorted(report.missing):
             self.stderr.write(f"{session_id}: the source has no such session.")
         if options["verbosity"]:
             for line in _lines(report, dry_run=options["dry_run"]):
                 self.stdout.write(line)
-        if count := len(report.refused) + len(report.missing):
+        if count := report.failures:
             raise CommandError(
                 ngettext(
                     "%d session was not imported.",
@@ -200,7 +202,8 @@ def _lines(report: Report, *, dry_run: bool) -> list[str]:
     items = ngettext("%d item", "%d items", report.items) % report.items
     lines = [
         f"{done} {items}: sessions new {report.made}, grown {report.grown}, unchanged "
-        f"{report.unchanged}, refused {len(report.refused)}; branches "
+        f"{report.unchanged}, refused "
+        f"{len(report.refused) + report.more_refused}; branches "
         f"{report.branches}, runs {report.runs}."
     ]
     if report.unreadable:

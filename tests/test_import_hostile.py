@@ -1,0 +1,487 @@
+"""Sources that were made to hang an import, to fill its memory or to go elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from agent_sessions.importing import databases, importer
+from agent_sessions.importing.stream import Stream, TooMuch
+from agent_sessions.models import AgentSession, SessionItem
+from tests.import_sources import conversation, imported, run_import, write_sqlite
+
+pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
+
+MEGABYTE = 1024 * 1024
+SESSIONS = (
+    "CREATE TABLE agent_sessions (session_id TEXT PRIMARY KEY, created_at TEXT, "
+    "updated_at TEXT)"
+)
+MESSAGES = (
+    "CREATE TABLE agent_messages (id INTEGER PRIMARY KEY, session_id TEXT, "
+    "message_data TEXT, created_at TEXT)"
+)
+ENDLESS = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS id, "
+    "'s' AS session_id, '{}' AS message_data, '' AS created_at, '' AS updated_at FROM n"
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "source"
+
+
+def write(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+def refused(kind: str, place: Any, *args: str) -> str:
+    """Import what is refused, and see that nothing of it is kept."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.raises(CommandError) as caught:
+        call_command(
+            "import_agent_sessions",
+            kind,
+            "--from",
+            str(place),
+            *args,
+            stdout=out,
+            stderr=err,
+        )
+    assert not AgentSession.objects.exists()
+    assert not SessionItem.objects.exists()
+    return err.getvalue() + str(caught.value)
+
+
+class TestSchemas:
+    @pytest.mark.parametrize("which", ["agent_sessions", "agent_messages"])
+    def test_a_view_is_not_read(self, path: Path, which: str) -> None:
+        tables = {"agent_sessions": SESSIONS, "agent_messages": MESSAGES}
+        tables[which] = f"CREATE VIEW {which} AS {ENDLESS}"
+        write(path, *tables.values())
+        assert "is a view or a virtual table" in refused("sqlite", path)
+
+    def test_a_view_that_passes_for_a_table_is_not_read(self, path: Path) -> None:
+        write(path, SESSIONS, MESSAGES, "CREATE TABLE other (x)")
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("PRAGMA writable_schema = ON")
+            connection.execute(
+                "UPDATE sqlite_master SET sql = ? WHERE name = 'agent_messages'",
+                [f"CREATE VIEW agent_messages AS {ENDLESS}"],
+            )
+        refused("sqlite", path)
+
+    def test_a_virtual_table_is_not_read(self, path: Path) -> None:
+        write(
+            path,
+            SESSIONS,
+            "CREATE VIRTUAL TABLE agent_messages USING fts5(session_id, message_data, "
+            "created_at)",
+        )
+        assert "is a view or a virtual table" in refused("sqlite", path)
+
+    def test_a_view_beside_advanced_tables_is_not_read(self, path: Path) -> None:
+        write(
+            path,
+            SESSIONS,
+            MESSAGES,
+            f"CREATE VIEW message_structure AS {ENDLESS}",
+            "CREATE TABLE turn_usage (x)",
+        )
+        assert "is a view or a virtual table" in refused("advanced-sqlite", path)
+
+    def test_computed_columns_are_not_read(self, path: Path) -> None:
+        big = "hex(zeroblob(40000000))"
+        write(
+            path,
+            SESSIONS,
+            MESSAGES.replace(
+                "message_data TEXT",
+                f"message_data TEXT GENERATED ALWAYS AS ({big}) VIRTUAL",
+            ),
+            "INSERT INTO agent_sessions VALUES ('s', '', '')",
+            "INSERT INTO agent_messages (session_id) VALUES ('s')",
+        )
+        assert "has computed columns" in refused("sqlite", path)
+
+    def test_checks_and_triggers_are_not_run(self, path: Path) -> None:
+        write(
+            path,
+            SESSIONS,
+            MESSAGES.replace(
+                "message_data TEXT",
+                "message_data TEXT CHECK (length(hex(randomblob(300000000))) > 1)",
+            ),
+            "PRAGMA ignore_check_constraints = ON",
+            "INSERT INTO agent_sessions VALUES ('s', '', '')",
+            "INSERT INTO agent_messages VALUES (1, 's', '{\"role\": \"user\"}', '')",
+            "CREATE TRIGGER t AFTER INSERT ON agent_messages BEGIN SELECT 1; END",
+        )
+        assert "sessions new 1" in run_import("sqlite", path)[0]
+
+    def test_thousands_of_columns_are_no_matter(self, path: Path) -> None:
+        more = ", ".join(f"c{number}" for number in range(1_900))
+        write(
+            path,
+            SESSIONS,
+            MESSAGES[:-1] + f", {more})",
+            "INSERT INTO agent_sessions VALUES ('s', '', '')",
+            "INSERT INTO agent_messages (id, session_id, message_data) VALUES "
+            "(1, 's', '{\"role\": \"user\"}')",
+        )
+        assert "1 item" in run_import("sqlite", path)[0]
+
+    def test_a_query_that_multiplies_rows_ends(self, path: Path) -> None:
+        # No index: each message is looked for among all sessions.
+        numbers = (
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9000)"
+        )
+        write(
+            path,
+            SESSIONS.replace(" PRIMARY KEY", ""),
+            MESSAGES,
+            f"INSERT INTO agent_sessions {numbers} SELECT 's', '', '' FROM n",  # noqa: S608
+            f"INSERT INTO agent_messages {numbers} SELECT i, i, '{{}}', '' FROM n",  # noqa: S608
+        )
+        assert "more steps than a file of this size" in refused(
+            "sqlite", path, "--dry-run"
+        )
+
+    @pytest.mark.parametrize("kind", ["sqlite", "advanced-sqlite"])
+    def test_ids_of_other_types_are_told(self, path: Path, kind: str) -> None:
+        write(
+            path,
+            SESSIONS,
+            MESSAGES.replace("id INTEGER PRIMARY KEY", "id"),
+            "CREATE TABLE message_structure (id, session_id, message_id, branch_id, "
+            "sequence_number, created_at)",
+            "CREATE TABLE turn_usage (id, session_id, branch_id, user_turn_number, "
+            "requests, input_tokens, output_tokens, total_tokens, "
+            "input_tokens_details, output_tokens_details, created_at)",
+            "INSERT INTO agent_sessions VALUES ('s', '', '')",
+            "INSERT INTO agent_messages VALUES ('x', 's', '{}', '')",
+            "INSERT INTO message_structure VALUES (1, 's', 'x', x'ff', 1, '')",
+            "INSERT INTO turn_usage VALUES (1, 's', 7, 'x', 'x', 'x', x'00', 1e300, "
+            "'[', 3, 4)",
+        )
+        refused(kind, path)
+
+    def test_thousands_of_branches_are_refused(self, path: Path) -> None:
+        write(
+            path,
+            SESSIONS,
+            MESSAGES,
+            "CREATE TABLE message_structure (id, session_id, message_id, branch_id, "
+            "sequence_number, created_at)",
+            "INSERT INTO agent_sessions VALUES ('s', '', '')",
+            "INSERT INTO message_structure WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL "
+            "SELECT i + 1 FROM n LIMIT 5000) SELECT i, 's', 1, 'b' || i, 1, '' FROM n",
+        )
+        assert "more than 2,000 branches" in refused("advanced-sqlite", path)
+
+
+class TestSizes:
+    def test_a_message_that_is_too_long_is_named_before_anything_is_written(
+        self, path: Path
+    ) -> None:
+        write_sqlite(path, "s", conversation(2))
+        # Longer than what SQLite is asked for, so it can't even be measured.
+        for size in (databases.ITEM_BYTES + 1, 2 * databases.ITEM_BYTES):
+            update = (
+                "UPDATE agent_messages SET message_data = zeroblob({}) WHERE id = 7"
+            )
+            write(path, update.format(size))
+            assert "s: refused: its message 7 has more than 33,554,432 bytes" in (
+                refused("sqlite", path)
+            )
+
+    def test_long_messages_are_read_a_few_at_a_time(self, path: Path) -> None:
+        items = [
+            {"role": "user", "content": str(number) * 3 * MEGABYTE}
+            for number in range(5)
+        ]
+        write_sqlite(path, "s", items)
+        run_import("sqlite", path)
+        assert imported("s") == items
+
+    @pytest.mark.parametrize("column", ["session_id", "created_at", "updated_at"])
+    def test_long_ids_and_times_don_t_fill_the_memory(
+        self, path: Path, column: str
+    ) -> None:
+        write(
+            path,
+            SESSIONS,
+            MESSAGES,
+            "INSERT INTO agent_sessions VALUES ('s', '', '')",
+            f"UPDATE agent_sessions SET {column} = hex(zeroblob(1000000))",  # noqa: S608
+        )
+        if column == "session_id":
+            assert "more than 65,536 bytes" in refused("sqlite", path)
+        else:
+            assert refused("sqlite", path).startswith("Can't read")
+
+    def test_a_report_names_so_many_sessions(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(importer, "MOST_REFUSED", 2)
+        path.write_text("x\n" * 5 + '{"format": "agent-sessions/1", "session": {"id"')
+        told = refused("export", path)
+        assert told.count("is no session of") == 2
+        assert "and 4 more: refused." in told
+        assert "6 sessions were not imported" in told
+
+
+def page(kind: int, cells: list[bytes], size: int, last: int = 0) -> bytes:
+    """Make a page of a b-tree; `kind` 5 leads to others, 13 has rows."""
+    body, places, end = bytearray(size), [], size
+    for cell in cells:
+        end -= len(cell)
+        body[end : end + len(cell)] = cell
+        places.append(end)
+    head = struct.pack(">BHHHB", kind, 0, len(cells), end, 0)
+    if kind == 5:
+        head += struct.pack(">I", last)
+    head += b"".join(struct.pack(">H", place) for place in places)
+    body[: len(head)] = head
+    return bytes(body)
+
+
+class TestDamage:
+    def test_a_tree_that_leads_to_itself_is_refused(self, path: Path) -> None:
+        write_sqlite(path, "s", conversation(50))
+        with closing(sqlite3.connect(path)) as connection:
+            (root,) = connection.execute(
+                "SELECT rootpage FROM sqlite_master WHERE name = 'agent_messages'"
+            ).fetchone()
+            (size,) = connection.execute("PRAGMA page_size").fetchone()
+        data = bytearray(path.read_bytes())
+        pages = len(data) // size
+        # Sixteen levels, whose every entry leads to the same next one: 300 ** 16 rows.
+        levels = list(range(pages + 1, pages + 17))
+        for level, below in zip(levels, [*levels[1:], root + 1], strict=True):
+            cells = [struct.pack(">I", below) + bytes([1]) for _ in range(300)]
+            data += page(5, cells, size, below)
+            assert level * size == len(data)
+        cells = [struct.pack(">I", levels[0]) + bytes([1]) for _ in range(300)]
+        data[(root - 1) * size : root * size] = page(5, cells, size, levels[0])
+        data[28:32] = struct.pack(">I", len(data) // size)
+        path.write_bytes(data)
+        assert "is damaged" in refused("sqlite", path)
+
+    @pytest.mark.parametrize("at", range(20))
+    def test_flipped_bytes_give_an_error_or_the_items(
+        self, path: Path, at: int
+    ) -> None:
+        write_sqlite(path, "s", conversation(30))
+        data = bytearray(path.read_bytes())
+        for place in range(at * len(data) // 60, len(data), len(data) // (at + 1)):
+            data[place] ^= 0xFF
+        path.write_bytes(data)
+        try:
+            out, _ = run_import("sqlite", path)
+        except CommandError:
+            return
+        # What is broken within a text is kept as it is, and counted.
+        assert SessionItem.objects.count() == 120, out
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"x", b"SQLite format 3\0", os.urandom(9_000), b"\x1f\x8b\x08"]
+    )
+    @pytest.mark.parametrize("kind", ["sqlite", "advanced-sqlite", "export"])
+    def test_files_of_other_kinds_are_refused(
+        self, path: Path, kind: str, content: bytes
+    ) -> None:
+        path.write_bytes(content)
+        if kind == "export" and not content:
+            run_import(kind, path)
+        else:
+            refused(kind, path)
+
+    @pytest.mark.parametrize("kind", ["sqlite", "export"])
+    def test_what_is_no_file_is_refused(self, path: Path, kind: str) -> None:
+        os.mkfifo(path)
+        for place in (path, path.parent, "/dev/zero", "/dev/null", "a\0b", "x" * 5_000):
+            refused(kind, place)
+
+    def test_owners_come_from_a_file(self, path: Path) -> None:
+        write_sqlite(path, "s", conversation(1))
+        os.mkfifo(fifo := path.with_name("fifo"))
+        for place in (fifo, "/dev/zero", "a\0b"):
+            assert "it is no file" in refused(
+                "sqlite", path, "--owners-csv", str(place)
+            )
+
+
+def line(**changes: Any) -> str:
+    session = {
+        "format": "agent-sessions/1",
+        "session": {"id": "s"},
+        "branches": [],
+        "runs": [],
+        "items": [],
+    }
+    return json.dumps(session | changes)
+
+
+def nested(depth: int, opening: str = "[", closing: str = "]") -> str:
+    return opening * depth + closing * depth
+
+
+class TestExports:
+    @pytest.mark.parametrize("depth", [150, 900, 980, 100_000, 3_000_000])
+    def test_nesting_is_no_bomb(self, path: Path, depth: int) -> None:
+        metadata = '{"x": ' + nested(depth) + "}"
+        path.write_text(line(session={"id": "s", "metadata": 0}).replace("0", metadata))
+        refused("export", path)
+
+    @pytest.mark.parametrize("depth", [150, 900, 980, 100_000, 3_000_000])
+    def test_nested_items_are_kept_whole_or_not(self, path: Path, depth: int) -> None:
+        item = {"branch": "main", "position": 1, "turn": 1, "item": {"x": 0}}
+        path.write_text(line(items=[item]).replace('"x": 0', f'"x": {nested(depth)}'))
+        try:
+            run_import("export", path)
+        except CommandError:
+            assert not SessionItem.objects.exists()
+        else:
+            (data,) = SessionItem.objects.values_list("data", flat=True)
+            assert nested(depth) in data
+
+    def test_a_chain_of_branches_needs_no_stack(self, path: Path) -> None:
+        branches: list[Any] = [{"name": "main"}]
+        for number in range(1_100):
+            before = branches[-1]["name"]
+            branch = {"name": f"b{number}", "parent": before, "fork_position": 0}
+            branches.append(branch)
+        path.write_text(line(branches=branches))
+        assert "branches 1101" in run_import("export", path)[0]
+
+    def test_thousands_of_branches_are_refused(self, path: Path) -> None:
+        path.write_text(line(branches=[{"name": str(n)} for n in range(5_000)]))
+        assert "more than 2,000 branches" in refused("export", path)
+
+    def test_numbers_of_thousands_of_digits_are_refused(self, path: Path) -> None:
+        for digits in (20, 4_000, 5_000, 100_000):
+            number = "9" * digits
+            path.write_text(
+                line(session={"id": "s", "requests": 0}).replace("0", number)
+            )
+            refused("export", path)
+
+    def test_a_value_has_an_end(self) -> None:
+        with pytest.raises(TooMuch):
+            Stream(io.StringIO('"' + "x" * 2_000_000)).value(MEGABYTE)
+        with pytest.raises(TooMuch):
+            Stream(io.StringIO('"' + "x" * MEGABYTE + '"\n')).value(MEGABYTE)
+        stream = Stream(io.StringIO('"' + "x" * (MEGABYTE - 2) + '"\n'))
+        assert len(stream.value(MEGABYTE)) == MEGABYTE - 2
+        assert stream.taken == MEGABYTE
+
+
+LIMITED = """
+import resource, sys
+import django
+from django.core.management import execute_from_command_line
+django.setup()
+resource.setrlimit(resource.RLIMIT_CPU, (100, 100))
+resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000,) * 2)
+execute_from_command_line(["manage.py", "import_agent_sessions", *sys.argv[1:]])
+"""
+
+
+def one_line(text: str) -> Callable[[Any], None]:
+    def make(file: Any) -> None:
+        file.write(text)
+        file.flush()
+        os.truncate(file.fileno(), 2_000 * MEGABYTE)
+
+    return make
+
+
+def pieces(text: str, piece: str, size: int) -> Callable[[Any], None]:
+    def make(file: Any) -> None:
+        file.write(text)
+        for _ in range(size * MEGABYTE // (len(piece) * 1_000)):
+            file.write(piece * 1_000)
+
+    return make
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "make",
+    [
+        one_line('"'),
+        one_line('{"format": "'),
+        one_line(line()[:-2] + '{"branch": "main", "item": {"content": "'),
+        pieces('{"format": [', "[],", 400),
+        pieces("", '{"format": [', 100),
+        pieces("{", '"aaaa": [[], [], []],', 400),
+        pieces(line(session={"id": "s"})[:-2], '{"branch":"main","x":[]},', 100),
+        pieces("", " ", 500),
+        pieces("", "x\n", 1),
+    ],
+    ids=[
+        "text",
+        "header",
+        "item",
+        "lists",
+        "nested",
+        "keys",
+        "items",
+        "blanks",
+        "lines",
+    ],
+)
+def test_a_long_file_takes_bounded_memory(
+    path: Path, make: Callable[[Any], None], database_environment: dict[str, str]
+) -> None:
+    with path.open("w") as file:
+        make(file)
+    ended = limited(database_environment, "export", str(path), "--no-progress")
+    assert ended.returncode in {0, 1}, ended.stderr[-2_000:]
+    assert b"Traceback" not in ended.stderr
+    assert not SessionItem.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_long_cells_take_bounded_memory(
+    path: Path, database_environment: dict[str, str]
+) -> None:
+    write(
+        path,
+        SESSIONS,
+        MESSAGES,
+        "INSERT INTO agent_sessions VALUES ('s', '', '')",
+        *["INSERT INTO agent_messages VALUES (NULL, 's', zeroblob(30000000), '')"] * 10,
+        "INSERT INTO agent_messages VALUES (NULL, 's', zeroblob(300000000), '')",
+    )
+    ended = limited(database_environment, "sqlite", str(path))
+    assert ended.returncode == 1
+    assert b"its message 11 has more than" in ended.stderr
+    assert b"Traceback" not in ended.stderr
+
+
+def limited(environment: dict[str, str], kind: str, *args: str) -> Any:
+    return subprocess.run(
+        [sys.executable, "-c", LIMITED, kind, "--from", *args],
+        env=environment,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
