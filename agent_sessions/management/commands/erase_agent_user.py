@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from django.core.management.base import CommandError
+from django.db import DatabaseError
 
 from agent_sessions.backends.database.removal import BATCH_SIZE
 from agent_sessions.clearing import Selection
@@ -63,6 +64,13 @@ class Command(PrintingCommand):
             erase_user(user, receipt, batch_size=options["batch_size"])
         except AgentSessionError as exc:
             raise CommandError(str(exc), returncode=LEFT) from exc
+        except DatabaseError as exc:
+            # The driver's own words may quote contents, so only its kind is told.
+            raise CommandError(
+                f"The database refused the call ({type(exc).__name__}). Run the same "
+                "command again to go on.",
+                returncode=LEFT,
+            ) from exc
         finally:
             # Also of what was done before it broke off.
             self._write(receipt, file)
