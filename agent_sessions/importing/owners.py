@@ -10,6 +10,7 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 
+from agent_sessions.backends.arguments import is_text
 from agent_sessions.importing.records import (
     ImportProblem,
     SourceSession,
@@ -132,6 +133,8 @@ def _find(field: str, value: str) -> Any:
     model: Any = get_user_model()
     names = {"username": model.USERNAME_FIELD, "email": model.get_email_field_name()}
     try:
+        if not is_text(value):
+            raise ValueError
         return model._default_manager.get(**{names.get(field, "pk"): value}).pk
     except (model.DoesNotExist, ValueError, ValidationError):
         raise ImportProblem(f"there is no user whose {field} is {value!r}.") from None

@@ -111,7 +111,10 @@ class PrintingCommand(BaseCommand):
 
     def ask(self, question: str) -> str:
         """Ask on the terminal. Raises EOFError where nobody answers."""
-        return input(printable(question))
+        try:
+            return input(printable(question))
+        except UnicodeDecodeError:
+            return ""
 
 
 def moment(when: datetime | None) -> str:

@@ -8,6 +8,7 @@ from django.core.management.base import CommandError, no_translations
 from django.db import DatabaseError
 from django.utils.translation import ngettext
 
+from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
@@ -24,6 +25,7 @@ from agent_sessions.importing import (
 )
 from agent_sessions.importing.progress import Progress
 from agent_sessions.management.printing import PrintingCommand
+from agent_sessions.management.selecting import count
 
 
 class Command(PrintingCommand):
@@ -81,7 +83,7 @@ class Command(PrintingCommand):
         )
         parser.add_argument(
             "--batch-size",
-            type=int,
+            type=count,
             default=1_000,
             help="items of one transaction (default: %(default)s)",
         )
@@ -97,8 +99,6 @@ class Command(PrintingCommand):
     # Half of the report is words that are not translated, as those of other commands.
     @no_translations
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["batch_size"] < 1:
-            raise CommandError("--batch-size must be 1 or more.")
         source = None
         try:
             source = _source(options)
@@ -159,14 +159,14 @@ class Command(PrintingCommand):
         if options["verbosity"]:
             for line in _lines(report, dry_run=options["dry_run"]):
                 self.stdout.write(line)
-        if count := report.failures:
+        if failures := report.failures:
             raise CommandError(
                 ngettext(
                     "%d session was not imported.",
                     "%d sessions were not imported.",
-                    count,
+                    failures,
                 )
-                % count
+                % failures
             )
 
 
@@ -177,6 +177,8 @@ def _source(options: dict[str, Any]) -> Source:
         raise CommandError(
             f"--timezone: there is no zone {options['timezone']!r}."
         ) from None
+    for session_id in options["session_id"]:
+        check_session_id(session_id)
     return open_source(
         options["kind"],
         options["place"],

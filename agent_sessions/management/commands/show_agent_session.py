@@ -9,6 +9,7 @@ from django.core.management.base import CommandError
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
 from agent_sessions.clearing import Selection, store_of
+from agent_sessions.clearing.selection import is_storable
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.importing.export import describe_item, describe_session
 from agent_sessions.items import StoredItem
@@ -58,6 +59,9 @@ class Command(PrintingCommand):
                         f"The backend {row.backend!r} keeps no branches; leave "
                         "--branch out."
                     )
+                # Databases refuse to look for other names.
+                if not is_storable(options["branch"]):
+                    raise CommandError(f"There is no branch {options['branch']!r}.")
                 key = replace(key, branch=options["branch"])
             items = _items(backend, key, options["limit"])
             for line in (_as_json if options["json"] else self._as_text)(row, items):
