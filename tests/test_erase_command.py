@@ -268,8 +268,9 @@ class TestReceipt:
 
 @pytest.fixture
 def private(_stores: None) -> Iterator[None]:
+    configured: Any = settings
     setting = {
-        **settings.AGENT_SESSIONS,
+        **configured.AGENT_SESSIONS,
         "private": {
             "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
             "OPTIONS": {"backend": "default", "keys": [NEW], "session_keys": True},

@@ -33,7 +33,7 @@ class Output(OutputWrapper):
         # Whether messages come with their own line ends, as Django's checks do.
         self.has_lines = False
 
-    def write(
+    def write(  # type: ignore[override]  # as Django's own
         self,
         msg: str = "",
         style_func: Callable[[str], str] | None = None,
