@@ -118,7 +118,24 @@ class TestSchemas:
             "INSERT INTO agent_sessions VALUES ('s', '', '')",
             "INSERT INTO agent_messages (session_id) VALUES ('s')",
         )
-        assert "has computed columns" in refused("sqlite", path)
+        assert "has computed columns or indexes" in refused("sqlite", path)
+
+    @pytest.mark.parametrize(
+        "index",
+        [
+            "(instr(hex(zeroblob(30000)), hex(zeroblob(15000)) || session_id))",
+            "(session_id) WHERE hex(zeroblob(9000)) GLOB '*0*0*0*0*0*0*0*0*0*1'",
+        ],
+    )
+    def test_computed_indexes_are_not_read(self, path: Path, index: str) -> None:
+        write(
+            path,
+            SESSIONS,
+            MESSAGES,
+            f"CREATE INDEX i ON agent_messages {index}",
+            "INSERT INTO agent_sessions VALUES ('s', '', '')",
+        )
+        assert "computed columns or indexes" in refused("sqlite", path)
 
     def test_checks_and_triggers_are_not_run(self, path: Path) -> None:
         write(
@@ -314,6 +331,17 @@ class TestDamage:
             refused(kind, path)
 
     @pytest.mark.parametrize("kind", ["sqlite", "export"])
+    def test_a_name_of_odd_bytes_is_a_name(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / os.fsdecode(b"\xff ?#%.db")
+        if kind == "sqlite":
+            write_sqlite(tmp_path / "s", "s", conversation(1))
+            (tmp_path / "s").rename(path)
+        else:
+            path.write_text(line())
+        assert "sessions new 1" in run_import(kind, path)[0]
+        assert "unchanged 1" in run_import(kind, path)[0]
+
+    @pytest.mark.parametrize("kind", ["sqlite", "export"])
     def test_what_is_no_file_is_refused(self, path: Path, kind: str) -> None:
         os.mkfifo(path)
         for place in (path, path.parent, "/dev/zero", "/dev/null", "a\0b", "x" * 5_000):
@@ -404,11 +432,11 @@ execute_from_command_line(["manage.py", "import_agent_sessions", *sys.argv[1:]])
 """
 
 
-def one_line(text: str) -> Callable[[Any], None]:
+def one_line(text: str, size: int = 800) -> Callable[[Any], None]:
     def make(file: Any) -> None:
         file.write(text)
         file.flush()
-        os.truncate(file.fileno(), 2_000 * MEGABYTE)
+        os.truncate(file.fileno(), size * MEGABYTE)
 
     return make
 
@@ -426,12 +454,12 @@ def pieces(text: str, piece: str, size: int) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     "make",
     [
-        one_line('"'),
+        one_line('"', 2_000),
         one_line('{"format": "'),
         one_line(line()[:-2] + '{"branch": "main", "item": {"content": "'),
-        pieces('{"format": [', "[],", 400),
+        pieces('{"format": [', "[],", 100),
         pieces("", '{"format": [', 100),
-        pieces("{", '"aaaa": [[], [], []],', 400),
+        pieces("{", '"aaaa": [[], [], []],', 100),
         pieces(line(session={"id": "s"})[:-2], '{"branch":"main","x":[]},', 100),
         pieces("", " ", 500),
         pieces("", "x\n", 1),

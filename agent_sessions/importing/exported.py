@@ -49,7 +49,7 @@ class ExportSource(Source):
         # The lines that ids were found on: a second one would pass for growth.
         self._seen: dict[str, int] = {}
         try:
-            self.name = f"export:{Path(path).resolve()}"
+            self.name = as_text(f"export:{Path(path).resolve()}")
             if not Path(path).is_file():
                 # Pipes and devices may never end, or never begin.
                 raise UnreadableSource(f"There is no regular file {path!r}.")

@@ -57,10 +57,10 @@ class Report:
         name = str(session_id)
         if len(name) > NAME_LENGTH:
             name = f"{name[:NAME_LENGTH]}…"
-        if name in self.refused or len(self.refused) < MOST_REFUSED:
-            self.refused[name] = reason
-        else:
+        if name in self.refused or len(self.refused) >= MOST_REFUSED:
             self.more_refused += 1
+        else:
+            self.refused[name] = reason
 
 
 class Importer:

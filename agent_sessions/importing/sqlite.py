@@ -7,6 +7,7 @@ query goes on for longer than a file of this size can need.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from array import array
@@ -23,6 +24,7 @@ from agent_sessions.importing.databases import (
     Alias,
     Database,
     TooLong,
+    as_text,
 )
 from agent_sessions.importing.records import UnreadableSource
 
@@ -45,10 +47,10 @@ class SQLiteFile(Database):
     mark = "?"
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path.resolve())
+        self.name = as_text(str(path.resolve()))
         self._most = _STEPS + _STEPS_PER_BYTE * path.stat().st_size
         self._steps = 0
-        uri = f"file:{quote_url(self.name)}?mode=ro"
+        uri = f"file:{quote_url(os.fsencode(path.resolve()))}?mode=ro"
         try:
             self._connection = sqlite3.connect(
                 uri, uri=True, timeout=20, isolation_level=None
@@ -117,7 +119,7 @@ class SQLiteFile(Database):
             raise self._problem(exc) from exc
 
     def quote(self, name: str) -> str:
-        return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
+        return ".".join(map(_quote, name.split(".")))
 
     def close(self) -> None:
         self._connection.close()
@@ -147,12 +149,12 @@ class SQLiteFile(Database):
             )
         if not made:
             return
-        quoted = self.quote(name)
+        quoted = _quote(name)
         hidden = [row[-1] for row in self.rows(f"PRAGMA table_xinfo({quoted})")]
-        if any(hidden):
+        if any(hidden) or self._has_computed_index(quoted):
             raise UnreadableSource(
-                f"{table} of {self.name} has computed columns, which aren't read. Copy "
-                "it into a table without them."
+                f"{table} of {self.name} has computed columns or indexes, which aren't "
+                "read. Copy it into a table without them."
             )
         ((found, *_), *_) = self.rows(f"PRAGMA integrity_check({quoted})") or [
             ("no answer",)
@@ -162,6 +164,15 @@ class SQLiteFile(Database):
                 f"{self.name} is damaged: {found}. Let SQLite's shell recover what is "
                 "left, with .recover, into a new file."
             )
+
+    def _has_computed_index(self, quoted: str) -> bool:
+        """Tell whether a table has a partial index, or one of expressions."""
+        for _, name, _, _, is_partial in self.rows(f"PRAGMA index_list({quoted})"):
+            columns = self.rows(f"PRAGMA index_xinfo({_quote(name)})")
+            # An expression is column -2, the row's own number -1.
+            if is_partial or any(column[1] == -2 for column in columns):
+                return True
+        return False
 
     def _problem(self, exc: Exception) -> UnreadableSource:
         if isinstance(exc, sqlite3.OperationalError) and self._steps > self._most:
@@ -197,6 +208,10 @@ def open_database(place: str) -> Database:
 def _name(table: str) -> str:
     """Give a table's name without its schema."""
     return table.rpartition(".")[2]
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _text(data: bytes) -> str:
