@@ -87,6 +87,32 @@ class TestSchemas:
             )
         refused("sqlite", path)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "type = 'index'",
+            "name = 'other', tbl_name = 'other'",
+            f"type = 'x', sql = 'CREATE VIEW agent_messages AS {ENDLESS}'",
+            f"name = 'x', sql = 'CREATE VIEW agent_messages AS {ENDLESS}'",
+            "name = 'x', rootpage = 0, sql = 'CREATE VIRTUAL TABLE agent_messages "
+            "USING fts5(session_id, message_data, created_at)'",
+        ],
+    )
+    def test_a_schema_that_contradicts_itself_is_not_read(
+        self, path: Path, change: str
+    ) -> None:
+        write(path, SESSIONS, MESSAGES, "CREATE TABLE decoy (x)")
+        # Quotes within quotes are doubled.
+        head, mark, view = change.partition("sql = '")
+        change = head + mark + view[:-1].replace("'", "''") + view[-1:]
+        write(
+            path,
+            "PRAGMA writable_schema = ON",
+            f"UPDATE sqlite_master SET {change} WHERE name = 'agent_messages'",  # noqa: S608
+            "UPDATE sqlite_master SET name = 'agent_messages' WHERE name = 'decoy'",
+        )
+        refused("sqlite", path)
+
     def test_a_virtual_table_is_not_read(self, path: Path) -> None:
         write(
             path,
@@ -211,6 +237,28 @@ class TestSchemas:
             "SELECT i + 1 FROM n LIMIT 5000) SELECT i, 's', 1, 'b' || i, 1, '' FROM n",
         )
         assert "more than 2,000 branches" in refused("advanced-sqlite", path)
+
+    def test_so_many_runs_are_refused(self, path: Path) -> None:
+        numbers = (
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n "
+            "LIMIT 100001)"
+        )
+        write(
+            path,
+            SESSIONS,
+            MESSAGES,
+            "CREATE TABLE message_structure (id, session_id, message_id, branch_id, "
+            "sequence_number, created_at)",
+            "CREATE TABLE turn_usage (id, session_id, branch_id, user_turn_number, "
+            "requests, input_tokens, output_tokens, total_tokens, "
+            "input_tokens_details, output_tokens_details, created_at)",
+            "INSERT INTO agent_sessions VALUES ('s', '', '')",
+            "INSERT INTO agent_messages VALUES (1, 's', '{}', '')",
+            "INSERT INTO message_structure VALUES (1, 's', 1, 'main', 1, '')",
+            f"INSERT INTO turn_usage {numbers} SELECT i, 's', 'main', i, 1, 1, 1, 1, "
+            "'{}', '{}', '' FROM n",
+        )
+        assert "more than 100,000 runs" in refused("advanced-sqlite", path)
 
 
 class TestSizes:

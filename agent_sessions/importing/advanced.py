@@ -9,7 +9,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
-from agent_sessions.importing.checks import MOST_BRANCHES
+from agent_sessions.importing.checks import MOST_BRANCHES, MOST_RUNS
 from agent_sessions.importing.databases import as_time
 from agent_sessions.importing.records import (
     Mark,
@@ -165,7 +165,8 @@ class AdvancedSource(TableSource):
             "SELECT branch_id, user_turn_number, requests, input_tokens, "
             "output_tokens, total_tokens, input_tokens_details, "
             f"output_tokens_details, {self.database.time('created_at')} "
-            f"FROM turn_usage WHERE session_id = {self.database.mark} ORDER BY id",
+            f"FROM turn_usage WHERE session_id = {self.database.mark} "
+            f"ORDER BY id LIMIT {MOST_RUNS + 1}",
             [session_id],
         ):
             details = {"in": _object(input_details), "out": _object(output_details)}

@@ -25,6 +25,8 @@ MOST_TURNS = 2**31 - 1
 MOST_POSITIONS = 2**63 - 1
 # Each is compared with those before it, and a session's row names all of them.
 MOST_BRANCHES = 2_000
+# Each is held in memory, with its usage.
+MOST_RUNS = 100_000
 # Lists and objects within each other: writing JSON needs a call for each.
 MOST_DEPTH = 100
 
@@ -88,6 +90,10 @@ def _check_branch(branch: SourceBranch, known: set[str]) -> None:
 
 def _check_runs(session: SourceSession) -> None:
     """See that rows can be made of the runs, and that their sums fit."""
+    if len(session.runs) > MOST_RUNS:
+        raise ImportProblem(
+            f"it has more than {MOST_RUNS:,} runs. Delete some in the source."
+        )
     known: set[str] = set()
     for number, run in enumerate(session.runs, 1):
         if run.run_id in known:

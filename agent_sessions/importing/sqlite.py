@@ -137,21 +137,17 @@ class SQLiteFile(Database):
     def _check_table(self, table: str) -> None:
         """Refuse what is computed, and what is damaged."""
         name = _name(table)
-        made = self.rows(
-            "SELECT sql FROM sqlite_master WHERE type IN ('table', 'view') "
-            "AND name = ? COLLATE NOCASE",
-            [name],
-        )
-        if any(not isinstance(sql, str) or not _TABLE.match(sql) for (sql,) in made):
+        quoted = _quote(name)
+        columns = self.rows(f"PRAGMA table_xinfo({quoted})")
+        if not columns:
+            # There is none, which is told where it is read.
+            return
+        if not self._is_table(name):
             raise UnreadableSource(
                 f"{table} of {self.name} is a view or a virtual table. Only tables are "
                 "read: copy what it shows into one."
             )
-        if not made:
-            return
-        quoted = _quote(name)
-        hidden = [row[-1] for row in self.rows(f"PRAGMA table_xinfo({quoted})")]
-        if any(hidden) or self._has_computed_index(quoted):
+        if any(column[-1] for column in columns) or self._has_computed_index(quoted):
             raise UnreadableSource(
                 f"{table} of {self.name} has computed columns or indexes, which aren't "
                 "read. Copy it into a table without them."
@@ -164,6 +160,22 @@ class SQLiteFile(Database):
                 f"{self.name} is damaged: {found}. Let SQLite's shell recover what is "
                 "left, with .recover, into a new file."
             )
+
+    def _is_table(self, name: str) -> bool:
+        """Tell whether a name is a table's: in the schema's text, and as it is read."""
+        made = self.rows(
+            "SELECT sql FROM sqlite_master WHERE type IN ('table', 'view') "
+            "AND name = ? COLLATE NOCASE",
+            [name],
+        )
+        # Releases of SQLite before 3.37 don't know it, and give nothing.
+        kinds = {row[2] for row in self.rows(f"PRAGMA table_list({_quote(name)})")}
+        return (
+            len(made) == 1
+            and isinstance(made[0][0], str)
+            and _TABLE.match(made[0][0]) is not None
+            and kinds <= {"table"}
+        )
 
     def _has_computed_index(self, quoted: str) -> bool:
         """Tell whether a table has a partial index, or one of expressions."""
