@@ -256,7 +256,7 @@ class TestSchemas:
             "INSERT INTO agent_messages VALUES (1, 's', '{}', '')",
             "INSERT INTO message_structure VALUES (1, 's', 1, 'main', 1, '')",
             f"INSERT INTO turn_usage {numbers} SELECT i, 's', 'main', i, 1, 1, 1, 1, "
-            "'{}', '{}', '' FROM n",
+            "'{}', '{}', '' FROM n",  # noqa: S608
         )
         assert "more than 100,000 runs" in refused("advanced-sqlite", path)
 
