@@ -187,7 +187,7 @@ class AgentConsumer(GuardedSocket):
                 await self._give_up(exc)
                 return
             if code == "internal":
-                logger.error("Run %s can't start: %s", request.run_id, exc)
+                logger.error("Run %r can't start: %s", request.run_id, exc)
             await self._refuse(code, request.run_id)
         else:
             if run is None:

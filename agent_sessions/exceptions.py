@@ -6,9 +6,17 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
 
+from agent_sessions.characters import printable
+
 
 class AgentSessionError(Exception):
-    """Base of every error that agent_sessions raises."""
+    """Base of every error that agent_sessions raises.
+
+    What it quotes comes from people: its text is one line of what may be printed.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InvalidBackend(AgentSessionError, ImproperlyConfigured):

@@ -261,7 +261,7 @@ async def test_no_contents_are_logged(caplog: pytest.LogCaptureFixture) -> None:
             await tab.say("r-1", "private words")
             await tab.to_end()
     ours = [r.getMessage() for r in caplog.records if r.name.startswith("agent_s")]
-    assert ours == ["Run r-1 failed: internal (RuntimeError)"]
+    assert ours == ["Run 'r-1' failed: internal (RuntimeError)"]
 
 
 async def test_too_many_turns_keep_what_was_done() -> None:

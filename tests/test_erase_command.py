@@ -9,21 +9,37 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.apps import apps
+from django.conf import settings
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.auth import get_user_model
+from django.contrib.contenttypes.models import ContentType
 from django.core.management import CommandError, call_command
 from django.db import transaction
+from django.db.models import CharField, Q, TextField
 from django.test import override_settings
 from django.utils import timezone
 
 from agent_sessions import sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.clearing import unfinished_items
+from agent_sessions.clearing.traces import owner_filter
 from agent_sessions.handler import DATABASE_BACKEND
-from agent_sessions.models import AgentRun, AgentSession, PendingClear, SessionItem
+from agent_sessions.models import (
+    AgentRun,
+    AgentSession,
+    Branch,
+    PendingClear,
+    SessionItem,
+    SessionSecret,
+)
+from agent_sessions.signals import session_cleared
+from tests.test_encryption import NEW
 from tests.test_pending import FailingBackend
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -91,6 +107,8 @@ def test_everything_of_the_person_goes_and_the_receipt_says_so(alice: Any) -> No
         "format": "agent-sessions/erasure-1",
         "user": "alice",
         "user_pk": str(alice.pk),
+        "log_entries": 0,
+        "keys": 0,
         "complete": True,
         "sessions": 3,
         "items": 7,
@@ -243,3 +261,155 @@ class TestReceipt:
         receipt = json.loads(out.getvalue())
         assert [each["session_id"] for each in receipt["erased"]] == ["one"]
         assert (receipt["complete"], receipt["finished_at"]) == (False, "")
+
+
+# -- whatever names the person ---------------------------------------------------------
+
+
+@pytest.fixture
+def private(_stores: None) -> Iterator[None]:
+    configured: Any = settings
+    setting = {
+        **configured.AGENT_SESSIONS,
+        "private": {
+            "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
+            "OPTIONS": {"backend": "default", "keys": [NEW], "session_keys": True},
+        },
+    }
+    with override_settings(AGENT_SESSIONS=setting):
+        yield
+
+
+def log(row: Any, by: Any, text: str = "") -> LogEntry:
+    kind = ContentType.objects.get_for_model(row, for_concrete_model=False)
+    return LogEntry.objects.create(
+        user=by,
+        content_type=kind,
+        object_id=str(row.pk),
+        object_repr=str(row),
+        action_flag=CHANGE,
+        change_message=text or f"Read {row}.",
+    )
+
+
+def seed(user: Any, name: str) -> list[Any]:
+    """Make a row of every model that says something about a person's session."""
+    remote = make(f"{name}-remote", user, "lists")
+    FailingBackend.down = True
+    remote.delete()
+    FailingBackend.down = False
+    row = make(f"{name}-private", user, "private")
+    branch = Branch.objects.get(session=row)
+    old = Branch.objects.create(
+        session=row, name=f"{name}~1", parent=branch, archived_at=timezone.now()
+    )
+    SessionItem.objects.create(branch=old, position=1, data="{}", text=name)
+    run = AgentRun.objects.create(session=row, branch=old, run_id=f"{name}-run")
+    lone = SessionSecret.objects.create(
+        backend="gone", session_id=f"{name}-lone", owner=str(user.pk), wrapped="x"
+    )
+    items = SessionItem.objects.filter(branch__session=row)
+    pending = PendingClear.objects.get(session_id=f"{name}-remote")
+    return [row, branch, old, run, lone, pending, *items]
+
+
+def named(model: Any, user: Any, name: str) -> Any:
+    """Give the rows of a model that are a person's, or name a session of theirs."""
+    wanted = Q(**(owner_filter(model, user.pk) or {"pk__in": ()}))
+    for field in model._meta.fields:
+        if isinstance(field, CharField | TextField):
+            wanted |= Q(**{f"{field.name}__contains": name})
+    return model._base_manager.filter(wanted)
+
+
+@pytest.mark.usefixtures("private")
+def test_no_row_of_any_model_names_the_person_s_sessions(alice: Any) -> None:
+    bob = get_user_model()._default_manager.create_user("bob")
+    entries = [log(row, bob) for row in seed(alice, "alices-own")]
+    others = [log(row, bob) for row in seed(bob, "bobs-own")]
+    models = list(apps.get_app_config("agent_sessions").get_models())
+    for model in models:
+        # A model that is new has an owner, and a row in seed().
+        assert owner_filter(model, alice.pk) is not None, model
+        assert named(model, alice, "alices-own").exists(), model
+    before = {model: set(named(model, bob, "bobs-own")) for model in models}
+    receipt, _ = run("alice", "--noinput")
+    assert receipt["complete"]
+    assert receipt["keys"] == 1
+    assert receipt["log_entries"] == len(entries)
+    for model in models:
+        assert not named(model, alice, "alices-own").exists(), model
+        # The other person's pending history was removed, as it was due.
+        if model is not PendingClear:
+            assert set(named(model, bob, "bobs-own")) == before[model]
+    assert not named(LogEntry, alice, "alices-own").exists()
+    for entry in entries:
+        entry.refresh_from_db()
+        assert (entry.object_id, entry.object_repr, entry.change_message) == (
+            None,
+            "erased",
+            "",
+        )
+        assert entry.user == bob
+        assert entry.action_flag == CHANGE
+    for entry in others:
+        assert LogEntry.objects.filter(
+            pk=entry.pk, object_repr=entry.object_repr, object_id=entry.object_id
+        ).exists()
+
+
+@pytest.mark.usefixtures("private")
+class TestTraces:
+    def test_what_is_logged_meanwhile_is_blanked_too(self, alice: Any) -> None:
+        row = make("one", alice)
+
+        def read(**kwargs: Any) -> None:
+            log(row, alice)
+
+        session_cleared.connect(read)
+        try:
+            run("alice", "--noinput")
+        finally:
+            session_cleared.disconnect(read)
+        entry = LogEntry.objects.get()
+        assert (entry.object_repr, entry.object_id) == ("erased", None)
+
+    def test_what_the_person_did_themselves_stays(self, alice: Any) -> None:
+        bob = get_user_model()._default_manager.create_user("bob")
+        entry = log(make("his", bob), alice, "Read his.")
+        own = log(alice, alice, "Changed their name.")
+        run("alice", "--noinput")
+        for each in (entry, own):
+            assert LogEntry.objects.filter(
+                pk=each.pk, object_repr=each.object_repr, change_message__gt=""
+            ).exists()
+
+    def test_odd_keys_in_the_log_are_passed_over(self, alice: Any) -> None:
+        entry = log(make("one", alice), alice)
+        for key in ("x", "-1", "9" * 5_000, "9" * 30, "\u0661", ""):
+            LogEntry.objects.create(
+                user=alice,
+                content_type=entry.content_type,
+                object_id=key,
+                object_repr=key[:10],
+                action_flag=CHANGE,
+            )
+        assert run("alice", "--noinput")[0]["log_entries"] == 1
+
+    def test_the_key_of_a_session_that_is_left_stays(self, alice: Any) -> None:
+        row = make("busy", alice, "private")
+        AgentSession.objects.update(run_id="r", run_seen_at=timezone.now())
+        receipt, _ = run("alice", "--noinput", code=1)
+        assert (receipt["complete"], receipt["keys"]) == (False, 0)
+        assert SessionSecret.objects.get().session_id == row.session_id
+        AgentSession.objects.update(run_id="")
+        assert run("alice", "--noinput")[0]["complete"]
+        assert not SessionSecret.objects.exists()
+
+    def test_the_key_of_a_session_that_is_being_made_stays(self, alice: Any) -> None:
+        later = timezone.now() + timedelta(minutes=1)
+        SessionSecret.objects.create(
+            backend="private", session_id="new", owner=str(alice.pk), created_at=later
+        )
+        assert run("alice", "--noinput")[0]["keys"] == 0
+        assert SessionSecret.objects.exists()

@@ -20,12 +20,17 @@ def check_session_id(session_id: Any) -> str:
             f"A session id has 1 to {SESSION_ID_LENGTH} characters; this one has "
             f"{len(session_id)}. Hash a longer key, or use AgentSession.new_id()."
         )
-    if "\x00" in session_id or any("\ud800" <= c <= "\udfff" for c in session_id):
+    if not is_text(session_id):
         raise InvalidSessionId(
             "A session id can't hold NUL characters or lone surrogates, which "
             "databases refuse. Remove them."
         )
     return session_id
+
+
+def is_text(value: str) -> bool:
+    """Tell whether every database takes a text: no NUL, and no lone surrogate."""
+    return "\x00" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def check_limit(limit: Any) -> None:

@@ -64,6 +64,7 @@ def _from_text(value: Any) -> timedelta:
     try:
         for number, unit in _PART.findall(value):
             age += timedelta(**{UNITS[unit]: int(number)})
-    except OverflowError:
+    except (OverflowError, ValueError):
+        # A number of thousands of digits isn't even read.
         raise ValueError("It is longer than time itself.") from None
     return age

@@ -8,10 +8,12 @@ from typing import Any
 from django.core.checks import CheckMessage, Error
 
 from agent_sessions.backends.base import BaseSessionBackend
+from agent_sessions.checks.messages import printed
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 
 
+@printed
 def check_backends(**kwargs: Any) -> list[CheckMessage]:
     """Build each configured backend and ask it for its own findings."""
     try:
@@ -32,6 +34,7 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
     return messages
 
 
+@printed
 def check_databases(
     *, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:

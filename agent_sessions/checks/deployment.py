@@ -9,12 +9,14 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Warning
 from django.utils.module_loading import import_string
 
+from agent_sessions.checks.messages import printed
 from agent_sessions.checks.routing import unguarded_routes, wildcard_routes
 
 REDIS_LAYER = "channels_redis.core.RedisChannelLayer"
 IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 
 
+@printed
 def check_deployment(**kwargs: Any) -> list[CheckMessage]:
     """Report what loses messages or lets strangers in, once there is a server."""
     path = getattr(settings, "ASGI_APPLICATION", None)

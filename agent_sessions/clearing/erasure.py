@@ -9,8 +9,19 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.utils import timezone
 
 from agent_sessions.backends.leftovers import owner_text
-from agent_sessions.clearing.removing import Removal, Spared, finish_removals, remove
+from agent_sessions.clearing.removing import (
+    Removal,
+    Spared,
+    finish_removals,
+    remove,
+    unfinished_items,
+)
 from agent_sessions.clearing.selection import Selection
+from agent_sessions.clearing.traces import (
+    blank_log_about,
+    blank_log_of,
+    delete_lone_keys,
+)
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession, PendingClear
@@ -32,8 +43,9 @@ class Erased:
 class Left:
     """A session that is still there, and why: a code for programs, words for people.
 
-    The codes are `run_active`, `store_failed`, and `pending` for what a session that
-    was deleted earlier has left in its store.
+    The codes are `run_active`, `store_failed`, `pending` for what a session that was
+    deleted earlier has left in its store, and `removing` for items of sessions without
+    a name, which another process is deleting.
     """
 
     backend: str
@@ -50,6 +62,9 @@ class Receipt:
     user_pk: str
     started_at: str
     finished_at: str = ""
+    # Entries of the admin's log that named them, and keys of sessions that were gone.
+    log_entries: int = 0
+    keys: int = 0
     erased: list[Erased] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
 
@@ -75,12 +90,16 @@ class Receipt:
 
 
 def erase_user(user: AbstractBaseUser, receipt: Receipt, *, batch_size: int) -> None:
-    """Erase all sessions of a user with their items, runs and approvals.
+    """Erase all sessions of a user with their items, runs, approvals and keys.
 
+    What the admin's log calls them goes too; who did something, and when, stays there.
     The user stays. A session with an active run and one whose store can't be reached
     are left and told; a later call goes on with them. Raises InvalidBackend.
     """
     how = Removal(delete=True, waiting=True, batch_size=batch_size)
+    databases, began, gone = _databases(), timezone.now(), list[Any]()
+    # First: whose an entry is can't be told once the rows are gone.
+    receipt.log_entries += blank_log_of(user.pk, databases)
     for row in Selection(user=user).rows():
         try:
             items = remove(row, how)
@@ -93,21 +112,30 @@ def erase_user(user: AbstractBaseUser, receipt: Receipt, *, batch_size: int) -> 
             reason = f"The store raised {type(exc).__name__}."
             receipt.left.append(_left(row, "store_failed", reason))
         else:
+            gone.append(row.pk)
             if items is not None:
                 receipt.erased.append(Erased(row.backend, row.session_id, items))
     finish_removals(batch_size=batch_size)
-    _finish_deleted(receipt, user)
+    if items := unfinished_items():
+        reason = f"Another process is deleting {items} items; some may be theirs."
+        receipt.left.append(Left("", "", "removing", reason))
+    _finish_deleted(receipt, user, databases)
+    receipt.keys += delete_lone_keys(user.pk, databases, began)
+    # What was logged meanwhile.
+    receipt.log_entries += blank_log_about(gone)
     receipt.finished_at = _now()
 
 
-def _finish_deleted(receipt: Receipt, user: AbstractBaseUser) -> None:
+def _finish_deleted(
+    receipt: Receipt, user: AbstractBaseUser, databases: list[str]
+) -> None:
     """Ask stores again for what sessions that were deleted earlier have left there."""
-    before = _pending(user)
+    before = _pending(user, databases)
     if not before:
         return
     for alias in sorted({row.backend for row in before}):
         retry_pending(alias)
-    after = {(row._state.db, row.pk): row for row in _pending(user)}
+    after = {(row._state.db, row.pk): row for row in _pending(user, databases)}
     for row in before:
         still = after.get((row._state.db, row.pk))
         if still is None:
@@ -125,11 +153,16 @@ def _finish_deleted(receipt: Receipt, user: AbstractBaseUser) -> None:
         )
 
 
-def _pending(user: AbstractBaseUser) -> list[PendingClear]:
+def _databases() -> list[str]:
+    """Name the Django databases that may have sessions. Raises InvalidBackend."""
     found = [sessions.database(), *(sessions[alias] for alias in sessions)]
+    return sorted({each.directory.using for each in found})
+
+
+def _pending(user: AbstractBaseUser, databases: list[str]) -> list[PendingClear]:
     return [
         row
-        for using in sorted({each.directory.using for each in found})
+        for using in databases
         for row in PendingClear.objects.using(using).filter(owner=owner_text(user.pk))
     ]
 

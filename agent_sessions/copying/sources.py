@@ -9,6 +9,7 @@ from typing import Any
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.remote import RemoteBackend
 from agent_sessions.clearing import Selection
+from agent_sessions.clearing.selection import is_storable
 from agent_sessions.models import AgentSession
 
 
@@ -34,7 +35,9 @@ def find_sources(
         yield from map(_of, rows)
         for session_id in unknown:
             key = SessionKey(session_id)
-            has_items = user is None and _has_items(backend, key)
+            # Stores refuse to look for other ids.
+            is_sought = user is None and is_storable(session_id)
+            has_items = is_sought and _has_items(backend, key)
             yield Chosen(key) if has_items else session_id
         return
     yield from map(_of, selection.rows())

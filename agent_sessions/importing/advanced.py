@@ -9,6 +9,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
+from agent_sessions.importing.checks import MOST_BRANCHES, MOST_RUNS
 from agent_sessions.importing.databases import as_time
 from agent_sessions.importing.records import (
     Mark,
@@ -16,6 +17,7 @@ from agent_sessions.importing.records import (
     SourceItem,
     SourceRun,
     SourceSession,
+    UnreadableSource,
     after_mark,
 )
 from agent_sessions.importing.tables import TableSource
@@ -31,12 +33,17 @@ class AdvancedSource(TableSource):
     two branches name the same messages from the beginning is where one forked.
     """
 
+    more_tables = ("message_structure", "turn_usage", "branch_reservations")
+
     def sessions(self) -> Iterator[SourceSession]:
         for session in super().sessions():
             if session.problem:
                 yield session
                 continue
             names = self._names(session.key)
+            if problem := _wrong(names) or _wrong(self._reserved(session.key)):
+                yield SourceSession(session.session_id, problem=problem)
+                continue
             histories = self._histories(session.key, names)
             everything = self._ids(session.key)
             if not histories:
@@ -137,12 +144,10 @@ class AdvancedSource(TableSource):
         return [name for (name,) in rows]
 
     def _has_table(self, name: str) -> bool:
-        rows = self.database.rows(
-            "SELECT 1 FROM sqlite_master WHERE type = 'table' "
-            f"AND name = {self.database.mark}",
-            [name],
-        )
-        return bool(rows)
+        try:
+            return bool(self.database.columns(self.database.quote(name)))
+        except UnreadableSource:
+            return False
 
     def _runs(self, session_id: Any) -> Iterator[SourceRun]:
         """Give each turn's usage as a run: the source keeps no single runs."""
@@ -160,7 +165,8 @@ class AdvancedSource(TableSource):
             "SELECT branch_id, user_turn_number, requests, input_tokens, "
             "output_tokens, total_tokens, input_tokens_details, "
             f"output_tokens_details, {self.database.time('created_at')} "
-            f"FROM turn_usage WHERE session_id = {self.database.mark} ORDER BY id",
+            f"FROM turn_usage WHERE session_id = {self.database.mark} "
+            f"ORDER BY id LIMIT {MOST_RUNS + 1}",
             [session_id],
         ):
             details = {"in": _object(input_details), "out": _object(output_details)}
@@ -186,6 +192,15 @@ class AdvancedSource(TableSource):
             }
             key = sha256(f"{turn}\n{branch}".encode()).hexdigest()
             yield SourceRun(RUN_ID + key[:48], _own_name(branch), columns, turn)
+
+
+def _wrong(names: list[Any]) -> str:
+    """Say what is wrong with the names of a session's branches; "" for nothing."""
+    if len(names) > MOST_BRANCHES:
+        return f"it has more than {MOST_BRANCHES:,} branches. Delete some there."
+    if not all(isinstance(name, str) for name in names):
+        return "one of its branches has a name that is no text. Change it there."
+    return ""
 
 
 def _own_name(name: str) -> str:

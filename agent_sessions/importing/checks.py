@@ -23,6 +23,12 @@ NAME_LENGTH = 255
 RESERVED = frozenset({"quarantine"})
 MOST_TURNS = 2**31 - 1
 MOST_POSITIONS = 2**63 - 1
+# Each is compared with those before it, and a session's row names all of them.
+MOST_BRANCHES = 2_000
+# Each is held in memory, with its usage.
+MOST_RUNS = 100_000
+# Lists and objects within each other: writing JSON needs a call for each.
+MOST_DEPTH = 100
 
 
 def check_session(session: SourceSession) -> None:
@@ -35,6 +41,10 @@ def check_session(session: SourceSession) -> None:
         raise ImportProblem(str(exc)) from exc
     if session.owner is not None and not isinstance(session.owner, str):
         raise ImportProblem("its owner is no username. Mend the source.")
+    if len(session.branches) > MOST_BRANCHES:
+        raise ImportProblem(
+            f"it has more than {MOST_BRANCHES:,} branches. Delete some in the source."
+        )
     known: set[str] = set()
     for branch in session.branches:
         _check_branch(branch, known)
@@ -80,6 +90,10 @@ def _check_branch(branch: SourceBranch, known: set[str]) -> None:
 
 def _check_runs(session: SourceSession) -> None:
     """See that rows can be made of the runs, and that their sums fit."""
+    if len(session.runs) > MOST_RUNS:
+        raise ImportProblem(
+            f"it has more than {MOST_RUNS:,} runs. Delete some in the source."
+        )
     known: set[str] = set()
     for number, run in enumerate(session.runs, 1):
         if run.run_id in known:
@@ -129,7 +143,7 @@ def _fits(field: Any, value: Any) -> bool:
 
 def _is_storable(value: Any) -> bool:
     """Tell whether every database takes a text, or JSON of such texts."""
-    return all(
+    return _depth(value) <= MOST_DEPTH and all(
         math.isfinite(each)
         if isinstance(each, float)
         else not isinstance(each, str)
@@ -149,3 +163,18 @@ def _leaves(value: Any) -> Iterator[Any]:
             left += each
         else:
             yield each
+
+
+def _depth(value: Any) -> int:
+    """Count the lists and objects within each other, up to one more than may be."""
+    depth, level = 0, [value]
+    while (
+        level := [each for each in level if isinstance(each, dict | list)]
+    ) and depth <= MOST_DEPTH:
+        depth += 1
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return depth

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta, tzinfo
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote as quote_url
 
 from django.conf import settings
 from django.db import DatabaseError, connections
@@ -18,6 +14,15 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from agent_sessions.importing.records import UnreadableSource
+
+# Bytes of an id, a name or a time in a source: many times what one has.
+CELL_BYTES = 64 * 1024
+# Bytes of one item. What is read into memory is a small multiple of it.
+ITEM_BYTES = 32 * 1024 * 1024
+
+
+class TooLong(UnreadableSource):
+    """A text of a source is longer than any of its kind."""
 
 
 class Garbled(bytes):
@@ -33,9 +38,17 @@ class Database(ABC):
     # A parameter's place in a statement.
     mark: str
 
+    def expect(self, tables: Collection[str]) -> None:  # noqa: B027 - aliases are trusted
+        """See that nothing but tables is read. Raises UnreadableSource."""
+
     @abstractmethod
-    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Run a query. Raises UnreadableSource."""
+    def rows(
+        self, sql: str, params: Sequence[Any] = (), *, longest: int = CELL_BYTES
+    ) -> list[tuple[Any, ...]]:
+        """Run a query whose texts have up to so many bytes.
+
+        Raises TooLong, and UnreadableSource.
+        """
 
     @abstractmethod
     def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
@@ -57,10 +70,19 @@ class Database(ABC):
             "postgresql": f"{column}::text",
         }.get(self.vendor, column)
 
+    def size(self, column: str) -> str:
+        """Give an expression for the bytes of a text."""
+        function = "length" if self.vendor == "sqlite" else "octet_length"
+        return f"{function}({self.raw(column)})"
+
     def time(self, column: str) -> str:
         """Give an expression for a time that no driver chokes on."""
-        # Neither one that isn't a time, nor one that isn't even text.
-        return f"CAST({column} AS BLOB)" if self.vendor == "sqlite" else column
+        # Neither one that isn't a time, nor one that isn't even text, or is a book.
+        return (
+            f"substr(CAST({column} AS BLOB), 1, 64)"
+            if self.vendor == "sqlite"
+            else column
+        )
 
     def value(self, column: str) -> str:
         """Give two expressions for a value of any type, which `as_value` reads."""
@@ -83,49 +105,6 @@ class Database(ABC):
         )
 
 
-class SQLiteFile(Database):
-    """A file of SQLite, opened for reading only."""
-
-    vendor = "sqlite"
-    mark = "?"
-
-    def __init__(self, path: Path) -> None:
-        self.name = str(path.resolve())
-        uri = f"file:{quote_url(self.name)}?mode=ro"
-        try:
-            self._connection = sqlite3.connect(uri, uri=True, timeout=20)
-        except sqlite3.Error as exc:
-            raise UnreadableSource(f"Can't open {self.name}: {exc}.") from exc
-
-    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        try:
-            with closing(self._connection.execute(sql, tuple(params))) as cursor:
-                return cursor.fetchall()
-        except sqlite3.Error as exc:
-            raise self._problem(exc) from exc
-
-    def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
-        try:
-            with closing(self._connection.execute(sql, tuple(params))) as cursor:
-                return array("q", (row[0] for row in cursor))
-        except sqlite3.Error as exc:
-            raise self._problem(exc) from exc
-
-    def columns(self, table: str) -> set[str]:
-        sql = f"SELECT * FROM {table} WHERE 1 = 0"
-        try:
-            with closing(self._connection.execute(sql)) as cursor:
-                return {column[0].lower() for column in cursor.description}
-        except sqlite3.Error as exc:
-            raise self._problem(exc) from exc
-
-    def quote(self, name: str) -> str:
-        return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
-
-    def close(self) -> None:
-        self._connection.close()
-
-
 class Alias(Database):
     """An alias of DATABASES."""
 
@@ -136,12 +115,14 @@ class Alias(Database):
         self._connection = connections[alias]
         self.vendor = self._connection.vendor
 
-    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def rows(
+        self, sql: str, params: Sequence[Any] = (), *, longest: int = CELL_BYTES
+    ) -> list[tuple[Any, ...]]:
         try:
             with self._connection.cursor() as cursor:
                 cursor.execute(sql, params)
                 return list(cursor.fetchall())
-        except DatabaseError as exc:
+        except (DatabaseError, ValueError) as exc:
             raise self._problem(exc) from exc
 
     def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
@@ -149,7 +130,7 @@ class Alias(Database):
             with self._connection.cursor() as cursor:
                 cursor.execute(sql, params)
                 return array("q", (row[0] for row in cursor))
-        except DatabaseError as exc:
+        except (DatabaseError, ValueError) as exc:
             raise self._problem(exc) from exc
 
     def columns(self, table: str) -> set[str]:
@@ -157,7 +138,7 @@ class Alias(Database):
             with self._connection.cursor() as cursor:
                 cursor.execute(f"SELECT * FROM {table} WHERE 1 = 0", [])
                 return {column[0].lower() for column in cursor.description}
-        except DatabaseError as exc:
+        except (DatabaseError, ValueError) as exc:
             raise self._problem(exc) from exc
 
     def quote(self, name: str) -> str:
@@ -166,19 +147,6 @@ class Alias(Database):
 
     def close(self) -> None:
         """Leave the connection, which is the project's."""
-
-
-def open_database(place: str) -> Database:
-    """Open an alias of DATABASES, or else a file. Raises UnreadableSource."""
-    if place in connections:
-        return Alias(place)
-    path = Path(place)
-    if not path.is_file():
-        raise UnreadableSource(
-            f"--from {place!r} is neither an alias of DATABASES "
-            f"({', '.join(sorted(connections))}) nor a file."
-        )
-    return SQLiteFile(path)
 
 
 def as_text(value: Any) -> str:

@@ -12,6 +12,7 @@ from django.db.models import OuterRef, Subquery
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.characters import ascii_json
 from agent_sessions.exceptions import InvalidItem
 from agent_sessions.handler import sessions
 from agent_sessions.history.links import begins_turn
@@ -44,9 +45,7 @@ RUN_COLUMNS = (
 )
 _PAGE = 200
 
-_encode = json.JSONEncoder(
-    ensure_ascii=True, allow_nan=False, separators=(",", ":")
-).encode
+_encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def export_session(row: AgentSession) -> Iterator[str]:
@@ -103,6 +102,10 @@ def read_items(backend: BaseSessionBackend, key: SessionKey) -> Iterator[StoredI
         if not page.has_later:
             return
         page = backend.page(key, after=page.items[-1].position, limit=_PAGE)
+
+
+def _encode(value: Any) -> str:
+    return ascii_json(_encoder.encode(value))
 
 
 def describe_item(row: StoredItem) -> str:
@@ -213,7 +216,7 @@ def _item(branch: str | None, row: StoredItem) -> str:
         data = encode_batch([row.item]).rows[0].data
     except InvalidItem:
         return _encode({**place, "raw": row.raw})
-    return f'{_encode(place)[:-1]},"item":{data}}}'
+    return f'{_encode(place)[:-1]},"item":{ascii_json(data)}}}'
 
 
 def _time(value: datetime | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from agent_sessions.exceptions import InvalidItem
 from agent_sessions.importing.checks import MOST_POSITIONS, MOST_TURNS
-from agent_sessions.importing.databases import as_text, as_time
+from agent_sessions.importing.databases import ITEM_BYTES, as_text, as_time
 from agent_sessions.importing.export import FORMAT, RUN_COLUMNS
 from agent_sessions.importing.records import (
     ImportProblem,
@@ -23,12 +23,15 @@ from agent_sessions.importing.records import (
     UnreadableSource,
 )
 from agent_sessions.importing.runs import TOKENS
-from agent_sessions.importing.stream import Broken, Stream
+from agent_sessions.importing.stream import Broken, Stream, TooMuch
 from agent_sessions.items import Item, encode_batch
 from agent_sessions.models import MAIN_BRANCH, AgentRun
 
 # What is raised by values that aren't of the format.
 _WRONG = (KeyError, TypeError, ValueError, OverflowError)
+# Characters of a line before its items, with all of its branches and runs.
+HEADER_LENGTH = 16 * 1024 * 1024
+_KEYS = frozenset({"format", "session", "branches", "runs"})
 _PAGE_ROWS = 200
 _PAGE_SIZE = 4 * 1024 * 1024
 # A run that was going on elsewhere goes on nowhere.
@@ -46,7 +49,10 @@ class ExportSource(Source):
         # The lines that ids were found on: a second one would pass for growth.
         self._seen: dict[str, int] = {}
         try:
-            self.name = f"export:{Path(path).resolve()}"
+            self.name = as_text(f"export:{Path(path).resolve()}")
+            if not Path(path).is_file():
+                # Pipes and devices may never end, or never begin.
+                raise UnreadableSource(f"There is no regular file {path!r}.")
             # Closed by close(). A byte that is no UTF-8 breaks its own line only: what
             # it becomes is no JSON.
             self._file = Path(path).open(  # noqa: SIM115
@@ -67,6 +73,12 @@ class ExportSource(Source):
             line = self._stream.line
             try:
                 session = self._header()
+            except TooMuch:
+                problem = (
+                    f"line {line} has more than {HEADER_LENGTH:,} characters before "
+                    "its items."
+                )
+                yield SourceSession(f"line {line}", problem=problem)
             except (Broken, *_WRONG, AttributeError):
                 yield SourceSession(
                     f"line {line}", problem=f"line {line} is no session of {FORMAT}."
@@ -141,14 +153,18 @@ class ExportSource(Source):
 
     def _header(self) -> SourceSession:
         """Read a line up to its items."""
-        stream, found = self._stream, {}
+        stream, found = self._stream, dict[str, Any]()
+        before = stream.taken
         stream.take("{")
         while True:
-            key = stream.value()
+            left = HEADER_LENGTH - (stream.taken - before)
+            key = stream.value(left)
             stream.take(":")
             if key == "items":
                 break
-            found[key] = stream.value()
+            value = stream.value(left)
+            if key in _KEYS:
+                found[key] = value
             stream.take(",")
         if found["format"] != FORMAT:
             raise Broken
@@ -188,7 +204,12 @@ class ExportSource(Source):
                 return None
             if not self._first:
                 stream.take(",")
-            found = stream.value()
+            found = stream.value(ITEM_BYTES)
+        except TooMuch:
+            raise ImportProblem(
+                f"line {stream.line} has an item of more than {ITEM_BYTES:,} "
+                "characters. What came before is imported."
+            ) from None
         except Broken:
             raise self._broken() from None
         if not isinstance(found, dict) or not isinstance(found.get("branch"), str):

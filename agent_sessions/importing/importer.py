@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.importing.batches import Batches
-from agent_sessions.importing.checks import check_session
+from agent_sessions.importing.checks import NAME_LENGTH, check_session
 from agent_sessions.importing.encoding import encode_page
 from agent_sessions.importing.owners import Owners
 from agent_sessions.importing.records import (
@@ -19,6 +20,9 @@ from agent_sessions.importing.records import (
 )
 from agent_sessions.importing.runs import write_runs
 from agent_sessions.importing.target import Target
+
+# Sessions that a report names.
+MOST_REFUSED = 10_000
 
 
 @dataclass(slots=True)
@@ -38,8 +42,25 @@ class Report:
     left_out: int = 0
     # Sessions that were not imported, and why.
     refused: dict[str, str] = field(default_factory=dict)
+    # How many more there were, once as many as MOST_REFUSED are named.
+    more_refused: int = 0
     # Sessions that were asked for by id, and that the source doesn't have.
     missing: set[str] = field(default_factory=set)
+
+    @property
+    def failures(self) -> int:
+        """Count the sessions that were wanted and not imported."""
+        return len(self.refused) + self.more_refused + len(self.missing)
+
+    def refuse(self, session_id: Any, reason: str) -> None:
+        """Name a session that is not imported, and why; memory stays bounded."""
+        name = str(session_id)
+        if len(name) > NAME_LENGTH:
+            name = f"{name[:NAME_LENGTH]}…"
+        if name in self.refused or len(self.refused) >= MOST_REFUSED:
+            self.more_refused += 1
+        else:
+            self.refused[name] = reason
 
 
 class Importer:
@@ -75,7 +96,7 @@ class Importer:
                 try:
                     self._import(session)
                 except ImportProblem as exc:
-                    self.report.refused[str(session.session_id)] = str(exc)
+                    self.report.refuse(session.session_id, str(exc))
         return self.report
 
     def _import(self, session: SourceSession) -> None:

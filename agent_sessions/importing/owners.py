@@ -10,6 +10,7 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 
+from agent_sessions.backends.arguments import is_text
 from agent_sessions.importing.records import (
     ImportProblem,
     SourceSession,
@@ -18,6 +19,8 @@ from agent_sessions.importing.records import (
 
 # How many owners are remembered, so that memory stays bounded.
 _KNOWN = 10_000
+# Bytes of a list of owners.
+_MOST_BYTES = 64 * 1024 * 1024
 _FIELD = re.compile(r"\{(username|email|pk)\}|(\*)")
 
 
@@ -99,6 +102,11 @@ class OwnersFromFile(Owners):
     def __init__(self, path: str) -> None:
         super().__init__()
         try:
+            if not Path(path).is_file() or Path(path).stat().st_size > _MOST_BYTES:
+                raise UnreadableSource(
+                    f"--owners-csv: can't read {path}: it is no file of up to "
+                    f"{_MOST_BYTES:,} bytes."
+                )
             with Path(path).open(encoding="utf-8-sig", newline="") as file:
                 rows = [row for row in csv.reader(file) if row]
         except (OSError, ValueError, csv.Error) as exc:
@@ -125,6 +133,8 @@ def _find(field: str, value: str) -> Any:
     model: Any = get_user_model()
     names = {"username": model.USERNAME_FIELD, "email": model.get_email_field_name()}
     try:
+        if not is_text(value):
+            raise ValueError
         return model._default_manager.get(**{names.get(field, "pk"): value}).pk
     except (model.DoesNotExist, ValueError, ValidationError):
         raise ImportProblem(f"there is no user whose {field} is {value!r}.") from None

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, tzinfo
 
 from agent_sessions.importing.advanced import AdvancedSource
-from agent_sessions.importing.databases import open_database
 from agent_sessions.importing.exported import ExportSource
 from agent_sessions.importing.records import Source, UnreadableSource
+from agent_sessions.importing.sqlite import open_database
 from agent_sessions.importing.tables import TableSource
 
 KINDS = {

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import IO, Any
 
+from agent_sessions.importing.databases import ITEM_BYTES
+
 _FIRST = 256 * 1024
-_BLANK = " \t\r"
+_MORE = re.compile(r"[^ \t\r]")
 _decoder = json.JSONDecoder()
 
 
 class Broken(Exception):
     """The line is no JSON, or it ends too early."""
+
+
+class TooMuch(Broken):
+    """A value, or what is read before the items, has more characters than it may."""
 
 
 class Stream:
@@ -22,6 +29,8 @@ class Stream:
         self._text = ""
         self._at = 0
         self.line = 1
+        # Characters of the values that were taken.
+        self.taken = 0
 
     def more_lines(self) -> bool:
         """Pass over empty lines; tell whether another one follows."""
@@ -52,10 +61,10 @@ class Stream:
     def peek(self) -> str:
         """Look at the next character that isn't blank; "" at the file's end."""
         while True:
-            while self._at < len(self._text):
-                if self._text[self._at] not in _BLANK:
-                    return self._text[self._at]
-                self._at += 1
+            if found := _MORE.search(self._text, self._at):
+                self._at = found.start()
+                return found[0]
+            self._at = len(self._text)
             if not self._fill(_FIRST):
                 return ""
 
@@ -67,8 +76,8 @@ class Stream:
         self._at += 1
         return found
 
-    def value(self) -> Any:
-        """Take a whole value. Raises Broken."""
+    def value(self, most: int = ITEM_BYTES) -> Any:
+        """Take a whole value of up to so many characters. Raises Broken."""
         self.peek()
         size = _FIRST
         while True:
@@ -83,9 +92,14 @@ class Stream:
                     raise Broken from None
             # A number may go on in what hasn't been read.
             if end < len(self._text):
+                if end - self._at > most:
+                    raise TooMuch
+                self.taken += end - self._at
                 self._at = end
                 return value
-            size *= 2
+            if len(self._text) - self._at > most:
+                raise TooMuch
+            size = min(size * 2, most + 1)
             if not self._fill(size):
                 raise Broken
 

@@ -9,13 +9,16 @@ from datetime import tzinfo
 from typing import Any
 
 from agent_sessions.importing.databases import (
+    ITEM_BYTES,
     Database,
     Garbled,
+    TooLong,
     as_text,
     as_time,
     as_value,
 )
 from agent_sessions.importing.records import (
+    ImportProblem,
     Mark,
     Source,
     SourceBranch,
@@ -28,8 +31,7 @@ from agent_sessions.models import MAIN_BRANCH
 
 # Sessions of one query.
 SESSIONS = 500
-# Rows of one query: few where they are long, so that memory stays bounded.
-FIRST_PAGE = 50
+# Rows and bytes of one query for messages.
 MOST_ROWS = 500
 PAGE_BYTES = 4 * 1024 * 1024
 
@@ -66,6 +68,9 @@ LAYOUTS = {
 class TableSource(Source):
     """Sessions in the tables of the SDK's or of openai-django-sessions' classes."""
 
+    # Tables beside those of sessions and messages, which may be missing.
+    more_tables: tuple[str, ...] = ()
+
     def __init__(
         self,
         database: Database,
@@ -83,6 +88,7 @@ class TableSource(Source):
         self.only = tuple(dict.fromkeys(only))
         self._sessions = database.quote(sessions_table)
         self._messages = database.quote(messages_table)
+        database.expect((sessions_table, messages_table, *self.more_tables))
         self._probe(kind)
 
     def total(self) -> int | None:
@@ -148,44 +154,49 @@ class TableSource(Source):
 
     def _session_rows(self) -> Iterator[tuple[Any, ...]]:
         database, key = self.database, self.layout.key
-        columns = (
-            f"{database.value(key)}, {database.value('session_id')}, "
-            f"{database.time('created_at')}, {database.time('updated_at')}"
-        )
-        where = ["1 = 1"]
+        where, params = "1 = 1", list[Any]()
         if self.only:
-            where = [f"session_id IN ({database.marks(self.only)})"]
-        params: list[Any] = list(self.only)
-        last: list[Any] = []
-        mark = database.mark
+            where = f"session_id IN ({database.marks(self.only)})"
+            params = list(self.only)
+        for raw, of_key, raw_id, of_id, *times in self._rows_by(
+            key,
+            f"SELECT {database.value(key)}, {database.value('session_id')}, "
+            f"{database.time('created_at')}, {database.time('updated_at')} "
+            f"FROM {self._sessions} WHERE {where}",
+            params,
+        ):
+            yield as_value(raw, of_key), as_value(raw_id, of_id), *times
+
+    def _rows_by(
+        self, key: str, sql: str, params: Sequence[Any] = ()
+    ) -> Iterator[tuple[Any, ...]]:
+        """Give the rows of a query that begin with the value of their key, in pages."""
+        database = self.database
+        after, last = "", list[Any]()
         while True:
-            after = [f"{key} > {mark}"] if last else []
             rows = database.rows(
-                f"SELECT {columns} FROM {self._sessions} "
-                f"WHERE {' AND '.join(where + after)} ORDER BY {key} LIMIT {SESSIONS}",
-                [*params, *last],
+                f"{sql}{after} ORDER BY {key} LIMIT {SESSIONS}", [*params, *last]
             )
-            for raw, of_key, raw_id, of_id, *times in rows:
-                yield as_value(raw, of_key), as_value(raw_id, of_id), *times
+            yield from rows
             if len(rows) < SESSIONS:
                 return
             last = [as_value(*rows[-1][:2])]
             # Bytes that are no UTF-8 compare as the text that they stand for.
             is_garbled = isinstance(last[0], Garbled)
             mark = f"CAST({database.mark} AS TEXT)" if is_garbled else database.mark
+            after = f" AND {key} > {mark}"
 
-    def _without_row(self) -> list[Any]:
+    def _without_row(self) -> Iterator[Any]:
         """Name the sessions that only messages tell of: SQLite keeps no foreign key."""
         if self.database.vendor != "sqlite" or self.layout.key == "id":
-            return []
-        return [
-            as_value(raw, of_name)
-            for raw, of_name in self.database.rows(
-                f"SELECT DISTINCT {self.database.value('m.session_id')} "
-                f"FROM {self._messages} m WHERE NOT EXISTS (SELECT 1 FROM "
-                f"{self._sessions} s WHERE s.session_id = m.session_id)"
-            )
-        ]
+            return
+        for raw, of_name in self._rows_by(
+            "m.session_id",
+            f"SELECT DISTINCT {self.database.value('m.session_id')} "
+            f"FROM {self._messages} m WHERE NOT EXISTS (SELECT 1 FROM "
+            f"{self._sessions} s WHERE s.session_id = m.session_id)",
+        ):
+            yield as_value(raw, of_name)
 
     def _new_ids(self, key: Any, mark: Mark) -> array[int]:
         return after_mark(self._ids(key), mark, "the session")
@@ -199,25 +210,71 @@ class TableSource(Source):
         )
 
     def _pages(self, ids: array[int]) -> Iterator[list[SourceItem]]:
-        database = self.database
-        start, size = 0, FIRST_PAGE
+        """Give pages of items. Raises ImportProblem before the first one."""
+        return self._read(ids, self._sizes(ids))
+
+    def _sizes(self, ids: array[int]) -> array[int]:
+        """Give the bytes of messages. Raises ImportProblem for one that is too long."""
+        sizes = array("q")
+        for start in range(0, len(ids), MOST_ROWS):
+            page = ids[start : start + MOST_ROWS]
+            try:
+                found = self._sizes_of(page)
+            except TooLong:
+                # By itself, each tells whether it is the one.
+                found = {}
+                for pk in page:
+                    try:
+                        found |= self._sizes_of((pk,))
+                    except TooLong:
+                        found[pk] = ITEM_BYTES + 1
+            for pk in page:
+                size = found.get(pk) or 0
+                if size > ITEM_BYTES:
+                    raise ImportProblem(
+                        f"its message {pk} has more than {ITEM_BYTES:,} bytes. Shorten "
+                        "or delete it in the source."
+                    )
+                sizes.append(size)
+        return sizes
+
+    def _sizes_of(self, ids: Sequence[int]) -> dict[int, int]:
+        rows = self.database.rows(
+            f"SELECT id, {self.database.size(self.layout.data)} "
+            f"FROM {self._messages} WHERE id IN ({self.database.marks(ids)})",
+            ids,
+            longest=ITEM_BYTES,
+        )
+        return dict(rows)
+
+    def _read(self, ids: array[int], sizes: array[int]) -> Iterator[list[SourceItem]]:
+        """Read items, few at a time where they are long: memory stays bounded."""
+        start = 0
         while start < len(ids):
-            page = ids[start : start + size]
-            rows = database.rows(
-                f"SELECT id, {database.raw(self.layout.data)}, "
-                f"{database.time('created_at')} FROM {self._messages} "
-                f"WHERE id IN ({database.marks(page)})",
-                page,
-            )
-            found = {
-                pk: SourceItem(pk, as_text(data), as_time(created_at, self.zone))
-                for pk, data, created_at in rows
-            }
-            # Removed since the ids were read: as if it had been before.
-            yield [found[pk] for pk in page if pk in found]
-            start += len(page)
-            length = sum(len(item.data) for item in found.values()) // len(page)
-            size = max(1, min(MOST_ROWS, size * 4, PAGE_BYTES // max(length, 1)))
+            end, length = start + 1, sizes[start]
+            while end < len(ids) and end - start < MOST_ROWS:
+                length += sizes[end]
+                if length > PAGE_BYTES:
+                    break
+                end += 1
+            yield self._items_of(ids[start:end])
+            start = end
+
+    def _items_of(self, ids: Sequence[int]) -> list[SourceItem]:
+        database = self.database
+        rows = database.rows(
+            f"SELECT id, {database.raw(self.layout.data)}, "
+            f"{database.time('created_at')} FROM {self._messages} "
+            f"WHERE id IN ({database.marks(ids)})",
+            ids,
+            longest=ITEM_BYTES,
+        )
+        found = {
+            pk: SourceItem(pk, as_text(data), as_time(created_at, self.zone))
+            for pk, data, created_at in rows
+        }
+        # Removed since the ids were read: as if it had been before.
+        return [found[pk] for pk in ids if pk in found]
 
 
 def _garbled(session_id: Any) -> SourceSession | None:

@@ -229,9 +229,14 @@ class Target:
 
     def _turn_at(self, parent: Branch, position: int) -> int:
         """Find the turn that a branch goes on from."""
-        if parent.parent_id and position <= (parent.fork_position or 0):
-            older = Branch.objects.using(self.using).get(pk=parent.parent_id)
-            return self._turn_at(older, position)
+        own = {
+            line.branch.pk: line.branch for line in self.lines.values() if line.branch
+        }
+        # Lines of branches may be long.
+        while parent.parent_id and position <= (parent.fork_position or 0):
+            parent = own.get(parent.parent_id) or Branch.objects.using(self.using).get(
+                pk=parent.parent_id
+            )
         turn: int | None = (
             SessionItem.objects.using(self.using)
             .filter(branch_id=parent.pk, position__lte=position)

@@ -3,23 +3,118 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-# Control characters as their pictures; others that move the cursor or turn text round.
-_SAFE = {code: 0x2400 + code for code in range(0x20)} | {
-    0x7F: 0x2421,
-    **dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F)], 0xFFFD),
-    **dict.fromkeys(range(0x2066, 0x206A), 0xFFFD),
-}
+from django.core.management.base import (
+    BaseCommand,
+    CommandError,
+    OutputWrapper,
+    SystemCheckError,
+)
+from django.core.management.color import no_style
+
+from agent_sessions.characters import ascii_json, printable, printable_lines
+
 # Rows by which the widths of columns are chosen.
 _PAGE = 100
 
 
-def printable(text: Any) -> str:
-    """Give a text on one line that a terminal only shows."""
-    return str(text).translate(_SAFE).encode("utf-8", "replace").decode()
+class Output(OutputWrapper):
+    """A command's stream: text passes the table of characters, then gets its colour."""
+
+    def __init__(self, out: Any) -> None:
+        super().__init__(out)
+        # For a progress bar, which redraws its line with numbers only.
+        self.stream = out
+        # Whether messages come with their own line ends, as Django's checks do.
+        self.has_lines = False
+
+    def write(  # type: ignore[override]  # as Django's own
+        self,
+        msg: str = "",
+        style_func: Callable[[str], str] | None = None,
+        ending: str | None = None,
+    ) -> None:
+        """Write one line; a line end within it is shown, not obeyed."""
+        if self.has_lines:
+            self.write_lines(msg, style_func, ending)
+            return
+        end = "\n" if msg.endswith("\n") else ""
+        self._write(printable(msg.removesuffix("\n")) + end, style_func, ending)
+
+    def write_lines(
+        self,
+        text: str,
+        style_func: Callable[[str], str] | None = None,
+        ending: str | None = None,
+    ) -> None:
+        """Write contents, whose line ends and tabs stay."""
+        self._write(printable_lines(text), style_func, ending)
+
+    def _write(
+        self,
+        text: str,
+        style_func: Callable[[str], str] | None,
+        ending: str | None,
+    ) -> None:
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+        super().write(text, style_func, ending)
+
+
+class PrintingCommand(BaseCommand):
+    """The base of every command here: nothing is printed but by the table."""
+
+    stdout: Output
+    stderr: Output
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stdout = Output(kwargs.get("stdout") or sys.stdout)
+        stderr = Output(kwargs.get("stderr") or sys.stderr)
+        stderr.style_func = self.stderr.style_func
+        self.stderr = stderr
+
+    def create_parser(
+        self, prog_name: str, subcommand: str, **kwargs: Any
+    ) -> Any:  # Django's CommandParser
+        parser: ArgumentParser = super().create_parser(prog_name, subcommand, **kwargs)
+        refuse = parser.error
+        # A shell may have put the names of somebody else's files among the arguments.
+        parser.error = lambda message: refuse(printable(message))  # type: ignore[method-assign]
+        return parser
+
+    def execute(self, *args: Any, **options: Any) -> Any:
+        # Django would wrap these in streams of its own.
+        for name in ("stdout", "stderr"):
+            if options.get(name):
+                setattr(self, name, Output(options[name]))
+                options[name] = None
+        try:
+            return super().execute(*args, **options)
+        except Exception as exc:
+            _clean_messages(exc)
+            raise
+
+    def check(self, *args: Any, **kwargs: Any) -> None:
+        """Let Django print its checks: many lines, and without colours of theirs."""
+        style, self.style = self.style, no_style()
+        self.stdout.has_lines = self.stderr.has_lines = True
+        super().check(*args, **kwargs)
+        # Where a check is an error, it is what is printed next, and the last.
+        self.stdout.has_lines = self.stderr.has_lines = False
+        self.style = style
+
+    def ask(self, question: str) -> str:
+        """Ask on the terminal. Raises EOFError where nobody answers."""
+        try:
+            return input(printable(question))
+        except UnicodeDecodeError:
+            return ""
 
 
 def moment(when: datetime | None) -> str:
@@ -40,13 +135,34 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
     yield from _lines(page, widths or _widths(page))
 
 
+def as_json(value: Any, *, indent: int | None = None) -> str:
+    """Give a value as JSON in printable ASCII."""
+    return ascii_json(json.dumps(value, indent=indent))
+
+
 def json_list(values: Iterable[Any]) -> Iterator[str]:
     """Give the lines of a JSON list, one value a line."""
     before = "["
     for value in values:
-        yield before + json.dumps(value)
+        yield before + as_json(value)
         before = ","
     yield "[]" if before == "[" else "]"
+
+
+def _clean_messages(exc: BaseException) -> None:
+    """Clean an error and its causes, which --traceback prints by itself."""
+    seen: set[int] = set()
+    found: BaseException | None = exc
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        one_line = isinstance(found, CommandError) and not isinstance(
+            found, SystemCheckError
+        )
+        clean = printable if one_line else printable_lines
+        found.args = tuple(
+            clean(each) if isinstance(each, str) else each for each in found.args
+        )
+        found = found.__cause__ or found.__context__
 
 
 def _widths(page: list[list[str]]) -> list[int]:

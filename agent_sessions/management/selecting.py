@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 
+from agent_sessions.backends.arguments import is_text
 from agent_sessions.backends.retention import parse_age
 from agent_sessions.clearing import Selection
 from agent_sessions.models import AgentSession
+
+# The largest number that an option takes: databases count rows with it.
+MOST = 2**31 - 1
 
 
 def add_selection(parser: ArgumentParser, *, verb: str) -> None:
@@ -82,13 +88,14 @@ def find_named(selection: Selection, *, undone: str) -> list[AgentSession]:
     raise CommandError(f"{where}: {names}. {undone}")
 
 
-def find_user(name: str) -> Any:
+def find_user(name: str, *, returncode: int = 1) -> Any:
     """Find an owner by the name that people log in with. Raises CommandError."""
     model = get_user_model()
-    try:
-        return model._default_manager.get_by_natural_key(name)
-    except model.DoesNotExist:
-        raise CommandError(f"There is no user {name!r}.") from None
+    # Databases refuse to look for what they can't hold.
+    if is_text(name):
+        with suppress(model.DoesNotExist, ValueError, ValidationError):
+            return model._default_manager.get_by_natural_key(name)
+    raise CommandError(f"There is no user {name!r}.", returncode=returncode)
 
 
 def age(text: str) -> timedelta:
@@ -101,17 +108,23 @@ def age(text: str) -> timedelta:
 
 def count(text: str) -> int:
     """Read an option that is a whole number of 1 or more."""
-    number = int(text) if text.isascii() and text.isdigit() else 0
-    if number < 1:
-        raise ArgumentTypeError("it must be a whole number of 1 or more")
-    return number
+    return _number(text, least=1)
 
 
 def whole(text: str) -> int:
     """Read an option that is a whole number of 0 or more."""
-    if not (text.isascii() and text.isdigit()):
-        raise ArgumentTypeError("it must be a whole number of 0 or more")
-    return int(text)
+    return _number(text, least=0)
+
+
+def _number(text: str, *, least: int) -> int:
+    # Longer ones aren't even read: that takes long.
+    short = text.isascii() and text.isdigit() and len(text) <= len(str(MOST))
+    number = int(text) if short else -1
+    if not least <= number <= MOST:
+        raise ArgumentTypeError(
+            f"it must be a whole number of {least} or more, up to {MOST}"
+        )
+    return number
 
 
 def counted(number: int, noun: str) -> str:

@@ -119,7 +119,7 @@ class ActiveRun:
             code = "timeout" if limit.expired() else failure_code(exc)
             # The run's id finds the row; what was said stays out of the log.
             logger.warning(
-                "Run %s failed: %s (%s)", self.run_id, code, type(exc).__name__
+                "Run %r failed: %s (%s)", self.run_id, code, type(exc).__name__
             )
             await self._end_failed(code, Status.FAILED)
         else:
@@ -248,7 +248,7 @@ class ActiveRun:
         except AgentSessionError as exc:
             # The run has ended all the same, and its row is to say so.
             logger.info(
-                "Run %s: the stopped answer was not kept (%s)",
+                "Run %r: the stopped answer was not kept (%s)",
                 self.run_id,
                 type(exc).__name__,
             )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
+from agent_sessions.characters import printable_lines
 from agent_sessions.items import StoredItem
 from agent_sessions.transcript.entries import Entry, Kind, Part, PartKind
 from agent_sessions.transcript.join import HANDOFF_PREFIX, IDLE_GAP
@@ -41,12 +42,6 @@ _MEDIA = {
     PartKind.LINK: "Source",
 }
 _FENCED = frozenset({PartKind.TEXT, PartKind.REFUSAL, PartKind.CODE})
-# Terminals obey control characters; their pictures are shown instead.
-_CONTROLS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"} | {
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
-_NEWLINES = re.compile(r"\r\n?")
 
 
 def markdown(
@@ -58,8 +53,8 @@ def markdown(
     """Write items, oldest first, as lines of Markdown without their line ends.
 
     `title` and `facts` (name, value) make a heading before them. What the items hold
-    stands in code fences and code spans, exactly and inert: it can make no heading,
-    load no image, run no HTML and move no terminal's cursor.
+    stands in code fences and code spans, inert: it can make no heading, load no image,
+    run no HTML and move no terminal's cursor. Invisible characters are replaced.
     """
     if title:
         yield from (f"# {_span(title)}", "")
@@ -154,7 +149,7 @@ def _part(part: Part) -> Iterator[str]:
 
 def _fence(text: str) -> Iterator[str]:
     """Put a text between fences that it can't close."""
-    text = _visible(text)
+    text = printable_lines(text)
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     yield f"{fence}text"
@@ -165,13 +160,9 @@ def _fence(text: str) -> Iterator[str]:
 
 def _span(text: str) -> str:
     """Put a text into a code span of one line that it can't close."""
-    line = " ".join(_visible(text).split())
+    line = " ".join(printable_lines(text).split())
     longest = max(map(len, re.findall(r"`+", line)), default=0)
     ticks = "`" * (longest + 1)
     # A span that begins or ends with a tick needs room; so does one of nothing.
     room = " " if not line or line[0] == "`" or line[-1] == "`" else ""
     return f"{ticks}{room}{line}{room}{ticks}"
-
-
-def _visible(text: str) -> str:
-    return _NEWLINES.sub("\n", text).translate(_CONTROLS)

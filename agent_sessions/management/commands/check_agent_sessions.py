@@ -1,22 +1,22 @@
 from __future__ import annotations
 
-import json
 import time
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from django.contrib.auth import get_user_model
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
-from agent_sessions.backends.base import make_key
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.clearing.selection import is_storable
 from agent_sessions.doctor import Finding, Report, examine
 from agent_sessions.doctor.examining import why_closed
 from agent_sessions.doctor.turns import BATCH_SIZE
-from agent_sessions.exceptions import AgentSessionError, InvalidSessionId
+from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
+from agent_sessions.management.printing import PrintingCommand, as_json
+from agent_sessions.management.selecting import count, counted, find_user
 from agent_sessions.models import AgentSession
 
 # Exit codes beside 0: something is left to mend, or nothing was looked at.
@@ -26,7 +26,7 @@ NOT_EXAMINED = 2
 INTERVAL = 2.0
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Look for what is broken in stored sessions: outputs without calls, repeated "
         "messages, unreadable rows, wrong counters, runs that died. Nothing is written "
@@ -48,7 +48,7 @@ class Command(BaseCommand):
         parser.add_argument("--repair", action="store_true", help="mend what is found")
         parser.add_argument(
             "--batch-size",
-            type=_count,
+            type=count,
             default=BATCH_SIZE,
             help=f"rows to read at a time (default: {BATCH_SIZE})",
         )
@@ -66,7 +66,7 @@ class Command(BaseCommand):
             progress=self._tell_progress,
         )
         if options["json"]:
-            self.stdout.write(json.dumps({**asdict(report), "left": len(report.left)}))
+            self.stdout.write(as_json({**asdict(report), "left": len(report.left)}))
         else:
             self._tell(report)
         if not report.is_clean:
@@ -86,12 +86,12 @@ class Command(BaseCommand):
         if self.verbosity:
             mended = sum(finding.repaired for finding in report.findings)
             self.stdout.write(
-                f"Examined {_counted(report.sessions, 'session')} with "
-                f"{_counted(report.items, 'item')}: "
-                f"{_counted(len(report.findings), 'finding')}, {mended} repaired, "
+                f"Examined {counted(report.sessions, 'session')} with "
+                f"{counted(report.items, 'item')}: "
+                f"{counted(len(report.findings), 'finding')}, {mended} repaired, "
                 f"{len(report.left)} left; "
-                f"{_counted(len(report.skipped), 'session')} skipped, "
-                f"{_counted(len(report.quarantined), 'row')} in quarantine."
+                f"{counted(len(report.skipped), 'session')} skipped, "
+                f"{counted(len(report.quarantined), 'row')} in quarantine."
             )
 
     def _tell_progress(self, sessions: int, items: int) -> None:
@@ -99,15 +99,15 @@ class Command(BaseCommand):
         if self.verbosity and now - self._told >= INTERVAL:
             self._told = now
             self.stderr.write(
-                f"{_counted(sessions, 'session')}, {_counted(items, 'item')} …"
+                f"{counted(sessions, 'session')}, {counted(items, 'item')} …"
             )
 
     def _what_is_left(self, report: Report, options: dict[str, Any]) -> str:
         failed = sum(skip.failed for skip in report.skipped)
         if failed:
-            return f"{_counted(failed, 'session')} could not be examined."
+            return f"{counted(failed, 'session')} could not be examined."
         advice = "" if options["repair"] else " Mend with --repair."
-        return f"{_counted(len(report.left), 'finding')} left.{advice}"
+        return f"{counted(len(report.left), 'finding')} left.{advice}"
 
 
 def _named(options: dict[str, Any]) -> Iterator[AgentSession]:
@@ -116,7 +116,7 @@ def _named(options: dict[str, Any]) -> Iterator[AgentSession]:
     found: dict[str, list[AgentSession]] = {}
     # One by one: they are typed by hand, and each may be of several backends.
     for name in options["session_ids"]:
-        own = queries if _is_storable(name) else []
+        own = queries if is_storable(name) else []
         found[name] = [row for query in own for row in query.filter(session_id=name)]
     if unknown := [name for name, rows in found.items() if not rows]:
         raise CommandError(
@@ -126,14 +126,6 @@ def _named(options: dict[str, Any]) -> Iterator[AgentSession]:
         )
     for rows in found.values():
         yield from rows
-
-
-def _is_storable(session_id: str) -> bool:
-    try:
-        make_key(session_id, None)
-    except InvalidSessionId:
-        return False
-    return True
 
 
 def _all(options: dict[str, Any]) -> Iterator[AgentSession]:
@@ -147,7 +139,9 @@ def _all(options: dict[str, Any]) -> Iterator[AgentSession]:
 def _rows(options: dict[str, Any]) -> list[Any]:
     """Give a query for each Django database that has sessions with their items."""
     alias, name = options["backend"], options["user"]
-    owner = {} if name is None else {"user_id": _find_user(name).pk}
+    owner = (
+        {} if name is None else {"user_id": find_user(name, returncode=NOT_EXAMINED).pk}
+    )
     try:
         if alias is not None:
             only = sessions[alias]
@@ -165,16 +159,6 @@ def _rows(options: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _find_user(name: str) -> Any:
-    model = get_user_model()
-    try:
-        return model._default_manager.get_by_natural_key(name)
-    except model.DoesNotExist:
-        raise CommandError(
-            f"There is no user {name!r}.", returncode=NOT_EXAMINED
-        ) from None
-
-
 def _line(finding: Finding) -> str:
     place = "" if finding.branch is None else f" {finding.branch}"
     place += "" if finding.position is None else f" #{finding.position}"
@@ -184,14 +168,3 @@ def _line(finding: Finding) -> str:
     elif finding.repair:
         end = f" --repair would {finding.repair}."
     return f"{finding.session_id}:{place} {finding.code}: {finding.message}{end}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _count(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise ArgumentTypeError("it must be a whole number of 1 or more")
-    return number

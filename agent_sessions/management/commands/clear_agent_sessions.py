@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import DatabaseError
 
 from agent_sessions.backends.database.removal import BATCH_SIZE
@@ -25,6 +25,7 @@ from agent_sessions.clearing import (
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
 from agent_sessions.importing.progress import Progress
+from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import (
     add_selection,
     count,
@@ -55,7 +56,7 @@ class Done:
         sums[1] += items
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Remove the items of sessions, of all backends alike. Without options: what is "
         "idle for longer than the max_idle of its backend, older than its max_age, or "
@@ -211,7 +212,7 @@ class Command(BaseCommand):
                 f"Keep only the last {counted(keep, 'turn')} of {number} sessions"
             )
         try:
-            answer = input(
+            answer = self.ask(
                 f"{question} with {counted(items, 'item')}? This can't be undone. [y/N] "
             )
         except EOFError:
@@ -314,7 +315,7 @@ class Command(BaseCommand):
         if not shown:
             return _Silence()
         # Not self.stderr, which ends every line and colours it.
-        return Progress(self.stderr._out, selection.totals().items)
+        return Progress(self.stderr.stream, selection.totals().items)
 
     def _tell(self, done: Done) -> None:
         if not self.verbosity:

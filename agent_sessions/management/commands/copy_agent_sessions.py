@@ -3,7 +3,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, BooleanOptionalAction
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import DatabaseError
 
 from agent_sessions.copying import Copier, Report, find_sources
@@ -11,13 +11,14 @@ from agent_sessions.copying.sources import count_items
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
 from agent_sessions.importing.progress import Progress
+from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import count, counted, find_user
 
 # The exit code beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Copy histories from one backend to another, with their owners, titles, "
         "metadata, usage and runs. Each is compared with its copy by count and hash. "
@@ -97,7 +98,7 @@ class Command(BaseCommand):
             return copier.run(chosen)
         total = count_items(source, session_ids=ids, user=user)
         # Not self.stderr, which ends every line and colours it.
-        progress = Progress(self.stderr._out, total)
+        progress = Progress(self.stderr.stream, total)
         copier.progress = progress.add
         try:
             return copier.run(chosen)
@@ -105,7 +106,7 @@ class Command(BaseCommand):
             progress.close()
 
     def _confirm(self, options: dict[str, Any]) -> None:
-        answer = input(
+        answer = self.ask(
             f"What is copied to {options['to_alias']!r} will be removed from "
             f"{options['from_alias']!r}. This can't be undone. Type 'yes' to go on: "
         )

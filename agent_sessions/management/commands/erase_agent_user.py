@@ -1,16 +1,19 @@
 from __future__ import annotations
 
-import json
+import os
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
+from django.db import DatabaseError
 
 from agent_sessions.backends.database.removal import BATCH_SIZE
 from agent_sessions.clearing import Selection
 from agent_sessions.clearing.erasure import Receipt, erase_user
 from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.management.files import open_exclusively, unwritable
+from agent_sessions.management.printing import PrintingCommand, as_json
 from agent_sessions.management.selecting import count, counted, find_user
 
 # Exit codes beside 0: something is left, or nothing was done at all.
@@ -18,7 +21,7 @@ LEFT = 1
 NOT_DONE = 2
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Erase all sessions of a user, in every backend, with their items, runs and "
         "approvals, and print a receipt as JSON: what was erased, what could not be "
@@ -54,19 +57,23 @@ class Command(BaseCommand):
                 self._ask(user)
         except (AgentSessionError, CommandError) as exc:
             raise CommandError(str(exc), returncode=NOT_DONE) from exc
-        path = None if options["receipt"] is None else _new_file(options["receipt"])
+        # Made before anything is erased, and held: nobody puts another one there.
+        file = None if options["receipt"] is None else _new_file(options["receipt"])
         receipt = Receipt.of(user)
         try:
             erase_user(user, receipt, batch_size=options["batch_size"])
         except AgentSessionError as exc:
             raise CommandError(str(exc), returncode=LEFT) from exc
+        except DatabaseError as exc:
+            # The driver's own words may quote contents, so only its kind is told.
+            raise CommandError(
+                f"The database refused the call ({type(exc).__name__}). Run the same "
+                "command again to go on.",
+                returncode=LEFT,
+            ) from exc
         finally:
             # Also of what was done before it broke off.
-            text = json.dumps(receipt.as_json(), indent=2)
-            if path is None:
-                self.stdout.write(text)
-            else:
-                path.write_text(f"{text}\n", encoding="utf-8")
+            self._write(receipt, file)
         self._tell(receipt, options["verbosity"])
 
     def _ask(self, user: Any) -> None:
@@ -86,6 +93,21 @@ class Command(BaseCommand):
         if answer.strip().lower() not in {"y", "yes"}:
             raise CommandError("Cancelled; nothing was erased.")
 
+    def _write(self, receipt: Receipt, file: IO[bytes] | None) -> None:
+        text = as_json(receipt.as_json(), indent=2)
+        if file is not None:
+            try:
+                with file:
+                    file.write(f"{text}\n".encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as exc:
+                # What was done is told all the same.
+                self.stderr.write(f"{unwritable(file.name, exc)} The receipt follows.")
+            else:
+                return
+        self.stdout.write_lines(text)
+
     def _tell(self, receipt: Receipt, verbosity: int) -> None:
         if verbosity:
             items = sum(each.items for each in receipt.erased)
@@ -102,15 +124,8 @@ class Command(BaseCommand):
             )
 
 
-def _new_file(name: str) -> Path:
-    """Make the receipt's file before anything is erased. Raises CommandError."""
-    path = Path(name)
+def _new_file(name: str) -> IO[bytes]:
     try:
-        path.touch(mode=0o600, exist_ok=False)
-    except FileExistsError:
-        raise CommandError(f"{path} is there already.", returncode=NOT_DONE) from None
-    except OSError as exc:
-        raise CommandError(
-            f"Can't write {path}: {exc.strerror}.", returncode=NOT_DONE
-        ) from exc
-    return path
+        return open_exclusively(Path(name))
+    except CommandError as exc:
+        raise CommandError(str(exc), returncode=NOT_DONE) from exc

@@ -5,16 +5,18 @@ import re
 import shutil
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from agent_sessions.clearing import store_of
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.importing.export import export_session, read_items
+from agent_sessions.management.files import unwritable, writing
+from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import (
     add_selection,
     counted,
@@ -28,8 +30,6 @@ from agent_sessions.transcript.markdown import markdown
 INCOMPLETE = 3
 # Bytes of a session that are held in memory before it is known to be whole.
 _HELD = 4 * 1024 * 1024
-# Contents are private: nobody else may read what is written.
-_MODE = 0o600
 
 
 def _as_markdown(row: AgentSession) -> Iterator[str]:
@@ -50,7 +50,7 @@ FORMATS: dict[str, tuple[Callable[[AgentSession], Iterator[str]], str]] = {
 }
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Export sessions of all backends: as JSON, an object a line, which "
         "import_agent_sessions reads, or as Markdown for people. A session that can't "
@@ -85,10 +85,8 @@ class Command(BaseCommand):
             done, items, failed = self._export(rows, options)
         except AgentSessionError as exc:
             raise CommandError(str(exc)) from exc
-        except OSError as exc:
-            raise CommandError(
-                f"Can't write to {options['output']}: {exc.strerror}."
-            ) from exc
+        except (OSError, ValueError) as exc:
+            raise unwritable(options["output"], exc) from exc
         if options["verbosity"]:
             # Standard output may be the export.
             self.stderr.write(
@@ -131,38 +129,24 @@ class Command(BaseCommand):
         if output == "-":
             yield self._print
         elif path.is_dir() or output.endswith(os.sep):
-            path.mkdir(parents=True, exist_ok=True)
+            # Contents are private: nobody else may read what is written.
+            path.mkdir(0o700, parents=True, exist_ok=True)
             overwrite = options["overwrite"]
 
             def to_file(row: AgentSession, text: IO[bytes]) -> None:
-                with _writing(path / _file_name(row, ending), overwrite) as file:
+                with writing(
+                    path / _file_name(row, ending), overwrite=overwrite
+                ) as file:
                     shutil.copyfileobj(text, file)
 
             yield to_file
         else:
-            with _writing(path, options["overwrite"]) as file:
+            with writing(path, overwrite=options["overwrite"]) as file:
                 yield lambda row, text: shutil.copyfileobj(text, file)
 
     def _print(self, row: AgentSession, text: IO[bytes]) -> None:
         for line in text:
-            self.stdout.write(line.decode(), ending="")
-
-
-@contextmanager
-def _writing(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
-    """Open a file that is there only once it is whole."""
-    if path.exists() and not overwrite:
-        raise CommandError(f"{path} is there already. Use --overwrite to replace it.")
-    part = path.with_name(f"{path.name}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    try:
-        with os.fdopen(os.open(part, flags, _MODE), "wb") as file:
-            yield file
-        part.replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            part.unlink()
-        raise
+            self.stdout.write_lines(line.decode(), ending="")
 
 
 def _file_name(row: AgentSession, ending: str) -> str:

@@ -4,10 +4,11 @@ from argparse import ArgumentParser, BooleanOptionalAction
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from django.core.management.base import BaseCommand, CommandError, no_translations
+from django.core.management.base import CommandError, no_translations
 from django.db import DatabaseError
 from django.utils.translation import ngettext
 
+from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
@@ -23,9 +24,11 @@ from agent_sessions.importing import (
     open_source,
 )
 from agent_sessions.importing.progress import Progress
+from agent_sessions.management.printing import PrintingCommand
+from agent_sessions.management.selecting import count
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Import sessions from another store. It may be interrupted and run again: it "
         "goes on where it stopped, and a second run imports only what is new. A "
@@ -80,7 +83,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--batch-size",
-            type=int,
+            type=count,
             default=1_000,
             help="items of one transaction (default: %(default)s)",
         )
@@ -96,8 +99,6 @@ class Command(BaseCommand):
     # Half of the report is words that are not translated, as those of other commands.
     @no_translations
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["batch_size"] < 1:
-            raise CommandError("--batch-size must be 1 or more.")
         source = None
         try:
             source = _source(options)
@@ -141,7 +142,7 @@ class Command(BaseCommand):
         if not shown:
             return importer.run()
         # Not self.stderr, which ends every line and colours it.
-        progress = Progress(self.stderr._out, source.total())
+        progress = Progress(self.stderr.stream, source.total())
         importer.progress = progress.add
         try:
             return importer.run()
@@ -151,19 +152,21 @@ class Command(BaseCommand):
     def _tell(self, report: Report, options: dict[str, Any]) -> None:
         for session_id, reason in report.refused.items():
             self.stderr.write(f"{session_id}: refused: {reason}")
+        if report.more_refused:
+            self.stderr.write(f"and {report.more_refused} more: refused.")
         for session_id in sorted(report.missing):
             self.stderr.write(f"{session_id}: the source has no such session.")
         if options["verbosity"]:
             for line in _lines(report, dry_run=options["dry_run"]):
                 self.stdout.write(line)
-        if count := len(report.refused) + len(report.missing):
+        if failures := report.failures:
             raise CommandError(
                 ngettext(
                     "%d session was not imported.",
                     "%d sessions were not imported.",
-                    count,
+                    failures,
                 )
-                % count
+                % failures
             )
 
 
@@ -174,6 +177,8 @@ def _source(options: dict[str, Any]) -> Source:
         raise CommandError(
             f"--timezone: there is no zone {options['timezone']!r}."
         ) from None
+    for session_id in options["session_id"]:
+        check_session_id(session_id)
     return open_source(
         options["kind"],
         options["place"],
@@ -199,7 +204,8 @@ def _lines(report: Report, *, dry_run: bool) -> list[str]:
     items = ngettext("%d item", "%d items", report.items) % report.items
     lines = [
         f"{done} {items}: sessions new {report.made}, grown {report.grown}, unchanged "
-        f"{report.unchanged}, refused {len(report.refused)}; branches "
+        f"{report.unchanged}, refused "
+        f"{len(report.refused) + report.more_refused}; branches "
         f"{report.branches}, runs {report.runs}."
     ]
     if report.unreadable:

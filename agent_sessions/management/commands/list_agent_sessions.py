@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from agent_sessions.clearing import Selection
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.management.printing import json_list, moment, table
+from agent_sessions.management.printing import PrintingCommand, json_list, moment, table
 from agent_sessions.management.selecting import (
     add_selection,
     find_named,
@@ -32,7 +32,7 @@ HEADS = (
 )
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "List sessions, those with the newest activity first. Of what was said nothing "
         "is shown, but the title where --titles is given. Exit codes: 0 done, 1 there "

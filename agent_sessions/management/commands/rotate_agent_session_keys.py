@@ -3,7 +3,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, BooleanOptionalAction
 from typing import Any, cast
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import DatabaseError
 
 from agent_sessions.backends.encrypted import EncryptedBackend
@@ -12,13 +12,14 @@ from agent_sessions.clearing import Selection
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
 from agent_sessions.importing.progress import Progress
+from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import count, counted
 
 # Beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Encrypt what encrypted backends store under the first of their keys, also "
         "what is under older ones. Sessions may be written to meanwhile; positions, "
@@ -91,7 +92,7 @@ class Command(BaseCommand):
         if shown is None:
             shown = bool(self.options["verbosity"]) and self.stderr.isatty()
         # Not self.stderr, which ends every line and colours it.
-        bar = Progress(self.stderr._out, totals.items) if shown else None
+        bar = Progress(self.stderr.stream, totals.items) if shown else None
         done, number = Rotated(), 0
         for row in selection.rows():
             rotated = Rotation(backend, row).run(batch_size=self.options["batch_size"])

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
 from agent_sessions.clearing import Selection, store_of
+from agent_sessions.clearing.selection import is_storable
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.importing.export import describe_item, describe_session
 from agent_sessions.items import StoredItem
-from agent_sessions.management.printing import moment, printable
+from agent_sessions.management.printing import PrintingCommand, as_json, moment
 from agent_sessions.management.selecting import find_named, whole
 from agent_sessions.models import AgentSession
 from agent_sessions.transcript.markdown import markdown
@@ -22,7 +22,7 @@ LIMIT = 100
 _PAGE = 200
 
 
-class Command(BaseCommand):
+class Command(PrintingCommand):
     help = (
         "Show what was said in a session, oldest first, as Markdown that a terminal "
         "takes. Exit codes: 0 done, 1 there is no such session or it can't be read."
@@ -59,10 +59,13 @@ class Command(BaseCommand):
                         f"The backend {row.backend!r} keeps no branches; leave "
                         "--branch out."
                     )
+                # Databases refuse to look for other names.
+                if not is_storable(options["branch"]):
+                    raise CommandError(f"There is no branch {options['branch']!r}.")
                 key = replace(key, branch=options["branch"])
             items = _items(backend, key, options["limit"])
             for line in (_as_json if options["json"] else self._as_text)(row, items):
-                self.stdout.write(line)
+                self.stdout.write_lines(line)
         except AgentSessionError as exc:
             raise CommandError(str(exc)) from exc
 
@@ -87,14 +90,13 @@ class Command(BaseCommand):
             ("Created", moment(row.created_at)),
             ("Last activity", moment(row.updated_at)),
         )
-        named = [(name, printable(value)) for name, value in facts]
-        yield from markdown(items, title=printable(row.session_id), facts=named)
+        yield from markdown(items, title=row.session_id, facts=facts)
 
 
 def _as_json(row: AgentSession, items: Iterator[StoredItem]) -> Iterator[str]:
     """Give the lines of one JSON object, an item a line."""
     session = describe_session(row) | {"backend": row.backend}
-    yield f'{{"session": {json.dumps(session)}, "items": ['
+    yield f'{{"session": {as_json(session)}, "items": ['
     previous: str | None = None
     for item in items:
         if previous is not None:

@@ -1,0 +1,98 @@
+"""The one table of what is printed: on terminals, in Markdown and in JSON.
+
+Letters, marks, digits, symbols and spaces pass. What a terminal obeys, what turns text
+round and what nobody sees is replaced: C0 and DEL by their pictures, everything else by
+U+FFFD. Those are the categories Cc, Cf, Cs, Co, Cn, Zl and Zp, and the few marks and
+letters that are invisible. Joiners pass where a script or an emoji needs them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+_REPLACEMENT = 0xFFFD
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Marks and letters that are drawn as nothing: they hide data, or tell two ids apart
+# that look the same.
+_INVISIBLE = frozenset(
+    {
+        0x034F,
+        0x115F,
+        0x1160,
+        0x17B4,
+        0x17B5,
+        *range(0x180B, 0x1810),
+        0x3164,
+        *range(0xFE00, 0xFE10),
+        0xFFA0,
+        *range(0xE0100, 0xE01F0),
+    }
+)
+_NON_JOINER, _JOINER, _EMOJI_STYLE = 0x200C, 0x200D, 0xFE0F
+# Characters that a joiner combines into one emoji, and the scripts in which it chooses
+# the form of a letter: from Arabic to Tibetan, Khmer and Mongolian.
+_PICTURE = (
+    "\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u2bff\u3030\u303d\u3297\u3299"
+    "\U0001f000-\U0001faff"
+)
+_LETTER = "\u0600-\u109f\u1780-\u17b3\u17b6-\u180a\u1820-\u18af"
+_JOINERS = re.compile(
+    f"(?<=[{_PICTURE}])\u200d(?=[{_PICTURE}])"
+    f"|(?<=[{_PICTURE}]\ufe0f)\u200d(?=[{_PICTURE}])"
+    f"|(?<=[{_LETTER}])[\u200c\u200d](?=[{_LETTER}])"
+    f"|(?<=[{_PICTURE}])\ufe0f"
+    "|(?<=[0-9#*])\ufe0f(?=\u20e3)"
+    "|(?P<misplaced>[\u200c\u200d\ufe0f])"
+)
+
+
+class _Table(dict[int, int]):
+    """What each character is printed as; it holds nothing, so memory stays flat."""
+
+    def __init__(self, kept: str = "") -> None:
+        super().__init__()
+        self._kept = frozenset(map(ord, kept))
+
+    def __missing__(self, code: int) -> int:
+        if code in self._kept:
+            return code
+        if code < 0x20:
+            return 0x2400 + code
+        if code == 0x7F:
+            return 0x2421
+        if code in {_NON_JOINER, _JOINER, _EMOJI_STYLE}:
+            return code
+        hidden = code in _INVISIBLE or unicodedata.category(chr(code)) in _UNSEEN
+        return _REPLACEMENT if hidden else code
+
+
+_LINE = _Table()
+_LINES = _Table("\n\t")
+_NEWLINES = re.compile(r"\r\n?")
+
+
+def printable(text: Any) -> str:
+    """Return a text as one line of what may be printed."""
+    return _clean(str(text), _LINE)
+
+
+def printable_lines(text: Any) -> str:
+    """Return a text of what may be printed, with its line ends and tabs."""
+    return _clean(_NEWLINES.sub("\n", str(text)), _LINES)
+
+
+def ascii_json(text: str) -> str:
+    r"""Return JSON that `ensure_ascii` has written, with DEL as \u007f too."""
+    return text.replace("\x7f", "\\u007f")
+
+
+def _clean(text: str, table: _Table) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    return _JOINERS.sub(_joiner, text.translate(table))
+
+
+def _joiner(found: re.Match[str]) -> str:
+    return chr(_REPLACEMENT) if found["misplaced"] else found[0]
