@@ -12,6 +12,7 @@ from django.http.response import HttpResponseBase
 from django.views import View
 
 from agent_sessions.agui import StreamOptions, messages_from_items
+from agent_sessions.approvals import find_states
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey, make_key
 from agent_sessions.exceptions import InvalidSessionId
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
@@ -62,6 +63,7 @@ class SessionListView(SessionAPIView):
             rows = rows.filter(Q(updated_at__lt=when) | Q(updated_at=when, pk__lt=pk))
         found = list(rows[: self.page_size + 1])
         page = found[: self.page_size]
+        states = find_states(page)
         more = len(found) > self.page_size
         return JsonResponse(
             {
@@ -70,7 +72,7 @@ class SessionListView(SessionAPIView):
                         "id": row.session_id,
                         "title": row.title,
                         "updatedAt": row.updated_at.isoformat(),
-                        "state": row.state,
+                        "state": states[row.pk],
                     }
                     for row in page
                 ],
