@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.exceptions import (
@@ -34,10 +35,10 @@ State = AgentSession.State
 class Paused:
     """What a run waits for, and what it goes on from."""
 
-    # The SDK's RunState, as JSON.
-    state: str
+    # The SDK's RunState, as JSON. Like the next one it quotes the conversation.
+    state: str = field(repr=False)
     # AG-UI's interrupts: what a person is shown and answers.
-    interrupts: list[dict[str, Any]]
+    interrupts: list[dict[str, Any]] = field(repr=False)
     # In Unix seconds.
     expires_at: float
 
@@ -47,6 +48,7 @@ class Paused:
         return self.expires_at <= timezone.now().timestamp()
 
 
+@sensitive_variables()
 def seal(
     backend: BaseSessionBackend,
     key: SessionKey,
@@ -65,6 +67,7 @@ def seal(
     return backend.seal_text(key, json.dumps(content))
 
 
+@sensitive_variables()
 def unseal(backend: BaseSessionBackend, run: AgentRun) -> Paused:
     """Read what a run waits for; `run` is read together with its session's row.
 
@@ -87,6 +90,7 @@ def waiting(runs: QuerySet[AgentRun]) -> QuerySet[AgentRun]:
     return runs.filter(in_time, status=AgentRun.Status.WAITING)
 
 
+@sensitive_variables()
 def find_open(runs: QuerySet[AgentRun]) -> list[tuple[AgentRun, Paused]]:
     """Read those of `runs` whose approvals can be given now, to show them.
 
@@ -140,6 +144,7 @@ def _candidates(runs: QuerySet[AgentRun]) -> QuerySet[AgentRun]:
     return wanted.exclude(state="").select_related("session")
 
 
+@sensitive_variables()
 def _read(run: AgentRun, text: str) -> Paused:
     """Take what is authentic apart, if it is this run's and of the session's now."""
     try:

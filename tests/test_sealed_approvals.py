@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from agents import Agent, function_tool
@@ -22,9 +22,11 @@ from django.test import AsyncClient, Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import path, reverse
 from django.utils import timezone
+from django.views.debug import ExceptionReporter
 
 from agent_sessions import get_session
 from agent_sessions.consumers import CLOSE_UNAVAILABLE
+from agent_sessions.exceptions import InvalidApproval, UnknownInterrupt
 from agent_sessions.models import (
     AgentRun,
     AgentSession,
@@ -32,7 +34,7 @@ from agent_sessions.models import (
     SessionItem,
     SessionSecret,
 )
-from agent_sessions.runs import RunLimits
+from agent_sessions.runs import Conversation, RunLimits, pausing, records
 from agent_sessions.views import SessionListView
 from tests.admin_pages import LIST, page, staff, url
 from tests.chat import Socket, create_conversation, make_user
@@ -41,6 +43,9 @@ from tests.test_encryption import NEW, OLD
 from tests.test_runs import approve
 from tests.urls import urlpatterns as tested_urls
 from tests.waiting import opened, reseal, wait
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import User
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -95,9 +100,10 @@ async def ask(tab: Socket, run_id: str) -> AgentRun:
     """Have a run pause on its call; give its row as it is then."""
     await tab.say(run_id, "Pay, please")
     assert (await tab.to_end())[-1]["outcome"]["type"] == "interrupt"
-    return await AgentRun.objects.select_related("session").aget(
+    run: AgentRun = await AgentRun.objects.select_related("session").aget(
         run_id=run_id, session__session_id=tab.session_id
     )
+    return run
 
 
 async def answer(tab: Socket, run_id: str, **payload: Any) -> str | None:
@@ -143,7 +149,7 @@ async def assert_not_shown(tab: Socket, run: AgentRun) -> None:
     """Neither the admin, nor REST, nor a sync of the page shows an approval."""
     row = await AgentSession.objects.select_related("user").aget(pk=run.session_id)
     rest = AsyncClient()
-    await rest.aforce_login(row.user)
+    await rest.aforce_login(cast("User", row.user))
     where = "/plain/" if row.backend == "default" else "/private/"
     found = (await rest.get(where)).json()["sessions"]
     assert {each["id"]: each["state"] for each in found}[row.session_id] == "idle"
@@ -336,6 +342,57 @@ async def test_a_changed_row_does_not_open(alias: str, columns: Any) -> None:
         await assert_goes_on(tab, "r-3")
 
 
+@pytest.mark.parametrize("old", ["987654", '"expires_at": ', '"kind": "approval"'])
+async def test_a_signed_text_cannot_be_edited(old: str) -> None:
+    """Without encryption the text can be read, and that is all."""
+    paid.clear()
+    cache.clear()
+    async with chat("default", 987654) as tab:
+        run = await ask(tab, "r-1")
+        assert old in run.state
+        await put(run, state=run.state.replace(old, f"{old}1".replace('"1', '1"')))
+        assert await answer(tab, "r-2") == "invalid_approval"
+        await assert_goes_on(tab, "r-3")
+    assert paid == []
+
+
+async def test_a_new_owner_of_a_session_gets_no_approval(alias: str) -> None:
+    async with chat(alias, 987654) as tab:
+        run = await ask(tab, "r-1")
+    user = await sync_to_async(make_user)()
+    await put_session(run, user_id=user.pk)
+    await SessionSecret.objects.aupdate(owner=str(user.pk))
+    async with Socket(tab.session_id, user, payer(), backend=alias) as theirs:
+        assert await answer(theirs, "r-2") == "invalid_approval"
+    assert paid == []
+
+
+async def test_what_was_paused_again_is_neither_claimed_nor_withdrawn(
+    alias: str,
+) -> None:
+    """By who had read the session before it went on."""
+    async with chat(alias, 1, 2) as tab:
+        user = cast(
+            "User", (await AgentSession.objects.select_related("user").aget()).user
+        )
+        here = await Conversation.find(tab.session_id, user=user, backend=alias)
+        await ask(tab, "r-1")
+        found = await sync_to_async(pausing.claimable)(here, {"call_1"})
+        assert await answer(tab, "r-2") is None
+        run = await ask(tab, "r-3")
+        assert not await sync_to_async(pausing.withdraw)(here, found.fence)
+        # As if the row of the first still waited.
+        await put(found.run, status="waiting")
+        with pytest.raises(UnknownInterrupt):
+            await sync_to_async(records.begin)(
+                here, "r-4", model="", stale_after=60, answers=found
+            )
+        assert (await AgentRun.objects.aget(pk=run.pk)).status == "waiting"
+        await put(found.run, status="completed")
+        assert await answer(tab, "r-5") is None
+    assert paid == [1, 2]
+
+
 async def test_a_copied_row_does_not_open(alias: str) -> None:
     async with chat(alias, 987654) as tab:
         run = await ask(tab, "r-1")
@@ -491,6 +548,26 @@ async def test_without_the_secret_key_of_its_time_an_approval_is_over() -> None:
             assert await answer(tab, "r-2") == "invalid_approval"
             await assert_goes_on(tab, "r-3")
     assert paid == []
+
+
+@pytest.mark.parametrize("change", [{"run_id": "r-9"}, {"state": "x987654"}])
+async def test_an_error_report_shows_nothing_of_it(alias: str, change: Any) -> None:
+    async with chat(alias, 987654) as tab:
+        run = await ask(tab, "r-1")
+        if "state" in change:
+            change = {"state": run.state.replace("987654", "9876540") + "0"}
+        await put(run, **change)
+        user = cast(
+            "User", (await AgentSession.objects.select_related("user").aget()).user
+        )
+        here = await Conversation.find(tab.session_id, user=user, backend=alias)
+        with pytest.raises(InvalidApproval) as caught:
+            await sync_to_async(pausing.claimable)(here, {"call_1"})
+    reporter = ExceptionReporter(None, caught.type, caught.value, caught.tb)
+    with override_settings(DEBUG=False):
+        text = reporter.get_traceback_text()
+    assert "InvalidApproval" in text
+    assert "987654" not in text
 
 
 # -- pages -----------------------------------------------------------------------------

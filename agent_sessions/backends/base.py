@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +12,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core import checks
-from django.core.signing import BadSignature, Signer
+from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.backends.retention import read_retention
+from agent_sessions.backends.signed import sign, unsign
 from agent_sessions.exceptions import EncryptionError, InvalidBackend, InvalidOwner
 from agent_sessions.items import Item, StoredItem
 
@@ -198,42 +198,33 @@ class BaseSessionBackend(ABC):
         Raises EncryptionError.
         """
 
+    @sensitive_variables()
     def seal_text(self, key: SessionKey, text: str) -> str:
         """Make a text of a session's fit to be stored beside its items.
 
         It is signed here, and encrypted where items are: only what this made for the
         same session, owner and alias opens.
         """
-        return self._signer(key).sign(text) if text else ""
+        return sign(self.alias, key, text) if text else ""
 
+    @sensitive_variables()
     def open_text(self, key: SessionKey, text: str) -> str:
         """Read what seal_text() made. Raises EncryptionError."""
-        try:
-            return self._signer(key).unsign(text) if text else ""
-        except BadSignature as exc:
-            raise EncryptionError(
-                f"A text of session {key.session_id!r} doesn't open: it was changed, "
-                "was written for another session, or was signed with a SECRET_KEY "
-                "that SECRET_KEY_FALLBACKS doesn't have any more."
-            ) from exc
+        return unsign(self.alias, key, text) if text else ""
 
+    @sensitive_variables()
     def open_texts(self, texts: Sequence[tuple[SessionKey, str]]) -> list[str | None]:
         """Read texts of many sessions in a fixed number of queries.
 
         None stands for what doesn't open.
         """
-        return [self._open_or_none(key, text) for key, text in texts]
-
-    def _open_or_none(self, key: SessionKey, text: str) -> str | None:
-        try:
-            return self.open_text(key, text)
-        except EncryptionError:
-            return None
-
-    def _signer(self, key: SessionKey) -> Signer:
-        owner = None if key.user_id is None else str(key.user_id)
-        place = json.dumps([self.alias, owner, key.session_id])
-        return Signer(salt=f"agent_sessions.text {place}")
+        found: list[str | None] = []
+        for key, text in texts:
+            try:
+                found.append(self.open_text(key, text))
+            except EncryptionError:
+                found.append(None)
+        return found
 
     def flush(self, key: SessionKey) -> None:
         """Bring the session's row up to date with what was written, if it isn't."""

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from agent_sessions import approvals
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
-from agent_sessions.exceptions import InvalidApproval, StorageError
+from agent_sessions.exceptions import AgentSessionError, InvalidApproval
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.pending import is_cleared
@@ -52,13 +52,12 @@ def is_waiting(row: AgentSession) -> bool:
     run = approvals.waiting(runs).select_related("session").order_by("-pk").first()
     if run is None:
         return False
-    backend, _ = store_of(row)
     try:
-        return not approvals.unseal(backend, run).is_over
+        return not approvals.unseal(store_of(row)[0], run).is_over
     except InvalidApproval:
         return False
-    except StorageError:
-        # Its key is missing: nobody can tell.
+    except AgentSessionError:
+        # Its key is missing, or its alias: nobody can tell.
         return True
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from django.utils import timezone
 from django.utils.translation import gettext
+from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.agui import (
     EventMapper,
@@ -334,6 +335,7 @@ def _question(tool: str) -> str:
     return gettext("May %(tool)s be called?") % {"tool": tool}
 
 
+@sensitive_variables()
 def _dump(state: RunState[Any]) -> str:
     """Serialise a paused run without its context, which resuming gives anew.
 
@@ -345,6 +347,7 @@ def _dump(state: RunState[Any]) -> str:
     return json.dumps(data)
 
 
+@sensitive_variables()
 async def restore(
     pending: pausing.Pending, request: RunRequest, setup: RunSetup
 ) -> RunState[Any]:

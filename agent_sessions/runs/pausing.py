@@ -14,6 +14,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions import approvals
 from agent_sessions.approvals import Paused
@@ -46,6 +47,7 @@ class Pending:
         return self.run.session.fence
 
 
+@sensitive_variables()
 def pause(
     conversation: Conversation,
     lease: records.Lease,
