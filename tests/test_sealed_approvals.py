@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -443,6 +445,29 @@ async def test_a_restored_backup_opens_again(alias: str) -> None:
     async with Socket(row.session_id, row.user, payer(), backend=alias) as tab:
         assert await answer(tab, "r-3") is None
     assert paid == [5, 5]
+
+
+async def test_copies_and_exports_take_no_approval_along(
+    alias: str, tmp_path: Path
+) -> None:
+    async with chat(alias, 5) as tab:
+        run = await ask(tab, "r-1")
+        other = {"default": "private", "private": "default"}[alias]
+        ways = (tab.session_id, "--from", alias, "--to", other)
+        await sync_to_async(call_command)(
+            "copy_agent_sessions", *ways, stdout=StringIO()
+        )
+        copy = await AgentRun.objects.aget(session__backend=other)
+        assert (copy.status, copy.state) == ("interrupted", "")
+        assert copy.expires_at is None
+        out = StringIO()
+        await sync_to_async(call_command)(
+            "export_agent_sessions", tab.session_id, stdout=out
+        )
+        assert run.state not in out.getvalue()
+        # Here it is open all the same.
+        assert await answer(tab, "r-2") is None
+    assert paid == [5]
 
 
 # -- shown and done --------------------------------------------------------------------
