@@ -9,10 +9,10 @@ import logging
 import uuid
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from channels.db import database_sync_to_async
 from channels.exceptions import DenyConnection
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
-from django.core.cache import cache
 from django.db import DatabaseError
 
 from agent_sessions.agui import (
@@ -26,6 +26,7 @@ from agent_sessions.agui import (
 )
 from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs import (
     Conversation,
     Frame,
@@ -113,13 +114,8 @@ class AgentConsumer(AsyncWebsocketConsumer):
 
     async def check_rate(self) -> bool:
         """Count a run; False where the user has had too many in this minute."""
-        key = f"agent_sessions.runs.{self.user.pk}"
-        await cache.aadd(key, 0, timeout=60)
-        try:
-            return await cache.aincr(key) <= self.max_runs_per_minute
-        except ValueError:
-            # The minute ended between the two calls.
-            return True
+        limit = RateLimit("runs", self.max_runs_per_minute)
+        return await database_sync_to_async(limit.take)(self.user.pk)
 
     # -- connecting --------------------------------------------------------------------
 

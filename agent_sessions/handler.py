@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,6 +48,7 @@ class SessionBackendHandler(_Handler):
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
         super().__init__(settings)
         self._backends: dict[str, BaseSessionBackend] = {}
+        atexit.register(self._at_exit)
 
     def configure_settings(self, settings: dict[str, Any] | None) -> dict[str, Any]:
         if settings is None:
@@ -151,6 +154,12 @@ class SessionBackendHandler(_Handler):
         if database in {alias, ""}:
             return None
         return DatabaseBackend(alias, {"database": database})
+
+    def _at_exit(self) -> None:
+        for backend in self._backends.values():
+            # Whatever is wrong by then, the process ends as it would.
+            with suppress(Exception):
+                backend.at_exit()
 
     def reset(self) -> None:
         """Forget the settings and every backend; the next use reads them anew."""

@@ -2,39 +2,84 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import logging
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+from django.contrib.auth.decorators import login_not_required
+from django.core.exceptions import SuspiciousOperation
 from django.db import transaction
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.views import View
 
-from agent_sessions.agui import StreamOptions, messages_from_items
+from agent_sessions.agui import StreamOptions
 from agent_sessions.approvals import find_states
-from agent_sessions.backends.base import BaseSessionBackend, SessionKey, make_key
-from agent_sessions.exceptions import InvalidSessionId
+from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey, make_key
+from agent_sessions.cursors import read_moment, read_number, write_moment
+from agent_sessions.exceptions import (
+    InvalidSessionId,
+    SessionBusy,
+    SessionDoesNotExist,
+    StorageError,
+)
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.models import AgentSession
+from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs.conversation import create_conversation
+from agent_sessions.runs.sync import cursor_of, messages_of
+
+logger = logging.getLogger("agent_sessions.views")
 
 
 class SessionAPIView(View):
-    """Base of the JSON views: 401 without a user, 404 for what isn't theirs."""
+    """Base of the JSON views: 401 without a user, 404 for what isn't theirs.
+
+    Each error is `{"error": code}`; docs/websocket.md has the codes.
+    """
 
     backend: str = DEFAULT_ALIAS
     # Not `options`: that is View's handler of the HTTP method.
     stream_options: StreamOptions = StreamOptions()
     page_size: ClassVar[int] = 50
 
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
+        # LoginRequiredMiddleware would redirect to a page; dispatch() answers 401.
+        view: Callable[..., HttpResponseBase] = super().as_view(**initkwargs)
+        return login_not_required(view)
+
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        if not request.user.is_authenticated:
-            return JsonResponse({"error": "not_logged_in"}, status=401)
-        response: HttpResponseBase = super().dispatch(request, *args, **kwargs)
+        response = self._answer(request, *args, **kwargs)
         # What a shared computer's cache keeps could be read by the next user.
         response.setdefault("Cache-Control", "private, no-store")
         return response
+
+    def http_method_not_allowed(
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> Any:
+        refusal = super().http_method_not_allowed(request, *args, **kwargs)
+        return error_response("method_not_allowed", 405, {"Allow": refusal["Allow"]})
+
+    def _answer(
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> HttpResponseBase:
+        # Some authentication backends let inactive users in; the websocket doesn't.
+        if not (request.user.is_authenticated and request.user.is_active):
+            return error_response("not_logged_in", 401)
+        try:
+            return super().dispatch(request, *args, **kwargs)
+        except SuspiciousOperation:
+            # Too many fields in the query string, which is read here first.
+            return error_response("bad_request", 400)
+        except SessionDoesNotExist:
+            return error_response("not_found", 404)
+        except SessionBusy:
+            return error_response("session_busy", 409)
+        except StorageError as exc:
+            logger.warning("A store could not be used (%s)", type(exc).__name__)
+            return error_response("unavailable", 503)
 
     @property
     def store(self) -> BaseSessionBackend:
@@ -52,14 +97,22 @@ class SessionAPIView(View):
 class SessionListView(SessionAPIView):
     """List the user's sessions, newest activity first, and make new ones."""
 
+    # Sessions that one user may make.
+    max_sessions_per_minute: int = 20
+
+    def get_rate_limit(self) -> RateLimit:
+        """Choose what counts the sessions that a user makes."""
+        return RateLimit("sessions", self.max_sessions_per_minute)
+
     def get(self, request: HttpRequest) -> HttpResponse:
         using = self.store.directory.using
         rows = AgentSession.objects.using(using).for_user(request.user)  # type: ignore[arg-type]
         rows = rows.filter(backend=self.backend).order_by("-updated_at", "-pk")
         if cursor := request.GET.get("after"):
-            when, pk = _parse_cursor(cursor)
-            if when is None:
-                return JsonResponse({"error": "bad_cursor"}, status=400)
+            moment = read_moment(cursor)
+            if moment is None:
+                return error_response("bad_cursor", 400)
+            when, pk = moment
             rows = rows.filter(Q(updated_at__lt=when) | Q(updated_at=when, pk__lt=pk))
         found = list(rows[: self.page_size + 1])
         page = found[: self.page_size]
@@ -76,13 +129,18 @@ class SessionListView(SessionAPIView):
                     }
                     for row in page
                 ],
-                "next": f"{page[-1].updated_at.isoformat()}~{page[-1].pk}"
+                "next": write_moment(page[-1].updated_at, page[-1].pk)
                 if more
                 else None,
             }
         )
 
     def post(self, request: HttpRequest) -> HttpResponse:
+        limit = self.get_rate_limit()
+        if not limit.take(request.user.pk):
+            return error_response(
+                "rate_limited", 429, {"Retry-After": str(limit.wait())}
+            )
         row = create_conversation(request.user, backend=self.backend)  # type: ignore[arg-type]
         return JsonResponse({"id": row.session_id}, status=201)
 
@@ -93,9 +151,9 @@ class SessionView(SessionAPIView):
     def delete(self, request: HttpRequest, session_id: str) -> HttpResponse:
         key, row = self.find(session_id)
         if row is None:
-            return JsonResponse({"error": "not_found"}, status=404)
+            return error_response("not_found", 404)
         if row.state == AgentSession.State.RUNNING:
-            return JsonResponse({"error": "session_busy"}, status=409)
+            return error_response("session_busy", 409)
         self.store.clear(key)
         with transaction.atomic(self.store.directory.using):
             row.delete()
@@ -106,28 +164,31 @@ class SessionMessagesView(SessionAPIView):
     """Read the messages before a cursor, as a page scrolls back."""
 
     page_size = 100
+    # Bytes of one answer; it holds fewer messages where these are long.
+    max_bytes: int = 1024 * 1024
 
     def get(self, request: HttpRequest, session_id: str) -> HttpResponse:
         key, row = self.find(session_id)
         if row is None:
-            return JsonResponse({"error": "not_found"}, status=404)
+            return error_response("not_found", 404)
         cursor = request.GET.get("before")
-        if cursor is not None and not (cursor.isascii() and cursor.isdigit()):
-            return JsonResponse({"error": "bad_cursor"}, status=400)
-        page = self.store.page(
-            key, before=int(cursor) if cursor else None, limit=self.page_size
-        )
-        return JsonResponse(
-            {
-                "messages": messages_from_items(page.items, self.stream_options),
-                "before": str(page.items[0].position) if page.has_earlier else None,
-            }
-        )
+        before = None if cursor is None else read_number(cursor)
+        if cursor is not None and before is None:
+            return error_response("bad_cursor", 400)
+        page = self.store.page(key, before=before, limit=self.page_size)
+        response = self._render(page)
+        while len(response.content) > self.max_bytes and len(page.items) > 1:
+            page = Page(page.items[(len(page.items) + 1) // 2 :], has_earlier=True)
+            response = self._render(page)
+        return response
+
+    def _render(self, page: Page) -> JsonResponse:
+        messages = messages_of(page, self.stream_options)
+        return JsonResponse({"messages": messages, "before": cursor_of(page)})
 
 
-def _parse_cursor(cursor: str) -> tuple[datetime | None, int]:
-    when, _, pk = cursor.partition("~")
-    try:
-        return datetime.fromisoformat(when), int(pk)
-    except ValueError:
-        return None, 0
+def error_response(
+    code: str, status: int, headers: dict[str, str] | None = None
+) -> JsonResponse:
+    """Answer with an error's code."""
+    return JsonResponse({"error": code}, status=status, headers=headers)

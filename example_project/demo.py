@@ -32,7 +32,7 @@ def main() -> int:
 
 def _port() -> int:
     wanted = os.environ.get("PORT") or "8000"
-    if wanted.isdecimal() and 0 < int(wanted) < 65536:
+    if len(wanted) < 6 and wanted.isdecimal() and 0 < int(wanted) < 65536:
         return int(wanted)
     raise DemoError(f"PORT must be a number from 1 to 65535, not {wanted!r}.")
 

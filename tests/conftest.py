@@ -1,8 +1,8 @@
 """Databases, servers and coroutine tests for the whole suite.
 
 Fixtures for tests: `database_environment`, `postgres_server`, `mariadb_server`,
-`valkey_server`, `dapr_server` and `chromium`. A test that is a coroutine function just
-runs.
+`valkey_server`, `memcached_server`, `dapr_server` and `chromium`. A test that is a
+coroutine function just runs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tests.servers import PARTS, Server
 from tests.servers.chromium import executable
 from tests.servers.dapr import DaprSidecar, dapr
 from tests.servers.mariadb import mariadb
+from tests.servers.memcached import memcached
 from tests.servers.postgres import postgres
 from tests.servers.redis import Watched, cluster, redis, sentinel
 from tests.servers.valkey import valkey
@@ -173,6 +174,13 @@ def mariadb_server() -> Iterator[Server]:
 def valkey_server() -> Iterator[Server]:
     """Run Valkey for the session."""
     with valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def memcached_server() -> Iterator[Server]:
+    """Run Memcached for the session."""
+    with memcached() as server:
         yield server
 
 

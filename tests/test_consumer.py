@@ -21,6 +21,7 @@ from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.runs import RunLimits, Subscription, get_run_manager
 from tests.chat import Socket, create_conversation, make_user, text_of
 from tests.gated import gated
+from tests.ratelimits import early_in_the_minute
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -591,6 +592,7 @@ async def test_one_user_gets_so_many_sockets_and_no_more() -> None:
 
 
 async def test_runs_are_counted_by_the_minute() -> None:
+    early_in_the_minute()
     user, session_id = await conversation()
     async with Socket(session_id, user, speaker("1"), max_runs_per_minute=1) as tab:
         await tab.say("r-1", "Hi")

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -82,3 +83,16 @@ def fetch(url: str, output: Path) -> str:
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.5)
     pytest.fail(f"nothing is served:\n{output.read_text()}")
+
+
+@pytest.mark.parametrize("wanted", ["0", "65536", "²", "-1", "x", "9" * 5_000])
+def test_a_port_that_is_none_is_named(wanted: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "example_project.demo"],
+        cwd=ROOT,
+        env=os.environ | {"PORT": wanted},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"PORT must be a number from 1 to 65535, not {wanted!r}.\n"

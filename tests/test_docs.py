@@ -18,6 +18,7 @@ from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.runs import RunLimits
 from agent_sessions.runs.errors import MESSAGES
+from agent_sessions.views import SessionListView, SessionMessagesView
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -76,6 +77,13 @@ def test_the_error_codes_are_those_of_the_runs() -> None:
 
 def test_the_limits_are_those_of_the_code() -> None:
     assert f"more than {AgentConsumer.max_runs_per_minute} runs a minute" in WEBSOCKET
+    sessions = SessionListView.max_sessions_per_minute
+    assert f"more than {sessions} new sessions a minute" in WEBSOCKET
+    runs = AgentConsumer.max_runs_per_minute
+    assert f"may start {runs} runs and make {sessions} sessions a minute" in WEBSOCKET
+    assert f"{SessionListView.page_size} sessions, the last used first" in WEBSOCKET
+    assert f"the last {SessionMessagesView.page_size} items' messages" in WEBSOCKET
+    assert f"longer than {SessionMessagesView.max_bytes >> 20} MiB" in WEBSOCKET
     assert f"every {AgentConsumer.ping_interval} seconds" in WEBSOCKET
     assert f"up to {AgentConsumer.max_frame // 1024} KiB" in WEBSOCKET
     assert (RunLimits().detach_timeout, RunLimits().stale_after) == (60, 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +24,7 @@ from openai import AsyncOpenAI
 from agent_sessions import RedisSession
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.redis import RedisBackend, scripts
+from agent_sessions.backends.redis.errors import CallTooLate
 from agent_sessions.backends.redis.keys import Names, slot_of
 from agent_sessions.exceptions import InvalidBackend, LeaseLost, StorageError
 from agent_sessions.items import decode, encode_batch
@@ -69,8 +71,11 @@ def test_keys_of_a_session_share_a_slot(session_id: str, prefix: str) -> None:
     """agentscope-java #2579: else a cluster answers CROSSSLOT."""
     for user in (None, 7):
         keys = Names(prefix, session_id, "default", user).keys
-        assert len(set(keys)) == 4
+        assert len(set(keys)) == 5
         assert len({slot_of(key) for key in keys}) == 1
+        # A rule for a prefix, as an ACL has, holds for all of them.
+        assert all(key.startswith(prefix.encode()) for key in keys)
+        assert all(key.startswith(keys[0]) for key in keys)
 
 
 def test_a_cluster_finds_the_same_slots(redis_cluster: list[Server]) -> None:
@@ -91,7 +96,7 @@ def test_owned_and_unowned_keys_differ(first: str, second: str) -> None:
         Names("agents:session", f"{first}:{second}", "a", 1),
     ]
     keys = {key for name in made for key in name.keys}
-    assert len(keys) == 4 * len(made)
+    assert len(keys) == 5 * len(made)
 
 
 # --- the SDK's histories -------------------------------------------------------------
@@ -122,11 +127,13 @@ async def test_clearing_leaves_nothing_of_the_sdks(
     await sdk._get_next_id()
     await sdk.close()
     await open_session(place, session_id).clear_session()
-    [notes] = link.keys(f"*{session_id}*")
-    assert notes == names(open_session(place, session_id)).keys[1]
+    _, notes, _, calls, answers = names(open_session(place, session_id)).keys
+    assert {*link.keys(f"*{session_id}*")} == {notes, calls, answers}
     # Numbers alone, and not for long.
-    assert {*link.hgetall(notes)} == {b"base", b"cleared"}
-    assert 0 < link.pttl(notes) <= scripts.EMPTY_MS
+    assert {*link.hgetall(notes)} == {b"base"}
+    assert link.hvals(answers) == [b"6"]
+    for name in (notes, calls, answers):
+        assert 0 < link.pttl(name) <= scripts.EMPTY_MS
 
 
 async def test_clearing_spares_another_sessions_items(place: str) -> None:
@@ -192,32 +199,134 @@ async def test_large_batches_arrive_whole(place: str) -> None:
 # --- a command that arrives twice ----------------------------------------------------
 
 
-async def test_a_batch_that_arrives_twice_is_stored_once(place: str) -> None:
+def stamp(age: float = 0) -> int:
+    """Return when a call was first sent, so many seconds ago."""
+    return int((time.time() - age) * 1000)
+
+
+# How many other writes lie between a lost answer and the second try.
+BETWEEN = [0, 1, 31, 32, 300]
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+async def test_a_batch_that_arrives_twice_is_stored_once(
+    place: str, between: int
+) -> None:
     session = open_session(place)
     backend, mine = store(session), names(session)
-    first = ("a" * 16, "", 0, 0, 0, 0, '{"n":1}')
+    first = ("w-first", stamp(), "", 0, 0, 0, 0, '{"n":1}')
     assert await backend._run(scripts.APPEND, mine, *first) == 1
-    await session.add_items(MESSAGES)
-    assert await backend._run(scripts.APPEND, mine, *first) == 7
-    assert len(await session.get_items()) == 7
+    for _ in range(between):
+        await session.add_items(MESSAGES[:1])
+    assert await backend._run(scripts.APPEND, mine, *first) == 1 + between
+    assert len(await session.get_items()) == 1 + between
 
 
-async def test_a_pop_that_arrives_twice_takes_one_item(place: str) -> None:
+async def test_a_batch_that_arrives_again_after_a_clear_stays_cleared(
+    place: str,
+) -> None:
+    session = open_session(place)
+    backend, mine = store(session), names(session)
+    first = ("w-first", stamp(), "", 0, 0, 0, 0, '{"n":1}')
+    await backend._run(scripts.APPEND, mine, *first)
+    await session.clear_session()
+    await backend._run(scripts.APPEND, mine, *first)
+    assert await session.get_items() == []
+
+
+@pytest.mark.parametrize("between", BETWEEN[:-1])
+async def test_a_pop_that_arrives_twice_takes_one_item(
+    place: str, between: int
+) -> None:
+    session = open_session(place)
+    batch: list[Any] = [{"n": n} for n in range(between + 2)]
+    await session.add_items(batch)
+    backend, mine = store(session), names(session)
+    pop = ("p-first", stamp(), "", 0, 0, 8, 0, 0, "")
+    text, left = (await backend._run(scripts.POP, mine, *pop))[1:]
+    assert (decode(text.decode()), left) == (batch[-1], between + 1)
+    others = [await session.pop_item() for _ in range(between)]
+    assert others == batch[1:-1][::-1]
+    assert await backend._run(scripts.POP, mine, *pop) == [1, text, 1]
+    assert await session.get_items() == batch[:1]
+
+
+async def test_a_pop_that_arrives_again_after_a_clear_brings_nothing_back(
+    place: str, link: redis.Redis
+) -> None:
     session = open_session(place)
     await session.add_items(MESSAGES)
     backend, mine = store(session), names(session)
-    pop = ("b" * 16, "", 0, 0, 8, 0, 0, "")
-    answers = [await backend._run(scripts.POP, mine, *pop) for _ in range(2)]
-    assert answers[0] == answers[1]
+    pop = ("p-first", stamp(), "", 0, 0, 8, 0, 0, "")
+    await backend._run(scripts.POP, mine, *pop)
+    await session.clear_session()
+    assert await backend._run(scripts.POP, mine, *pop) == [1, b"", 0]
+    kept = [link.dump(name) for name in mine.keys]
+    assert not any(b"item 5" in value for value in kept if value)
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["items", "nothing"])
+async def test_a_clear_that_arrives_twice_clears_once(place: str, begun: bool) -> None:
+    session = open_session(place)
+    if begun:
+        await session.add_items(MESSAGES)
+    backend, mine = store(session), names(session)
+    clear = ("w-first", stamp(), "")
+    count = await backend._run(scripts.CLEAR, mine, *clear)
+    assert count == (6 if begun else 0)
+    await session.add_items(MESSAGES[:2])
+    await session.clear_session()
+    await session.add_items(MESSAGES[:1])
+    assert await backend._run(scripts.CLEAR, mine, *clear) == count
+    assert await session.get_items() == MESSAGES[:1]
+
+
+@pytest.mark.parametrize("age", [-300, 70, 3600])
+async def test_what_comes_too_late_is_refused_and_never_done(
+    place: str, age: float
+) -> None:
+    session = open_session(place)
+    await session.add_items(MESSAGES)
+    backend, mine = store(session), names(session)
+    calls = {
+        scripts.APPEND: ("", 0, 0, 0, 0, '{"n":1}'),
+        scripts.POP: ("", 0, 0, 8, 0, 0, ""),
+        scripts.CLEAR: ("",),
+    }
+    for script, terms in calls.items():
+        with pytest.raises(CallTooLate) as caught:
+            await backend._run(script, mine, "w-late", stamp(age), *terms)
+        assert abs(caught.value.server_ms - time.time() * 1000) < 10_000
+    assert await session.get_items() == MESSAGES
+
+
+async def test_tokens_are_forgotten_by_time(place: str, link: redis.Redis) -> None:
+    session = open_session(place)
+    await session.add_items(MESSAGES)
+    calls, answers = names(session).keys[3:]
+    await session.pop_item()
+    for name in (calls, answers):
+        assert 0 < link.pttl(name) <= scripts.KEPT_MS + scripts.ACCEPTED_MS
+    old = stamp(scripts.KEPT_MS / 1000 + 10)
+    link.zadd(calls, {b"p-old": old})
+    link.hset(answers, "p-old", "{}")
+    await session.pop_item()
+    assert link.zscore(calls, b"p-old") is None
+    assert not link.hexists(answers, "p-old")
+    assert link.zcard(calls) == 3
+
+
+@pytest.mark.parametrize("ahead", [-7200, 7200])
+async def test_a_client_whose_clock_differs_writes_all_the_same(
+    place: str, ahead: int
+) -> None:
+    session = open_session(place)
+    store(session)._calls.ahead_ms = ahead * 1000
+    await session.add_items(MESSAGES)
+    assert await session.pop_item() == MESSAGES[-1]
     assert await session.get_items() == MESSAGES[:-1]
-
-
-async def test_a_clear_that_arrives_twice_counts_once(place: str) -> None:
-    session = open_session(place)
-    await session.add_items(MESSAGES)
-    backend, mine = store(session), names(session)
-    clears = [await backend._run(scripts.CLEAR, mine, "c" * 16, "") for _ in range(2)]
-    assert clears == [6, 6]
+    # It was told once.
+    assert abs(store(session)._calls.ahead_ms) < 10_000
 
 
 class DeafProxy:
@@ -388,7 +497,11 @@ async def test_items_too_long_for_the_server_to_look_at_are_popped(place: str) -
 
 
 def _times(link: redis.Redis, session: Any) -> list[int]:
-    return [int(link.pttl(key)) for key in names(session).keys[:3]]
+    """Return what is left to the items, and to what tells of them where it is there."""
+    items, *beside = names(session).keys[:3]
+    return [
+        int(link.pttl(key)) for key in (items, *(b for b in beside if link.exists(b)))
+    ]
 
 
 async def test_a_sliding_ttl_begins_anew_with_each_use(

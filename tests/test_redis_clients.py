@@ -154,6 +154,37 @@ async def test_the_caches_own_prefix_comes_first(redis_server: Server) -> None:
         assert backend.key_prefix == "site:2:agents:session"
         backend = RedisSession.from_cache("x", key_prefix="agents:session").backend
         assert backend.key_prefix == "agents:session"
+    with override_settings(CACHES={"default": {**cache, "KEY_PREFIX": ""}}):
+        backend = RedisSession.from_cache("x").backend
+        assert backend.key_prefix == ":2:agents:session"
+
+
+def by_tenant(key: str, prefix: str, version: int) -> str:
+    """Name a cache's key as a project does whose tenants share a server."""
+    return f"tenant:{prefix}:{version}:{key}"
+
+
+def test_an_alias_whose_keys_a_function_names_is_refused() -> None:
+    """Else one tenant would read what another one said."""
+    default = "django.core.cache.backends.base.default_key_func"
+    for function in (by_tenant, f"{__name__}.by_tenant"):
+        cache = {**PLAIN, "KEY_FUNCTION": function}
+        with override_settings(CACHES={"default": cache}):
+            with pytest.raises(InvalidBackend, match="KEY_FUNCTION") as caught:
+                _ = RedisSession.from_cache("x").backend.key_prefix  # type: ignore[attr-defined]
+            assert caught.value.id == "agent_sessions.E021"
+            # Whoever names a prefix has decided.
+            RedisSession.from_cache("x", key_prefix="mine")
+            setting = {"default": {"BACKEND": BACKEND}}
+            with override_settings(AGENT_SESSIONS=setting):
+                [found] = check_backends()
+            assert (found.id, "KEY_FUNCTION" in found.msg) == (
+                "agent_sessions.E021",
+                True,
+            )
+    with override_settings(CACHES={"default": {**PLAIN, "KEY_FUNCTION": default}}):
+        backend: Any = RedisSession.from_cache("x").backend
+        assert backend.key_prefix == "agents:session"
 
 
 def test_a_function_may_make_the_client(redis_server: Server) -> None:

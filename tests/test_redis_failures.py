@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from agent_sessions.exceptions import (
 )
 from tests.servers import Server
 from tests.servers.process import HOST, free_port
-from tests.servers.redis import PASSWORD, Watched, kill, url
+from tests.servers.redis import PASSWORD, Watched, _wait, kill, url
 from tests.servers.redis import redis as run_redis
 
 pytestmark = pytest.mark.one_database
@@ -62,7 +63,9 @@ async def refused(
     return str(caught.value)
 
 
-@pytest.mark.parametrize("nth", range(4), ids=["items", "notes", "times", "popped"])
+@pytest.mark.parametrize(
+    "nth", range(5), ids=["items", "notes", "times", "calls", "answers"]
+)
 @pytest.mark.parametrize("operation", WRITES.values(), ids=WRITES)
 async def test_a_key_of_another_kind_is_left_alone(
     redis_server: Server, nth: int, operation: Callable[[Any], Awaitable[Any]]
@@ -167,6 +170,123 @@ def test_a_server_that_is_not_there_for_sync_callers() -> None:
 async def test_a_cluster_that_is_not_there() -> None:
     session = open_session(f"redis://{HOST}:{free_port()}/0", cluster=True)
     await refused(session, OPERATIONS["add"], StoreUnavailable)
+
+
+SLIDING: dict[str, Any] = {"ttl": 60}
+REFUSALS = {
+    "no_replicas": lambda link: link.config_set("min-replicas-to-write", 3),
+    "replica": lambda link: link.replicaof(HOST, 1),
+    "full": lambda link: link.config_set("maxmemory", "1"),
+}
+
+
+@pytest.mark.parametrize("refuse", REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+@pytest.mark.parametrize("fence", [None, 7])
+async def test_reading_needs_no_write(
+    kind: str, refuse: Callable[[Any], Any], fence: int | None
+) -> None:
+    """A sliding ttl and a lease are written down where the server takes it."""
+    with run_redis(kind) as server, redis.Redis(port=server.port) as link:
+        session = open_session(url(server), **SLIDING)
+        await session.add_items(MESSAGES)
+        refuse(link)
+        backend: RedisBackend = session.backend  # type: ignore[assignment]
+        key = session.key.fenced(fence)
+        assert await backend.alatest(key, None) == MESSAGES
+        assert await backend.alatest(key, 2) == MESSAGES[-2:]
+        page = await backend.apage(key)
+        assert [stored.item for stored in page.items] == MESSAGES
+        await session.close()
+
+
+async def test_a_server_that_cannot_save_is_read(tmp_path: Path) -> None:
+    arguments = ("--dir", str(tmp_path))
+    with run_redis("redis", *arguments) as server:
+        session = open_session(url(server), **SLIDING)
+        await session.add_items(MESSAGES)
+        with redis.Redis(port=server.port) as link:
+            link.config_set("save", "3600 1")
+            (tmp_path / "dump.rdb").mkdir()
+            link.bgsave()
+            await asyncio.to_thread(_wait, lambda: _cannot_save(link), "a failed save")
+        await refused(session, OPERATIONS["add"], StoreFull)
+        assert await session.get_items() == MESSAGES
+        await session.close()
+
+
+def _cannot_save(link: Any) -> bool:
+    return bool(link.info("persistence")["rdb_last_bgsave_status"] == "err")
+
+
+# What docs/redis.md asks an ACL to allow.
+COMMANDS = re.findall(
+    r"\+([a-z|]+)", Path("docs/redis.md").read_text().partition("### An ACL")[2]
+)
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+@pytest.mark.parametrize("session_id", ["plain", "a{b}c", "a}b", "{", "{}x"])
+async def test_an_acl_by_prefix_suffices(kind: str, session_id: str) -> None:
+    with run_redis(kind) as server, redis.Redis(port=server.port) as link:
+        rights = [f"+{command}" for command in COMMANDS]
+        link.execute_command(
+            *("ACL", "SETUSER", "anna", "on", f">{PASSWORD}", "~agents:session*"),
+            *rights,
+        )
+        place = f"redis://anna:{PASSWORD}@{HOST}:{server.port}/0"
+        session = open_session(place, session_id, **SLIDING, max_items=50)
+        await session.add_items(MESSAGES)
+        assert await session.get_items() == MESSAGES
+        assert await session.pop_item() == MESSAGES[-1]
+        page = await session.backend.apage(session.key)
+        assert len(page.items) == 2
+        found = [each async for each in session.backend.store_ids()]  # type: ignore[attr-defined]
+        assert found == [session_id]
+        await session.clear_session()
+        assert await session.get_items() == []
+        assert await session.ping()
+        await session.close()
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+@pytest.mark.parametrize("command", ["evalsha", "rpush", "lrange"])
+async def test_a_refused_command_is_named(kind: str, command: str) -> None:
+    with run_redis(kind) as server, redis.Redis(port=server.port) as link:
+        link.execute_command(
+            *("ACL", "SETUSER", "anna", "on", f">{PASSWORD}", "~*", "+@all"),
+            f"-{command}",
+        )
+        place = f"redis://anna:{PASSWORD}@{HOST}:{server.port}/0"
+        operation = OPERATIONS["get" if command == "lrange" else "add"]
+        told = await refused(open_session(place), operation, StoreRefused)
+        assert command.upper() in told
+        assert "docs/redis.md" in told
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+async def test_a_server_that_refuses_hello_is_spoken_to_in_resp2(kind: str) -> None:
+    with run_redis(kind) as server, redis.Redis(port=server.port) as link:
+        for user in ("default", "anna"):
+            link.execute_command(
+                *("ACL", "SETUSER", user, "on", f">{PASSWORD}", "~*", "+@all"), "-hello"
+            )
+        place = f"redis://anna:{PASSWORD}@{HOST}:{server.port}/0"
+        session = open_session(place, redis_kwargs={"protocol": 2})
+        await session.add_items(MESSAGES)
+        assert await session.get_items() == MESSAGES
+        await session.close()
+
+
+async def test_a_refused_key_is_told() -> None:
+    with run_redis() as server, redis.Redis(port=server.port) as link:
+        link.execute_command(
+            *("ACL", "SETUSER", "anna", "on", f">{PASSWORD}", "~other:*", "+@all")
+        )
+        place = f"redis://anna:{PASSWORD}@{HOST}:{server.port}/0"
+        told = await refused(open_session(place), OPERATIONS["add"], StoreRefused)
+        assert "a key" in told
+        assert "key_prefix" in told
 
 
 @pytest.mark.parametrize("kind", ["redis", "valkey"])

@@ -6,6 +6,7 @@ the same id, as small models do, so that nothing hangs on ids that can't be gues
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -18,7 +19,7 @@ from agents import Agent, function_tool
 from agents.testing import ScriptedModel, assistant_message, function_call
 from asgiref.sync import sync_to_async
 from django.core.cache import cache
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import AsyncClient, Client, override_settings
 from django.test.utils import CaptureQueriesContext
@@ -454,9 +455,18 @@ async def test_copies_and_exports_take_no_approval_along(
         run = await ask(tab, "r-1")
         other = {"default": "private", "private": "default"}[alias]
         ways = (tab.session_id, "--from", alias, "--to", other)
-        await sync_to_async(call_command)(
-            "copy_agent_sessions", *ways, stdout=StringIO()
-        )
+
+        def copy_session() -> str:
+            said = StringIO()
+            with contextlib.suppress(CommandError):
+                call_command("copy_agent_sessions", *ways, stdout=said, stderr=said)
+            return said.getvalue()
+
+        assert "left: it waits for an approval" in await sync_to_async(copy_session)()
+        # Only what can be answered is in the way.
+        await put(run, run_id="r-9")
+        assert "sessions new 1" in await sync_to_async(copy_session)()
+        await put(run, run_id="r-1")
         copy = await AgentRun.objects.aget(session__backend=other)
         assert (copy.status, copy.state) == ("interrupted", "")
         assert copy.expires_at is None

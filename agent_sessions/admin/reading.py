@@ -176,7 +176,7 @@ class _Named(Branches):
     """The branches of a session, one of which is taken for the current one."""
 
     def __init__(self, branches: Branches, choice: BranchChoice) -> None:
-        super().__init__(branches.directory, branches.lineages, branches.key)
+        super().__init__(branches.directory, branches.key)
         self._choice = choice
 
     def current(self) -> Branch | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -44,6 +45,12 @@ class Admissions:
         self.interval = interval
         self._known: OrderedDict[str, _Admission] = OrderedDict()
         self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether another process remembered, of which this one is a fork."""
+        return os.getpid() != self._pid
 
     def is_known(self, key: SessionKey) -> bool:
         """Tell whether the key's row was looked at a short while ago."""

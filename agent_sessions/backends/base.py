@@ -176,6 +176,17 @@ class BaseSessionBackend(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} pops what is newest.")
 
+    async def apop_if(
+        self, key: SessionKey, accept: Callable[[Item], bool]
+    ) -> Item | None:
+        """See pop_if()."""
+        return await settle(self.threads.run(self.pop_if, key, accept))
+
+    def at_exit(self) -> None:
+        """Write what was put off, as the process ends."""
+        if self.inner_option is not None and "inner" in self.__dict__:
+            self.inner.at_exit()
+
     def rewrite(
         self,
         key: SessionKey,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from django.db import transaction
 from django.db.models import F
@@ -32,6 +33,13 @@ NO_RUN: dict[str, Any] = {
 }
 
 
+class Seen(NamedTuple):
+    """What a session's row said when it was looked at."""
+
+    item_count: int
+    updated_at: datetime
+
+
 class Directory:
     """One backend alias's rows in one database; every look-up names the owner."""
 
@@ -53,21 +61,6 @@ class Directory:
             name=key.branch,
             archived_at=None,
         )
-
-    def find_branch(self, key: SessionKey) -> int | None:
-        """Find the branch that a key means; None where it has no row yet.
-
-        Raises what assert_own() does.
-        """
-        if key.branch is not None:
-            found: int | None = self.branches(key).values_list("pk", flat=True).first()
-            if found is None:
-                self.assert_own(key)
-            return found
-        row = self._any_owner(key).values_list("user_id", "branch_id").first()
-        if row is not None and row[0] != key.user_id:
-            raise SessionDoesNotExist(key.session_id)
-        return None if row is None else row[1]
 
     def assert_own(self, key: SessionKey) -> None:
         """Pass where the key's session is its own, or not there at all.
@@ -128,6 +121,15 @@ class Directory:
             rows.filter(title="").update(title=title)
         counted = {} if count is None else {"item_count": count}
         return bool(rows.update(updated_at=now, active_on=now.date(), **counted))
+
+    def look(self, key: SessionKey) -> Seen | None:
+        """Return what the row of the key's own session says; None where it has none."""
+        row = self.rows(key).values_list("item_count", "updated_at").first()
+        return None if row is None else Seen(*row)
+
+    def recount(self, key: SessionKey, seen: Seen, count: int) -> None:
+        """Write how many items a session has, unless its row has changed meanwhile."""
+        self.rows(key).filter(**seen._asdict()).update(item_count=count)
 
     def revoke(self, key: SessionKey) -> None:
         """Take the lease from the run that is going on, if one is."""

@@ -6,75 +6,42 @@ implements the coroutines store_…(); the rest, with the synchronous faces, is 
 
 from __future__ import annotations
 
-import logging
-import threading
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from django.db import Error, IntegrityError, connections, router, transaction
-
-from agent_sessions.backends.admissions import Admissions, News
-from agent_sessions.backends.base import (
-    BaseSessionBackend,
-    Page,
-    SessionKey,
-    settle,
-)
-from agent_sessions.backends.loops import BackgroundLoop, take, with_caller
-from agent_sessions.exceptions import SessionDoesNotExist
+from agent_sessions.backends.base import Page, SessionKey, settle
+from agent_sessions.backends.listed import ListedBackend, Written
+from agent_sessions.backends.loops import BackgroundLoop, take
 from agent_sessions.items import Batch, Item, encode_batch
-from agent_sessions.signals import session_cleared
 
 if TYPE_CHECKING:
-    # Imported late below: a session without a directory needs no Django settings.
-    from agent_sessions.backends.database.threads import DatabaseThreads
-    from agent_sessions.backends.directory import Directory
+    from agent_sessions.backends.directory import Seen
+
+__all__ = ["RemoteBackend", "Written"]
 
 T = TypeVar("T")
 
-logger = logging.getLogger("agent_sessions.backends")
-
+_Taking = Coroutine[Any, Any, tuple[Item | None, Written]]
 # Ids of one step of a listing.
 _CHUNK = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What a store tells of a change: how many items the session has, if it knows."""
-
-    count: int | None = None
-
-
-class RemoteBackend(BaseSessionBackend):
+class RemoteBackend(ListedBackend):
     """Base of backends over other stores than Django's databases.
 
-    OPTIONS of all: `database`, the alias of DATABASES with the directory (default:
-    the router's choice); `touch_interval`, seconds for which a session's row is
-    neither looked up nor written again (default 60; 0 does both at each use).
+    OPTIONS of all: those of ListedBackend.
     """
 
     # Whether the store can tell which sessions it has; see store_ids().
     supports_listing: ClassVar[bool] = False
-    option_defaults: ClassVar[dict[str, Any]] = {
-        "database": None,
-        "touch_interval": 60,
-    }
 
     def __init__(
         self, alias: str, options: dict[str, Any], *, listed: bool = True
     ) -> None:
         """Configure the backend; without `listed` it keeps no directory at all."""
-        super().__init__(alias, options)
-        self.listed = listed
-        self.database: str | None = self.options["database"]
-        self._threads: DatabaseThreads | None = None
+        super().__init__(alias, options, listed=listed)
         self._background = BackgroundLoop(f"agent_sessions-{alias}")
-        self._admissions = Admissions(self.options["touch_interval"])
-        self._lock = threading.Lock()
 
     # -- what a store implements -----------------------------------------------------
 
@@ -90,6 +57,15 @@ class RemoteBackend(BaseSessionBackend):
     async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
         """Remove and return the newest readable item."""
 
+    async def store_pop_if(
+        self, key: SessionKey, accept: Callable[[Item], bool]
+    ) -> tuple[Item | None, Written]:
+        """Remove and return the newest item that is accepted; others stay.
+
+        Only where `supports_pop_if` is set.
+        """
+        raise NotImplementedError(f"{type(self).__name__} pops what is newest.")
+
     @abstractmethod
     async def store_clear(self, key: SessionKey) -> int:
         """Remove every item; tell how many there were. Nothing there is no error."""
@@ -99,6 +75,10 @@ class RemoteBackend(BaseSessionBackend):
         self, key: SessionKey, *, before: int | None, after: int | None, limit: int
     ) -> Page:
         """Read up to `limit` items around a position; see page()."""
+
+    async def store_count(self, key: SessionKey) -> int | None:
+        """Return how many items there are, if that is known without reading them."""
+        return None
 
     def store_ids(self) -> AsyncIterator[str]:
         """Give the ids of the sessions without an owner that the store has.
@@ -122,12 +102,25 @@ class RemoteBackend(BaseSessionBackend):
         self._touch(key, written, batch.title)
 
     def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        self._admit(key)
-        return [] if limit == 0 else self._await(self.store_latest(key, limit))
+        seen = self._admit(key)
+        items = [] if limit == 0 else self._await(self.store_latest(key, limit))
+        if seen is not None:
+            self._put_right(key, seen, self._await(self.store_count(key)))
+        return items
 
     def pop(self, key: SessionKey) -> Item | None:
-        self._admit(key)
-        item, written = self._await(self.store_pop(key))
+        return self._taken(key, self.store_pop(key))
+
+    def pop_if(self, key: SessionKey, accept: Callable[[Item], bool]) -> Item | None:
+        return self._taken(key, self.store_pop_if(key, accept))
+
+    def _taken(self, key: SessionKey, taking: _Taking) -> Item | None:
+        try:
+            self._admit(key)
+        except BaseException:
+            taking.close()
+            raise
+        item, written = self._await(taking)
         if item is not None:
             self._touch(key, written)
         return item
@@ -147,11 +140,13 @@ class RemoteBackend(BaseSessionBackend):
         after: int | None = None,
         limit: int = 100,
     ) -> Page:
-        self._admit(key)
+        seen = self._admit(key)
         page = self._await(
             self.store_page(key, before=before, after=after, limit=limit)
         )
         self.flush(key)
+        if seen is not None:
+            self._put_right(key, seen, self._await(self.store_count(key)))
         return page
 
     def erase(self, key: SessionKey, remote_id: str = "") -> int:
@@ -184,15 +179,29 @@ class RemoteBackend(BaseSessionBackend):
         await self._atouch(key, written, batch.title)
 
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        await self._aadmit(key)
-        return [] if limit == 0 else await self.store_latest(key, limit)
+        seen = await self._aadmit(key)
+        items = [] if limit == 0 else await self.store_latest(key, limit)
+        if seen is not None:
+            await self._aput_right(key, seen)
+        return items
+
+    async def _aput_right(self, key: SessionKey, seen: Seen) -> None:
+        count = await self.store_count(key)
+        if count not in {None, seen.item_count}:
+            await self.threads.run(self._put_right, key, seen, count)
 
     async def apop(self, key: SessionKey) -> Item | None:
         await self._aadmit(key)
-        return await settle(self._pop(key))
+        return await settle(self._ataken(key, self.store_pop(key)))
 
-    async def _pop(self, key: SessionKey) -> Item | None:
-        item, written = await self.store_pop(key)
+    async def apop_if(
+        self, key: SessionKey, accept: Callable[[Item], bool]
+    ) -> Item | None:
+        await self._aadmit(key)
+        return await settle(self._ataken(key, self.store_pop_if(key, accept)))
+
+    async def _ataken(self, key: SessionKey, taking: _Taking) -> Item | None:
+        item, written = await taking
         if item is not None:
             await self._atouch(key, written)
         return item
@@ -217,183 +226,13 @@ class RemoteBackend(BaseSessionBackend):
         after: int | None = None,
         limit: int = 100,
     ) -> Page:
-        await self._aadmit(key)
+        seen = await self._aadmit(key)
         page = await self.store_page(key, before=before, after=after, limit=limit)
         await self.aflush(key)
+        if seen is not None:
+            await self._aput_right(key, seen)
         return page
 
-    # -- the directory ---------------------------------------------------------------
-
-    @property
-    def using(self) -> str:
-        """The alias of DATABASES that holds the directory."""
-        from agent_sessions.models import AgentSession
-
-        return self.database or router.db_for_write(AgentSession)
-
-    @property
-    def directory(self) -> Directory:
-        from agent_sessions.backends.directory import Directory
-
-        return Directory(self.alias, self.using)
-
-    @property
-    def threads(self) -> DatabaseThreads:
-        from agent_sessions.backends.database.threads import DatabaseThreads
-
-        using = self.using
-        with self._lock:
-            if self._threads is None or self._threads.database != using:
-                size = 1 if connections[using].vendor == "sqlite" else 8
-                self._threads = DatabaseThreads(using, size)
-            return self._threads
-
-    async def on_directory(
-        self, function: Callable[..., T], *args: Any, **kwargs: Any
-    ) -> T:
-        """Call a function that queries the directory, for a store's coroutine.
-
-        It runs in the thread of a synchronous caller, whose transaction it sees, and
-        in a thread of the database for everybody else.
-        """
-        call = partial(function, *args, **kwargs)
-        served, result = await with_caller(call)
-        return cast("T", result) if served else await self.threads.run(call)
-
-    @property
-    def keeps_outside(self) -> bool:
-        return True
-
-    def enroll(self, key: SessionKey) -> None:
-        from agent_sessions.backends.leftovers import erase_before
-
-        if not self.directory.rows(key).exists():
-            erase_before(self, key)
-        super().enroll(key)
-
-    def flush(self, key: SessionKey) -> None:
-        if (news := self._admissions.take(key)) is not None:
-            self._write_down(key, news)
-
-    async def aflush(self, key: SessionKey) -> None:
-        if (news := self._admissions.take(key)) is not None:
-            await settle(self.threads.run(self._write_down, key, news))
-
-    def _is_known(self, key: SessionKey) -> bool:
-        # A run's lease is looked at each time.
-        return not self.listed or (key.fence is None and self._admissions.is_known(key))
-
-    def _admit(self, key: SessionKey, *, write: bool = False) -> None:
-        """Pass where the key's session is its own; a write makes the row.
-
-        Raises SessionDoesNotExist for someone else's, and LeaseLost.
-        """
-        if self._is_known(key):
-            return
-        directory = self.directory
-        if key.fence is not None:
-            # Of a session that is somebody else's, or gone, nobody has a lease.
-            directory.assert_lease(key)
-        elif not directory.rows(key).exists():
-            from agent_sessions.backends.leftovers import erase_before
-
-            directory.assert_own(key)
-            erase_before(self, key)
-            if not write:
-                # Not remembered: the first write may be someone else's.
-                return
-            try:
-                directory.ensure(key)
-            except IntegrityError:
-                # Its owner has been deleted.
-                raise SessionDoesNotExist(key.session_id) from None
-        # What is rolled back, as after each test, is not remembered.
-        transaction.on_commit(partial(self._remember, key), using=self.using)
-
-    async def _aadmit(self, key: SessionKey, *, write: bool = False) -> None:
-        if not self._is_known(key):
-            await self.threads.run(self._admit, key, write=write)
-
-    def _remember(self, key: SessionKey) -> None:
-        for pushed, news in self._admissions.remember(key):
-            self._write_down(pushed, news)
-
-    def _touch(self, key: SessionKey, written: Written, title: str = "") -> None:
-        """Bring the row up to date, if that is due. The items are written already."""
-        if self.listed:
-            news = self._admissions.tell(key, News(written.count, title))
-            if news is not None:
-                self._write_down(key, news)
-
-    async def _atouch(self, key: SessionKey, written: Written, title: str = "") -> None:
-        if self.listed:
-            news = self._admissions.tell(key, News(written.count, title))
-            if news is not None:
-                await self.threads.run(self._write_down, key, news)
-
-    def _write_down(self, key: SessionKey, news: News) -> None:
-        """Write what is new into the row. What the store acknowledged stays so."""
-        try:
-            if not self.directory.touch(key, count=news.count, title=news.title):
-                self._admissions.forget(key)
-                self._rescue(key, news)
-        except Error as exc:
-            self._admissions.put_off(key, news)
-            self._warn("could not be touched", exc)
-
-    def _rescue(self, key: SessionKey, news: News) -> None:
-        """Make a row for what was written to a session that was deleted meanwhile.
-
-        Where its owner is gone, or a run wrote, it goes the way of the session.
-        """
-        from agent_sessions.backends.leftovers import erase_now, has_owner
-
-        try:
-            if key.fence is None and has_owner(self.using, key):
-                self.directory.ensure(key)
-                self.directory.touch(key, count=news.count, title=news.title)
-                return
-        except (IntegrityError, SessionDoesNotExist) as exc:
-            self._warn("has got another owner", exc)
-        erase_now(self, key.fenced(None))
-
-    def _warn(self, what: str, exc: Exception) -> None:
-        logger.warning(
-            "The row of a session in %r %s (%s)", self.alias, what, type(exc).__name__
-        )
-
-    def _begin_clear(self, key: SessionKey) -> None:
-        """End a run's lease before its items go: it must not write between."""
-        if self.listed and key.fence is None:
-            self.directory.revoke(key)
-
-    def _cleared(self, key: SessionKey, count: int) -> None:
-        if not self.listed:
-            return
-        self._admissions.forget(key)
-        self.directory.cleared(key)
-        session_cleared.send(
-            type(self),
-            session_id=key.session_id,
-            backend=self.alias,
-            user_id=key.user_id,
-            count=count,
-        )
-
     def close(self) -> None:
-        if news := self._admissions.take_all():
-            # In a thread: whoever closes may be in an event loop.
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(self._write_all, news).result()
+        super().close()
         self._background.close()
-        with self._lock:
-            threads, self._threads = self._threads, None
-        if threads is not None:
-            threads.close()
-
-    def _write_all(self, all_news: list[tuple[SessionKey, News]]) -> None:
-        try:
-            for key, news in all_news:
-                self._write_down(key, news)
-        finally:
-            connections[self.using].close()

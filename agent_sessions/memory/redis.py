@@ -117,5 +117,8 @@ def _backend(**options: Any) -> RedisBackend:
 @lru_cache(maxsize=64)
 def _shared(**options: Any) -> RedisBackend:
     backend = RedisBackend(ALIAS, options, listed=False)
-    _ = backend.place  # a mistake is told here, not at the first use
+    _ = (
+        backend.place,
+        backend.key_prefix,
+    )  # a mistake is told here, not at the first use
     return backend

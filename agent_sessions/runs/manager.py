@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from django.db import IntegrityError
 
 from agent_sessions.agui import RunRequest, StreamOptions
-from agent_sessions.backends.base import settle
+from agent_sessions.backends.base import SessionKey, settle
 from agent_sessions.exceptions import InvalidApproval
 from agent_sessions.runs import pausing, records, sync
 from agent_sessions.runs.active import ActiveRun, restore
@@ -24,7 +24,9 @@ from agent_sessions.usage import model_of
 if TYPE_CHECKING:
     from agents import RunState
 
-Place = tuple[str, int]
+# A backend's alias, a row's primary key, and what that row must be: a primary key
+# alone may come back for another session, as after a backup was restored.
+Place = tuple[str, int, SessionKey]
 
 # Seconds that a run gets to say that it has ended, once its row says so.
 LAST_WORDS = 5
@@ -272,7 +274,7 @@ def get_run_manager() -> RunManager:
 
 
 def _place(conversation: Conversation) -> Place:
-    return conversation.backend.alias, conversation.pk
+    return conversation.backend.alias, conversation.pk, conversation.key
 
 
 _managers: WeakKeyDictionary[asyncio.AbstractEventLoop, RunManager] = (

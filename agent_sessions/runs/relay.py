@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 from collections import deque
 from typing import Any
@@ -21,11 +22,15 @@ ABORT = "agent_sessions.abort"
 def group_of(conversation: Conversation) -> str:
     """Name a conversation's group.
 
-    Group names allow few characters and under 100 of them; session ids more of both.
+    The owner is in it: a session id that is deleted may be taken by somebody else while
+    sockets of the first owner are open. Group names allow few characters and under 100
+    of them; session ids more of both.
     """
-    alias = conversation.backend.alias
-    text = f"{len(alias)}:{alias}:{conversation.session_id}"
-    return f"agent_sessions.{hashlib.sha256(text.encode()).hexdigest()[:40]}"
+    key = conversation.key
+    owner = None if key.user_id is None else str(key.user_id)
+    parts = [conversation.backend.alias, conversation.pk, owner, key.session_id]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return f"agent_sessions.{digest[:40]}"
 
 
 class ChannelRelay:

@@ -1,4 +1,6 @@
-"""Get what pip can't install: Chromium and MariaDB (`python -m tests.servers.provision`).
+"""Get what pip can't install (`python -m tests.servers.provision`).
+
+That is Chromium, MariaDB and Memcached.
 
 Each is taken from the machine if it is there, else from apt where this is root, and
 Chromium else from npm. What can't be had is named here and by pytest's summary; with
@@ -18,7 +20,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from tests.servers import chromium, mariadb
+from tests.servers import chromium, mariadb, memcached
 
 NPM_PACKAGE = "@sparticuz/chromium@153.0.0"
 # Node, because Python's standard library can't read brotli.
@@ -43,7 +45,9 @@ _FONTS = """<?xml version="1.0"?>
 def main() -> int:
     get_chromium()
     get_mariadb()
-    reasons = [reason for ask in (chromium, mariadb) if (reason := ask.missing())]
+    get_memcached()
+    parts = (chromium, mariadb, memcached)
+    reasons = [reason for part in parts if (reason := part.missing())]
     for reason in reasons:
         sys.stderr.write(f"!!! Tests will not run, because {reason}\n")
     in_ci = os.environ.get("CI", "").lower() in {"1", "true"}
@@ -73,6 +77,12 @@ def get_mariadb() -> None:
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         _apt(f"python{sys.version_info[0]}.{sys.version_info[1]}-dev")
     _run(sys.executable, "-m", "pip", "install", "--quiet", "--group", "mariadb")
+
+
+def get_memcached() -> None:
+    """Install the server where there is none."""
+    if not memcached.program():
+        _apt("memcached")
 
 
 def _apt(*packages: str) -> bool:

@@ -177,6 +177,10 @@ class DaprBackend(RemoteBackend):
         history = self._history(place, key)
         return await history.page(before=before, after=after, limit=limit)
 
+    async def store_count(self, key: SessionKey) -> int | None:
+        place = await self._places.get()
+        return (await self._history(place, key).read()).head.count
+
     def _history(self, place: _Place, key: SessionKey) -> History:
         async def admit() -> None:
             # After the head was read: whoever takes the lease and writes, or clears,

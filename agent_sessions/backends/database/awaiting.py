@@ -20,6 +20,7 @@ from agent_sessions.backends.database.statements import (
     Statements,
     Text,
     own_rows,
+    read_lineage,
 )
 from agent_sessions.items import Item, decode_all
 
@@ -50,7 +51,7 @@ async def read(
     own = own_rows(rows)
     if len(rows) > MANY:
         return None, own
-    texts = await _shown(backend, ask, own, limit)
+    texts = await _shown(backend, ask, (key, limit), own)
     items = None if texts is None else decode_all(reversed(texts))
     # Unreadable rows don't count: a thread looks further back.
     is_all = items is not None and texts is not None and len(items) == len(texts)
@@ -58,18 +59,24 @@ async def read(
 
 
 async def _shown(
-    backend: DatabaseBackend, ask: _Ask, own: Own, limit: int | None
+    backend: DatabaseBackend,
+    ask: _Ask,
+    asked: tuple[SessionKey, int | None],
+    own: Own,
 ) -> list[Text] | None:
     """Read what a branch shows beside its own rows; None where a thread has to."""
+    key, limit = asked
     if own.is_all(limit):
         return own.texts
-    ancestors = backend.lineages.ancestors(own.branch_id)
-    if not ancestors:
-        return None if ancestors is None else own.texts
-    if limit is None:
+    if own.branch_id is None or limit is None:
         return None
-    statements = backend.statements(connections[backend.using])
-    rows = await ask(*statements.inherited_statement(ancestors, limit))
+    connection = connections[backend.using]
+    statements = backend.statements(connection)
+    family = await ask(*statements.lineage_statement(key, connection))
+    segments = read_lineage(family or ())
+    if not segments or segments[0].branch_id != own.branch_id:
+        return None
+    rows = await ask(*statements.inherited_statement(segments[1:], limit))
     if rows is None:
         return None
     return [*own.texts, *(row[0] for row in rows)][:limit]

@@ -32,7 +32,6 @@ from agent_sessions.backends.database.appending import append_together
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.gathering import Gathering
 from agent_sessions.backends.database.history import pop_newest, read_page
-from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.reading import read_newest
 from agent_sessions.backends.database.removal import Clearing
@@ -96,7 +95,6 @@ class DatabaseBackend(BaseSessionBackend):
         self._wires: Wires | None = None
         self._short_reads: ShortReads | None = None
         self._statements: dict[str, Statements] = {}
-        self._lineages = Lineages(self.database or "")
         self._gathering = Gathering(partial(append_together, self))
 
     # -- sync --------------------------------------------------------------------
@@ -236,13 +234,6 @@ class DatabaseBackend(BaseSessionBackend):
         return Directory(self.alias, self.using)
 
     @property
-    def lineages(self) -> Lineages:
-        """What is known of the lineages of branches."""
-        if self._lineages.using != self.using:
-            self._lineages = Lineages(self.using)
-        return self._lineages
-
-    @property
     def wires(self) -> Wires | None:
         """The connections that serve async callers without a thread, where that goes."""
         if self._wires is None or self._wires.database != self.using:
@@ -295,7 +286,6 @@ class DatabaseBackend(BaseSessionBackend):
         threads, self._threads = self._threads, None
         wires, self._wires = self._wires, None
         self._statements = {}
-        self._lineages = Lineages(self.database or "")
         if threads is not None:
             threads.close()
         if wires is not None:
@@ -306,7 +296,7 @@ class DatabaseBackend(BaseSessionBackend):
     def branches(self, key: SessionKey, held: Held | None = None) -> Branches:
         """Give the branches of a session; writing to them needs change()."""
         current = None if held is None else held.branch_id
-        return Branches(self.directory, self.lineages, key, current)
+        return Branches(self.directory, key, current)
 
     def ask(self, key: SessionKey, question: Callable[[Branches], T]) -> T:
         """Answer a question about a session's branches."""
@@ -372,10 +362,10 @@ class DatabaseBackend(BaseSessionBackend):
 
     def statements(self, connection: BaseDatabaseWrapper) -> Statements:
         """Give the statements in the words of a connection's database."""
-        statements = self._statements.get(connection.vendor)
+        statements = self._statements.get(connection.alias)
         if statements is None:
             statements = statements_for(connection, self.alias)
-            self._statements[connection.vendor] = statements
+            self._statements[connection.alias] = statements
         return statements
 
     def lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> Held | None:

@@ -43,18 +43,16 @@ class Branches:
     def __init__(
         self,
         directory: Directory,
-        lineages: Lineages,
         key: SessionKey,
         current: int | None = None,
     ) -> None:
         """Take the session's current branch where its row is held."""
         self.directory = directory
-        self.lineages = lineages
+        self.lineages = Lineages(directory.using)
         self.key = key
         self.using = directory.using
         # Only where the key means the session's own branch, which we alone may change.
         self._current = None if key.branch is not None else current
-        self._segments: dict[int, tuple[Segment, ...]] = {}
 
     # -- finding -------------------------------------------------------------------
 
@@ -106,10 +104,7 @@ class Branches:
         """Give what a branch shows, newest first."""
         if branch.parent_id is None:
             return (Segment(branch.pk, 0),)
-        # Read once: in a transaction nobody else remembers them.
-        if branch.pk not in self._segments:
-            self._segments[branch.pk] = self.lineages.of(branch.pk)
-        return self._segments[branch.pk]
+        return self.lineages.of(branch.pk)
 
     def items(self, branch: Branch) -> Any:
         """Give the rows that a branch shows."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.db import connections
 from django.db.models import Q, QuerySet
 
 from agent_sessions.models import Branch, SessionItem
-
-_CACHE_SIZE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,51 +27,49 @@ class Segment:
         return self.after < position and (self.upto is None or position <= self.upto)
 
 
-class Lineages:
-    """The lineages of branches, kept by branch id.
+# A branch's parent and the position it forks at, by its id.
+Family = dict[int, tuple[int | None, int | None]]
 
-    A branch's parent and fork never change and ids are never given twice, so what
-    was read once stays true. A clear takes the ancestors' rows, and nothing to see is
-    what their segments then show.
+
+class Lineages:
+    """The lineages of branches, read once in one operation.
+
+    They are not kept any longer: a restored backup gives the ids of branches to other
+    branches, of other people's sessions, while the process goes on.
     """
 
     def __init__(self, using: str) -> None:
         self.using = using
-        self._known: OrderedDict[int, tuple[Segment, ...]] = OrderedDict()
+        self._families: Family = {}
 
     def of(self, branch_id: int) -> tuple[Segment, ...]:
-        """Give a branch's segments, newest first."""
-        found = self._known.get(branch_id)
-        if found is None:
-            found = tuple(self._walk(branch_id))
-            if connections[self.using].in_atomic_block:
-                # A branch that is rolled back leaves its id to another, on SQLite.
-                return found
-            self._known[branch_id] = found
-            if len(self._known) > _CACHE_SIZE:
-                self._known.popitem(last=False)
-        return found
-
-    def ancestors(self, branch_id: int | None) -> tuple[Segment, ...] | None:
-        """Give a branch's segments but its own; None where a look would be needed."""
-        found = None if branch_id is None else self._known.get(branch_id)
-        return None if found is None else found[1:]
-
-    def _walk(self, branch_id: int) -> Iterator[Segment]:
-        branches = Branch.objects.using(self.using)
-        session = branches.filter(pk=branch_id).values("session_id")
-        family = {
-            pk: (parent, fork)
-            for pk, parent, fork in branches.filter(session_id__in=session).values_list(
-                "pk", "parent_id", "fork_position"
+        """Return a branch's segments, newest first."""
+        if branch_id not in self._families:
+            branches = Branch.objects.using(self.using)
+            session = branches.filter(pk=branch_id).values("session_id")
+            rows = branches.filter(session_id__in=session)
+            self._families |= family(
+                rows.values_list("pk", "parent_id", "fork_position")
             )
-        }
-        current: int | None = branch_id
-        upto: int | None = None
-        while current is not None and current in family:
-            parent, fork = family[current]
-            yield Segment(current, fork or 0, upto)
-            current, upto = parent, fork
+        return walk(self._families, branch_id)
+
+
+def family(rows: Iterable[Sequence[Any]]) -> Family:
+    """Return the branches of a session by id, from rows of id, parent and fork."""
+    return {pk: (parent, fork) for pk, parent, fork in rows}
+
+
+def walk(branches: Family, branch_id: int) -> tuple[Segment, ...]:
+    """Return a branch's segments, newest first."""
+    segments: dict[int, Segment] = {}
+    current: int | None = branch_id
+    upto: int | None = None
+    # A branch that a broken row makes its own ancestor ends the walk.
+    while current is not None and current in branches and current not in segments:
+        parent, fork = branches[current]
+        segments[current] = Segment(current, fork or 0, upto)
+        current, upto = parent, fork
+    return tuple(segments.values())
 
 
 def visible(using: str, segments: tuple[Segment, ...]) -> QuerySet[Any]:

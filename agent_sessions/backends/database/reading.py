@@ -49,11 +49,14 @@ def _texts(
         own = statements.latest(connection, key, window)
     if own.is_all(window):
         return own.texts
-    branch = own.branch_id
-    if branch is None:
-        # Nothing may be there, or somebody else's.
-        branch = backend.directory.find_branch(key)
-    ancestors = () if branch is None else backend.lineages.of(branch)[1:]
+    segments = statements.lineage(connection, key)
+    if segments is None:
+        backend.directory.assert_own(key)
+        return own.texts
+    if own.branch_id not in {None, *(segment.branch_id for segment in segments[:1])}:
+        # Somebody has switched to another branch meanwhile.
+        return _texts(backend, connection, asked, None)
+    ancestors = segments[1:]
     if not ancestors:
         return own.texts
     # As many as the window has, though fewer are needed: the same statement each time.

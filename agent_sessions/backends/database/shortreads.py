@@ -49,14 +49,11 @@ class ShortReads:
     def rows(
         self, key: SessionKey, sql: str, params: Sequence[Any]
     ) -> list[tuple[Any, ...]] | None:
-        """Read rows, a text first in each; None where a thread has to."""
+        """Read rows; None where a thread has to."""
         if not self._short.get(_name(key)):
             return None
         rows = self.threads.here(partial(self._read, sql, params))
-        if rows is None:
-            return None
-        self.learn(key, [row[0] for row in rows])
-        return rows if len(rows) <= ROWS else None
+        return rows if rows is None or len(rows) <= ROWS else None
 
     def _read(
         self, sql: str, params: Sequence[Any], connection: BaseDatabaseWrapper

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.direct import ERRORS, DirectCursor, is_watched
-from agent_sessions.backends.database.lineage import Segment
+from agent_sessions.backends.database.lineage import Segment, family, walk
 from agent_sessions.items import Batch, Item, LongBatch, encode_batch
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
@@ -35,17 +35,16 @@ Text = str | bytes
 class Own:
     """The newest rows of a branch itself: their texts, newest first.
 
-    `oldest` is the position of the last of them; without rows `branch_id` is None.
+    Without rows `branch_id` is None. `is_fork` says whether the branch has a parent.
     """
 
     texts: list[Text]
-    oldest: int = 0
     branch_id: int | None = None
+    is_fork: bool = False
 
     def is_all(self, limit: int | None) -> bool:
-        """Tell whether ancestors have nothing to add to this many newest rows."""
-        # Position 1 is the very beginning, which ends the look-up of most histories.
-        return bool(self.texts) and (len(self.texts) == limit or self.oldest == 1)
+        """Return whether ancestors have nothing to add to this many newest rows."""
+        return bool(self.texts) and (len(self.texts) == limit or not self.is_fork)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +150,41 @@ class Statements:
         # A number, not a parameter: PostgreSQL takes one that it doesn't know for a
         # tenth of the history, and would plan this anew at every call.
         window = "" if limit is None else f" LIMIT {limit:d}"
+        # The parent comes along, so that nobody needs to remember who has one.
         return (
-            f"SELECT {self.encoded_data}, position, branch_id FROM {self.item} "
-            f"WHERE branch_id = ({branch}) "
+            f"SELECT {self.encoded_data}, branch_id, (SELECT {self.branch}.parent_id "
+            f"FROM {self.branch} WHERE {self.branch}.id = ({branch})) "
+            f"FROM {self.item} WHERE branch_id = ({branch}) "
             f"ORDER BY position DESC{window}",
-            params,
+            [*params, *params],
+        )
+
+    def lineage(
+        self, connection: BaseDatabaseWrapper, key: SessionKey
+    ) -> tuple[Segment, ...] | None:
+        """Read what the branch that a key means shows, newest first.
+
+        Return an empty tuple where there is no such session, and None where it is
+        somebody else's or lacks the branch.
+        """
+        statement, params = self.lineage_statement(key, connection)
+        with self.cursor(connection) as cursor:
+            cursor.execute(statement, params)
+            return read_lineage(cursor.fetchall())
+
+    def lineage_statement(
+        self, key: SessionKey, connection: BaseDatabaseWrapper
+    ) -> tuple[str, list[Any]]:
+        """Return the statement of lineage(), and its parameters.
+
+        It goes by the owner, not by an id that was read before.
+        """
+        branch, params = self.branch_of(key, connection)
+        return (
+            f"SELECT ({branch}), id, parent_id, fork_position FROM {self.branch} "
+            f"WHERE session_id = (SELECT {self.session}.id FROM {self.session} "
+            f"WHERE {self.session}.backend = %s AND {self.session}.session_id = %s)",
+            [*params, self.alias, key.session_id],
         )
 
     def inherited(
@@ -391,7 +420,16 @@ def own_rows(rows: Sequence[Sequence[Any]]) -> Own:
     """Make out what latest_statement() has read."""
     if not rows:
         return Own([])
-    return Own([row[0] for row in rows], int(rows[-1][1]), int(rows[0][2]))
+    return Own([row[0] for row in rows], int(rows[0][1]), rows[0][2] is not None)
+
+
+def read_lineage(rows: Sequence[Sequence[Any]]) -> tuple[Segment, ...] | None:
+    """Make out what lineage_statement() has read; see lineage()."""
+    if not rows:
+        return ()
+    if rows[0][0] is None:
+        return None
+    return walk(family(row[1:] for row in rows), rows[0][0])
 
 
 def held(row: Any) -> Held | None:

@@ -146,7 +146,7 @@ class EncryptedBackend(BaseSessionBackend):
         )
 
     async def apop(self, key: SessionKey) -> Item | None:
-        if self._is_threaded or self.inner.supports_pop_if:
+        if self._is_threaded:
             return await settle(self.threads.run(self.pop, key))
         return await settle(
             self._awith_keys(key, lambda vault: apop(self.inner, vault, key))

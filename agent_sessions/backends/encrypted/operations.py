@@ -59,8 +59,10 @@ def pop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None
 
 
 async def apop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None:
-    """See pop(); for a store that can't pop and look in one step."""
+    """See pop()."""
     taking = Taking(vault)
+    if inner.supports_pop_if:
+        return taking.end(await inner.apop_if(key, taking.accepts))
     if not taking.may_take(await inner.alatest(key, 1)):
         return None
     taken = await inner.apop(key)

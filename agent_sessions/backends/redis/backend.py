@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from django.core import checks
 from agent_sessions.backends.base import Page, SessionKey, settle
 from agent_sessions.backends.loops import PerLoop
 from agent_sessions.backends.redis import clients, scripts
+from agent_sessions.backends.redis.calls import Calls
 from agent_sessions.backends.redis.clients import CHECK_ID, Client, Place
 from agent_sessions.backends.redis.commands import (
     GivenClient,
@@ -23,7 +23,7 @@ from agent_sessions.backends.redis.commands import (
 )
 from agent_sessions.backends.redis.errors import named_errors
 from agent_sessions.backends.redis.keys import Names, id_of, pattern
-from agent_sessions.backends.redis.scripts import TOKEN_LENGTH, Script
+from agent_sessions.backends.redis.scripts import Script
 from agent_sessions.backends.remote import RemoteBackend, Written
 from agent_sessions.backends.retention import parse_age
 from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
@@ -50,14 +50,15 @@ class RedisBackend(RemoteBackend):
 
     OPTIONS: `cache`, an alias of CACHES that django-redis serves ("default"), or `url`,
     or `client`, an asyncio client that stays yours to close, or a function that makes
-    one for each event loop, closed with it; `cluster`, whether the URL is a cluster's; `client_options`, what else redis-py's
-    asyncio client takes; `ttl`, a timedelta, seconds or "30d", after which a history is
+    one for each event loop, closed with it; `cluster`, whether the URL is a cluster's;
+    `client_options`, what else redis-py's asyncio client takes; `ttl`, a timedelta, seconds or "30d", after which a history is
     forgotten; `sliding`, whether each use starts the ttl anew (True) or it counts from
     the first write; `max_items`, how many of the newest items are kept; `key_prefix`
     ("agents:session", as the SDK has it).
     """
 
     supports_listing = True
+    supports_pop_if = True
     option_defaults: ClassVar[dict[str, Any]] = {
         **RemoteBackend.option_defaults,
         "cache": None,
@@ -88,6 +89,7 @@ class RedisBackend(RemoteBackend):
         if client is not None and not callable(client):
             self.given = GivenClient(client)
         self._clients = PerLoop(self._connect, Client.aclose)
+        self._calls = Calls(alias)
 
     # -- configuration -----------------------------------------------------------
 
@@ -160,7 +162,7 @@ class RedisBackend(RemoteBackend):
         """Report a server that can't be reached by these options; nothing is sent."""
         try:
             if self.given is None:
-                _ = self.place
+                _ = self.place, self.key_prefix
         except InvalidBackend as exc:
             return [checks.Error(exc.message, hint=exc.hint, id=exc.id)]
         except MissingExtra as exc:
@@ -243,6 +245,13 @@ class RedisBackend(RemoteBackend):
         with named_errors(self.alias):
             return await evaluate(client, script, keys, args)
 
+    async def _write(self, script: Script, names: Names, *args: Any) -> Any:
+        """Run a script that is done once however often it arrives."""
+        return await self._calls.make(
+            lambda call: self._run(script, names, *call, *args),
+            pops=script is scripts.POP,
+        )
+
     def _terms(self, key: SessionKey) -> tuple[str, int, int]:
         """Give the arguments that every operation has: fence, ttl and its kind."""
         fence = "" if key.fence is None else str(key.fence)
@@ -251,14 +260,16 @@ class RedisBackend(RemoteBackend):
     # -- the store ---------------------------------------------------------------
 
     async def store_append(self, key: SessionKey, batch: Batch) -> Written:
-        return await self._write(key, batch)
+        return await self._add(key, batch)
 
-    async def _write(
+    async def _add(
         self, key: SessionKey, batch: Batch, *, replaces: bool = False
     ) -> Written:
         texts = [row.data for row in batch.rows]
-        terms = (_token(), *self._terms(key), self.max_items, int(replaces))
-        return Written(await self._run(scripts.APPEND, self.names(key), *terms, *texts))
+        terms = (*self._terms(key), self.max_items, int(replaces))
+        return Written(
+            await self._write(scripts.APPEND, self.names(key), *terms, *texts)
+        )
 
     async def areplace(self, key: SessionKey, items: Sequence[Item]) -> None:
         """Put a batch in the place of the whole history, in one step."""
@@ -267,7 +278,7 @@ class RedisBackend(RemoteBackend):
         await settle(self._replace(key, batch))
 
     async def _replace(self, key: SessionKey, batch: Batch) -> None:
-        written = await self._write(key, batch, replaces=True)
+        written = await self._add(key, batch, replaces=True)
         await self._atouch(key, written, batch.title)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
@@ -296,30 +307,42 @@ class RedisBackend(RemoteBackend):
         return texts
 
     async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
-        names, terms = self.names(key), (_token(), *self._terms(key))
-        window, choice = _WINDOW, (0, 0, b"")
+        return await self._take(key, None)
+
+    async def store_pop_if(
+        self, key: SessionKey, accept: Callable[[Item], bool]
+    ) -> tuple[Item | None, Written]:
+        return await self._take(key, accept)
+
+    async def _take(
+        self, key: SessionKey, accept: Callable[[Item], bool] | None
+    ) -> tuple[Item | None, Written]:
+        names, terms = self.names(key), self._terms(key)
+        # The server chooses, unless it is in doubt or the caller has a say.
+        first = (0 if accept is None else -1, 0, b"")
+        window, choice = (_WINDOW if accept is None else 1), first
         while True:
-            found, *answer = await self._run(
+            found, *answer = await self._write(
                 scripts.POP, names, *terms, window, *choice
             )
             if found:
                 text, count = answer
                 return _read(text), Written(count)
-            # The server was in doubt whether the newest can be read.
             count, texts = answer
-            choice = (0, 0, b"")
+            choice = first
             for place, text in enumerate(reversed(texts), 1):
-                if _read(text) is not None:
+                item = _read(text)
+                if item is not None and (accept is None or accept(item)):
                     choice = (place, count, text)
                     break
             else:
                 if len(texts) == count:
                     return None, Written(count)
-                window = _EVERYTHING
+                window = _EVERYTHING if window > 1 else _WINDOW
 
     async def store_clear(self, key: SessionKey) -> int:
         names, fence = self.names(key), self._terms(key)[0]
-        return int(await self._run(scripts.CLEAR, names, _token(), fence))
+        return int(await self._write(scripts.CLEAR, names, fence))
 
     async def store_page(
         self, key: SessionKey, *, before: int | None, after: int | None, limit: int
@@ -339,6 +362,11 @@ class RedisBackend(RemoteBackend):
             items.append(StoredItem(position, 0, _read(text), raw, moment))
         return Page(items, start > 0 and count > 0, start + len(texts) < count)
 
+    async def store_count(self, key: SessionKey) -> int | None:
+        client = await self.client()
+        with named_errors(self.alias):
+            return int(await client.llen(self.names(key).items))
+
     async def store_ids(self) -> AsyncIterator[str]:
         client = await self.client()
         seen: set[str] = set()
@@ -348,10 +376,6 @@ class RedisBackend(RemoteBackend):
                 if session_id is not None and session_id not in seen:
                     seen.add(session_id)
                     yield session_id
-
-
-def _token() -> str:
-    return secrets.token_hex(TOKEN_LENGTH // 2)
 
 
 def _seconds(number: float) -> timedelta | None:

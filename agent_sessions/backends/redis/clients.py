@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CHECK_ID = "agent_sessions.E021"
 # About 0.6 s: a server that is being replaced is waited for, a dead one is told.
 RETRIES = 6
+_DEFAULT_KEYS = "django.core.cache.backends.base.default_key_func"
 _DJANGO_REDIS = "django_redis.cache.RedisCache"
 # Parts of a synchronous client; the asyncio one has its own.
 _SYNC_ONLY = frozenset({"retry", "parser_class", "connection_class", "queue_class"})
@@ -175,13 +176,27 @@ def from_cache(alias: str, options: dict[str, Any]) -> Place:
 
 
 def cache_prefix(alias: str) -> str:
-    """Give what the keys of a CACHES alias begin with, where it was told to differ."""
+    """Return what the keys of a CACHES alias begin with, where it was told to differ.
+
+    Raises InvalidBackend where only a function of the project's knows.
+    """
     from django.conf import settings
 
     params = settings.CACHES[alias]
-    if not (prefix := params.get("KEY_PREFIX")):
+    if params.get("KEY_FUNCTION") not in {None, _DEFAULT_KEYS}:
+        # It may tell tenants apart, by what the caller's thread knows.
+        raise InvalidBackend(
+            f"CACHES[{alias!r}] names its keys by a KEY_FUNCTION, which sessions can't "
+            "obey.",
+            hint="Use another alias of CACHES or the option url, or give a key_prefix "
+            "that holds for all of this alias's sessions.",
+            id=CHECK_ID,
+        )
+    prefix, version = params.get("KEY_PREFIX") or "", params.get("VERSION") or 1
+    if not prefix and version == 1:
+        # As the SDK names them.
         return ""
-    return f"{prefix}:{params.get('VERSION', 1)}:"
+    return f"{prefix}:{version}:"
 
 
 def _is_django_redis(path: Any) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agent_sessions.backends.redis.scripts import TOO_LATE
 from agent_sessions.exceptions import (
     AgentSessionError,
     LeaseLost,
@@ -22,7 +24,9 @@ _WORDS: dict[str, tuple[type[StorageError], str]] = {
     "WRONGPASS": (StoreRefused, "it refuses the user or password. Check both."),
     "NOPERM": (
         StoreRefused,
-        "its ACL refuses the operation. Allow the session keys and EVALSHA.",
+        "its ACL refuses {what}. Allow the keys that begin with the alias's key_prefix, "
+        "and the commands that docs/redis.md names; a client that may not say HELLO "
+        "needs protocol=2 among its options.",
     ),
     "READONLY": (
         StoreReadOnly,
@@ -47,6 +51,22 @@ _WORDS: dict[str, tuple[type[StorageError], str]] = {
 }
 
 
+class CallTooLate(StorageError):
+    """The server took a write for too old and has done none of its tries."""
+
+    def __init__(self, server_ms: int) -> None:
+        super().__init__("Redis refused a write that was sent long ago.")
+        self.server_ms = server_ms
+
+
+def unanswered(alias: str, seconds: float) -> StoreUnavailable:
+    """Return the error for a write that got no answer in time."""
+    return StoreUnavailable(
+        f"Redis of {alias!r} didn't answer within {seconds} seconds. Check that it runs "
+        "and can be reached; a write has arrived whole, or not at all."
+    )
+
+
 @contextmanager
 def named_errors(alias: str) -> Iterator[None]:
     """Raise what redis-py raises as a StorageError that tells what to do."""
@@ -67,10 +87,23 @@ def _named(alias: str, exc: Exception) -> AgentSessionError:
     words = str(exc).replace(":", " ").split()
     if "LEASELOST" in words:
         return LeaseLost()
+    if TOO_LATE in words:
+        return CallTooLate(int(words[words.index(TOO_LATE) + 1]))
     kind, advice = next((_WORDS[word] for word in words if word in _WORDS), _by(exc))
     if isinstance(exc, exceptions.AuthenticationError):
         kind, advice = _WORDS["WRONGPASS"]
+    elif "ACL failure in script" in str(exc):
+        kind, advice = _WORDS["NOPERM"]
+    advice = advice.replace("{what}", _refused(str(exc)))
     return kind(f"Redis of {alias!r} could not be used: {advice}")
+
+
+def _refused(text: str) -> str:
+    """Tell what an ACL refuses, by the server's words, which name commands alone."""
+    found = re.search(r"'([A-Za-z|]{1,40})' (?:command|subcommand)", text)
+    if found is not None:
+        return f"the command {found[1].upper()}"
+    return "a key" if "key" in text else "the operation"
 
 
 def _by(exc: Exception) -> tuple[type[StorageError], str]:

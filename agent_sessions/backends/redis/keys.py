@@ -18,6 +18,7 @@ from urllib.parse import quote
 SLOTS = 16_384
 ITEMS = ":messages"
 OWNED = "-of:"
+_BESIDE = (b":notes", b":times", b":calls", b":answers")
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,9 @@ class Names:
         return f"{self.stem}{ITEMS}".encode()
 
     @cached_property
-    def beside(self) -> bytes:
-        """What the names of the other keys begin with."""
-        tag = hash_tag(self.items)
-        if tag is not None:
-            return b"{" + tag + b"}:" + self.items
-        if b"}" not in self.items:
-            # Without a tag the whole name is hashed: so is this one's tag.
-            return b"{" + self.items + b"}"
-        return b"{" + tag_of_slot(slot_of(self.items)) + b"}:" + self.items
-
-    @cached_property
-    def keys(self) -> tuple[bytes, bytes, bytes, bytes]:
-        """The keys that scripts take: items, notes, times and the last popped."""
-        beside = self.beside
-        return self.items, beside + b":notes", beside + b":times", beside + b":popped"
+    def keys(self) -> tuple[bytes, ...]:
+        """The keys that scripts take: items, notes, times, calls and answers."""
+        return self.items, *_beside(self.items)
 
     @property
     def sdk_keys(self) -> tuple[bytes, ...]:
@@ -99,7 +88,33 @@ def slot_of(name: bytes) -> int:
 
 
 @lru_cache(maxsize=1024)
-def tag_of_slot(slot: int) -> bytes:
-    """Find a tag that belongs to a slot, for names whose braces can't be tagged."""
-    tags = (str(number).encode() for number in count())
-    return next(tag for tag in tags if binascii.crc_hqx(tag, 0) % SLOTS == slot)
+def _beside(items: bytes) -> tuple[bytes, ...]:
+    """Return the names of the other keys; they begin as that of the items does.
+
+    So a rule of the server for the prefix, such as an ACL, is a rule for all of them.
+    """
+    if hash_tag(items) is not None:
+        # The first tag is the one that counts.
+        return tuple(items + suffix for suffix in _BESIDE)
+    slot, start = slot_of(items), items.find(b"{")
+    if start < 0:
+        # Without a tag the whole name is hashed: so is this one's tag.
+        tag = items if b"}" not in items else _number(b"", slot)
+        stem = items + b":{" + tag + b"}"
+    elif items.find(b"}", start) < 0:
+        stem = items + b":"
+        stem += _number(stem[start + 1 :], slot) + b"}"
+    else:
+        # An empty tag, after which no other counts: names are hashed as a whole.
+        return tuple(
+            items + suffix + b":" + _number(items + suffix + b":", slot)
+            for suffix in _BESIDE
+        )
+    return tuple(stem + suffix for suffix in _BESIDE)
+
+
+def _number(before: bytes, slot: int) -> bytes:
+    """Return a number that, written after some bytes, puts all of it into a slot."""
+    begun = binascii.crc_hqx(before, 0)
+    numbers = (b"%d" % number for number in count())
+    return next(n for n in numbers if binascii.crc_hqx(n, begun) % SLOTS == slot)

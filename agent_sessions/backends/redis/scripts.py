@@ -1,14 +1,20 @@
 """What the server does in one step: Lua, run by its digest.
 
 KEYS are Names.keys: the list of items, the notes (a hash), the times (a sorted set:
-where each batch begins -> "position:milliseconds"), and the last popped item. Notes:
+where each batch begins -> "position:milliseconds"), the calls (a sorted set: the token
+of each write -> when it was first sent, in milliseconds) and the answers (a hash: the
+token of a pop or clear -> what it was told). Notes:
 
 - `base`: how many items were trimmed or cleared before the list's first one, so that
   positions stay what they were;
-- `batches`: tokens of the last appends. A client sends a command again when its
-  connection breaks, though the first may have arrived: a known token does nothing;
-- `cleared`: the token and count of the last clear, for the same reason;
 - `fence`: the newest lease that a run has come with.
+
+A client sends a command again when its connection breaks, though the first may have
+arrived. Each write is done once: a token that is known does nothing and gets the answer
+of the first time. A write that was first sent longer than ACCEPTED_MS ago, by the
+server's clock, is refused, so tokens needn't be kept for ever. They are kept so much
+longer (KEPT_MS) that a client which is refused, and tried no longer than SENDING_S,
+knows that none of its tries was done.
 
 Every script looks at the kinds of keys and at the fence before it writes, and Redis
 refuses a script for lack of memory before its first write: nothing is half-written.
@@ -19,22 +25,23 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-# How many tokens are remembered: as many batches may lie between a lost answer and
-# the second try.
-BATCHES = 32
-# Hexadecimal characters.
-TOKEN_LENGTH = 16
-# For how long a popped item can be asked for again, in milliseconds.
-POPPED_MS = 30_000
+# For how many seconds a client goes on sending one call.
+SENDING_S = 60
+# How old, or how far in the future, a call may be that is done, in milliseconds.
+ACCEPTED_MS = 60_000
+# For how long a token is known: what was accepted is known to each later try.
+KEPT_MS = ACCEPTED_MS + 2 * SENDING_S * 1000
+# What a call that is too old is refused with; the server's time follows.
+TOO_LATE = "CALLTOOLATE"
 # For how long positions of a session without items are remembered.
 EMPTY_MS = 600_000
 
 _PRELUDE = f"""
-local items, notes, times, popped = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local items, notes, times, calls, answers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local call = redis.call
 
 local function wrong_kind()
-  local kinds = {{'list', 'hash', 'zset', 'string'}}
+  local kinds = {{'list', 'hash', 'zset', 'zset', 'hash'}}
   for index, kind in ipairs(kinds) do
     local found = call('TYPE', KEYS[index]).ok
     if found ~= 'none' and found ~= kind then
@@ -50,8 +57,45 @@ local function lost(fence)
   if tonumber(fence) > newest then call('HSET', notes, 'fence', fence) end
 end
 
+local function clock()
+  local now = call('TIME')
+  return now[1] * 1000 + math.floor(now[2] / 1000)
+end
+
+-- Whether a call was done before; an error where it is too old to be done.
+local function is_done(token, stamp)
+  if call('ZSCORE', calls, token) then return true end
+  local now = clock()
+  if math.abs(now - tonumber(stamp)) > {ACCEPTED_MS} then
+    return redis.error_reply(string.format('{TOO_LATE} %.0f', now))
+  end
+end
+
+-- Remember a call; what is too old to be asked for again goes.
+local function done(token, stamp, answer)
+  local over = call('ZRANGEBYSCORE', calls, '-inf',
+    string.format('(%.0f', clock() - {KEPT_MS}), 'LIMIT', 0, 1000)
+  for _, old in ipairs(over) do
+    call('ZREM', calls, old)
+    call('HDEL', answers, old)
+  end
+  call('ZADD', calls, stamp, token)
+  call('PEXPIRE', calls, {KEPT_MS + ACCEPTED_MS})
+  if answer then
+    call('HSET', answers, token, answer)
+    call('PEXPIRE', answers, {KEPT_MS + ACCEPTED_MS})
+  end
+end
+
 local function base_of()
   return tonumber(call('HGET', notes, 'base') or 0)
+end
+
+-- What was popped is part of the history that goes.
+local function forget_popped()
+  for _, token in ipairs(call('HKEYS', answers)) do
+    if string.sub(token, 1, 1) == 'p' then call('HDEL', answers, token) end
+  end
 end
 
 local function expire(ttl, sliding)
@@ -111,19 +155,21 @@ class Script:
         object.__setattr__(self, "digest", digest)
 
 
-# ARGV: token, fence, ttl in ms, whether it slides, how many items are kept, whether
-# those that are there go, items … Gives how many items there are.
-APPEND = Script(f"""
-local token, fence, ttl, sliding = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local most, goes, first = tonumber(ARGV[5]), ARGV[6] == '1', 7
-local wrong = wrong_kind() or lost(fence)
+# ARGV: token, when it was first sent, fence, ttl in ms, whether it slides, how many items
+# are kept, whether those that are there go, items … Returns how many items there are.
+APPEND = Script("""
+local token, stamp, fence, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local sliding, most, goes, first = ARGV[5], tonumber(ARGV[6]), ARGV[7] == '1', 8
+local wrong = wrong_kind()
 if wrong then return wrong end
-local batches = call('HGET', notes, 'batches') or ''
-local count = call('LLEN', items)
-if string.find(batches, token, 1, true) then return count end
+local count, before = call('LLEN', items), is_done(token, stamp)
+if before == true then return count end
+wrong = before or lost(fence)
+if wrong then return wrong end
 local base, left = base_of(), call('PTTL', items)
 if goes then
-  call('UNLINK', items, times, popped)
+  call('UNLINK', items, times)
+  forget_popped()
   base, count = base + count, 0
   call('HSET', notes, 'base', string.format('%d', base))
 end
@@ -133,13 +179,10 @@ for start = first, #ARGV, 1000 do
 end
 if goes and left > 0 then call('PEXPIRE', items, left) end
 local position = string.format('%d', base + count + 1)
-local now = call('TIME')
-local stamp = string.format('%.0f', now[1] * 1000 + math.floor(now[2] / 1000))
 -- Others, such as the SDK, take items away without a word about their times.
 call('ZREMRANGEBYSCORE', times, position, '+inf')
-call('ZADD', times, position, position .. ':' .. stamp)
-batches = string.sub(token .. batches, 1, {BATCHES * TOKEN_LENGTH})
-call('HSET', notes, 'batches', batches)
+call('ZADD', times, position, position .. ':' .. string.format('%.0f', clock()))
+done(token, stamp)
 count = count + #ARGV - first + 1
 if most > 0 and count > most then
   call('LTRIM', items, -most, -1)
@@ -154,9 +197,13 @@ expire(ttl, sliding)
 return count
 """)
 
-# ARGV: fence, ttl in ms, whether it slides, how many of the newest. Gives their texts.
+# ARGV: fence, ttl in ms, whether it slides, how many of the newest. Returns their texts.
+# A server that refuses writes, such as a replica, is read all the same.
 LATEST = Script("""
-local wrong = wrong_kind() or lost(ARGV[1])
+local wrong = wrong_kind()
+if wrong then return wrong end
+call = redis.pcall
+wrong = lost(ARGV[1])
 if wrong then return wrong end
 if ARGV[3] == '1' or ARGV[1] ~= '' then
   expire(ARGV[3] == '1' and tonumber(ARGV[2]) or 0, ARGV[3])
@@ -164,27 +211,30 @@ end
 return call('LRANGE', items, '-' .. ARGV[4], -1)
 """)
 
-# ARGV: token, fence, ttl in ms, whether it slides, how many texts to give where the
-# newest is doubtful, and of the one that the caller chose among these: its place from
-# the end, how many items there were, its text.
-# Gives 1, the text and how many are left; or 0 and the newest texts, to choose from.
+# ARGV: token, when it was first sent, fence, ttl in ms, whether it slides, how many texts
+# to return where the newest is doubtful, and of the one that the caller chose among these:
+# its place from the end (0: none yet, -1: all are to be looked at), how many items there
+# were, its text.
+# Returns 1, the text and how many are left; or 0 and the newest texts, to choose from.
 POP = Script(
     READABLE
-    + f"""
-local token, fence, ttl, sliding = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local window, place = ARGV[5], tonumber(ARGV[6])
-local wrong = wrong_kind() or lost(fence)
+    + """
+local token, stamp, fence, ttl = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local sliding, window, place = ARGV[5], ARGV[6], tonumber(ARGV[7])
+local wrong = wrong_kind()
 if wrong then return wrong end
-local count = call('LLEN', items)
-local before = call('GET', popped)
-if before and string.sub(before, 1, {TOKEN_LENGTH}) == token then
-  return {{1, string.sub(before, {TOKEN_LENGTH} + 1), count}}
+local count, before = call('LLEN', items), is_done(token, stamp)
+if before == true then
+  -- A clear takes the text along.
+  return {1, call('HGET', answers, token) or '', count}
 end
+wrong = before or lost(fence)
+if wrong then return wrong end
 local text = call('LINDEX', items, -math.max(place, 1))
-if not text then return {{0, count, {{}}}} end
-if place > 0 and not (count == tonumber(ARGV[7]) and text == ARGV[8])
-  or place == 0 and not readable(text) then
-  return {{0, count, call('LRANGE', items, '-' .. window, -1)}}
+if not text then return {0, count, {}} end
+if place > 0 and not (count == tonumber(ARGV[8]) and text == ARGV[9])
+  or place < 0 or place == 0 and not readable(text) then
+  return {0, count, call('LRANGE', items, '-' .. window, -1)}
 end
 if place <= 1 then
   call('RPOP', items)
@@ -194,35 +244,36 @@ else
   call('LREM', items, -1, token)
 end
 call('ZREMRANGEBYSCORE', times, base_of() + count, '+inf')
-call('SET', popped, token .. text, 'PX', {POPPED_MS})
+done(token, stamp, text)
 expire(ttl, sliding)
-return {{1, text, count - 1}}
+return {1, text, count - 1}
 """
 )
 
-# ARGV: token, fence; further KEYS: what the SDK keeps beside its items. Gives how many
-# items there were.
+# ARGV: token, when it was first sent, fence; further KEYS: what the SDK keeps beside its
+# items. Returns how many items there were.
 CLEAR = Script(f"""
-local token, fence = ARGV[1], ARGV[2]
-local wrong = wrong_kind() or lost(fence)
+local token, stamp, fence = ARGV[1], ARGV[2], ARGV[3]
+local wrong = wrong_kind()
 if wrong then return wrong end
-local cleared = call('HGET', notes, 'cleared') or ''
-if string.sub(cleared, 1, {TOKEN_LENGTH}) == token then
-  return tonumber(string.sub(cleared, {TOKEN_LENGTH} + 1))
-end
+local before = is_done(token, stamp)
+if before == true then return tonumber(call('HGET', answers, token)) end
+wrong = before or lost(fence)
+if wrong then return wrong end
 local count = call('LLEN', items)
 local known = call('EXISTS', items, notes) > 0
 -- First, because a full server lets a script take away but not add.
-call('UNLINK', items, times, popped)
+call('UNLINK', items, times)
+forget_popped()
+done(token, stamp, count)
 if known then
-  call('HSET', notes, 'cleared', token .. count,
-    'base', string.format('%d', base_of() + count))
+  call('HSET', notes, 'base', string.format('%d', base_of() + count))
   -- Whoever opens the session anew may begin to count leases anew.
   if fence == '' then call('HDEL', notes, 'fence') end
   call('PEXPIRE', notes, {EMPTY_MS})
 end
 for index, kind in ipairs({{'hash', 'string'}}) do
-  local key = KEYS[4 + index]
+  local key = KEYS[5 + index]
   if key and call('TYPE', key).ok == kind then call('UNLINK', key) end
 end
 return count

@@ -162,7 +162,10 @@ class SDKBackend(RemoteBackend):
         async def write(opened: Opened) -> Written:
             # Copies: some classes keep what they are given.
             await opened.session.add_items(decode_all(row.data for row in batch.rows))
-            if opened.count is not None:
+            if opened.count is None:
+                # The classes can't tell; from here on it is known without a look.
+                await _latest(opened, None)
+            else:
                 opened.count += len(batch)
             return Written(opened.count)
 
@@ -209,6 +212,10 @@ class SDKBackend(RemoteBackend):
         return page_of(
             items, used or datetime.now(UTC), before=before, after=after, limit=limit
         )
+
+    async def store_count(self, key: SessionKey) -> int | None:
+        # Once in `touch_interval`, since the classes can't tell without reading all.
+        return len(await self._use(key, lambda opened: _latest(opened, None)))
 
     # -- helpers ---------------------------------------------------------------------
 

@@ -1,0 +1,113 @@
+"""How often a user may do something, counted in one of Django's caches."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import random
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.cache import BaseCache, caches
+
+logger = logging.getLogger("agent_sessions.ratelimit")
+
+# Seconds between two warnings about one cache.
+WARN_EVERY = 60
+# Pauses, in seconds, before a cache that neither adds a key nor has it is asked again.
+_PAUSES = (0.005, 0.01, 0.02, 0.04)
+_warned: dict[str, float] = {}
+
+
+class _NotKept(Exception):
+    """A cache took no key, and has none."""
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    """Let each user do something `limit` times in each window of `seconds`.
+
+    Windows follow the clock: those of 60 seconds begin with the minute. Each event
+    takes one of the window's keys with `cache.add()`, which memory, Redis, Memcached
+    and database caches all do atomically, unlike `incr()`. The window's number is in
+    its keys, so no key is used twice and nothing depends on when it expires.
+
+    A user may do it where the cache fails: nobody is locked out, and a warning is
+    logged once a minute.
+    """
+
+    name: str
+    limit: int
+    seconds: float = 60
+    cache: str = "default"
+
+    def take(self, user_pk: Any) -> bool:
+        """Count an event of a user; False where the window has no room for it."""
+        # A wrong alias is a mistake in the code, not a cache that fails.
+        cache = caches[self.cache]
+        try:
+            return self._take(cache, self._prefix(user_pk))
+        except Exception as exc:  # Each cache has errors of its own.
+            self._warn(type(exc).__name__)
+            return True
+
+    def wait(self) -> int:
+        """Give the whole seconds until the next window begins."""
+        return math.ceil(self.seconds - self.now() % self.seconds)
+
+    def now(self) -> float:
+        """Tell the time, in seconds since the epoch."""
+        return time.time()
+
+    def _take(self, cache: BaseCache, prefix: str) -> bool:
+        # Long enough for hosts whose clocks differ.
+        timeout = math.ceil(2 * self.seconds) + 1
+        hint = f"{prefix}:taken"
+        # How many are taken at least: it saves asking for each. Late writers may set
+        # it back, which costs a few questions and nothing else.
+        taken = cache.get(hint, 0)
+        for number in range(taken, self.limit):
+            if _claim(cache, f"{prefix}:{number}", timeout):
+                cache.set(hint, number + 1, timeout)
+                return True
+        if taken < self.limit:
+            cache.set(hint, self.limit, timeout)
+        return False
+
+    def _prefix(self, user_pk: Any) -> str:
+        # A hash, since a primary key may be a text that no cache takes as a key.
+        counted = f"{self.name} {self.seconds} {user_pk}"
+        digest = hashlib.blake2b(
+            counted.encode("utf-8", "backslashreplace"), digest_size=16
+        ).hexdigest()
+        return f"agent_sessions:rate:{digest}:{self.now() // self.seconds:.0f}"
+
+    def _warn(self, reason: str) -> None:
+        now = time.monotonic()
+        if now - _warned.get(self.cache, -math.inf) < WARN_EVERY:
+            return
+        _warned[self.cache] = now
+        logger.warning(
+            "The cache %r can't count %s (%s), so they are not limited. Repair the "
+            "cache, or choose another for rate limits.",
+            self.cache,
+            self.name,
+            reason,
+        )
+
+
+def _claim(cache: BaseCache, key: str, timeout: int) -> bool:
+    """Take a key; False where it is taken. Raises _NotKept.
+
+    add() is False as well where a cache hides its errors: Django's database cache when
+    the database is locked, django-redis with IGNORE_EXCEPTIONS.
+    """
+    for pause in (0, *_PAUSES):
+        time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+        if cache.add(key, 1, timeout):
+            return True
+        if cache.get(key) is not None:
+            return False
+    raise _NotKept
