@@ -68,15 +68,14 @@ def seal(
 
 
 @sensitive_variables()
-def unseal(backend: BaseSessionBackend, run: AgentRun) -> Paused:
+def unseal(backend: BaseSessionBackend, key: SessionKey, run: AgentRun) -> Paused:
     """Read what a run waits for; `run` is read together with its session's row.
 
     Raises InvalidApproval where it was changed, is another run's or was answered, and
     UnknownEncryptionKey where nothing can be told.
     """
-    row = run.session
     try:
-        text = backend.open_text(SessionKey(row.session_id, row.user_id), run.state)
+        text = backend.open_text(key, run.state)
     except UnknownEncryptionKey:
         raise
     except EncryptionError as exc:

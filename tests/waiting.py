@@ -51,7 +51,8 @@ def wait(
 def opened(run_id: str) -> Paused:
     """Open what a waiting run has stored."""
     run = AgentRun.objects.select_related("session").get(run_id=run_id)
-    return unseal(sessions[run.session.backend], run)
+    key = SessionKey(run.session.session_id, run.session.user_id)
+    return unseal(sessions[run.session.backend], key, run)
 
 
 def reseal(run_id: str, **changes: Any) -> None:

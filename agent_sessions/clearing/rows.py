@@ -53,7 +53,7 @@ def is_waiting(row: AgentSession) -> bool:
     if run is None:
         return False
     try:
-        return not approvals.unseal(store_of(row)[0], run).is_over
+        return not approvals.unseal(*store_of(row), run).is_over
     except InvalidApproval:
         return False
     except AgentSessionError:

@@ -40,6 +40,7 @@ class Leases:
     def __init__(self, backend: DatabaseBackend, row: AgentSession) -> None:
         self.backend = backend
         self.row = row
+        self._key = SessionKey(row.session_id, row.user_id)
         self._runs = AgentRun.objects.using(backend.using).filter(session_id=row.pk)
         self._unfinished = self._runs.filter(
             status=Status.RUNNING, started_at__lt=timezone.now() - RUN_LENGTH
@@ -59,7 +60,7 @@ class Leases:
         if run.expires_at is not None and run.expires_at <= timezone.now():
             return "expired"
         try:
-            paused = approvals.unseal(self.backend, run)
+            paused = approvals.unseal(self.backend, self._key, run)
         except InvalidApproval:
             return "lost"
         if paused.is_over:
@@ -95,8 +96,7 @@ class Leases:
         if self.row.run_id:
             from agent_sessions.runs import Conversation, records
 
-            key = SessionKey(self.row.session_id, self.row.user_id)
-            conversation = Conversation(self.row.pk, self.backend, key)
+            conversation = Conversation(self.row.pk, self.backend, self._key)
             records.abandon(conversation, self.row.run_id)
         now = timezone.now()
         self._unfinished.update(

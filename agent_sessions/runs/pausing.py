@@ -76,7 +76,7 @@ def pending(conversation: Conversation) -> Pending | None:
     if run is None or _is_late(run):
         return None
     try:
-        paused = approvals.unseal(conversation.backend, run)
+        paused = approvals.unseal(conversation.backend, conversation.key, run)
     except InvalidApproval:
         return None
     return None if paused.is_over else Pending(run, paused)
@@ -91,8 +91,9 @@ def claimable(conversation: Conversation, interrupt_ids: set[str]) -> Pending:
     run = _waiting(conversation)
     if run is None:
         raise UnknownInterrupt("Nothing waits for approval in this conversation.")
+    backend, key = conversation.backend, conversation.key
     try:
-        paused = None if _is_late(run) else approvals.unseal(conversation.backend, run)
+        paused = None if _is_late(run) else approvals.unseal(backend, key, run)
     except InvalidApproval:
         withdraw(conversation, run.session.fence, error_code="invalid_approval")
         raise
