@@ -16,8 +16,8 @@ from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.backends.retention import read_retention
-from agent_sessions.backends.signed import sign, unsign
-from agent_sessions.exceptions import EncryptionError, InvalidBackend, InvalidOwner
+from agent_sessions.backends.signed import open_or_none, sign, unsign
+from agent_sessions.exceptions import InvalidBackend, InvalidOwner
 from agent_sessions.items import Item, StoredItem
 
 if TYPE_CHECKING:
@@ -211,11 +211,7 @@ class BaseSessionBackend(ABC):
 
     @sensitive_variables()
     def seal_text(self, key: SessionKey, text: str) -> str:
-        """Make a text of a session's fit to be stored beside its items.
-
-        It is signed here, and encrypted where items are: only what this made for the
-        same session, owner and alias opens.
-        """
+        """Sign a text for its session, owner and alias, or encrypt it as items are."""
         return sign(self.alias, key, text) if text else ""
 
     @sensitive_variables()
@@ -225,17 +221,8 @@ class BaseSessionBackend(ABC):
 
     @sensitive_variables()
     def open_texts(self, texts: Sequence[tuple[SessionKey, str]]) -> list[str | None]:
-        """Read texts of many sessions in a fixed number of queries.
-
-        None stands for what doesn't open.
-        """
-        found: list[str | None] = []
-        for key, text in texts:
-            try:
-                found.append(self.open_text(key, text))
-            except EncryptionError:
-                found.append(None)
-        return found
+        """Read many in a fixed number of queries; None is what doesn't open."""
+        return [open_or_none(self, key, text) for key, text in texts]
 
     def flush(self, key: SessionKey) -> None:
         """Bring the session's row up to date with what was written, if it isn't."""

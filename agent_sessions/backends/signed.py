@@ -11,7 +11,7 @@ from django.views.decorators.debug import sensitive_variables
 from agent_sessions.exceptions import EncryptionError
 
 if TYPE_CHECKING:
-    from agent_sessions.backends.base import SessionKey
+    from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 
 
 @sensitive_variables()
@@ -31,6 +31,15 @@ def unsign(alias: str, key: SessionKey, text: str) -> str:
             "written for another session, or was signed with a SECRET_KEY that "
             "SECRET_KEY_FALLBACKS doesn't have any more."
         ) from None  # Django's frames would show the text in an error report.
+
+
+@sensitive_variables()
+def open_or_none(backend: BaseSessionBackend, key: SessionKey, text: str) -> str | None:
+    """Read a text that lies beside items; None where it doesn't open."""
+    try:
+        return backend.open_text(key, text)
+    except EncryptionError:
+        return None
 
 
 def _signer(alias: str, key: SessionKey) -> Signer:
