@@ -152,7 +152,7 @@ class PartlyWritten(StorageError):
 
 
 class EncryptionError(StorageError):
-    """Encrypted items don't open; nothing was changed."""
+    """What is stored encrypted, or signed, doesn't open; nothing was changed."""
 
 
 class UnknownEncryptionKey(EncryptionError):
@@ -211,3 +211,14 @@ class UnreadableState(InterruptError):
 
 class InterruptExpired(InterruptError):
     """The approval was not given in time."""
+
+
+class InvalidApproval(InterruptError):
+    """What is stored of an approval isn't what was asked; nothing was done."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"What is stored of the approval that run {run_id!r} waits for was changed, "
+            "is another run's, or was answered before. Nothing was done; ask again."
+        )
+        self.run_id = run_id

@@ -296,10 +296,10 @@ class AgentRun(models.Model):
     usage = models.JSONField(_("usage details"), default=dict, blank=True)
     error_code = models.CharField(_("error code"), max_length=64, blank=True)
     trace_id = models.CharField(_("trace id"), max_length=64, blank=True)
-    # Text for the same reason as an item's data.
+    # What a paused run waits for and goes on from, sealed for it: see approvals.py.
     state = models.TextField(_("run state"), blank=True)
     sdk_version = models.CharField(_("SDK version"), max_length=32, blank=True)
-    interrupts = models.TextField(_("open approvals"), blank=True)
+    # For queries: the time that counts is sealed too.
     expires_at = models.DateTimeField(_("approval expires"), null=True, blank=True)
 
     objects = OwnedQuerySet.as_manager()

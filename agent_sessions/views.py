@@ -16,6 +16,7 @@ from django.http.response import HttpResponseBase
 from django.views import View
 
 from agent_sessions.agui import StreamOptions
+from agent_sessions.approvals import find_states
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey, make_key
 from agent_sessions.cursors import read_moment, read_number, write_moment
 from agent_sessions.exceptions import (
@@ -116,6 +117,7 @@ class SessionListView(SessionAPIView):
             rows = rows.filter(Q(updated_at__lt=when) | Q(updated_at=when, pk__lt=pk))
         found = list(rows[: self.page_size + 1])
         page = found[: self.page_size]
+        states = find_states(page)
         more = len(found) > self.page_size
         return JsonResponse(
             {
@@ -124,7 +126,7 @@ class SessionListView(SessionAPIView):
                         "id": row.session_id,
                         "title": row.title,
                         "updatedAt": row.updated_at.isoformat(),
-                        "state": row.state,
+                        "state": states[row.pk],
                     }
                     for row in page
                 ],

@@ -249,7 +249,6 @@ def _fill_runs(options: argparse.Namespace) -> None:
         trace_id="'trace_' || i",
         state="''",
         sdk_version="'0.24.0'",
-        interrupts="''",
     )
 
 

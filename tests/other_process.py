@@ -1,8 +1,8 @@
 """A second server process, for tests: one tab of the same user, driven by lines.
 
 `python -m tests.other_process SESSION_ID USER_PK` reads commands from standard input,
-`sync`, `say RUN_ID TEXT` and `abort RUN_ID`, and prints every frame as a line, and
-the code with which the server closes.
+`sync`, `say RUN_ID TEXT`, `approve RUN_ID CALL_ID` and `abort RUN_ID`, and prints every
+frame as a line, and the code with which the server closes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import django
 
 async def main(session_id: str, user_pk: str) -> None:
     from agents import Agent
-    from agents.testing import ScriptedModel
+    from agents.testing import ScriptedModel, assistant_message
     from django.contrib.auth import get_user_model
 
+    from tests.approvals import lookup, refund
     from tests.chat import Socket
 
     user = await get_user_model()._default_manager.aget(pk=user_pk)
-    agent: Agent[Any] = Agent(name="speaker", model=ScriptedModel([]))
+    model = ScriptedModel([[assistant_message("done")]])
+    agent: Agent[Any] = Agent(name="cashier", model=model, tools=[refund, lookup])
     async with Socket(session_id, user, agent) as tab:
         reading = asyncio.create_task(_obey(tab))
         writing = asyncio.create_task(_print(tab))
@@ -38,6 +40,10 @@ async def _obey(tab: Any) -> None:
             await tab.sync()
         elif command == "say":
             await tab.say(words[0], " ".join(words[1:]))
+        elif command == "approve":
+            payload = {"approved": True}
+            entry = {"interruptId": words[1], "status": "resolved", "payload": payload}
+            await tab.answer(words[0], entry)
         else:
             await tab.send({"type": "abort", "runId": words[0]})
 

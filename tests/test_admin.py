@@ -24,6 +24,7 @@ from tests.admin_pages import (
     page,
     staff,
 )
+from tests.waiting import wait
 
 pytestmark = pytest.mark.django_db
 
@@ -63,7 +64,9 @@ class TestList:
     def test_state_is_told_in_words(
         self, reader: Client, state: str, words: str
     ) -> None:
-        make(state=state)
+        row = make(state=state)
+        if state == "waiting":
+            wait(row)
         html = page(reader, reverse(LIST))
         assert f'<span class="as-state as-state-{state}">{words}</span>' in html
 

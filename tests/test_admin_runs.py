@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -26,6 +26,7 @@ from tests.admin_pages import (
     staff,
     url,
 )
+from tests.waiting import asked, wait
 
 pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
 
@@ -34,11 +35,6 @@ RUNS = "admin:agent_sessions_agentrun_changelist"
 
 def run_url(run: AgentRun) -> str:
     return reverse("admin:agent_sessions_agentrun_change", args=(run.pk,))
-
-
-def asked(tool: str = "refund", arguments: str = '{"order": 42}') -> str:
-    about = {"toolName": tool, "arguments": arguments}
-    return json.dumps([{"id": "c1", "reason": "tool_call", "metadata": about}])
 
 
 @pytest.fixture
@@ -77,8 +73,8 @@ class TestList:
 
     def test_what_waits_stands_out_with_its_tool(self, reader: Client) -> None:
         row = make()
-        make_run(row, status="waiting", interrupts=asked())
         make_run(row, run_id="done")
+        wait(row, "run-2")
         html = page(reader, reverse(RUNS))
         assert '<a href="?status__exact=waiting">1 run waits for approval.</a>' in html
         assert "waiting for approval</span> <code>refund</code>" in html
@@ -129,18 +125,20 @@ class TestList:
     def test_queries_are_the_same_for_one_run_and_a_thousand(
         self, reader: Client
     ) -> None:
-        row = make()
-        make_run(row, status="waiting", interrupts=asked())
+        wait(make())
         reader.get(reverse(RUNS))
         with CaptureQueriesContext(connection) as few:
             reader.get(reverse(RUNS))
+        for number in range(60):
+            wait(make(f"chat {number}"))
+        row = make("more")
         AgentRun.objects.bulk_create(
-            AgentRun(session=row, run_id=f"r{n}", status="waiting", interrupts=asked())
-            for n in range(1_000)
+            AgentRun(session=row, run_id=f"r{n}", status="waiting", state="old")
+            for n in range(940)
         )
         with CaptureQueriesContext(connection) as many:
             html = page(reader, reverse(RUNS))
-        assert len(few) == len(many) <= 7
+        assert len(few) == len(many) <= 8
         assert "1,001 runs wait for approval." in html
 
 
@@ -197,7 +195,7 @@ class TestRun:
         assert "There are more; see the session." in html
 
     def test_approvals_show_tool_and_arguments(self, reader: Client) -> None:
-        run = make_run(make(), status="waiting", interrupts=asked())
+        run = wait(make())
         html = page(reader, run_url(run))
         assert "Waiting for approval" in html
         assert "<strong>refund</strong>" in html
@@ -206,9 +204,7 @@ class TestRun:
 
     def test_contents_need_the_right_to_read(self) -> None:
         row = make()
-        run = make_run(
-            row, status="waiting", interrupts=asked(), first_position=1, last_position=2
-        )
+        run = wait(row, first_position=1, last_position=2)
         html = page(staff("view", runs=True), run_url(run))
         assert "<strong>refund</strong>" in html
         assert "order" not in html.partition("as-asked")[2]
@@ -217,13 +213,23 @@ class TestRun:
         assert "but not read its messages" in html
         assert not LogEntry.objects.exists()
 
-    @pytest.mark.parametrize(
-        "text", ["{broken", "[1, null]", '[{"metadata": 3}]', "[" * 100_000, '"x"']
-    )
-    def test_broken_approvals_are_no_error(self, reader: Client, text: str) -> None:
-        run = make_run(make(), status="waiting", interrupts=text)
+    @pytest.mark.parametrize("interrupts", [[1, None], [{"metadata": 3}], "x"])
+    def test_odd_approvals_are_no_error(self, reader: Client, interrupts: Any) -> None:
+        run = wait(make(), interrupts=interrupts)
         assert "run-1" in page(reader, run_url(run))
         page(reader, reverse(RUNS))
+
+    @pytest.mark.parametrize(
+        "text", ["{broken", "[" * 100_000, '{"__enc__": 1}', "a:b", "\ufffd:\n:"]
+    )
+    def test_what_does_not_open_is_not_shown(self, reader: Client, text: str) -> None:
+        run = wait(make())
+        AgentRun.objects.update(state=text)
+        for address in (run_url(run), reverse(RUNS)):
+            html = page(reader, address)
+            assert "run-1" in html
+            assert "refund" not in html
+            assert "as-state-waiting" not in html
 
     def test_a_run_without_items(self, reader: Client) -> None:
         run = make_run(make())
@@ -261,12 +267,16 @@ class TestRun:
             trace_id=XSS[:64],
             sdk_version=XSS[:32],
             usage={XSS: XSS},
-            interrupts=asked(XSS, XSS),
             first_position=1,
             last_position=1,
         )
-        make_run(row, run_id="waits", status="waiting", interrupts=asked(XSS, XSS))
-        for address in (run_url(run), reverse(RUNS), url("change", row)):
+        waits = wait(row, "waits", interrupts=asked(XSS, XSS))
+        for address in (
+            run_url(run),
+            run_url(waits),
+            reverse(RUNS),
+            url("change", row),
+        ):
             html = page(reader, address)
             assert_safe(html)
             assert "&lt;script&gt;alert(1)" in html

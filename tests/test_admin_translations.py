@@ -23,6 +23,7 @@ from django.utils.translation.template import templatize
 from agent_sessions.admin.words import how_long
 from agent_sessions.models import AgentSession
 from tests.admin_pages import LIST, make, page, staff, url
+from tests.waiting import wait
 
 PACKAGE = Path(__file__).parents[1] / "agent_sessions"
 LANGUAGES = ("de", "en", "ja")
@@ -156,7 +157,7 @@ class TestPages:
         ],
     )
     def test_the_list(self, language: str, words: tuple[str, ...]) -> None:
-        make(state="waiting")
+        wait(make())
         html = listed(staff("view", "read"), language)
         for word in words:
             assert word in html

@@ -19,6 +19,7 @@ from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import StorageError
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
+from tests.waiting import wait
 
 pytestmark = pytest.mark.django_db
 
@@ -60,8 +61,7 @@ def start_run(row: AgentSession, *, ago: timedelta = timedelta(0)) -> None:
 
 
 def wait_for_approval(row: AgentSession) -> None:
-    AgentSession.objects.filter(pk=row.pk).update(state=AgentSession.State.WAITING)
-    AgentRun.objects.create(session=row, run_id="r", status="waiting", state="{}")
+    wait(row, "r")
 
 
 def left_as_it_is(*args: str) -> str:

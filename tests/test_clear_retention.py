@@ -25,8 +25,9 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.removal import BATCH_SIZE
 from agent_sessions.clearing import Removal, remove, unfinished_items
 from agent_sessions.handler import DATABASE_BACKEND
-from agent_sessions.models import AgentRun, AgentSession, SessionItem
+from agent_sessions.models import AgentSession, SessionItem
 from tests.list_backend import ListBackend
+from tests.waiting import wait
 
 DATABASE: dict[str, Any] = {"BACKEND": DATABASE_BACKEND}
 KEPT = {"max_idle": "30d", "max_age": timedelta(days=365)}
@@ -155,8 +156,7 @@ class TestSettings:
 
     def test_who_is_busy_is_left_for_the_next_time(self) -> None:
         make("busy", idle=31, run_id="r", run_seen_at=timezone.now())
-        row = make("waits", idle=31, state=AgentSession.State.WAITING)
-        AgentRun.objects.create(session=row, run_id="w", status="waiting", state="{}")
+        wait(make("waits", idle=31), "w")
         assert run() == (
             "Cleared 0 sessions with 0 items.\n",
             "busy: left out, because run r is active.\n"

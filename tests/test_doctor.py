@@ -26,6 +26,7 @@ from agent_sessions.testing.contract.scripts import (
     say,
     scripted,
 )
+from tests.waiting import wait
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -197,16 +198,7 @@ def test_a_dangling_call_is_told_and_left() -> None:
 def test_a_call_that_waits_for_approval_is_explained() -> None:
     open_session([user("a"), calling("c")])
     row = AgentSession.objects.get()
-    AgentRun.objects.create(
-        session=row,
-        branch=row.branch,
-        run_id="r",
-        status="waiting",
-        state="{}",
-        interrupts='[{"id": "c"}]',
-        first_position=1,
-    )
-    AgentSession.objects.update(state="waiting")
+    wait(row, first_position=1)
     assert examine().findings == ()
 
 

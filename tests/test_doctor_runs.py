@@ -20,6 +20,7 @@ from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.runs.process import this_process
 from agent_sessions.testing.contract.scripts import outline, say, scripted
+from tests.waiting import wait
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -38,14 +39,6 @@ def start(row: AgentSession, *, ago: timedelta, owner: str = "") -> AgentRun:
     )
     return AgentRun.objects.create(
         session=row, run_id="r", branch=row.branch, started_at=seen
-    )
-
-
-def wait(row: AgentSession, run_id: str = "w", **columns: Any) -> AgentRun:
-    AgentSession.objects.filter(pk=row.pk).update(state="waiting")
-    columns = {"state": "{}", "interrupts": '[{"id": "c"}]', **columns}
-    return AgentRun.objects.create(
-        session=row, run_id=run_id, status="waiting", **columns
     )
 
 
@@ -133,7 +126,8 @@ def test_a_run_that_never_ended_is_interrupted_after_a_day() -> None:
     ("columns", "code"),
     [
         ({"state": ""}, "lost_state"),
-        ({"interrupts": ""}, "lost_state"),
+        ({"state": "{}"}, "lost_state"),
+        ({"run_id": "other"}, "lost_state"),
         ({"expires_at": "past"}, "expired_approval"),
     ],
 )
@@ -143,18 +137,36 @@ def test_an_approval_that_nobody_can_give_is_withdrawn(
     row = make()
     if "expires_at" in columns:
         columns = {"expires_at": timezone.now() - timedelta(minutes=1)}
-    run = wait(row, **columns)
+    run = wait(row)
+    AgentRun.objects.update(**columns)
+    sealed = run.state
     assert mend_once() == [code]
     run.refresh_from_db()
     row.refresh_from_db()
-    assert (run.status, run.state, run.interrupts) == ("cancelled", "", "")
+    assert (run.status, run.state) == ("cancelled", "")
     assert row.state == "idle"
+    # Put back, it doesn't open any more.
+    AgentRun.objects.update(
+        status="waiting", state=sealed, run_id="run-1", expires_at=None
+    )
+    AgentSession.objects.update(state="waiting")
+    assert mend_once() == ["lost_state"]
+
+
+def test_an_approval_whose_time_is_over_is_withdrawn_whatever_its_column_says() -> None:
+    wait(make(), expires_in=-timedelta(minutes=1), expires_at=None)
+    assert mend_once() == ["expired_approval"]
+
+
+def test_an_approval_that_asks_nothing_is_withdrawn() -> None:
+    wait(make(), interrupts=[])
+    assert mend_once() == ["lost_state"]
 
 
 def test_an_approval_that_can_be_given_stays() -> None:
     row = make()
-    wait(row, expires_at=timezone.now() + timedelta(hours=1))
-    wait(row, "old", state="")
+    AgentRun.objects.create(session=row, run_id="old", status="waiting")
+    wait(row, "w")
     assert mend_once() == ["lost_state"]
     row.refresh_from_db()
     assert row.state == "waiting"

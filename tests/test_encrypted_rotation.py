@@ -18,11 +18,12 @@ from agent_sessions import get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.encrypted import EncryptedBackend
 from agent_sessions.backends.encrypted.rotation import Rotation
-from agent_sessions.exceptions import UnknownEncryptionKey
+from agent_sessions.exceptions import InvalidApproval, UnknownEncryptionKey
 from agent_sessions.models import AgentRun, AgentSession, SessionItem, SessionSecret
 from tests.list_backend import ListBackend
 from tests.test_encrypted import TREASURE, data, key_id, private, under
 from tests.test_encryption import NEW, OLD, said
+from tests.waiting import asked, opened, wait
 
 pytestmark = [pytest.mark.django_db(transaction=True)]
 one_database = pytest.mark.one_database
@@ -167,17 +168,17 @@ async def test_a_rotation_beside_writers_loses_nothing() -> None:
 def test_paused_runs_are_rotated() -> None:
     with under(OLD):
         fill(1)
-        sealed = sessions["private"].seal_text(SessionKey("s"), TREASURE)
-        row = AgentSession.objects.get()
-        AgentRun.objects.create(
-            session=row, run_id="r", state=sealed, interrupts=sealed
-        )
+        wait(AgentSession.objects.get(), "r", interrupts=asked("tool", TREASURE))
     with under(NEW, OLD):
-        assert "3 items of 1 session" in rotate()
+        assert "2 items of 1 session" in rotate()
     run = AgentRun.objects.get()
     assert key_id(NEW) in run.state
     with under(NEW):
-        assert sessions["private"].open_text(SessionKey("s"), run.state) == TREASURE
+        assert opened("r").interrupts == asked("tool", TREASURE)
+    # Under the new key it is bound as it was.
+    AgentRun.objects.update(run_id="r-2")
+    with under(NEW), pytest.raises(InvalidApproval):
+        opened("r-2")
 
 
 def test_with_session_keys_only_these_are_rotated() -> None:

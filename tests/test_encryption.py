@@ -217,6 +217,17 @@ def test_a_text_opens_in_its_own_place_only() -> None:
             vault.open_text(bad)
 
 
+def test_an_item_of_the_sdk_is_no_text_of_ours() -> None:
+    """Its envelopes are bound to the session's id alone, and hold what people write."""
+    store = SQLiteSession("s")
+    theirs = SDKEncryptedSession("s", store, NEW)
+    item: Any = {"role": "user", "content": "hi", "text": SECRET_TEXT}
+    asyncio.run(theirs.add_items([item]))
+    (envelope,) = asyncio.run(store.get_items())
+    with pytest.raises(EncryptionError, match="doesn't open"):
+        vault_of().open_text(json.dumps(envelope))
+
+
 def test_what_is_no_json_is_refused_by_number() -> None:
     with pytest.raises(InvalidItem, match="Item 1 of 2"):
         vault_of().seal([said("hi"), {"score": float("nan")}])

@@ -16,7 +16,8 @@ from agent_sessions.models import AgentRun, AgentSession
 from tests.chat import Socket, text_of
 from tests.gated import gated
 from tests.servers import Server
-from tests.test_consumer import conversation
+from tests.test_consumer import conversation, items_of
+from tests.test_runs import approve, cashier, refused
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -147,3 +148,31 @@ async def test_a_revoked_tab_of_the_other_process_stops_nothing(
         model.gate.set()
         assert text_of(await tab.to_end()) == "one two three"
     assert (await AgentRun.objects.aget(run_id="r-1")).status == "completed"
+
+
+async def test_an_approval_is_carried_out_by_one_of_two_processes(
+    layer: str, database_environment: dict[str, str]
+) -> None:
+    user, session_id = await conversation()
+    async with (
+        another_process(database_environment, layer, session_id, user) as other,
+        Socket(session_id, user, cashier()) as tab,
+    ):
+        await tab.say("r-1", "Refund order 42")
+        await tab.to_end()
+        await other.tell("sync")
+        assert (await other.to_end())[-1]["outcome"]["type"] == "interrupt"
+        await asyncio.gather(
+            tab.answer("r-here", approve()), other.tell("approve r-there call_1")
+        )
+        code = await refused(tab, "r-here")
+        events = await other.to_end()
+        assert (code is None) or code in {"session_busy", "unknown_interrupt"}
+        # Refused here or there; both hear the one run to its end.
+        while events[-1].get("code"):
+            events = await other.to_end()
+        assert text_of(events) == "done"
+    kinds = [kind for kind, *_ in await items_of(session_id)]
+    assert kinds == ["message", "function_call", "function_call_output", "message"]
+    ran = [run.run_id async for run in AgentRun.objects.order_by("pk")]
+    assert ran in (["r-1", "r-here"], ["r-1", "r-there"])

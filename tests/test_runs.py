@@ -24,6 +24,7 @@ from tests.approvals import lookup, refund, refunded
 from tests.chat import Socket, text_of
 from tests.gated import gated
 from tests.test_consumer import conversation, items_of, speaker
+from tests.waiting import opened, reseal
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -172,13 +173,12 @@ async def test_a_state_that_cannot_be_read_leaves_the_approval_open() -> None:
     async with Socket(session_id, user, agent) as tab:
         await tab.say("r-1", "Refund order 42")
         await tab.to_end()
-        run = await AgentRun.objects.aget(run_id="r-1")
-        good, run.state = run.state, run.state.replace('"1.21"', '"99.0"')
-        await run.asave()
+        good = (await sync_to_async(opened)("r-1")).state
+        newer = good.replace('"1.21"', '"99.0"')
+        await sync_to_async(reseal)("r-1", state=newer)
         await tab.answer("r-2", approve())
         assert (await tab.frame())["chunk"]["code"] == "internal"
-        run.state = good
-        await run.asave()
+        await sync_to_async(reseal)("r-1", state=good)
         await tab.answer("r-3", approve())
         assert text_of(await tab.to_end()) == "done"
 
@@ -196,7 +196,8 @@ async def test_what_waits_does_not_hold_the_context() -> None:
         await tab.to_end()
         run = await AgentRun.objects.aget(run_id="r-1")
         assert "hush" not in run.state
-        await RunState.from_string(cashier(), run.state, context_override={})
+        state = (await sync_to_async(opened)("r-1")).state
+        await RunState.from_string(cashier(), state, context_override={})
         await tab.answer("r-2", approve())
         assert text_of(await tab.to_end()) == "done"
 

@@ -21,6 +21,7 @@ from agent_sessions.admin.reading import History
 from agent_sessions.admin.rights import may, may_read
 from agent_sessions.admin.transcript import PAGE_LENGTH, item_url, owner_url
 from agent_sessions.admin.words import grouped, how_long, in_words
+from agent_sessions.approvals import waiting as find_waiting
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import REMOVED, AgentRun, AgentSession
 from agent_sessions.transcript.parts import json_part
@@ -117,16 +118,31 @@ class AgentRunAdmin(_ModelAdmin):
     ) -> Any:
         waiting = 0
         if self.has_view_permission(request):
-            waiting = AgentRun.objects.filter(status=AgentRun.Status.WAITING).count()
+            waiting = find_waiting(AgentRun.objects.all()).count()
         context = {"waiting": waiting_text(waiting) if waiting else ""}
         return super().changelist_view(request, {**context, **(extra_context or {})})
 
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        changelist = super().get_changelist_instance(request)
+        # Read at once: the number of queries doesn't grow with the rows.
+        asked = approvals(changelist.result_list)
+        for run in changelist.result_list:
+            run.asked = asked.get(run.pk, ())
+        return changelist
+
     @admin.display(description=_("status"))
     def status_in_words(self, obj: AgentRun) -> str:
-        words = in_words(obj.status, obj.get_status_display())
         if obj.status != AgentRun.Status.WAITING:
-            return words
-        tools = ", ".join(approval.tool for approval in approvals(obj))
+            return in_words(obj.status, obj.get_status_display())
+        asked = getattr(obj, "asked", None)
+        if asked is None:
+            asked = approvals([obj]).get(obj.pk, ())
+        if not asked:
+            # Nobody can answer it: the next message ends it.
+            over = AgentRun.Status.INTERRUPTED
+            return in_words(over.value, str(over.label))
+        words = in_words(obj.status, obj.get_status_display())
+        tools = ", ".join(approval.tool for approval in asked)
         return format_html("{} <code>{}</code>", words, tools) if tools else words
 
     @admin.display(description=_("tokens (in / out)"), empty_value="-")
@@ -156,6 +172,8 @@ class AgentRunAdmin(_ModelAdmin):
     ) -> HttpResponse:
         run: AgentRun = kwargs["obj"]
         may_see = may_read(request)
+        asked = approvals([run]).get(run.pk, ())
+        run.asked = asked  # type: ignore[attr-defined]
         context |= {
             "counts": [
                 (self.opts.get_field(name).verbose_name, grouped(getattr(run, name)))  # type: ignore[union-attr]
@@ -163,8 +181,7 @@ class AgentRunAdmin(_ModelAdmin):
             ],
             "status": self.status_in_words(run),
             "duration": self.duration(run),
-            "approvals": approvals(run),
-            "is_waiting": run.status == AgentRun.Status.WAITING,
+            "approvals": asked,
             "usage": [json_part(run.usage)] if run.usage else [],
             "session_url": self._session_url(request, run),
             "owner_url": owner_url(self, request, run.session),

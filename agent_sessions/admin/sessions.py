@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.http import HttpRequest
@@ -16,6 +18,7 @@ from agent_sessions.admin.overview import OverviewMixin
 from agent_sessions.admin.paginator import CappedPaginator
 from agent_sessions.admin.transcript import TranscriptMixin
 from agent_sessions.admin.words import grouped, in_words
+from agent_sessions.approvals import find_states
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession
@@ -102,6 +105,14 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
         if not (obj.input_tokens or obj.output_tokens):
             return None
         return f"{grouped(obj.input_tokens)} / {grouped(obj.output_tokens)}"
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        changelist = super().get_changelist_instance(request)
+        states = find_states(changelist.result_list)
+        for row in changelist.result_list:
+            # Shown, never saved.
+            row.state = states[row.pk]
+        return changelist
 
     @admin.display(description=_("state"))
     def state_in_words(self, obj: AgentSession) -> str:

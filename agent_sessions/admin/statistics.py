@@ -12,6 +12,7 @@ from django.contrib.auth import get_user_model
 from django.db.models import Count, F, QuerySet, Sum, Value
 from django.utils import timezone
 
+from agent_sessions.approvals import waiting
 from agent_sessions.models import AgentRun, AgentSession
 
 # Rows of each table of names.
@@ -86,7 +87,7 @@ def gather(length: int) -> Statistics:
         backends=_top(backends),
         users=_top_users(days),
         errors=_top_errors(days),
-        waiting_now=AgentRun.objects.filter(status=_WAITING).count(),
+        waiting_now=waiting(AgentRun.objects.all()).count(),
     )
 
 

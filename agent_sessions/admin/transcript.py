@@ -17,6 +17,7 @@ from agent_sessions.admin.lines import lay_out
 from agent_sessions.admin.reading import History
 from agent_sessions.admin.rights import may, may_read
 from agent_sessions.admin.words import grouped, in_words
+from agent_sessions.approvals import find_states
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.items import clean_text
 from agent_sessions.models import AgentSession
@@ -55,6 +56,8 @@ class TranscriptMixin(_ModelAdmin):
         **kwargs: Any,
     ) -> HttpResponse:
         obj: AgentSession = kwargs["obj"]
+        # Shown, never saved.
+        obj.state = find_states([obj])[obj.pk]
         context |= {
             "owner_url": owner_url(self, request, obj),
             "counts": [

@@ -55,6 +55,14 @@ def approval_id(item: Any) -> str:
     return string(item.call_id) or string(raw.get("id"))
 
 
+def calls_of(asked: Iterable[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Give the calls that interrupts ask about, in a fixed order, to compare them."""
+    return sorted(
+        (each["id"], each["metadata"]["toolName"], each["metadata"]["arguments"])
+        for each in asked
+    )
+
+
 def add_pending_calls(
     messages: Sequence[dict[str, Any]],
     open_interrupts: Iterable[dict[str, Any]],

@@ -12,9 +12,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core import checks
+from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.backends.retention import read_retention
+from agent_sessions.backends.signed import open_or_none, sign, unsign
 from agent_sessions.exceptions import InvalidBackend, InvalidOwner
 from agent_sessions.items import Item, StoredItem
 
@@ -207,13 +209,20 @@ class BaseSessionBackend(ABC):
         Raises EncryptionError.
         """
 
+    @sensitive_variables()
     def seal_text(self, key: SessionKey, text: str) -> str:
-        """Make a text of a session's fit to be stored beside its items."""
-        return text
+        """Sign a text for its session, owner and alias, or encrypt it as items are."""
+        return sign(self.alias, key, text) if text else ""
 
+    @sensitive_variables()
     def open_text(self, key: SessionKey, text: str) -> str:
         """Read what seal_text() made. Raises EncryptionError."""
-        return text
+        return unsign(self.alias, key, text) if text else ""
+
+    @sensitive_variables()
+    def open_texts(self, texts: Sequence[tuple[SessionKey, str]]) -> list[str | None]:
+        """Read many in a fixed number of queries; None is what doesn't open."""
+        return [open_or_none(self, key, text) for key, text in texts]
 
     def flush(self, key: SessionKey) -> None:
         """Bring the session's row up to date with what was written, if it isn't."""

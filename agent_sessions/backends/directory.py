@@ -159,7 +159,7 @@ def forget_history(
     now = timezone.now()
     AgentRun.objects.using(using).filter(
         session_id=session, status=AgentRun.Status.WAITING
-    ).update(status=AgentRun.Status.CANCELLED, finished_at=now, state="", interrupts="")
+    ).update(status=AgentRun.Status.CANCELLED, finished_at=now, state="")
     if not keep_lease:
         columns |= {"fence": F("fence") + 1, **NO_RUN}
     AgentSession.objects.using(using).filter(pk=session).update(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 from django.db import transaction
-from django.db.models import Q
 from django.utils import timezone
 
+from agent_sessions import approvals
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
+from agent_sessions.exceptions import AgentSessionError, InvalidApproval
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.pending import is_cleared
@@ -47,11 +48,17 @@ def is_waiting(row: AgentSession) -> bool:
     """Tell whether an approval of the session can still be given."""
     if row.state != AgentSession.State.WAITING:
         return False
-    runs = AgentRun.objects.using(row._state.db).filter(
-        session_id=row.pk, status=AgentRun.Status.WAITING
-    )
-    in_time = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
-    return runs.filter(in_time).exists()
+    runs = AgentRun.objects.using(row._state.db).filter(session_id=row.pk)
+    run = approvals.waiting(runs).select_related("session").order_by("-pk").first()
+    if run is None:
+        return False
+    try:
+        return not approvals.unseal(*store_of(row), run).is_over
+    except InvalidApproval:
+        return False
+    except AgentSessionError:
+        # Its key is missing, or its alias: nobody can tell.
+        return True
 
 
 def clear(row: AgentSession) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
-from django.db.models import Min, Q
+from django.db.models import F
 from django.utils import timezone
 
+from agent_sessions import approvals
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.clearing import RUN_SILENCE
+from agent_sessions.exceptions import InvalidApproval
 from agent_sessions.models import AgentRun, AgentSession
 
 Status = AgentRun.Status
@@ -37,39 +40,53 @@ class Leases:
     def __init__(self, backend: DatabaseBackend, row: AgentSession) -> None:
         self.backend = backend
         self.row = row
+        self._key = SessionKey(row.session_id, row.user_id)
         self._runs = AgentRun.objects.using(backend.using).filter(session_id=row.pk)
-        now = timezone.now()
-        waiting = self._runs.filter(status=Status.WAITING)
-        self._expired = waiting.filter(expires_at__lte=now)
-        # What a client could answer, and what the SDK can go on from.
-        lost = Q(state="") | Q(interrupts__in=("", "[]"))
-        self._lost = waiting.exclude(expires_at__lte=now).filter(lost)
-        self._good = waiting.exclude(expires_at__lte=now).exclude(lost)
         self._unfinished = self._runs.filter(
-            status=Status.RUNNING, started_at__lt=now - RUN_LENGTH
+            status=Status.RUNNING, started_at__lt=timezone.now() - RUN_LENGTH
         ).exclude(run_id=row.run_id or None)
+
+    @cached_property
+    def _waiting(self) -> dict[str, list[AgentRun]]:
+        """Give the runs that wait for approval, by what the approval is."""
+        found: dict[str, list[AgentRun]] = {"open": [], "expired": [], "lost": []}
+        newest = self._runs.order_by("-pk").values_list("pk", flat=True).first()
+        runs = self._runs.filter(status=Status.WAITING).select_related("session")
+        for run in runs.order_by("pk"):
+            found[self._kind(run, is_newest=run.pk == newest)].append(run)
+        return found
+
+    def _kind(self, run: AgentRun, *, is_newest: bool) -> str:
+        if run.expires_at is not None and run.expires_at <= timezone.now():
+            return "expired"
+        try:
+            paused = approvals.unseal(self.backend, self._key, run)
+        except InvalidApproval:
+            return "lost"
+        if paused.is_over:
+            return "expired"
+        return "open" if is_newest and paused.interrupts else "lost"
 
     def waiting_from(self) -> int | None:
         """Give the first position whose calls an open approval explains."""
-        if not self._good.exists():
-            return None
-        first: int | None = self._good.aggregate(first=Min("first_position"))["first"]
-        return first or 0
+        firsts = [run.first_position or 0 for run in self._waiting["open"]]
+        return min(firsts, default=None)
 
     def find(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Give codes, each with what its sentence tells."""
         stale = bool(self.row.run_id)
         if stale:
             yield "stale_lease", {}
-        for code, runs in (
-            ("unfinished_run", self._unfinished),
-            ("expired_approval", self._expired),
-            ("lost_state", self._lost),
+        expired, lost = self._waiting["expired"], self._waiting["lost"]
+        for code, count in (
+            ("unfinished_run", self._unfinished.count()),
+            ("expired_approval", len(expired)),
+            ("lost_state", len(lost)),
         ):
-            for _ in range(runs.count()):
+            for _ in range(count):
                 yield code, {}
         # An approval that ends by itself leaves the state to its own finding.
-        ending = self._expired.exists() or self._lost.exists()
+        ending = expired or lost
         expected = self._state()
         if not stale and not ending and self.row.state != expected:
             yield "wrong_state", {"found": self.row.state, "expected": expected}
@@ -79,19 +96,22 @@ class Leases:
         if self.row.run_id:
             from agent_sessions.runs import Conversation, records
 
-            key = SessionKey(self.row.session_id, self.row.user_id)
-            conversation = Conversation(self.row.pk, self.backend, key)
+            conversation = Conversation(self.row.pk, self.backend, self._key)
             records.abandon(conversation, self.row.run_id)
         now = timezone.now()
         self._unfinished.update(
             status=Status.INTERRUPTED, error_code="interrupted", finished_at=now
         )
-        ended = [*self._expired, *self._lost]
+        ended = self._waiting["expired"] + self._waiting["lost"]
         self._runs.filter(pk__in=[run.pk for run in ended]).update(
-            status=Status.CANCELLED, finished_at=now, state="", interrupts=""
+            status=Status.CANCELLED, finished_at=now, state=""
         )
+        columns: dict[str, Any] = {"state": self._state()}
+        if ended and not self._waiting["open"]:
+            # What was ended doesn't open if it is put back.
+            columns["fence"] = F("fence") + 1
         sessions = AgentSession.objects.using(self.backend.using)
-        sessions.filter(pk=self.row.pk).update(state=self._state())
+        sessions.filter(pk=self.row.pk).update(**columns)
 
     def _state(self) -> str:
-        return State.WAITING if self._good.exists() else State.IDLE
+        return State.WAITING if self._waiting["open"] else State.IDLE

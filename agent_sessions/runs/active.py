@@ -10,24 +10,28 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from django.utils import timezone
 from django.utils.translation import gettext
+from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.agui import (
     EventMapper,
     RunRequest,
     approval_id,
+    calls_of,
     interrupts,
     merge,
     user_items,
 )
+from agent_sessions.approvals import Paused
 from agent_sessions.backends.base import settle
 from agent_sessions.backends.places import find_newest
 from agent_sessions.exceptions import (
     AgentSessionError,
+    InvalidApproval,
     LeaseLost,
     UnreadableState,
 )
 from agent_sessions.models import AgentRun
-from agent_sessions.runs import records
+from agent_sessions.runs import pausing, records
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.errors import failure_code, message_for
 from agent_sessions.runs.log import Event, EventLog, Frame
@@ -215,13 +219,11 @@ class ActiveRun:
         state = _dump(result.to_state())
         asked = interrupts(result.interruptions, expires_at, message=_question)
         await self._in_thread(
-            records.pause,
+            pausing.pause,
             self.conversation,
             self.lease,
             await self._outcome(Status.WAITING, ""),
-            state=state,
-            interrupts=asked,
-            expires_at=expires_at,
+            Paused(state, asked, expires_at.timestamp()),
         )
         page = await self.conversation.backend.apage(self.conversation.key)
         messages, before = shown(page, self.setup.options)
@@ -334,6 +336,7 @@ def _question(tool: str) -> str:
     return gettext("May %(tool)s be called?") % {"tool": tool}
 
 
+@sensitive_variables()
 def _dump(state: RunState[Any]) -> str:
     """Serialise a paused run without its context, which resuming gives anew.
 
@@ -345,26 +348,32 @@ def _dump(state: RunState[Any]) -> str:
     return json.dumps(data)
 
 
+@sensitive_variables()
 async def restore(
-    pending: records.Pending, request: RunRequest, setup: RunSetup
+    pending: pausing.Pending, request: RunRequest, setup: RunSetup
 ) -> RunState[Any]:
     """Rebuild a paused run's state with the answers to its approvals.
 
     The state never left the server; clients only send which calls they approve.
-    Raises UnreadableState.
+    Raises UnreadableState, and InvalidApproval where it waits for other calls than
+    those that a person was shown.
     """
-    from agents import AgentsException, RunState
+    from agents import RunState
 
     try:
         state: RunState[Any] = await RunState.from_string(
-            setup.agent, pending.run.state, context_override=setup.context
+            setup.agent, pending.paused.state, context_override=setup.context
         )
-    except (AgentsException, ValueError, KeyError, TypeError) as exc:
+        restored = interrupts(state.get_interruptions())
+    except Exception as exc:
+        # Whatever the SDK stumbles over in a state of another version.
         raise UnreadableState(
             f"The paused run can't be resumed ({type(exc).__name__}). It was stored "
             f"with openai-agents {pending.run.sdk_version}: use that version or a "
             "newer one, and the agents that it knew."
         ) from exc
+    if calls_of(restored) != calls_of(pending.interrupts):
+        raise InvalidApproval(pending.run.run_id)
     answers = {entry["interruptId"]: entry for entry in request.resume}
     for item in state.get_interruptions():
         answer = answers[approval_id(item)]

@@ -7,7 +7,9 @@ from django.utils.translation import gettext_lazy as _
 from agent_sessions.exceptions import (
     InterruptExpired,
     InterruptsPending,
+    InvalidApproval,
     SessionBusy,
+    StorageError,
     UnknownInterrupt,
     UnreadableState,
 )
@@ -18,6 +20,7 @@ MESSAGES = {
     "interrupts_pending": _("An approval is waiting. Answer it before you write on."),
     "unknown_interrupt": _("This approval is not open, or not all were answered."),
     "interrupt_expired": _("The time to approve this is over. Ask again."),
+    "invalid_approval": _("This approval was changed. Nothing was done. Ask again."),
     "rate_limited": _("Too many messages in a short time. Wait a minute."),
     "message_too_long": _("This message is too long."),
     "max_turns": _("The agent needed too many steps. Write on to let it continue."),
@@ -41,7 +44,9 @@ def refusal_code(exc: Exception) -> str | None:
         InterruptsPending: "interrupts_pending",
         UnknownInterrupt: "unknown_interrupt",
         InterruptExpired: "interrupt_expired",
+        InvalidApproval: "invalid_approval",
         UnreadableState: "internal",
+        StorageError: "internal",
     }
     return next((code for kind, code in codes.items() if isinstance(exc, kind)), None)
 

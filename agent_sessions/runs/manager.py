@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Hashable
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from django.db import IntegrityError
 
 from agent_sessions.agui import RunRequest, StreamOptions
 from agent_sessions.backends.base import SessionKey, settle
-from agent_sessions.runs import records, sync
+from agent_sessions.exceptions import InvalidApproval
+from agent_sessions.runs import pausing, records, sync
 from agent_sessions.runs.active import ActiveRun, restore
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.log import Frame, Subscription
@@ -20,6 +21,9 @@ from agent_sessions.runs.rates import Rates
 from agent_sessions.runs.relay import ChannelRelay
 from agent_sessions.runs.setup import RunSetup
 from agent_sessions.usage import model_of
+
+if TYPE_CHECKING:
+    from agents import RunState
 
 # A backend's alias, a row's primary key, and what that row must be: a primary key
 # alone may come back for another session, as after a backup was restored.
@@ -54,8 +58,9 @@ class RunManager:
     ) -> ActiveRun | None:
         """Start or resume a run; None where its id was used before, so it isn't new.
 
-        Raises SessionBusy, InterruptsPending, UnknownInterrupt, InterruptExpired and
-        SessionDoesNotExist, with nothing done.
+        Raises SessionBusy, InterruptsPending, UnknownInterrupt, InterruptExpired,
+        InvalidApproval, UnreadableState, StorageError and SessionDoesNotExist, with
+        nothing done.
         """
         threads = conversation.backend.threads
         known = await threads.run(records.find_run, conversation, request.run_id)
@@ -65,11 +70,11 @@ class RunManager:
         state = waiting = None
         if request.resume:
             ids = {entry["interruptId"] for entry in request.resume}
-            waiting = await threads.run(records.claimable, conversation, ids)
+            waiting = await threads.run(pausing.claimable, conversation, ids)
             # Rebuilt before it is claimed: a state that can't be read stays open.
-            state = await restore(waiting, request, setup)
+            state = await self._restore(conversation, waiting, request, setup)
         else:
-            await threads.run(records.recover, conversation, stale_after)
+            await threads.run(pausing.recover, conversation, stale_after)
         try:
             lease = await settle(
                 threads.run(
@@ -78,7 +83,7 @@ class RunManager:
                     request.run_id,
                     model=model_of(setup.agent, setup.run_config),
                     stale_after=stale_after,
-                    answers=None if waiting is None else waiting.run,
+                    answers=waiting,
                 )
             )
         except IntegrityError:
@@ -187,6 +192,27 @@ class RunManager:
         self.subscribe(conversation, listener)
 
     # -- inside --------------------------------------------------------------------
+
+    async def _restore(
+        self,
+        conversation: Conversation,
+        waiting: pausing.Pending,
+        request: RunRequest,
+        setup: RunSetup,
+    ) -> RunState[Any]:
+        """Rebuild a paused run; one that would do what nobody was shown is withdrawn."""
+        try:
+            return await restore(waiting, request, setup)
+        except InvalidApproval:
+            await settle(
+                conversation.backend.threads.run(
+                    pausing.withdraw,
+                    conversation,
+                    waiting.fence,
+                    error_code="invalid_approval",
+                )
+            )
+            raise
 
     async def _last_words(self, conversation: Conversation) -> None:
         """Let the run before end its stream: it has given its lease back, no more."""

@@ -1,14 +1,13 @@
-"""The rows of runs: the lease, its fencing number, approvals, usage.
+"""The rows of runs: the lease, its fencing number, usage.
 
 All functions here are synchronous and run in a database thread.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING
 
 from django.db import transaction
 from django.db.models import F
@@ -18,7 +17,6 @@ from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.usage import opening
 from agent_sessions.backends.places import is_in_rows
 from agent_sessions.exceptions import (
-    InterruptExpired,
     InterruptsPending,
     SessionBusy,
     SessionDoesNotExist,
@@ -28,6 +26,9 @@ from agent_sessions.models import AgentRun, AgentSession, Branch
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.process import is_dead, this_process
 from agent_sessions.usage import Spent
+
+if TYPE_CHECKING:
+    from agent_sessions.runs.pausing import Pending
 
 _UNANSWERED = frozenset(
     {AgentRun.Status.FAILED, AgentRun.Status.CANCELLED, AgentRun.Status.INTERRUPTED}
@@ -45,18 +46,6 @@ class Lease:
     agent_name: str
     # Whether the run before it failed, so that its message may come again.
     is_retry: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A paused run that waits for answers."""
-
-    run: AgentRun
-
-    @property
-    def interrupts(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(self.run.interrupts or "[]")
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +68,7 @@ def begin(
     *,
     model: str,
     stale_after: float,
-    answers: AgentRun | None = None,
+    answers: Pending | None = None,
 ) -> Lease:
     """Take the lease and open the run's row; `answers` is the paused run it resumes.
 
@@ -100,24 +89,7 @@ def begin(
             sdk_version=_sdk_version(),
         )
         if answers is not None:
-            claimed = (
-                AgentRun.objects.using(using)
-                .filter(
-                    pk=answers.pk,
-                    session_id=conversation.pk,
-                    status=AgentRun.Status.WAITING,
-                )
-                .update(
-                    status=AgentRun.Status.COMPLETED,
-                    resumed_by=run,
-                    state="",
-                    interrupts="",
-                )
-            )
-            if not claimed:
-                raise UnknownInterrupt(
-                    "This approval has been answered already. Reload the conversation."
-                )
+            _claim(answers, row, run)
     base = branch.head if branch else 0
     return Lease(
         run,
@@ -126,6 +98,21 @@ def begin(
         agent_name=row.agent_name,
         is_retry=previous is not None and previous.status in _UNANSWERED,
     )
+
+
+def _claim(answers: Pending, row: AgentSession, run: AgentRun) -> None:
+    """Close the paused run, which `run` goes on from, if it is still as it was read."""
+    # The lease that was just taken follows the one that paused it, and no other.
+    is_next = row.fence == answers.fence + 1
+    paused = AgentRun.objects.using(run._state.db).filter(
+        pk=answers.run.pk, session_id=row.pk, status=AgentRun.Status.WAITING
+    )
+    if not is_next or not paused.update(
+        status=AgentRun.Status.COMPLETED, resumed_by=run, state=""
+    ):
+        raise UnknownInterrupt(
+            "This approval has been answered already. Reload the conversation."
+        )
 
 
 def _take(
@@ -219,82 +206,8 @@ def finish(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
     """Close the run's row, count its usage, give the lease back."""
     using = conversation.backend.directory.using
     with transaction.atomic(using):
-        _close(conversation, lease, outcome)
-        _release(conversation, lease, outcome, AgentSession.State.IDLE)
-
-
-def pause(
-    conversation: Conversation,
-    lease: Lease,
-    outcome: Outcome,
-    *,
-    state: str,
-    interrupts: list[dict[str, Any]],
-    expires_at: datetime,
-) -> None:
-    """Keep a run's state until its tool calls are approved or refused."""
-    backend, key = conversation.backend, conversation.key
-    using = backend.directory.using
-    with transaction.atomic(using):
-        _close(conversation, lease, outcome)
-        AgentRun.objects.using(using).filter(pk=lease.run.pk).update(
-            # They quote the conversation, so they are kept as its items are.
-            state=backend.seal_text(key, state),
-            interrupts=backend.seal_text(key, json.dumps(interrupts)),
-            expires_at=expires_at,
-            finished_at=None,
-        )
-        _release(conversation, lease, outcome, AgentSession.State.WAITING)
-
-
-def pending(conversation: Conversation) -> Pending | None:
-    """Find the paused run that waits for answers, if its time is not over."""
-    run = _waiting(conversation)
-    if run is None or _expired(run):
-        return None
-    return Pending(run)
-
-
-def claimable(conversation: Conversation, interrupt_ids: set[str]) -> Pending:
-    """Find the paused run whose open interrupts are exactly those answered.
-
-    Raises UnknownInterrupt and InterruptExpired; AG-UI asks that all open ones be
-    answered at once.
-    """
-    run = _waiting(conversation)
-    if run is None:
-        raise UnknownInterrupt("Nothing waits for approval in this conversation.")
-    if _expired(run):
-        withdraw(conversation)
-        raise InterruptExpired(
-            "The time to approve this is over. Nothing was done; ask again."
-        )
-    found = Pending(run)
-    if interrupt_ids != {interrupt["id"] for interrupt in found.interrupts}:
-        raise UnknownInterrupt(
-            "Answer every open approval of this conversation, and no other."
-        )
-    return found
-
-
-def withdraw(conversation: Conversation) -> bool:
-    """Drop what waits for approval, so that the conversation can go on."""
-    using = conversation.backend.directory.using
-    with transaction.atomic(using):
-        AgentRun.objects.using(using).filter(
-            session_id=conversation.pk, status=AgentRun.Status.WAITING
-        ).update(
-            status=AgentRun.Status.CANCELLED,
-            finished_at=timezone.now(),
-            state="",
-            interrupts="",
-        )
-        freed: int = (
-            conversation.rows()
-            .filter(state=AgentSession.State.WAITING)
-            .update(state=AgentSession.State.IDLE)
-        )
-    return bool(freed)
+        close(conversation, lease, outcome)
+        release(conversation, lease, outcome, AgentSession.State.IDLE)
 
 
 def find_run(conversation: Conversation, run_id: str) -> AgentRun | None:
@@ -318,8 +231,8 @@ def last_run(conversation: Conversation) -> AgentRun | None:
     )
 
 
-def recover(conversation: Conversation, stale_after: float) -> AgentSession | None:
-    """Read the session's row, freed first of what ended without saying so."""
+def free(conversation: Conversation, stale_after: float) -> AgentSession | None:
+    """Read the session's row, freed first from a run that ended without saying so."""
     row: AgentSession | None = conversation.rows().first()
     if row is None:
         return None
@@ -327,31 +240,11 @@ def recover(conversation: Conversation, stale_after: float) -> AgentSession | No
         with transaction.atomic(conversation.backend.directory.using):
             abandon(conversation, row.run_id)
         row.refresh_from_db()
-    if row.state == AgentSession.State.WAITING and pending(conversation) is None:
-        withdraw(conversation)
-        row.refresh_from_db()
     return row
 
 
-def _waiting(conversation: Conversation) -> AgentRun | None:
-    backend, key = conversation.backend, conversation.key
-    run: AgentRun | None = (
-        AgentRun.objects.using(backend.directory.using)
-        .filter(session_id=conversation.pk, status=AgentRun.Status.WAITING)
-        .order_by("-pk")
-        .first()
-    )
-    if run is not None:
-        run.state = backend.open_text(key, run.state)
-        run.interrupts = backend.open_text(key, run.interrupts)
-    return run
-
-
-def _expired(run: AgentRun) -> bool:
-    return run.expires_at is not None and run.expires_at <= timezone.now()
-
-
-def _close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
+def close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
+    """Write down in a run's row how it ended, and what it wrote."""
     using, run = conversation.backend.directory.using, lease.run
     base, head = lease.base, outcome.head
     if base is not None:
@@ -379,9 +272,10 @@ def _close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
     )
 
 
-def _release(
+def release(
     conversation: Conversation, lease: Lease, outcome: Outcome, state: str
 ) -> None:
+    """Count a run's usage and give its lease back; `state` is the session's then."""
     rows = conversation.rows()
     rows.update(
         **{name: F(name) + used for name, used in outcome.spent.counters().items()},

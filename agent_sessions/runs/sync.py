@@ -21,7 +21,7 @@ from agent_sessions.agui import (
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.encrypted.pages import assert_open
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.runs import records
+from agent_sessions.runs import pausing, records
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.errors import message_for
 from agent_sessions.runs.log import Event, EventLog, Frame
@@ -113,10 +113,10 @@ async def read_rest(conversation: Conversation, stale_after: float) -> Rest:
     """Read a conversation at rest, after freeing it from what died."""
 
     def read() -> tuple[list[dict[str, Any]], tuple[str, str] | None, str | None]:
-        row = records.recover(conversation, stale_after)
+        row = pausing.recover(conversation, stale_after)
         if row is None or row.state == AgentSession.State.RUNNING:
             return [], None, row.run_id if row else None
-        waiting = records.pending(conversation)
+        waiting = pausing.pending(conversation)
         if waiting is not None:
             return waiting.interrupts, None, None
         run = records.last_run(conversation)

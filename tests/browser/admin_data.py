@@ -90,6 +90,7 @@ def main() -> None:
 
     from agent_sessions import DjangoSession
     from agent_sessions.models import AgentRun, AgentSession, SessionItem
+    from tests.waiting import wait
 
     call_command("migrate", verbosity=0)
     users: Any = get_user_model().objects
@@ -125,18 +126,16 @@ def main() -> None:
             output_tokens=100 * (number % 5),
             usage={"input_tokens_details": [{"cached_tokens": 3}]},
         )
-    waiting = AgentRun.objects.create(
-        session=row,
-        branch=row.branch,
-        run_id="run-waiting",
+    waiting = wait(
+        row,
+        "run-waiting",
         agent_name="Billing",
-        status="waiting",
         first_position=7,
         last_position=12,
-        interrupts=json.dumps([{"id": "call_9", "metadata": asked}]),
+        interrupts=[{"id": "call_9", "metadata": asked}],
     )
     DjangoSession("empty").sync.add_items([{"role": "user", "content": HOSTILE}])
-    AgentSession.objects.filter(session_id="empty").update(state="waiting")
+    wait(AgentSession.objects.get(session_id="empty"))
     AgentSession.objects.bulk_create(
         AgentSession(session_id=f"chat-{n}", title=f"Conversation {n}", user=alice)
         for n in range(60)

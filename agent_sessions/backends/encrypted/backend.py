@@ -42,7 +42,7 @@ from agent_sessions.items import Item, encode_batch
 if TYPE_CHECKING:
     from agent_sessions.backends.database.threads import DatabaseThreads
     from agent_sessions.backends.directory import Directory
-    from agent_sessions.backends.encrypted.secrets import SessionSecrets
+    from agent_sessions.backends.encrypted.secrets import KnownSecrets, SessionSecrets
     from agent_sessions.memory import BackendSession
 
 T = TypeVar("T")
@@ -237,6 +237,20 @@ class EncryptedBackend(BaseSessionBackend):
             return ""
         return self._with_keys(key, lambda vault: vault.open_text(text), TEXTS)
 
+    def open_texts(self, texts: Sequence[tuple[SessionKey, str]]) -> list[str | None]:
+        secrets = self._secrets
+        known = secrets.read_all([key for key, _ in texts]) if secrets else None
+
+        def open_one(key: SessionKey, text: str) -> str | None:
+            try:
+                return self._with_keys(
+                    key, lambda vault: vault.open_text(text), TEXTS, known
+                )
+            except EncryptionError:
+                return None
+
+        return [open_one(key, text) if text else "" for key, text in texts]
+
     # -- keys ------------------------------------------------------------------------
 
     def vault(self, key: SessionKey, purpose: bytes = b"") -> Vault:
@@ -284,10 +298,13 @@ class EncryptedBackend(BaseSessionBackend):
         owner = None if key.user_id is None else str(key.user_id)
         return session_context(self.settings.name, owner, key.session_id)
 
-    def _reader(self, key: SessionKey, purpose: bytes = b"") -> Vault:
-        if self._secrets is None:
+    def _reader(
+        self, key: SessionKey, purpose: bytes = b"", known: KnownSecrets | None = None
+    ) -> Vault:
+        secrets = known or self._secrets
+        if secrets is None:
             return self._vault(key, purpose=purpose)
-        secret = self._secrets.find(key, self._vault(key, purpose=SECRETS))
+        secret = secrets.find(key, self._vault(key, purpose=SECRETS))
         ring = self.source.ring()
         return self._vault(key, ring if secret is None else ring.under(secret), purpose)
 
@@ -312,15 +329,19 @@ class EncryptedBackend(BaseSessionBackend):
             yield self._vault(key, self.source.ring().under(secret), purpose)
 
     def _with_keys(
-        self, key: SessionKey, use: Callable[[Vault], T], purpose: bytes = b""
+        self,
+        key: SessionKey,
+        use: Callable[[Vault], T],
+        purpose: bytes = b"",
+        known: KnownSecrets | None = None,
     ) -> T:
         """Use a session's keys, again where the provider has others by now."""
         try:
-            return use(self._reader(key, purpose))
+            return use(self._reader(key, purpose, known))
         except UnknownEncryptionKey:
             if not self.source.renew():
                 raise
-            return use(self._reader(key, purpose))
+            return use(self._reader(key, purpose, known))
 
     async def _awith_keys(
         self, key: SessionKey, use: Callable[[Vault], Awaitable[T]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.encrypted.backend import TEXTS, EncryptedBackend
@@ -12,9 +11,6 @@ from agent_sessions.encryption import Vault
 from agent_sessions.exceptions import UnknownEncryptionKey
 from agent_sessions.items import Item, decode
 from agent_sessions.models import AgentRun, AgentSession
-
-# Columns of a run that quote the conversation.
-_TEXTS = ("state", "interrupts")
 
 
 @dataclass(slots=True)
@@ -108,15 +104,15 @@ class Rotation:
 
     def _rotate_texts(self, vault: Vault) -> None:
         rows = AgentRun.objects.using(self._row._state.db)
-        for name in _TEXTS:
-            own: Any = rows.filter(session_id=self._row.pk).exclude(**{name: ""})
-            for pk, text in list(own.values_list("pk", name)):
-                item = decode(text)
-                new = None if item is None else self._change(vault, item)
-                if new is not None:
-                    self.done.texts += rows.filter(pk=pk, **{name: text}).update(
-                        **{name: json.dumps(new)}
-                    )
+        # What is sealed in there binds it to its run, and stays.
+        own = rows.filter(session_id=self._row.pk).exclude(state="")
+        for pk, text in list(own.values_list("pk", "state")):
+            item = decode(text)
+            new = None if item is None else self._change(vault, item)
+            if new is not None:
+                self.done.texts += rows.filter(pk=pk, state=text).update(
+                    state=json.dumps(new)
+                )
 
     def _miss(self, key_id: str) -> None:
         self.done.unknown[key_id] = self.done.unknown.get(key_id, 0) + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,18 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.encryption import MasterKey, Vault
 from agent_sessions.exceptions import StorageError
 from agent_sessions.models import SessionSecret
+
+
+class KnownSecrets:
+    """Secrets that were read before."""
+
+    def __init__(self, rows: dict[tuple[str, str], SessionSecret]) -> None:
+        self._rows = rows
+
+    def find(self, key: SessionKey, vault: Vault) -> MasterKey | None:
+        """See SessionSecrets.find()."""
+        row = self._rows.get((key.session_id, _owner(key)))
+        return None if row is None else _unwrap(row, vault)
 
 
 class SessionSecrets:
@@ -29,7 +41,7 @@ class SessionSecrets:
         return SessionSecret.objects.using(self.using).filter(
             backend=self.alias,
             session_id=key.session_id,
-            owner="" if key.user_id is None else str(key.user_id),
+            owner=_owner(key),
         )
 
     def find(self, key: SessionKey, vault: Vault) -> MasterKey | None:
@@ -40,6 +52,14 @@ class SessionSecrets:
         with self._told():
             row = self.rows(key).first()
         return None if row is None else _unwrap(row, vault)
+
+    def read_all(self, keys: Sequence[SessionKey]) -> KnownSecrets:
+        """Read the keys of many sessions in one query."""
+        with self._told():
+            rows = SessionSecret.objects.using(self.using).filter(
+                backend=self.alias, session_id__in={key.session_id for key in keys}
+            )
+            return KnownSecrets({(row.session_id, row.owner): row for row in rows})
 
     @contextmanager
     def held(self, key: SessionKey, vault: Vault) -> Iterator[MasterKey]:
@@ -87,7 +107,7 @@ class SessionSecrets:
         row, _ = SessionSecret.objects.using(self.using).get_or_create(
             backend=self.alias,
             session_id=key.session_id,
-            owner="" if key.user_id is None else str(key.user_id),
+            owner=_owner(key),
             defaults={
                 "key_id": vault.ring.first.id,
                 "wrapped": _wrap(os.urandom(32), vault),
@@ -103,6 +123,10 @@ class SessionSecrets:
             return found
         # SQLite: a transaction that reads first may be refused its turn to write.
         return rows.first() if rows.update(key_id=F("key_id")) else None
+
+
+def _owner(key: SessionKey) -> str:
+    return "" if key.user_id is None else str(key.user_id)
 
 
 def _wrap(secret: bytes, vault: Vault) -> str:

@@ -1,0 +1,168 @@
+"""What a run that waits for approval has stored: one text that opens for it alone.
+
+The run's state, its open approvals and their expiry are sealed together with the run,
+the session and the number of the session's lease. So who can change rows can't put
+them into another run, change what is shown or done, or bring back what was answered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
+
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.exceptions import (
+    AgentSessionError,
+    EncryptionError,
+    InvalidApproval,
+    UnknownEncryptionKey,
+)
+from agent_sessions.handler import sessions
+from agent_sessions.models import AgentRun, AgentSession
+
+_KIND = "approval"
+State = AgentSession.State
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """What a run waits for, and what it goes on from."""
+
+    # The SDK's RunState, as JSON. Like the next one it quotes the conversation.
+    state: str = field(repr=False)
+    # AG-UI's interrupts: what a person is shown and answers.
+    interrupts: list[dict[str, Any]] = field(repr=False)
+    # In Unix seconds.
+    expires_at: float
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether the time to answer is over."""
+        return self.expires_at <= timezone.now().timestamp()
+
+
+@sensitive_variables()
+def seal(
+    backend: BaseSessionBackend,
+    key: SessionKey,
+    run: AgentRun,
+    fence: int,
+    paused: Paused,
+) -> str:
+    """Make the text that is stored of a paused run; `fence` is its lease's number."""
+    content = {
+        **_binding(run, fence),
+        "state": paused.state,
+        "interrupts": paused.interrupts,
+        "expires_at": paused.expires_at,
+    }
+    # It quotes the conversation, so it is kept as the items are.
+    return backend.seal_text(key, json.dumps(content))
+
+
+@sensitive_variables()
+def unseal(backend: BaseSessionBackend, key: SessionKey, run: AgentRun) -> Paused:
+    """Read what a run waits for; `run` is read together with its session's row.
+
+    Raises InvalidApproval where it was changed, is another run's or was answered, and
+    UnknownEncryptionKey where nothing can be told.
+    """
+    try:
+        text = backend.open_text(key, run.state)
+    except UnknownEncryptionKey:
+        raise
+    except EncryptionError as exc:
+        raise InvalidApproval(run.run_id) from exc
+    return _read(run, text)
+
+
+def waiting(runs: QuerySet[AgentRun]) -> QuerySet[AgentRun]:
+    """Narrow to the runs that wait for approval, as far as columns tell."""
+    in_time = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
+    return runs.filter(in_time, status=AgentRun.Status.WAITING)
+
+
+@sensitive_variables()
+def find_open(runs: QuerySet[AgentRun]) -> list[tuple[AgentRun, Paused]]:
+    """Read those of `runs` whose approvals can be given now, to show them.
+
+    The number of queries doesn't grow with the runs. What doesn't open is left out.
+    """
+    found: dict[str, list[AgentRun]] = defaultdict(list)
+    for run in _candidates(runs):
+        found[run.session.backend].append(run)
+    opened = []
+    for alias, own in found.items():
+        keys = [SessionKey(run.session.session_id, run.session.user_id) for run in own]
+        try:
+            texts = sessions[alias].open_texts(
+                [(key, run.state) for key, run in zip(keys, own, strict=True)]
+            )
+        except AgentSessionError:
+            # Of an alias that is gone, or whose keys can't be had.
+            continue
+        for run, text in zip(own, texts, strict=True):
+            try:
+                paused = None if text is None else _read(run, text)
+            except InvalidApproval:
+                continue
+            if paused is not None and not paused.is_over:
+                opened.append((run, paused))
+    return opened
+
+
+def find_states(rows: Iterable[AgentSession]) -> dict[int, str]:
+    """Tell what sessions are at, by their keys, in a fixed number of queries.
+
+    Waiting are only those whose approval can be given. Where it can't be, the next
+    message is taken, and withdraws it: that session is idle.
+    """
+    states: dict[int, str] = {row.pk: row.state for row in rows}
+    using = next((row._state.db for row in rows), None)
+    waiting = [pk for pk, state in states.items() if state == State.WAITING]
+    if waiting:
+        runs = AgentRun.objects.using(using).filter(session_id__in=waiting)
+        opened = {run.session_id for run, _ in find_open(runs)}
+        states |= {pk: State.IDLE.value for pk in waiting if pk not in opened}
+    return states
+
+
+def _candidates(runs: QuerySet[AgentRun]) -> QuerySet[AgentRun]:
+    newer = AgentRun._base_manager.using(runs.db).filter(
+        session_id=OuterRef("session_id"), pk__gt=OuterRef("pk")
+    )
+    # After a newer run the conversation has gone on without the answer.
+    wanted = waiting(runs).filter(~Exists(newer), session__state=State.WAITING)
+    return wanted.exclude(state="").select_related("session")
+
+
+@sensitive_variables()
+def _read(run: AgentRun, text: str) -> Paused:
+    """Take what is authentic apart, if it is this run's and of the session's now."""
+    try:
+        found = json.loads(text)
+        bound = _binding(run, run.session.fence)
+        if {name: found[name] for name in bound} != bound:
+            raise InvalidApproval(run.run_id)
+        return Paused(found["state"], found["interrupts"], found["expires_at"])
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise InvalidApproval(run.run_id) from exc
+
+
+def _binding(run: AgentRun, fence: int) -> dict[str, Any]:
+    """Give what an approval is bound to, beside its session's id, owner and alias."""
+    return {
+        "kind": _KIND,
+        "session": run.session_id,
+        "run": run.pk,
+        "run_id": run.run_id,
+        # Each lease has a higher one, and withdrawing counts on too.
+        "fence": fence,
+    }
