@@ -9,11 +9,12 @@ from django.urls import URLPattern, path
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from agent_sessions.admin.clearing import ClearingMixin, Rows
+from agent_sessions.admin.clearing import ClearingMixin
 from agent_sessions.admin.exporting import ExportMixin
 from agent_sessions.admin.filters import StoreFilter
 from agent_sessions.admin.overview import OverviewMixin
 from agent_sessions.admin.paginator import CappedPaginator
+from agent_sessions.admin.session_rules import Rows
 from agent_sessions.admin.transcript import TranscriptMixin
 from agent_sessions.admin.words import grouped, in_words
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
@@ -76,7 +77,7 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
         owner = f"user__{get_user_model().USERNAME_FIELD}__exact"
-        titles = ("title",) if self.has_read_permission(request) else ()
+        titles = ("title",) if self.reads_all(request) else ()
         return ("session_id__startswith", owner, *titles)
 
     search_help_text = _(

@@ -1,0 +1,115 @@
+"""What the query string of a list may ask for: an allow-list of columns and look-ups.
+
+A look-up tells a value letter by letter, whether the list shows it or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from django.contrib.admin import SimpleListFilter
+from django.core.exceptions import FieldDoesNotExist
+from django.db.models import F, Model
+from django.db.models.constants import LOOKUP_SEP
+
+# Columns that hold or quote what was said. They need the right to read.
+CONTENTS = {
+    "agentsession": {"title", "metadata"},
+    "sessionitem": {"data", "text"},
+    "agentrun": {"state", "interrupts", "usage"},
+    "sessionsecret": {"wrapped"},
+}
+# No regular expressions: SQLite runs them in Python, for as long as they take.
+LOOKUPS = frozenset(
+    [
+        "exact",
+        "iexact",
+        "in",
+        "isnull",
+        "isempty",
+        "gt",
+        "gte",
+        "lt",
+        "lte",
+        "range",
+        "contains",
+        "icontains",
+        "startswith",
+        "istartswith",
+        "endswith",
+        "iendswith",
+        "date",
+        "year",
+        "quarter",
+        "month",
+        "week",
+        "week_day",
+        "day",
+    ]
+)
+
+
+def names_column(model: type[Model], lookup: str) -> bool:
+    """Tell whether a look-up begins with a column, relation or key of a model."""
+    first = lookup.partition(LOOKUP_SEP)[0]
+    return first == "pk" or bool(list(_fields(model, first)))
+
+
+def is_harmless(model: type[Model], columns: Collection[str], lookup: str) -> bool:
+    """Tell whether a look-up compares one of these columns, and nothing behind it."""
+    first, *rest = lookup.split(LOOKUP_SEP)
+    field = next(_fields(model, first), None)
+    if first != "pk" and (field is None or field.name not in columns):
+        return False
+    if field is not None and field.is_relation and rest:
+        # The key of a row that a column points to is in the column itself.
+        key = field.related_model._meta.pk
+        rest = rest[1:] if rest[0] in {"pk", key.name} else rest
+    return LOOKUPS.issuperset(rest)
+
+
+def reaches_contents(model: type[Model], path: str) -> bool:
+    """Tell whether a path leads to a column that holds or quotes what was said."""
+    return any(
+        field.model._meta.app_label == "agent_sessions"
+        and field.name in CONTENTS.get(field.model._meta.model_name, ())
+        for field in _fields(model, path)
+        if not (field.auto_created and not field.concrete)
+    )
+
+
+def declared(list_filter: Collection[Any]) -> list[str]:
+    """Give the paths of the filters that a list has."""
+    return [path for path in map(filter_path, list_filter) if path]
+
+
+def filter_path(item: Any) -> str:
+    """Give the path of one entry of `list_filter`; "" where a class does it all."""
+    if isinstance(item, type):
+        is_simple = issubclass(item, SimpleListFilter)
+        return str(item.parameter_name) if is_simple else ""
+    item = item[0] if isinstance(item, list | tuple) else item
+    return str(getattr(item, "name", item))
+
+
+def ordered_by(order: Any) -> list[str]:
+    """Give the paths that an ordering reads: a name, an F() or an expression."""
+    if isinstance(order, str):
+        return [order.removeprefix("-")]
+    parts = order.flatten() if hasattr(order, "flatten") else [order]
+    return [part.name for part in parts if isinstance(part, F)]
+
+
+def _fields(model: type[Model], path: str) -> Iterator[Any]:
+    """Give the fields that a path goes through."""
+    current: Any = model
+    for part in path.split(LOOKUP_SEP):
+        try:
+            field = current._meta.get_field(part)
+        except FieldDoesNotExist:
+            return
+        yield field
+        current = field.related_model
+        if current is None:
+            return

@@ -1,0 +1,161 @@
+"""Lists and pages that ask their hooks about each row, and no column they may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.contrib import admin
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import BadRequest
+from django.core.paginator import Paginator
+from django.db import DataError
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from agent_sessions.admin.lookups import (
+    declared,
+    filter_path,
+    is_harmless,
+    names_column,
+    ordered_by,
+    reaches_contents,
+)
+from agent_sessions.admin.paginator import CappedPaginator
+from agent_sessions.admin.rights import hides
+
+# What every database can store as a key.
+MAX_KEY = 2**63 - 1
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Any]
+else:
+    # Generic for type checkers alone.
+    _ModelAdmin = admin.ModelAdmin
+
+
+class RuledList(ChangeList):
+    """A list of what its reader may view, in an order that tells no more."""
+
+    def get_ordering_field(self, field_name: Any) -> Any:
+        if field_name not in self.sortable_by:
+            return None
+        order = super().get_ordering_field(field_name)
+        site_admin: Any = self.model_admin
+        if order and not site_admin.reads_all(self.request):
+            paths = ordered_by(order)
+            if any(reaches_contents(self.model, path) for path in paths):
+                return None
+        return order
+
+    def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        self.request = request
+        return super().get_queryset(request, *args, **kwargs)
+
+    def get_results(self, request: HttpRequest) -> None:
+        try:
+            super().get_results(request)
+            rows = list(self.result_list)
+        except (ValueError, OverflowError, DataError) as exc:
+            # A value that no column can hold: a NUL, a date before all dates.
+            raise IncorrectLookupParameters(exc) from exc
+        site_admin: Any = self.model_admin
+        kept = site_admin.shown(request, rows)
+        if not self.multi_page:
+            self.result_count -= len(rows) - len(kept)
+        self.result_list = kept
+
+
+class RowRules(_ModelAdmin):
+    """What the admins of sessions and runs have in common."""
+
+    # By these anyone who sees the list may filter: it shows them.
+    harmless: ClassVar[frozenset[str]] = frozenset()
+
+    def is_hidden(self, request: HttpRequest, obj: Any) -> bool:
+        """Tell whether a row does not exist for this reader, who may view others."""
+        return hides(self, request, obj)
+
+    def shown(self, request: HttpRequest, rows: Iterable[Any]) -> list[Any]:
+        """Leave out the rows that do not exist for this reader."""
+        return [row for row in rows if not self.is_hidden(request, row)]
+
+    def reads_all(self, request: HttpRequest) -> bool:
+        """Tell whether the reader may read what was said in every row of the list."""
+        raise NotImplementedError
+
+    def get_object(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        obj = super().get_object(request, *args, **kwargs)
+        return None if obj is None or self.is_hidden(request, obj) else obj
+
+    # -- lists ---------------------------------------------------------------------
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return RuledList
+
+    def get_paginator(
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> Paginator[Any]:
+        paginator = super().get_paginator(request, *args, **kwargs)
+        if isinstance(paginator, CappedPaginator):
+            # Suggestions of a field (autocomplete_fields) take their rows from it.
+            paginator.shown = partial(self.shown, request)
+        return paginator
+
+    def get_list_filter(self, request: HttpRequest) -> Any:
+        found: Any = super().get_list_filter(request)
+        if self.reads_all(request):
+            return found
+        # A filter names the values of its column.
+        return [
+            item
+            for item in found
+            if not reaches_contents(self.model, filter_path(item))
+        ]
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        # PostgreSQL takes no NUL, and no row has one.
+        term = search_term.replace("\x00", "")
+        return super().get_search_results(request, queryset, term)
+
+    def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
+        """Allow columns that the list shows, and the filters that it has.
+
+        What a value is plays no part, so that a refusal tells nothing about rows.
+        """
+        if is_harmless(self.model, self.harmless, lookup):
+            return True
+        if request is None:
+            return False
+        if not names_column(self.model, lookup):
+            # Parameters of filters, and what Django refuses as no column at all.
+            first = lookup.partition("__")[0]
+            return first not in self.get_queryset(request).query.annotations
+        paths = [*declared(self.get_list_filter(request)), str(self.date_hierarchy)]
+        if not any(lookup == path or lookup.startswith(f"{path}__") for path in paths):
+            return False
+        if reaches_contents(self.model, lookup) and not self.reads_all(request):
+            return False
+        return super().lookup_allowed(lookup, value, request)
+
+    def response_action(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> HttpResponseBase | None:
+        for key in request.POST.getlist(ACTION_CHECKBOX_NAME):
+            if as_key(key) is None:
+                raise BadRequest("The keys of selected rows are numbers.")
+        return super().response_action(request, queryset)
+
+
+def as_key(text: str) -> int | None:
+    """Read a key or position in an address; None if no database can hold it."""
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        return None
+    number = int(text)
+    return number if number <= MAX_KEY else None
