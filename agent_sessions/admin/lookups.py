@@ -20,7 +20,8 @@ CONTENTS = {
     "agentrun": {"state", "interrupts", "usage"},
     "sessionsecret": {"wrapped"},
 }
-# No regular expressions: SQLite runs them in Python, for as long as they take.
+# SQLite runs them in Python, for as long as they take.
+REGEX = frozenset({"regex", "iregex"})
 LOOKUPS = frozenset(
     [
         "exact",

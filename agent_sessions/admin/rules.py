@@ -18,6 +18,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from agent_sessions.admin.lookups import (
+    REGEX,
     declared,
     filter_path,
     is_harmless,
@@ -131,7 +132,7 @@ class RowRules(_ModelAdmin):
         """
         if is_harmless(self.model, self.harmless, lookup):
             return True
-        if request is None:
+        if request is None or not REGEX.isdisjoint(lookup.split("__")):
             return False
         if not names_column(self.model, lookup):
             # Parameters of filters, and what Django refuses as no column at all.
