@@ -33,7 +33,6 @@ LOOKUPS = frozenset(
         "gte",
         "lt",
         "lte",
-        "range",
         "contains",
         "icontains",
         "startswith",

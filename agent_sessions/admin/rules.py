@@ -12,7 +12,7 @@ from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import BadRequest
 from django.core.paginator import Paginator
-from django.db import DataError
+from django.db import DataError, ProgrammingError
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -29,6 +29,7 @@ from agent_sessions.admin.lookups import (
 from agent_sessions.admin.paginator import CappedPaginator
 from agent_sessions.admin.rights import hides
 
+_SQL_ERRORS = (DataError, ProgrammingError)
 # What every database can store as a key.
 MAX_KEY = 2**63 - 1
 
@@ -61,8 +62,9 @@ class RuledList(ChangeList):
         try:
             super().get_results(request)
             rows = list(self.result_list)
-        except (ValueError, OverflowError, DataError) as exc:
-            # A value that no column can hold: a NUL, a date before all dates.
+        except (ValueError, OverflowError, IndexError, *_SQL_ERRORS) as exc:
+            # A value that no column can hold (a NUL, a date before all dates), or one
+            # where the look-up takes two.
             raise IncorrectLookupParameters(exc) from exc
         site_admin: Any = self.model_admin
         kept = site_admin.shown(request, rows)
@@ -89,8 +91,11 @@ class RowRules(_ModelAdmin):
         """Tell whether the reader may read what was said in every row of the list."""
         raise NotImplementedError
 
-    def get_object(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        obj = super().get_object(request, *args, **kwargs)
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Any:
+        # Django takes an empty name for a field's.
+        obj = super().get_object(request, object_id, from_field or None)
         return None if obj is None or self.is_hidden(request, obj) else obj
 
     # -- lists ---------------------------------------------------------------------
