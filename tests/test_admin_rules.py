@@ -289,6 +289,8 @@ def test_the_overview_counts_the_runs_that_one_may_view(world: World) -> None:
     [
         *((site, "agentsession_changelist") for site in (*HIDING, "read")),
         *((site, "agentrun_changelist") for site in (*HIDING, "read", "alone")),
+        ("one run", "agentrun_changelist"),
+        ("view", "agentsession_overview"),
     ],
 )
 def test_pages_take_as_many_queries_as_before(
@@ -301,6 +303,21 @@ def test_pages_take_as_many_queries_as_before(
         world.make(f"more{number}", (world.us, world.them)[number % 2])
     with CaptureQueriesContext(connection) as many:
         world.get(site, name)
+    assert len(many) == len(few)
+
+
+@pytest.mark.parametrize("field", ["session", "resumed_by"])
+def test_suggestions_take_as_many_queries_as_before(world: World, field: str) -> None:
+    given = {"app_label": "agent_sessions", "model_name": "agentrun"}
+    query = urlencode({**given, "field_name": field})
+    place = f"{reverse('view:autocomplete')}?{query}"
+    world.client.get(place)
+    with CaptureQueriesContext(connection) as few:
+        world.client.get(place)
+    for number in range(15):
+        world.make(f"more{number}", (world.us, world.them)[number % 2])
+    with CaptureQueriesContext(connection) as many:
+        world.client.get(place)
     assert len(many) == len(few)
 
 

@@ -197,7 +197,8 @@ class ClearingMixin(SessionRules):
             str(self.opts.verbose_name_plural): len(rows),
             _("items"): sum(row.item_count for row in rows),
         }
-        may_delete = all(self.has_delete_permission(request, row) for row in objs)
+        asked = objs if self.has_rules("view", "delete") else [None]
+        may_delete = all(self.has_delete_permission(request, row) for row in asked)
         lacking = set() if may_delete else {str(self.opts.verbose_name)}
         return names, counts, lacking, []
 

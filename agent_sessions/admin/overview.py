@@ -80,8 +80,9 @@ class OverviewMixin(SessionRules):
     def _source(self, request: HttpRequest) -> Source:
         """Give the rows that are counted: those that the reader may view."""
         sessions = narrowed(self, request)
-        if self.has_rules("view"):
-            asked = list(self.get_queryset(request)[: MOST_ASKED + 1])
+        if self.asks_rows():
+            rows = self.get_queryset(request).select_related("user")
+            asked = list(rows[: MOST_ASKED + 1])
             if len(asked) > MOST_ASKED:
                 raise PermissionDenied(
                     f"has_view_permission() is asked for {MOST_ASKED} sessions at "

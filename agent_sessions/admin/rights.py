@@ -55,8 +55,4 @@ def narrowed(model_admin: Any, request: HttpRequest) -> QuerySet[Any] | None:
     """
     rows: QuerySet[Any] = model_admin.get_queryset(request).order_by()
     plain = AgentSession.objects.all().query
-    if rows.query.where == plain.where and not (
-        rows.query.is_sliced or rows.query.combinator
-    ):
-        return None
-    return rows
+    return None if rows.query.where == plain.where else rows

@@ -83,8 +83,14 @@ class RowRules(_ModelAdmin):
         """Tell whether a row does not exist for this reader, who may view others."""
         return hides(self, request, obj)
 
+    def asks_rows(self) -> bool:
+        """Tell whether a hook of a project's own may hide single rows."""
+        raise NotImplementedError
+
     def shown(self, request: HttpRequest, rows: Iterable[Any]) -> list[Any]:
         """Leave out the rows that do not exist for this reader."""
+        if not self.asks_rows():
+            return list(rows)
         return [row for row in rows if not self.is_hidden(request, row)]
 
     def reads_all(self, request: HttpRequest) -> bool:
@@ -104,9 +110,13 @@ class RowRules(_ModelAdmin):
         return RuledList
 
     def get_paginator(
-        self, request: HttpRequest, *args: Any, **kwargs: Any
+        self, request: HttpRequest, queryset: Any, *args: Any, **kwargs: Any
     ) -> Paginator[Any]:
-        paginator = super().get_paginator(request, *args, **kwargs)
+        related = self.get_list_select_related(request) or ()
+        if not (queryset.query.select_related or related in (True, ())):
+            # Hooks ask for the owner.
+            queryset = queryset.select_related(*related)
+        paginator = super().get_paginator(request, queryset, *args, **kwargs)
         if isinstance(paginator, CappedPaginator):
             # Suggestions of a field (autocomplete_fields) take their rows from it.
             paginator.shown = partial(self.shown, request)

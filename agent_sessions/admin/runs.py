@@ -134,6 +134,12 @@ class AgentRunAdmin(RowRules):
             sessions is not None and hides(sessions, request, obj.session)
         )
 
+    def asks_rows(self) -> bool:
+        sessions = registered(self, AgentSession)
+        return has_own(self, "has_view_permission", AgentRunAdmin) or (
+            sessions is not None and has_own(sessions, "has_view_permission", *VIEWS)
+        )
+
     def reads_all(self, request: HttpRequest) -> bool:
         sessions = registered(self, AgentSession)
         return isinstance(sessions, SessionRules) and sessions.reads_all(request)
@@ -151,9 +157,7 @@ class AgentRunAdmin(RowRules):
     # -- list ----------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AgentRun]:
-        # With their owners, as hooks of sessions ask for these.
-        rows = super().get_queryset(request).select_related("session__user")
-        rows = rows.defer("state", "session__metadata")
+        rows = super().get_queryset(request).defer("state", "session__metadata")
         # Few sessions, found by index: a join would lead SQLite to begin with all.
         removed = AgentSession._base_manager.filter(backend=REMOVED).values("pk")
         rows = rows.exclude(session_id__in=removed)
@@ -265,13 +269,9 @@ class AgentRunAdmin(RowRules):
 def count_waiting(runs: AgentRunAdmin, request: HttpRequest) -> int:
     """Count the runs that wait for someone, of those that the reader may view."""
     rows = runs.get_queryset(request).filter(status=AgentRun.Status.WAITING)
-    sessions = registered(runs, AgentSession)
-    if not (
-        has_own(runs, "has_view_permission", AgentRunAdmin)
-        or (sessions and has_own(sessions, "has_view_permission", *VIEWS))
-    ):
+    if not runs.asks_rows():
         return rows.order_by().count()
-    return len(runs.shown(request, rows[:MOST_ASKED]))
+    return len(runs.shown(request, rows.select_related("session__user")[:MOST_ASKED]))
 
 
 def waiting_text(count: int) -> str:

@@ -84,6 +84,8 @@ class SessionRules(RowRules):
     ) -> list[AgentSession]:
         """Leave out the sessions that a hook refuses, and tell how many they are."""
         seen = self.shown(request, rows)
+        if not self.has_rules("view", right):
+            return seen
         kept = [row for row in seen if self.allows(request, right, row)]
         if left := len(seen) - len(kept):
             text = ngettext(
@@ -96,11 +98,15 @@ class SessionRules(RowRules):
 
     def shown(self, request: HttpRequest, rows: Iterable[Any]) -> list[Any]:
         kept = super().shown(request, rows)
+        asks, reads = self.has_rules("view", "read"), self.has_read_permission(request)
         for row in kept:
-            if not self.allows(request, "read", row):
+            if not (self.allows(request, "read", row) if asks else reads):
                 # Whatever a column of the list shows, it can't show this.
                 row.title = ""
         return kept
+
+    def asks_rows(self) -> bool:
+        return self.has_rules("view")
 
     def reads_all(self, request: HttpRequest) -> bool:
         # A database can't ask a project's hooks.
