@@ -121,7 +121,7 @@ def key_for(name: str, session: AgentSession) -> tuple[Any, ...]:
 
 
 def opens(response: Any) -> bool:
-    return response.status_code == 200
+    return bool(response.status_code == 200)
 
 
 def patterns(model: Any) -> Iterable[URLPattern]:

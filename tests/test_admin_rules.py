@@ -116,7 +116,9 @@ class TestHidden:
         assert "1 agent run" in html
         assert "theirs" not in html
         html = text(
-            world.get(site, "agentrun_changelist", session__id__exact=world.theirs.pk)
+            world.get(
+                site, "agentrun_changelist", session__id__exact=str(world.theirs.pk)
+            )
         )
         assert "0 agent runs" in html
         ours, theirs = AgentRun.objects.order_by("pk")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from django.contrib.admin import SimpleListFilter
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import F, Model
 from django.db.models.constants import LOOKUP_SEP
@@ -87,8 +86,7 @@ def declared(list_filter: Collection[Any]) -> list[str]:
 def filter_path(item: Any) -> str:
     """Give the path of one entry of `list_filter`; "" where a class does it all."""
     if isinstance(item, type):
-        is_simple = issubclass(item, SimpleListFilter)
-        return str(item.parameter_name) if is_simple else ""
+        return str(getattr(item, "parameter_name", ""))
     item = item[0] if isinstance(item, list | tuple) else item
     return str(getattr(item, "name", item))
 
@@ -97,8 +95,9 @@ def ordered_by(order: Any) -> list[str]:
     """Give the paths that an ordering reads: a name, an F() or an expression."""
     if isinstance(order, str):
         return [order.removeprefix("-")]
-    parts = order.flatten() if hasattr(order, "flatten") else [order]
-    return [part.name for part in parts if isinstance(part, F)]
+    parts: list[Any] = list(order.flatten()) if hasattr(order, "flatten") else [order]
+    columns: list[Any] = [part for part in parts if isinstance(part, F)]
+    return [str(column.name) for column in columns]
 
 
 def _fields(model: type[Model], path: str) -> Iterator[Any]:

@@ -15,7 +15,6 @@ from django.core.paginator import Paginator
 from django.db import DataError, ProgrammingError
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.http.response import HttpResponseBase
 
 from agent_sessions.admin.lookups import (
     REGEX,
@@ -44,7 +43,7 @@ class RuledList(ChangeList):
     """A list of what its reader may view, in an order that tells no more."""
 
     def get_ordering_field(self, field_name: Any) -> Any:
-        if field_name not in self.sortable_by:
+        if field_name not in (self.sortable_by or ()):
             return None
         order = super().get_ordering_field(field_name)
         site_admin: Any = self.model_admin
@@ -112,7 +111,7 @@ class RowRules(_ModelAdmin):
     def get_paginator(
         self, request: HttpRequest, queryset: Any, *args: Any, **kwargs: Any
     ) -> Paginator[Any]:
-        related = self.get_list_select_related(request) or ()
+        related: Any = self.get_list_select_related(request) or ()
         if not (queryset.query.select_related or related in (True, ())):
             # Hooks ask for the owner.
             queryset = queryset.select_related(*related)
@@ -161,12 +160,12 @@ class RowRules(_ModelAdmin):
         return super().lookup_allowed(lookup, value, request)
 
     def response_action(
-        self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> HttpResponseBase | None:
+        self, request: HttpRequest, queryset: QuerySet[Any], *args: Any, **kwargs: Any
+    ) -> Any:
         for key in request.POST.getlist(ACTION_CHECKBOX_NAME):
             if as_key(key) is None:
                 raise BadRequest("The keys of selected rows are numbers.")
-        return super().response_action(request, queryset)
+        return super().response_action(request, queryset, *args, **kwargs)
 
 
 def as_key(text: str) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
@@ -59,7 +59,7 @@ class AgentRunAdmin(RowRules):
         "started_at",
         "error_code",
     )
-    list_filter = ("status", StartedFilter)
+    list_filter: ClassVar[Any] = ("status", StartedFilter)
     list_select_related = ("session__user",)
     list_per_page = 50
     # Keys ascend with time, and every database has them in order.

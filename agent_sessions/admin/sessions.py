@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.http import HttpRequest
@@ -26,8 +28,13 @@ from agent_sessions.models import AgentSession
 class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMixin):
     """Sessions to look at: found by their metadata, read with a right of its own."""
 
-    actions = ("clear_history", "delete_selected", "export_json", "export_markdown")
-    list_filter = (
+    actions: Any = (
+        "clear_history",
+        "delete_selected",
+        "export_json",
+        "export_markdown",
+    )
+    list_filter: ClassVar[Any] = (
         StoreFilter,
         "state",
         ("active_on", admin.DateFieldListFilter),
@@ -37,7 +44,7 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
     list_per_page = 50
     # The index serves this order; the time of last activity has none, see the model.
     ordering = ("-active_on", "-pk")
-    sortable_by = ("item_count", "updated_at", "created_at")
+    sortable_by: ClassVar[Any] = ("item_count", "updated_at", "created_at")
     paginator = CappedPaginator
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
