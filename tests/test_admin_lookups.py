@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import pytest
 from django.contrib import admin
 from django.contrib.auth import get_user_model
-from django.db.models import F, QuerySet
+from django.db.models import F, FilteredRelation, QuerySet
 from django.db.models.functions import Lower
 from django.http import HttpRequest
 from django.test import Client
@@ -37,6 +37,51 @@ class Long(admin.SimpleListFilter):
         return queryset if long is None else queryset.filter(item_count__gte=2 * long)
 
 
+class Between(admin.FieldListFilter):
+    """A filter with parameters that are no columns, as some packages have."""
+
+    def __init__(self, field: Any, *args: Any, field_path: str) -> None:
+        super().__init__(field, *args, field_path=field_path)
+        self.title = "between"
+
+    def expected_parameters(self) -> list[str]:
+        return [f"{self.field_path}_from"]
+
+    def has_output(self) -> bool:
+        return True
+
+    def choices(self, changelist: Any) -> Any:
+        return []
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        for values in self.used_parameters.values():
+            queryset = queryset.filter(item_count__gte=values[-1])
+        return queryset
+
+
+class Early(admin.ListFilter):
+    """A filter that says itself what it takes."""
+
+    title = "early"
+    used: Any = None
+
+    def __init__(self, request: HttpRequest, params: Any, *args: Any) -> None:
+        super().__init__(request, params, *args)
+        self.used = params.pop("early_bird", None)
+
+    def expected_parameters(self) -> list[str]:
+        return ["early_bird"]
+
+    def has_output(self) -> bool:
+        return True
+
+    def choices(self, changelist: Any) -> Any:
+        return []
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.none() if self.used else queryset
+
+
 class OurSessions(AgentSessionAdmin):
     """A project's own list: more filters and columns, some of them careless."""
 
@@ -47,6 +92,8 @@ class OurSessions(AgentSessionAdmin):
         "runs__status",
         ("updated_at", admin.DateFieldListFilter),
         Long,
+        Early,
+        ("item_count", Between),
         # What quotes messages is for those who may read them.
         "title",
         "runs__interrupts",
@@ -59,7 +106,10 @@ class OurSessions(AgentSessionAdmin):
         return ("session_id", "item_count", "quoted", "lowered", "named")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AgentSession]:
-        return super().get_queryset(request).annotate(said=F("branch__items__text"))
+        rows = super().get_queryset(request)
+        return rows.annotate(
+            said=F("branch__items__text"), doing=FilteredRelation("runs")
+        )
 
     @admin.display(ordering="-title")
     def quoted(self, obj: AgentSession) -> str:
@@ -326,6 +376,8 @@ class TestSubclass:
             ("runs__status__exact=completed", {"chat"}),
             ("updated_at__gte=2020-01-01 00:00:00%2B00:00", {"chat", "other"}),
             ("long=yes", {"other"}),
+            ("item_count_from=2", {"other"}),
+            ("early_bird=1", set()),
             ("created_at__year=2001", set()),
             ("agent_name=Billing&long=yes", {"other"}),
         ],
@@ -349,6 +401,9 @@ class TestSubclass:
             "said__contains=Zebra",
             "said=Zebra one",
             "said__isnull=0",
+            "doing__interrupts__contains=refund",
+            "doing=1",
+            "nothing=1",
         ],
     )
     def test_its_filters_open_nothing_else(self, row: AgentSession, query: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import F, Model
 from django.db.models.constants import LOOKUP_SEP
+from django.http import HttpRequest
 
 # Columns that hold or quote what was said. They need the right to read.
 CONTENTS = {
@@ -78,15 +79,23 @@ def reaches_contents(model: type[Model], path: str) -> bool:
     )
 
 
-def declared(list_filter: Collection[Any]) -> list[str]:
-    """Give the paths of the filters that a list has."""
-    return [path for path in map(filter_path, list_filter) if path]
+def declared(model_admin: Any, request: HttpRequest) -> list[str]:
+    """Return the paths and parameters of the filters that a list has."""
+    found = [model_admin.date_hierarchy]
+    for item in model_admin.get_list_filter(request):
+        path = filter_path(item)
+        if path or not isinstance(item, type):
+            found.append(path)
+        else:
+            spec = item(request, {}, model_admin.model, model_admin)
+            found += spec.expected_parameters()
+    return [path for path in found if path]
 
 
 def filter_path(item: Any) -> str:
-    """Give the path of one entry of `list_filter`; "" where a class does it all."""
+    """Return the path of one entry of `list_filter`; "" where a class does it all."""
     if isinstance(item, type):
-        return str(getattr(item, "parameter_name", ""))
+        return str(getattr(item, "parameter_name", None) or "")
     item = item[0] if isinstance(item, list | tuple) else item
     return str(getattr(item, "name", item))
 

@@ -148,11 +148,13 @@ class RowRules(_ModelAdmin):
             return True
         if request is None or not REGEX.isdisjoint(lookup.split("__")):
             return False
+        paths = declared(self, request)
         if not names_column(self.model, lookup):
-            # Parameters of filters, and what Django refuses as no column at all.
+            # A parameter of a filter, as `long` or `item_count_from`.
             first = lookup.partition("__")[0]
-            return first not in self.get_queryset(request).query.annotations
-        paths = [*declared(self.get_list_filter(request)), str(self.date_hierarchy)]
+            return any(lookup.startswith(path) for path in paths) and (
+                first not in self.get_queryset(request).query.annotations
+            )
         if not any(lookup == path or lookup.startswith(f"{path}__") for path in paths):
             return False
         if reaches_contents(self.model, lookup) and not self.reads_all(request):
