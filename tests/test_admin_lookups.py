@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlencode
 
 import pytest
@@ -40,11 +40,9 @@ class Long(admin.SimpleListFilter):
 class Between(admin.FieldListFilter):
     """A filter with parameters that are no columns, as some packages have."""
 
-    def __init__(self, field: Any, *args: Any, field_path: str) -> None:
-        super().__init__(field, *args, field_path=field_path)
-        self.title = "between"
+    title = "between"
 
-    def expected_parameters(self) -> list[str]:
+    def expected_parameters(self) -> Any:
         return [f"{self.field_path}_from"]
 
     def has_output(self) -> bool:
@@ -54,7 +52,8 @@ class Between(admin.FieldListFilter):
         return []
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        for values in self.used_parameters.values():
+        given: Any = list(self.used_parameters.values())
+        for values in given:
             queryset = queryset.filter(item_count__gte=values[-1])
         return queryset
 
@@ -69,7 +68,7 @@ class Early(admin.ListFilter):
         super().__init__(request, params, *args)
         self.used = params.pop("early_bird", None)
 
-    def expected_parameters(self) -> list[str]:
+    def expected_parameters(self) -> Any:
         return ["early_bird"]
 
     def has_output(self) -> bool:
@@ -126,6 +125,8 @@ class OurSessions(AgentSessionAdmin):
 
 class OurRuns(AgentRunAdmin):
     list_filter = ("status", "agent_name", "session__backend", "session__title")
+    search_fields: ClassVar[Any] = ("=run_id", "session__title", "^interrupts")
+    ordering: ClassVar[Any] = ("session__title", "pk")
 
 
 ours = admin.AdminSite(name="ours")
@@ -441,10 +442,18 @@ class TestSubclass:
         assert SECRET not in page(client, reverse(OUR_RUNS))
         address = f"{reverse(OUR_RUNS)}?session__backend=default"
         assert "run-1" in page(client, address)
+        assert "0 agent runs" in page(client, f"{reverse(OUR_RUNS)}?q=Zebra")
+        assert "0 agent runs" in page(client, f"{reverse(OUR_RUNS)}?q=[{{")
+        make_run(make("first", title="A"), run_id="second")
+        html = page(client, reverse(OUR_RUNS))
+        assert html.index(">run-1</a>") < html.index(">second</a>")
         for query in ("session__title=Zebra one", "session__title__startswith=Z"):
             assert client.get(f"{reverse(OUR_RUNS)}?{query}").status_code == 400
         reader = staff("view", "read", name="reader", runs=True)
         assert "run-1" in page(reader, f"{reverse(OUR_RUNS)}?session__title=Zebra+one")
+        assert ">run-1</a>" in page(reader, f"{reverse(OUR_RUNS)}?q=Zebra")
+        html = page(reader, reverse(OUR_RUNS))
+        assert html.index(">run-1</a>") > html.index(">second</a>")
 
     @pytest.mark.parametrize("order", ["2", "-2", "3", "-3", "4", "-4", "2.-1", "0"])
     def test_the_order_tells_no_title(self, order: str) -> None:

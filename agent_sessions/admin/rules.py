@@ -45,17 +45,26 @@ class RuledList(ChangeList):
     def get_ordering_field(self, field_name: Any) -> Any:
         if field_name not in (self.sortable_by or ()):
             return None
-        order = super().get_ordering_field(field_name)
-        site_admin: Any = self.model_admin
-        if order and not site_admin.reads_all(self.request):
-            paths = ordered_by(order)
-            if any(reaches_contents(self.model, path) for path in paths):
-                return None
-        return order
+        return super().get_ordering_field(field_name)
 
-    def get_queryset(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        self.request = request
-        return super().get_queryset(request, *args, **kwargs)
+    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
+        found = super().get_ordering(request, queryset)
+        return [
+            order for order in found if not self._withholds(request, *ordered_by(order))
+        ]
+
+    def get_filters(self, request: HttpRequest) -> Any:
+        # A filter names the values of its column.
+        self.list_filter = [
+            item
+            for item in self.list_filter
+            if not self._withholds(request, filter_path(item))
+        ]
+        return super().get_filters(request)
+
+    def _withholds(self, request: HttpRequest, *paths: str) -> bool:
+        site_admin: Any = self.model_admin
+        return bool(site_admin.withholds(request, *paths))
 
     def get_results(self, request: HttpRequest) -> None:
         try:
@@ -113,7 +122,7 @@ class RowRules(_ModelAdmin):
     ) -> Paginator[Any]:
         related: Any = self.get_list_select_related(request) or ()
         if not (queryset.query.select_related or related in (True, ())):
-            # Hooks ask for the owner.
+            # Hooks ask for the owner. Lists have it joined already.
             queryset = queryset.select_related(*related)
         paginator = super().get_paginator(request, queryset, *args, **kwargs)
         if isinstance(paginator, CappedPaginator):
@@ -121,15 +130,16 @@ class RowRules(_ModelAdmin):
             paginator.shown = partial(self.shown, request)
         return paginator
 
-    def get_list_filter(self, request: HttpRequest) -> Any:
-        found: Any = super().get_list_filter(request)
-        if self.reads_all(request):
-            return found
-        # A filter names the values of its column.
+    def withholds(self, request: HttpRequest, *paths: str) -> bool:
+        """Tell whether one of these paths leads to what the reader may not read."""
+        return any(
+            reaches_contents(self.model, path) for path in paths
+        ) and not self.reads_all(request)
+
+    def get_search_fields(self, request: HttpRequest) -> Any:
+        found = super().get_search_fields(request)
         return [
-            item
-            for item in found
-            if not reaches_contents(self.model, filter_path(item))
+            path for path in found if not self.withholds(request, path.lstrip("^=@"))
         ]
 
     def get_search_results(
@@ -157,7 +167,7 @@ class RowRules(_ModelAdmin):
             )
         if not any(lookup == path or lookup.startswith(f"{path}__") for path in paths):
             return False
-        if reaches_contents(self.model, lookup) and not self.reads_all(request):
+        if self.withholds(request, lookup):
             return False
         return super().lookup_allowed(lookup, value, request)
 
