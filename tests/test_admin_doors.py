@@ -12,7 +12,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.test import Client
-from django.urls import URLPattern
+from django.urls import URLPattern, reverse
 
 from agent_sessions.models import AgentRun, AgentSession
 from tests.admin_sites import SITES, World, at, text
@@ -272,3 +272,22 @@ def test_the_rules_are_those_of_the_sites() -> None:
     }
     assert asked == {"view", "queryset", "read", "clear", "delete"}
     assert asked <= set(SITES)
+
+
+def test_pages_around_ours_quote_nothing(world: World) -> None:
+    """Pages of Django's own, that name sessions: recent actions, deleting an owner."""
+    client = come_in("superuser")
+    user = get_user_model().objects.get(username="root")
+    for row in (world.ours, world.theirs):
+        client.post(at("admin", "agentsession_clear", row.pk), {"post": "yes"})
+        client.get(at("admin", "agentsession_change", row.pk))
+    user.is_superuser = False
+    user.save()
+    names = ("view_agentsession", "delete_agentsession", "view_user", "delete_user")
+    user.user_permissions.set(Permission.objects.filter(codename__in=names))
+    owner = reverse("admin:auth_user_delete", args=(world.us.pk,))
+    for place in (reverse("admin:index"), owner):
+        html = text(client.get(place))
+        assert "ours-id" in html
+        for said in ("First line", "An answer", "ours-argument", "ours-usage"):
+            assert said not in html

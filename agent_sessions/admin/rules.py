@@ -171,13 +171,13 @@ class RowRules(_ModelAdmin):
             return False
         return super().lookup_allowed(lookup, value, request)
 
-    def response_action(
-        self, request: HttpRequest, queryset: QuerySet[Any], *args: Any, **kwargs: Any
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> Any:
         for key in request.POST.getlist(ACTION_CHECKBOX_NAME):
             if as_key(key) is None:
                 raise BadRequest("The keys of selected rows are numbers.")
-        return super().response_action(request, queryset, *args, **kwargs)
+        return super().changelist_view(request, extra_context)
 
 
 def as_key(text: str) -> int | None:
