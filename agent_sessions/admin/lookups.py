@@ -101,7 +101,7 @@ def filter_path(item: Any) -> str:
 
 
 def ordered_by(order: Any) -> list[str]:
-    """Give the paths that an ordering reads: a name, an F() or an expression."""
+    """Return the paths that an ordering reads: a name, an F() or an expression."""
     if isinstance(order, str):
         return [order.removeprefix("-")]
     parts: list[Any] = list(order.flatten()) if hasattr(order, "flatten") else [order]
@@ -110,7 +110,7 @@ def ordered_by(order: Any) -> list[str]:
 
 
 def _fields(model: type[Model], path: str) -> Iterator[Any]:
-    """Give the fields that a path goes through."""
+    """Return the fields that a path goes through."""
     current: Any = model
     for part in path.split(LOOKUP_SEP):
         try:

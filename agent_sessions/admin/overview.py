@@ -78,7 +78,7 @@ class OverviewMixin(SessionRules):
         )
 
     def _source(self, request: HttpRequest) -> Source:
-        """Give the rows that are counted: those that the reader may view."""
+        """Return the rows that are counted: those that the reader may view."""
         sessions = narrowed(self, request)
         if self.asks_rows():
             rows = self.get_queryset(request).select_related("user")

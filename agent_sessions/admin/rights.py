@@ -29,7 +29,7 @@ def may(request: HttpRequest, right: str, model: str = "agentsession") -> bool:
 
 
 def registered(model_admin: Any, model: type[Model]) -> Any:
-    """Give the ModelAdmin that the same site has for a model, or None."""
+    """Return the ModelAdmin that the same site has for a model, or None."""
     try:
         return model_admin.admin_site.get_model_admin(model)
     except NotRegistered:
@@ -49,7 +49,7 @@ def has_own(model_admin: Any, hook: str, *bases: type) -> bool:
 
 
 def narrowed(model_admin: Any, request: HttpRequest) -> QuerySet[Any] | None:
-    """Give the sessions that a ModelAdmin narrows its pages to; None if to none.
+    """Return the sessions that a ModelAdmin narrows its pages to; None if to none.
 
     All of them as a subquery would cost a list of a million runs its index.
     """
