@@ -49,10 +49,7 @@ class ClearingMixin(SessionRules):
     def clear_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Empty one session, once that is confirmed."""
         obj = self.get_object(request, unquote(object_id))
-        if not (
-            self.has_view_permission(request, obj)
-            and self.has_clear_permission(request, obj)
-        ):
+        if not self.allows(request, "clear", obj):
             raise PermissionDenied
         if obj is None:
             return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]

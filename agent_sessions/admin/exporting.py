@@ -87,10 +87,7 @@ class ExportMixin(SessionRules):
     ) -> HttpResponseBase:
         """Send one session as a file."""
         obj = self.get_object(request, unquote(object_id))
-        if not (
-            self.has_view_permission(request, obj)
-            and self.has_read_permission(request, obj)
-        ):
+        if not self.allows(request, "read", obj):
             raise PermissionDenied
         if form not in _FORMS:
             raise Http404

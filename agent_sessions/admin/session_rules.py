@@ -74,8 +74,10 @@ class SessionRules(RowRules):
 
     # -- asking --------------------------------------------------------------------
 
-    def allows(self, request: HttpRequest, right: str, obj: AgentSession) -> bool:
-        """Tell whether the reader may view one session and do this to it."""
+    def allows(
+        self, request: HttpRequest, right: str, obj: AgentSession | None
+    ) -> bool:
+        """Tell whether the reader may view a session and do this to it."""
         hook: Any = getattr(self, f"has_{right}_permission")
         return self.has_view_permission(request, obj) and hook(request, obj)
 

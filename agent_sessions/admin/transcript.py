@@ -73,10 +73,7 @@ class TranscriptMixin(SessionRules):
     ) -> HttpResponse:
         """Give one item as it is stored, as plain text; a very long one to keep."""
         obj = self.get_object(request, unquote(object_id))
-        if not (
-            self.has_view_permission(request, obj)
-            and self.has_read_permission(request, obj)
-        ):
+        if not self.allows(request, "read", obj):
             raise PermissionDenied
         if obj is None or position >= MAX_KEY:
             raise Http404
