@@ -26,6 +26,7 @@ from agent_sessions.agui import (
 )
 from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.reports import guarded
 from agent_sessions.runs import (
     Conversation,
     Frame,
@@ -123,6 +124,7 @@ class AgentConsumer(AsyncWebsocketConsumer):
 
     # -- connecting --------------------------------------------------------------------
 
+    @guarded
     async def connect(self) -> None:
         """Accept, then close with a code where needed: only so a page learns why.
 
@@ -147,6 +149,7 @@ class AgentConsumer(AsyncWebsocketConsumer):
             asyncio.create_task(self._ping()),
         ]
 
+    @guarded
     async def disconnect(self, code: int) -> None:
         for pump in self._pumps:
             pump.cancel()
@@ -200,6 +203,7 @@ class AgentConsumer(AsyncWebsocketConsumer):
 
     # -- frames from the client ------------------------------------------------------
 
+    @guarded
     async def receive(
         self, text_data: str | None = None, bytes_data: bytes | None = None
     ) -> None:
@@ -306,6 +310,7 @@ class AgentConsumer(AsyncWebsocketConsumer):
 
     # -- messages from other processes -------------------------------------------------
 
+    @guarded
     async def agent_sessions_frame(self, message: dict[str, Any]) -> None:
         """Hear what a run of another process said."""
         if message["origin"] != this_process():
@@ -320,6 +325,7 @@ class AgentConsumer(AsyncWebsocketConsumer):
 
     # -- frames to the client ----------------------------------------------------------
 
+    @guarded
     async def _pump(self) -> None:
         try:
             while True:

@@ -10,6 +10,7 @@ from django.utils.module_loading import import_string
 
 from agent_sessions.backends.base import did_you_mean
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
+from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -47,6 +48,7 @@ class SessionBackendHandler(_Handler):
         super().__init__(settings)
         self._backends: dict[str, BaseSessionBackend] = {}
 
+    @guarded
     def configure_settings(self, settings: dict[str, Any] | None) -> dict[str, Any]:
         if settings is None:
             from django.conf import settings as django_settings
@@ -68,14 +70,19 @@ class SessionBackendHandler(_Handler):
         # holds its own pool, so there is one per process.
         if (backend := self._backends.get(alias)) is not None:
             return backend
+        return self._backends.setdefault(alias, self._make(alias))
+
+    @guarded
+    def _make(self, alias: str) -> BaseSessionBackend:
         try:
             params = self.settings[alias]
         except KeyError:
             if (unlisted := self._unlisted(alias)) is None:
                 raise self.unknown_alias(alias) from None
-            return self._backends.setdefault(alias, unlisted)
-        return self._backends.setdefault(alias, self.create_connection(alias, params))
+            return unlisted
+        return self.create_connection(alias, params)
 
+    @guarded
     def create_connection(
         self, alias: str, params: dict[str, Any] | None = None
     ) -> BaseSessionBackend:

@@ -16,6 +16,7 @@ from agent_sessions.backends.base import BaseSessionBackend, SessionKey, make_ke
 from agent_sessions.exceptions import InvalidSessionId
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.models import AgentSession
+from agent_sessions.reports import guarded
 from agent_sessions.runs.conversation import create_conversation
 
 
@@ -27,6 +28,7 @@ class SessionAPIView(View):
     stream_options: StreamOptions = StreamOptions()
     page_size: ClassVar[int] = 50
 
+    @guarded
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         if not request.user.is_authenticated:
             return JsonResponse({"error": "not_logged_in"}, status=401)

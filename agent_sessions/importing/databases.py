@@ -18,6 +18,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from agent_sessions.importing.records import UnreadableSource
+from agent_sessions.reports import told
 
 
 class Garbled(bytes):
@@ -78,7 +79,7 @@ class Database(ABC):
 
     def _problem(self, exc: Exception) -> UnreadableSource:
         return UnreadableSource(
-            f"Can't read {self.name}: {str(exc).strip()}. See that it has the tables "
+            f"Can't read {self.name} ({told(exc)}). See that it has the tables "
             "of the kind named, and that --sessions-table and --messages-table fit."
         )
 
@@ -102,14 +103,14 @@ class SQLiteFile(Database):
             with closing(self._connection.execute(sql, tuple(params))) as cursor:
                 return cursor.fetchall()
         except sqlite3.Error as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
         try:
             with closing(self._connection.execute(sql, tuple(params))) as cursor:
                 return array("q", (row[0] for row in cursor))
         except sqlite3.Error as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def columns(self, table: str) -> set[str]:
         sql = f"SELECT * FROM {table} WHERE 1 = 0"
@@ -117,7 +118,7 @@ class SQLiteFile(Database):
             with closing(self._connection.execute(sql)) as cursor:
                 return {column[0].lower() for column in cursor.description}
         except sqlite3.Error as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def quote(self, name: str) -> str:
         return ".".join('"' + part.replace('"', '""') + '"' for part in name.split("."))
@@ -142,7 +143,7 @@ class Alias(Database):
                 cursor.execute(sql, params)
                 return list(cursor.fetchall())
         except DatabaseError as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
         try:
@@ -150,7 +151,7 @@ class Alias(Database):
                 cursor.execute(sql, params)
                 return array("q", (row[0] for row in cursor))
         except DatabaseError as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def columns(self, table: str) -> set[str]:
         try:
@@ -158,7 +159,7 @@ class Alias(Database):
                 cursor.execute(f"SELECT * FROM {table} WHERE 1 = 0", [])
                 return {column[0].lower() for column in cursor.description}
         except DatabaseError as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def quote(self, name: str) -> str:
         quote = self._connection.ops.quote_name

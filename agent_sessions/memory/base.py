@@ -20,12 +20,14 @@ from agent_sessions.backends.base import (
 )
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.memory.context import names_other
+from agent_sessions.reports import guard_public_methods
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
     from agents.run_context import RunContextWrapper
 
 
+@guard_public_methods
 class BackendSession(SessionABC):
     """A conversation in a backend, for `Runner.run(..., session=session)`.
 
@@ -165,6 +167,7 @@ class BackendSession(SessionABC):
         return limit
 
 
+@guard_public_methods
 class SyncSession:
     """The synchronous face of a session, on the caller's own connection."""
 

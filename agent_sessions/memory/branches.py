@@ -11,6 +11,7 @@ from agent_sessions.backends.database import turns, undo
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.memory.base import BackendSession, SyncSession
 from agent_sessions.models import MAIN_BRANCH
+from agent_sessions.reports import guard_public_methods
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@guard_public_methods
 class BranchingSession(BackendSession):
     """A session whose history can fork.
 
@@ -192,6 +194,7 @@ class BranchingSession(BackendSession):
         return name
 
 
+@guard_public_methods
 class SyncBranchingSession(SyncSession):
     """The synchronous face of a session whose history can fork."""
 

@@ -12,6 +12,7 @@ from django.db import IntegrityError
 
 from agent_sessions.agui import RunRequest, StreamOptions
 from agent_sessions.backends.base import settle
+from agent_sessions.reports import guarded
 from agent_sessions.runs import records, sync
 from agent_sessions.runs.active import ActiveRun, restore
 from agent_sessions.runs.conversation import Conversation
@@ -44,6 +45,7 @@ class RunManager:
 
     # -- runs ----------------------------------------------------------------------
 
+    @guarded
     async def start(
         self, conversation: Conversation, request: RunRequest, setup: RunSetup
     ) -> ActiveRun | None:
@@ -148,6 +150,7 @@ class RunManager:
         if not self._seats[seat]:
             del self._seats[seat]
 
+    @guarded
     async def sync(
         self,
         conversation: Conversation,

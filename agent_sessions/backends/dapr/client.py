@@ -42,11 +42,11 @@ async def open_client(address: str | None, health_timeout: float | None) -> Dapr
 
     try:
         return _client_class()(address)
-    except DaprInternalError as exc:
+    except DaprInternalError:
         raise StorageError(
             "The address of the Dapr sidecar can't be read. Write it as host:port, in "
             "the option address or in DAPR_GRPC_ENDPOINT."
-        ) from exc
+        ) from None
 
 
 async def _await_health(seconds: float) -> None:

@@ -226,12 +226,13 @@ class Sidecar:
                 if self.blocks:
                     return await asyncio.to_thread(method, **arguments)
                 return await method(**arguments)
-        except TimeoutError as exc:
+        except TimeoutError:
             raise Unreachable(
                 f"The Dapr sidecar gave no answer within {self.timeout:g} s."
-            ) from exc
+            ) from None
         except Exception as exc:
-            raise self._translated(exc) from exc
+            # Not the cause: its details and its request may quote the items.
+            raise self._translated(exc) from None
 
     def _translated(self, exc: Exception) -> Exception:
         """Turn an error of the client into one of ours, without its details."""

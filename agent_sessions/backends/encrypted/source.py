@@ -17,6 +17,7 @@ from agent_sessions.exceptions import (
     InvalidBackend,
     InvalidEncryptionKey,
 )
+from agent_sessions.reports import guard_methods, place_of
 
 # Seconds between two questions to a provider for keys that nobody knows.
 _PATIENCE = 30.0
@@ -114,8 +115,8 @@ class KeySource:
             # Its own words may hold what nobody should see.
             raise EncryptionError(
                 f"{self._setting}: the provider of keys failed "
-                f"({type(exc).__name__}). Nothing was changed; the cause is chained."
-            ) from exc
+                f"({place_of(exc)}). Nothing was changed."
+            ) from None
 
     def _parse(self, keys: Any) -> KeyRing:
         try:
@@ -130,3 +131,6 @@ class KeySource:
             f"function that returns one. Make a key with {GENERATE}",
             id="agent_sessions.E019",
         )
+
+
+guard_methods(KeySource, ["__init__", "ring", "renew", "check"])

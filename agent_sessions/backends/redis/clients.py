@@ -54,7 +54,7 @@ class Place:
                 f"({type(exc).__name__}).",
                 hint="Compare the URL and its options with those of redis-py.",
                 id=CHECK_ID,
-            ) from exc
+            ) from None
         # Here, where one task is: several that find a new client race in redis-py 8.
         if is_cluster(client):
             await client.initialize()

@@ -12,6 +12,7 @@ from agent_sessions.clearing import Selection
 from agent_sessions.clearing.erasure import Receipt, erase_user
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.management.selecting import count, counted, find_user
+from agent_sessions.reports import guarded
 
 # Exit codes beside 0: something is left, or nothing was done at all.
 LEFT = 1
@@ -47,6 +48,7 @@ class Command(BaseCommand):
             help="don't ask",
         )
 
+    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             user = find_user(options["user"])

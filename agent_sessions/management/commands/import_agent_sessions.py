@@ -23,6 +23,7 @@ from agent_sessions.importing import (
     open_source,
 )
 from agent_sessions.importing.progress import Progress
+from agent_sessions.reports import guarded
 
 
 class Command(BaseCommand):
@@ -95,6 +96,7 @@ class Command(BaseCommand):
 
     # Half of the report is words that are not translated, as those of other commands.
     @no_translations
+    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         if options["batch_size"] < 1:
             raise CommandError("--batch-size must be 1 or more.")
