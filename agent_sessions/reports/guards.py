@@ -85,10 +85,16 @@ def leave(error: BaseException, before: BaseException | None = None) -> None:
             if each.__context__ is each.__cause__:
                 each.__context__ = None
             each.__cause__ = None
-        elif isinstance(each, UnicodeError):
-            each.args = (each.reason,) if hasattr(each, "reason") else ()
-            each.object = ""
+        elif isinstance(each, UnicodeEncodeError | UnicodeDecodeError):
+            _withhold(each)
     drop_frame(error)
+
+
+def _withhold(error: UnicodeEncodeError | UnicodeDecodeError) -> None:
+    """Keep what was to be encoded, of which Django shows a part, from reports."""
+    nothing: Any = type(error.object)()
+    error.args = (error.encoding, nothing, error.start, error.end, error.reason)
+    error.object = nothing
 
 
 def drop_frame(error: BaseException) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from agent_sessions.exceptions import StorageError
+from agent_sessions.reports import place_of
 
 T = TypeVar("T")
 
@@ -238,8 +239,8 @@ class Sidecar:
         """Turn an error of the client into one of ours, without its details."""
         code, message = _code(exc), str(exc).lower()
         if code is None and not _is_daprs(exc):
-            # A wrong argument or a bug: no outage may hide it.
-            return exc
+            # A wrong argument or a bug: no outage may hide it, but it may quote items.
+            return RuntimeError(f"Dapr's client failed: {place_of(exc)}.")
         if code == "ABORTED" or any(words in message for words in _CONFLICTS):
             return Conflict()
         if code == "UNIMPLEMENTED":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from django.conf import settings
@@ -95,9 +96,9 @@ class KeySource:
         try:
             found = import_string(path)
         except ImportError as exc:
-            raise self._invalid(
-                f"can't import the provider of keys {path!r}: {exc}."
-            ) from exc
+            # It may be a key with a dot in it, and no path.
+            named = f" {path!r}: {exc}" if _is_module(path.partition(".")[0]) else ""
+            raise self._invalid(f"can't import the provider of keys{named}.") from None
         if not callable(found):
             raise self._invalid(f"the provider of keys {path!r} is no function.")
         return found  # type: ignore[no-any-return]
@@ -131,6 +132,13 @@ class KeySource:
             f"function that returns one. Make a key with {GENERATE}",
             id="agent_sessions.E019",
         )
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 guard_methods(KeySource, ["__init__", "ring", "renew", "check"])
