@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 import redis
+from agents import Agent, Runner
+from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import async_to_sync
 from django.core.management import call_command
 from django.core.signals import got_request_exception
 from django.db import connection
 from django.test import Client, override_settings
 from django.urls import reverse
+from django.views.debug import ExceptionReporter
 
 from agent_sessions import DjangoSession, EncryptedSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
@@ -621,3 +624,25 @@ def test_views_and_commands_that_fail_show_nothing() -> None:
 
 def _called(name: str, *given: str) -> None:
     call_command(name, *given, stdout=StringIO(), stderr=StringIO())
+
+
+@committed
+def test_an_error_in_a_run_shows_nothing_of_the_conversation() -> None:
+    """The Runner's own frames hold the input; Django hides them where DEBUG is off."""
+    session = DjangoSession("s")
+    session.sync.add_items(ITEMS)
+    agent = Agent(name="a", model=ScriptedModel([[assistant_message(CONTENT)]] * 2))
+
+    for failing in (refusing("INSERT"), without_items()):
+        with failing:
+            error = asyncio.run(
+                aerror_of(lambda: Runner.run(agent, CONTENT, session=session))
+            )
+        assert isinstance(error, StorageError)
+        for is_email in (False, True):
+            reporter = ExceptionReporter(
+                None, type(error), error, error.__traceback__, is_email=is_email
+            )
+            shown = reporter.get_traceback_text() + reporter.get_traceback_html()
+            assert "_run_impl" in shown
+            assert CONTENT not in shown
