@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -39,7 +40,7 @@ from agent_sessions.exceptions import (
 from agent_sessions.models import SessionItem
 from tests.admin_pages import make, staff
 from tests.admin_pages import url as admin_url
-from tests.chat import make_user
+from tests.chat import Socket, make_user
 from tests.reported import (
     CONTENT,
     ITEMS,
@@ -226,22 +227,24 @@ def test_a_lost_table_shows_nothing_at_any_door(alias: str) -> None:
 
 @committed
 def test_a_broken_constraint_is_named_without_the_row() -> None:
-    if connection.vendor == "sqlite":
-        pytest.skip("SQLite adds no constraint to a table")
+    column, named = {
+        "sqlite": ("text", f"SQLITE_CONSTRAINT_UNIQUE, .*{TABLE}.text"),
+        "postgresql": ("text", f"23505, constraint {NAME} of table {TABLE}"),
+        "mysql": ("text(100)", "1062"),
+    }[connection.vendor]
     session = DjangoSession("s").sync
     session.add_items(ITEMS)
     with connection.cursor() as cursor:
-        cursor.execute(f"ALTER TABLE {TABLE} ADD CONSTRAINT {NAME} CHECK (size < 500)")
+        cursor.execute(f"CREATE UNIQUE INDEX {NAME} ON {TABLE} ({column})")
     try:
-        long = [{"role": "user", "content": CONTENT * 20}]
-        error = error_of(lambda: session.add_items(long))
-        assert_discreet(error)
-        assert isinstance(error, StorageError)
-        if connection.vendor == "postgresql":
-            assert f"23514, constraint {NAME} of table {TABLE}" in str(error)
+        error = error_of(lambda: session.add_items(ITEMS))
     finally:
+        on = f" ON {TABLE}" if connection.vendor == "mysql" else ""
         with connection.cursor() as cursor:
-            cursor.execute(f"ALTER TABLE {TABLE} DROP CONSTRAINT {NAME}")
+            cursor.execute(f"DROP INDEX {NAME}{on}")
+    assert isinstance(error, StorageError)
+    assert re.search(rf"\(IntegrityError: {named}\)", str(error))
+    assert_discreet(error)
 
 
 @committed
@@ -646,3 +649,35 @@ def test_an_error_in_a_run_shows_nothing_of_the_conversation() -> None:
             shown = reporter.get_traceback_text() + reporter.get_traceback_html()
             assert "_run_impl" in shown
             assert CONTENT not in shown
+
+
+@committed
+def test_a_run_that_fails_tells_its_socket_and_the_log_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    user = make_user()
+    row = make("chat", *ITEMS, user=user)
+    agent = Agent(name="a", model=ScriptedModel([[assistant_message(SECRET)]] * 3))
+
+    async def talk() -> list[dict[str, Any]]:
+        async with Socket(row.session_id, user, agent) as tab:
+            await tab.say("r-1", "Hi")
+            return await tab.to_end()
+
+    async def look() -> int:
+        async with Socket(row.session_id, user, agent) as tab:
+            await tab.sync()
+            return await tab.closed()
+
+    with refusing("INSERT"):
+        events = async_to_sync(talk)()
+    assert (events[-1]["type"], events[-1]["code"]) == ("RUN_ERROR", "internal")
+    assert SECRET not in events[-1]["message"]
+    with without_items():
+        assert async_to_sync(look)() == 4503
+    for record in caplog.records:
+        assert CONTENT not in record.getMessage()
+        assert SECRET not in record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            assert_discreet(record.exc_info[1])

@@ -11,7 +11,7 @@ from agent_sessions.backends.database import turns, undo
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.memory.base import BackendSession, SyncSession
 from agent_sessions.models import MAIN_BRANCH
-from agent_sessions.reports import guard_public_methods
+from agent_sessions.reports import guard_public_methods, unwrapped
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -37,6 +37,7 @@ class BranchingSession(BackendSession):
         """The same session for views and shells: no event loop is involved."""
         return SyncBranchingSession(self)
 
+    @unwrapped
     async def get_items(
         self,
         limit: int | None = None,
@@ -200,6 +201,7 @@ class SyncBranchingSession(SyncSession):
 
     _session: BranchingSession
 
+    @unwrapped
     def get_items(
         self, limit: int | None = None, branch_id: str | None = None
     ) -> list[TResponseInputItem]:

@@ -17,6 +17,7 @@ from agent_sessions.reports.guards import (
     guarded,
     leave,
     place_of,
+    unwrapped,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "leave",
     "place_of",
     "told",
+    "unwrapped",
 ]

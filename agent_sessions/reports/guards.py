@@ -29,12 +29,19 @@ def guarded(function: F) -> F:
     return cast("F", guard(function))
 
 
+def unwrapped(function: F) -> F:
+    """Mark a method that guards itself, or needn't: a read, which a wrapper slows."""
+    function.__dict__["unwrapped"] = True
+    return function
+
+
 def guard_methods(kind: C, names: Iterable[str]) -> C:
     """Guard the methods of these names that a class itself defines."""
     for name in names:
         method = vars(kind).get(name)
         if inspect.isfunction(method):
-            setattr(kind, name, guarded(method))
+            if "unwrapped" not in vars(method):
+                setattr(kind, name, guarded(method))
         elif isinstance(method, classmethod):
             setattr(kind, name, classmethod(guarded(method.__func__)))
     return kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -46,7 +47,7 @@ from agent_sessions.backends.directory import Directory
 from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Item
 from agent_sessions.models import AgentSession
-from agent_sessions.reports import told
+from agent_sessions.reports import leave, told, unwrapped
 
 if TYPE_CHECKING:
     from agent_sessions.memory import BackendSession
@@ -191,13 +192,19 @@ class DatabaseBackend(BaseSessionBackend):
         elif not await awaiting.write(self, key, items):
             await self.threads.finish(self.append, key, items)
 
+    @unwrapped
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        items, own = await awaiting.read(self, key, limit)
-        if items is not None:
-            return items
-        if own is None:
-            return await self.threads.run(self.latest, key, limit)
-        return await self.threads.run(read_newest, self, key, limit, own)
+        before = sys.exception()
+        try:
+            items, own = await awaiting.read(self, key, limit)
+            if items is not None:
+                return items
+            if own is None:
+                return await self.threads.run(self.latest, key, limit)
+            return await self.threads.run(read_newest, self, key, limit, own)
+        except Exception as exc:
+            leave(exc, before)
+            raise
 
     async def apop(self, key: SessionKey) -> Item | None:
         return await self.threads.finish(self.pop, key)
