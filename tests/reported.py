@@ -18,7 +18,7 @@ ITEMS: list[Any] = [{"role": "user", "content": CONTENT}]
 
 def shown_of(error: BaseException) -> str:
     """Give all that reports show of an error, on pages and in mails, DEBUG or not."""
-    told = []
+    told: list[str] = []
     for debug in (False, True):
         with override_settings(DEBUG=debug):
             for is_email in (False, True):

@@ -9,12 +9,14 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import StringIO
 from typing import Any
 
 import pytest
 import redis
 from agents import Agent, Runner
+from agents.memory import SessionSettings
 from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import async_to_sync
 from django.core.management import call_command
@@ -280,7 +282,7 @@ def test_an_error_of_a_whole_batch_is_each_callers_own() -> None:
         pool = WarmExecutor(1)
         free = threading.Event()
         gathering = Gathering(work)
-        pool.spawn(lambda: free.wait() and None)
+        pool.spawn(partial(_wait, free))
         joined = [
             gathering.join(f"{CONTENT}{n}", pool, lambda call: call()) for n in range(3)
         ]
@@ -296,13 +298,17 @@ def test_an_error_of_a_whole_batch_is_each_callers_own() -> None:
         assert_discreet(error)
 
 
+def _wait(free: threading.Event) -> None:
+    free.wait()
+
+
 # -- other stores ----------------------------------------------------------------------
 
 
 class Quoting:
     """A session class of a project, whose errors quote what it is given."""
 
-    session_settings = None
+    session_settings: SessionSettings | None = None
 
     def __init__(self, session_id: str, url: str = "") -> None:
         self.session_id = session_id
@@ -519,7 +525,7 @@ def test_an_encrypted_session_shows_nothing_of_what_it_seals() -> None:
         errors.append(asyncio.run(aerror_of(session.pop_item)))
     for inner in (Quoting("s"), Quoting("s", SECRET)):
         own = EncryptedSession(inner, MASTER_KEY)
-        errors.append(asyncio.run(aerror_of(lambda own=own: own.add_items(ITEMS))))
+        errors.append(asyncio.run(aerror_of(partial(own.add_items, ITEMS))))
     for error in errors[:3]:
         assert_discreet(error, MASTER_KEY)
     # The inner session is the caller's: its words are its own, the plain text is not.
@@ -577,7 +583,7 @@ def _failing_templates() -> list[dict[str, Any]]:
 
     from django.conf import settings
 
-    templates = deepcopy(settings.TEMPLATES)
+    templates: list[Any] = deepcopy(settings.TEMPLATES)
     base = '{% extends "admin/base.html" %}{% block footer %}{{ broken }}{% endblock %}'
     templates[0]["APP_DIRS"] = False
     templates[0]["OPTIONS"]["loaders"] = [
@@ -586,7 +592,7 @@ def _failing_templates() -> list[dict[str, Any]]:
     ]
     processors = templates[0]["OPTIONS"]["context_processors"]
     processors.append(f"{__name__}.give_broken")
-    return list(templates)
+    return templates
 
 
 def give_broken(request: Any) -> dict[str, Any]:
@@ -616,7 +622,7 @@ def test_views_and_commands_that_fail_show_nothing() -> None:
                 page_error(client, session, "delete"),
             ]
             for name, *given in commands:
-                failed.append(error_of(lambda n=name, g=given: _called(n, *g)))
+                failed.append(error_of(partial(_called, name, *given)))
         with refusing("INSERT"):
             name, *given = commands[-1]
             failed.append(error_of(lambda: _called(name, *given)))

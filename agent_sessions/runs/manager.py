@@ -221,6 +221,8 @@ class RunManager:
         if self._runs.get(place) is run:
             del self._runs[place]
         if not task.cancelled() and (error := task.exception()) is not None:
+            # What it was caused by may quote the conversation.
+            error.__cause__ = error.__context__ = None
             loop = asyncio.get_running_loop()
             loop.call_exception_handler(
                 {"message": f"Agent run {run.run_id} broke off", "exception": error}
