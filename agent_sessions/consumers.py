@@ -22,6 +22,7 @@ from agent_sessions.agui import (
 )
 from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist
 from agent_sessions.ratelimit import RateLimit
+from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
 from agent_sessions.runs.errors import message_for, refusal_code
 from agent_sessions.runs.process import this_process
@@ -114,6 +115,7 @@ class AgentConsumer(GuardedSocket):
 
     # -- frames from the client ------------------------------------------------------
 
+    @guarded
     async def receive(
         self, text_data: str | None = None, bytes_data: bytes | None = None
     ) -> None:
@@ -235,6 +237,7 @@ class AgentConsumer(GuardedSocket):
 
     # -- messages from other processes -------------------------------------------------
 
+    @guarded
     async def agent_sessions_frame(self, message: dict[str, Any]) -> None:
         """Hear what a run of another process said."""
         if message["origin"] != this_process() and not self._over:
@@ -249,6 +252,7 @@ class AgentConsumer(GuardedSocket):
 
     # -- frames to the client ----------------------------------------------------------
 
+    @guarded
     async def _pump(self) -> None:
         while True:
             frame = await self.listener.get()

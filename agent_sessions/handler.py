@@ -12,6 +12,7 @@ from django.utils.module_loading import import_string
 
 from agent_sessions.backends.base import did_you_mean
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
+from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -50,6 +51,7 @@ class SessionBackendHandler(_Handler):
         self._backends: dict[str, BaseSessionBackend] = {}
         atexit.register(self._at_exit)
 
+    @guarded
     def configure_settings(self, settings: dict[str, Any] | None) -> dict[str, Any]:
         if settings is None:
             from django.conf import settings as django_settings
@@ -71,14 +73,19 @@ class SessionBackendHandler(_Handler):
         # holds its own pool, so there is one per process.
         if (backend := self._backends.get(alias)) is not None:
             return backend
+        return self._backends.setdefault(alias, self._make(alias))
+
+    @guarded
+    def _make(self, alias: str) -> BaseSessionBackend:
         try:
             params = self.settings[alias]
         except KeyError:
             if (unlisted := self._unlisted(alias)) is None:
                 raise self.unknown_alias(alias) from None
-            return self._backends.setdefault(alias, unlisted)
-        return self._backends.setdefault(alias, self.create_connection(alias, params))
+            return unlisted
+        return self.create_connection(alias, params)
 
+    @guarded
     def create_connection(
         self, alias: str, params: dict[str, Any] | None = None
     ) -> BaseSessionBackend:

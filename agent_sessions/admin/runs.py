@@ -15,6 +15,7 @@ from django.utils.translation import ngettext
 
 from agent_sessions.admin.approvals import approvals
 from agent_sessions.admin.filters import StartedFilter
+from agent_sessions.admin.guarding import GuardedAdmin
 from agent_sessions.admin.lines import lay_out
 from agent_sessions.admin.paginator import CappedPaginator
 from agent_sessions.admin.reading import History
@@ -46,7 +47,7 @@ _COUNTS = (
 
 
 @admin.register(AgentRun)
-class AgentRunAdmin(RowRules):
+class AgentRunAdmin(GuardedAdmin, RowRules):
     """Runs to look at: how they went, what they used, what they wait for."""
 
     list_display = (

@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from agent_sessions.admin.clearing import ClearingMixin
 from agent_sessions.admin.exporting import ExportMixin
 from agent_sessions.admin.filters import StoreFilter
+from agent_sessions.admin.guarding import GuardedAdmin
 from agent_sessions.admin.overview import OverviewMixin
 from agent_sessions.admin.paginator import CappedPaginator
 from agent_sessions.admin.session_rules import Rows
@@ -26,7 +27,9 @@ from agent_sessions.models import AgentSession
 
 
 @admin.register(AgentSession)
-class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMixin):
+class AgentSessionAdmin(
+    GuardedAdmin, ClearingMixin, ExportMixin, TranscriptMixin, OverviewMixin
+):
     """Sessions to look at: found by their metadata, read with a right of its own."""
 
     actions: Any = (

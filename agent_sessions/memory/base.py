@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,12 +21,14 @@ from agent_sessions.backends.base import (
 )
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.memory.context import names_other
+from agent_sessions.reports import guard_public_methods, leave, unwrapped
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
     from agents.run_context import RunContextWrapper
 
 
+@guard_public_methods
 class BackendSession(SessionABC):
     """A conversation in a backend, for `Runner.run(..., session=session)`.
 
@@ -97,6 +100,7 @@ class BackendSession(SessionABC):
             session_settings=self.session_settings,
         )
 
+    @unwrapped
     async def get_items(
         self,
         limit: int | None = None,
@@ -109,8 +113,13 @@ class BackendSession(SessionABC):
         nothing. Rows that can't be read are passed over and don't count. Raises
         InvalidLimit, SessionDoesNotExist and StorageError.
         """
-        await self._admit(wrapper)
-        return await self.backend.alatest(self.key, self._limit(limit))  # type: ignore[return-value]
+        before = sys.exception()
+        try:
+            await self._admit(wrapper)
+            return await self.backend.alatest(self.key, self._limit(limit))  # type: ignore[return-value]
+        except Exception as exc:
+            leave(exc, before)
+            raise
 
     async def add_items(
         self,
@@ -165,6 +174,7 @@ class BackendSession(SessionABC):
         return limit
 
 
+@guard_public_methods
 class SyncSession:
     """The synchronous face of a session, on the caller's own connection."""
 
