@@ -13,7 +13,7 @@ from django.views import View
 
 from agent_sessions.agui import StreamOptions, messages_from_items
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey, make_key
-from agent_sessions.exceptions import InvalidSessionId
+from agent_sessions.exceptions import EncryptionError, InvalidSessionId
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.models import AgentSession
 from agent_sessions.runs.conversation import create_conversation
@@ -30,7 +30,12 @@ class SessionAPIView(View):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         if not request.user.is_authenticated:
             return JsonResponse({"error": "not_logged_in"}, status=401)
-        response: HttpResponseBase = super().dispatch(request, *args, **kwargs)
+        response: HttpResponseBase
+        try:
+            response = super().dispatch(request, *args, **kwargs)
+        except EncryptionError:
+            # Not an empty conversation: its key isn't here.
+            response = JsonResponse({"error": "unreadable"}, status=503)
         # What a shared computer's cache keeps could be read by the next user.
         response.setdefault("Cache-Control", "private, no-store")
         return response
@@ -115,6 +120,7 @@ class SessionMessagesView(SessionAPIView):
         page = self.store.page(
             key, before=int(cursor) if cursor else None, limit=self.page_size
         )
+        self.store.assert_open(page)
         return JsonResponse(
             {
                 "messages": messages_from_items(page.items, self.stream_options),
