@@ -305,7 +305,9 @@ def test_a_lifetime_hides_whole_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(vault, stored, None)[0] == []
     assert read(vault, stored, 2) == ([], [3])
     assert read(vault_of(), stored, None)[0][0] == "q0"
-    assert not Taking(vault).may_take(stored[-1:])
+    taking = Taking(vault)
+    assert taking.look(stored[-1:])
+    assert not taking.may_take()
 
 
 def test_opened_text_is_remembered_within_bounds() -> None:

@@ -37,8 +37,8 @@ from agent_sessions.items import Item, decode, decode_all, encode_texts
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
 
-# A limit of the SDK's that means everything.
-_ALL = 2**31 - 1
+# Items among which a pop looks for copies, at first.
+_RECENT = 32
 
 
 class Opened(NamedTuple):
@@ -281,64 +281,27 @@ def _read(envelope_id: str, text: bytes, written: int) -> Opened | None:
     return None if item is None else Opened(item, written, envelope_id)
 
 
-class Reading:
-    """A read of the newest `limit` items, whichever way the store is asked.
-
-    Ask it for the newest `window` items (None: all) and feed them, until done. That is
-    one more than are wanted, after which the first must come in its time.
-    """
-
-    def __init__(self, vault: Vault, limit: int | None) -> None:
-        self.window = limit if limit is None or limit >= _ALL else limit + 1
-        self.items: list[Item] = []
-        # How many rows didn't open.
-        self.passed_over = 0
-        self._vault = vault
-        self._limit = limit
-
-    def feed(self, found: Sequence[Any]) -> bool:
-        """Take what the store has; tell whether that was enough.
-
-        Raises UnknownEncryptionKey, and EncryptionError where nothing opens: that must
-        not look like an empty history.
-        """
-        opened = self._vault.open_each(found)
-        readable = [each for each in opened if each is not None]
-        shown = self._vault.unexpired(readable)
-        self.passed_over = len(found) - len(readable)
-        if self.window is not None and len(found) >= self.window:
-            # What comes before an expired turn has expired too.
-            is_enough = len(shown) < len(readable) or len(shown) >= (self._limit or 0)
-            ids = [each.envelope_id for each in readable]
-            if not is_enough or may_have_copies(ids):
-                # Rows that don't open don't count, and copies are to be known.
-                self.window *= 2
-                return False
-        if found and not readable:
-            raise EncryptionError(
-                f"None of the {len(found)} items of session "
-                f"{self._vault.session_id!r} opens: they were not encrypted, were "
-                "changed, or were moved here from another session, owner or alias. "
-                "Nothing was changed."
-            )
-        newest = shown if self._limit is None else shown[-self._limit :]
-        self.items = [each.item for each in newest]
-        return True
-
-
 class Taking:
-    """A pop that removes nothing that it can't open.
+    """A pop that removes nothing that it can't open, and no copy as if it were new.
 
-    `recent` is what the store had last, oldest first: a copy of an envelope that is in
-    it doesn't open, as in a read of as many items.
+    Let it look at the newest `window` items first, until that is enough.
     """
 
-    def __init__(self, vault: Vault, recent: Sequence[Any] = ()) -> None:
+    def __init__(self, vault: Vault) -> None:
+        self.window = _RECENT
         self._vault = vault
-        self._recent = recent
+        self._recent: Sequence[Any] = ()
         self._passed_over = 0
         # How many copies of an envelope were passed over, by its id.
         self._copies: dict[str, int] = {}
+
+    def look(self, found: Sequence[Any]) -> bool:
+        """Take what the store has; tell whether that was enough to tell copies."""
+        self._recent = found
+        if len(found) < self.window or not self._vault.may_have_copies(found):
+            return True
+        self.window *= 2
+        return False
 
     def accepts(self, stored: Any) -> bool:
         """Tell whether this is the item to take, asked from the newest back.
@@ -351,15 +314,14 @@ class Taking:
             return False
         return not self._vault.is_over(opened)
 
-    def may_take(self, recent: Sequence[Any]) -> bool:
+    def may_take(self) -> bool:
         """Tell whether a store may pop that can't be told which item to take.
 
         Raises EncryptionError where its newest item doesn't open.
         """
-        if not recent:
+        if not self._recent:
             return False
-        self._recent = recent
-        accepted = self.accepts(recent[-1])
+        accepted = self.accepts(self._recent[-1])
         if self._passed_over:
             raise self._closed()
         return accepted

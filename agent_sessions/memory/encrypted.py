@@ -19,7 +19,6 @@ from agents.memory.session_settings import (
 
 from agent_sessions.backends.arguments import check_limit
 from agent_sessions.backends.base import settle
-from agent_sessions.backends.encrypted.operations import RECENT
 from agent_sessions.encryption import (
     KeyRing,
     Reading,
@@ -228,13 +227,10 @@ class EncryptedSession(SealedCompaction, SessionABC):
         async with self._in_turn():
             if not self._has_id():
                 return None
-            vault, count = self._vault(), RECENT
-            recent = await self._read(count, wrapper)
-            while len(recent) == count and vault.may_have_copies(recent):
-                count *= 2
-                recent = await self._read(count, wrapper)
-            taking = Taking(vault)
-            if not taking.may_take(recent):
+            taking = Taking(self._vault())
+            while not taking.look(await self._read(taking.window, wrapper)):
+                pass
+            if not taking.may_take():
                 return None
             return await settle(self._take(taking, wrapper))
 

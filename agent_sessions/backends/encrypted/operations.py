@@ -15,8 +15,6 @@ logger = logging.getLogger("agent_sessions.backends")
 
 # More envelopes than this are opened in a thread, so that the loop goes on meanwhile.
 _MANY = 100
-# Items among which a pop looks for copies of the newest, at first.
-RECENT = 32
 
 
 def read(
@@ -46,15 +44,12 @@ async def aread(
 
 def pop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None:
     """Remove and return the newest item. Raises EncryptionError; it then stays."""
-    count = RECENT
-    recent = inner.latest(key, count)
-    while len(recent) == count and vault.may_have_copies(recent):
-        count *= 2
-        recent = inner.latest(key, count)
-    taking = Taking(vault, recent)
+    taking = Taking(vault)
+    while not taking.look(inner.latest(key, taking.window)):
+        pass
     if inner.supports_pop_if:
         return taking.end(inner.pop_if(key, taking.accepts))
-    if not taking.may_take(recent):
+    if not taking.may_take():
         return None
     taken = inner.pop(key)
     try:
@@ -67,13 +62,10 @@ def pop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None
 
 async def apop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None:
     """See pop(); for a store that can't pop and look in one step."""
-    count = RECENT
-    recent = await inner.alatest(key, count)
-    while len(recent) == count and vault.may_have_copies(recent):
-        count *= 2
-        recent = await inner.alatest(key, count)
     taking = Taking(vault)
-    if not taking.may_take(recent):
+    while not taking.look(await inner.alatest(key, taking.window)):
+        pass
+    if not taking.may_take():
         return None
     taken = await inner.apop(key)
     try:
