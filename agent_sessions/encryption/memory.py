@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -55,12 +55,13 @@ class Memory:
         self._size = 0
         self._entries: OrderedDict[tuple[bytes, str], Known] = OrderedDict()
 
-    def find(self, context: bytes, envelope: Any) -> Known | None:
-        """Find what an envelope of a session held, if it is the same to the letter."""
-        return self.find_each(context, (envelope,))[0]
+    def find_each(
+        self, context: bytes, envelopes: Iterable[Any], key_ids: Container[Any]
+    ) -> list[Known | None]:
+        """Find what envelopes of a session held, as far as their keys are there.
 
-    def find_each(self, context: bytes, envelopes: Iterable[Any]) -> list[Known | None]:
-        """Find what several envelopes of a session held."""
+        One is found by its like, the same to the letter.
+        """
         entries = self._entries
         found: list[Known | None] = []
         for envelope in envelopes:
@@ -69,9 +70,13 @@ class Memory:
             except (KeyError, TypeError):
                 # Not there, or it is no envelope at all.
                 found.append(None)
-            else:
-                same = known.envelope == envelope and has_whole_numbers(envelope)
-                found.append(known if same else None)
+                continue
+            is_same = (
+                known.envelope == envelope
+                and envelope["kid"] in key_ids
+                and has_whole_numbers(envelope)
+            )
+            found.append(known if is_same else None)
         return found
 
     def keep(

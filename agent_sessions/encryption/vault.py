@@ -147,33 +147,23 @@ class Vault:
         """
         unload = self.carrier.unload
         envelopes = [unload(stored) for stored in found]
-        seen: set[str] = set()
-        opened: list[Opened | None] = []
-        for envelope, one in zip(envelopes, self._recall(envelopes), strict=True):
-            one = one or self._open(envelope)
-            if one is not None and one.envelope_id in seen:
-                one = None
-            if one is not None:
-                seen.add(one.envelope_id)
-            opened.append(one)
-        return opened
-
-    def _recall(self, envelopes: list[Any]) -> list[Opened | None]:
-        """Give what is remembered of envelopes, as far as their keys are there."""
-        known = self._memory.find_each(self.context, envelopes)
-        key_ids = set(self.ring.ids)
         # To the last letter: what is the same was found authentic before.
-        hits = [
-            (index, each)
-            for index, each in enumerate(known)
-            if each is not None and each.envelope["kid"] in key_ids
-        ]
-        recalled: list[Opened | None] = [None] * len(envelopes)
+        known = self._memory.find_each(self.context, envelopes, set(self.ring.ids))
         # At once, which is faster; what was kept has been read before.
-        items = decode_all(each.text for _, each in hits)
-        for (index, each), item in zip(hits, items, strict=True):
-            recalled[index] = Opened(item, each.written, each.envelope["id"])
-        return recalled
+        items = iter(decode_all([each.text for each in known if each is not None]))
+        opened = [
+            self._open(envelope)
+            if each is None
+            else Opened(next(items), each.written, each.envelope["id"])
+            for envelope, each in zip(envelopes, known, strict=True)
+        ]
+        seen: set[str] = set()
+        for index, one in enumerate(opened):
+            if one is not None:
+                if one.envelope_id in seen:
+                    opened[index] = None
+                seen.add(one.envelope_id)
+        return opened
 
     def copies(self, stored: Any, found: Iterable[Any]) -> int:
         """Tell how often one envelope is among what was found. Raises as open() does.
