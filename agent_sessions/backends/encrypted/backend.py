@@ -66,7 +66,8 @@ class EncryptedBackend(BaseSessionBackend):
     has a key of its own that clearing destroys; `clear_without_key`, whether a history
     may be cleared whose key is missing; `accept_sdk_envelopes`, whether items open that
     the SDK's EncryptedSession wrote; `name`, what items are bound to in the place
-    of the alias; `cache_bytes`, how much opened text a process remembers.
+    of the alias; `cache_bytes`, how much opened text a process remembers for a
+    minute.
     """
 
     required_options = frozenset({"backend", "keys"})
