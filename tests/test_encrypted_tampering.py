@@ -468,9 +468,25 @@ async def test_no_door_shows_what_does_not_open_as_empty(how: str) -> None:
         await SessionItem.objects.aupdate(data='{"role":"user","content":"forged"}')
     with under(OLD if how == "key" else NEW):
         await sync_to_async(no_door_shows)(row, user)
+        if how == "key":
+            await sync_to_async(no_door_deletes)(row, user)
         async with Socket(row.session_id, user, None, backend="private") as tab:
             await tab.sync()
             assert await tab.closed() == CLOSE_UNAVAILABLE
+
+
+def no_door_deletes(row: AgentSession, user: Any) -> None:
+    from django.test import RequestFactory
+
+    from agent_sessions.views import SessionView
+
+    request = RequestFactory().delete("/")
+    request.user = user
+    view = SessionView.as_view(backend="private")
+    response: Any = view(request, session_id=row.session_id)
+    assert response.status_code == 503
+    assert json.loads(response.content) == {"error": "unreadable"}
+    assert SessionItem.objects.count() == 1
 
 
 def no_door_shows(row: AgentSession, user: Any) -> None:
