@@ -84,7 +84,7 @@ def test_branches_that_were_archived_are_rotated_too() -> None:
 
 
 def test_histories_of_the_sdk_get_envelopes_of_ours() -> None:
-    with under(NEW, OLD):
+    with under(NEW, OLD, accept_sdk_envelopes=True):
         inner: Any = sessions["private"].inner.open_session(SessionKey("s"))
         theirs = SDKEncryptedSession("s", inner, OLD)
         asyncio.run(theirs.add_items([said("theirs")]))

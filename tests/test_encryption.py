@@ -9,7 +9,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,14 @@ from agent_sessions.encryption import (
     Vault,
     session_context,
 )
-from agent_sessions.encryption.keys import GENERATE
+from agent_sessions.encryption.envelopes import seal
+from agent_sessions.encryption.keys import GENERATE, session_key
 from agent_sessions.encryption.vault import Taking
 from agent_sessions.exceptions import (
     EncryptionError,
     InvalidEncryptionKey,
     InvalidItem,
+    UnacceptedEnvelope,
     UnknownEncryptionKey,
 )
 
@@ -271,8 +275,10 @@ def test_a_limit_counts_what_opens() -> None:
     stored = vault.seal([said(str(n)) for n in range(8)])
     stored[5] = stored[5] | {"payload": stored[4]["payload"]}
     stored[6] = said("plain")
-    assert read(vault, stored, 1) == (["7"], [1])
-    assert read(vault, stored, 2) == (["4", "7"], [2, 4])
+    # One more is asked for, to tell whether the first comes in its time.
+    assert read(vault, stored, 1) == (["7"], [2])
+    assert read(vault, stored, 2) == (["4", "7"], [3, 6])
+    assert read(vault, stored, 2**31 - 1)[1] == [2**31 - 1]
     assert read(vault, stored, None)[0] == ["0", "1", "2", "3", "4", "7"]
     assert read(vault, stored, 100)[0] == ["0", "1", "2", "3", "4", "7"]
 
@@ -303,14 +309,21 @@ def test_a_lifetime_hides_whole_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1155.0)
     assert read(vault, stored, None)[0] == ["q1", "a1", "q2", "a2"]
     assert read(vault, stored, 3)[0] == ["a1", "q2", "a2"]
-    assert read(vault, stored, 9) == (["q1", "a1", "q2", "a2"], [9])
+    assert read(vault, stored, 9) == (["q1", "a1", "q2", "a2"], [10])
     monkeypatch.setattr("time.time", lambda: 1161.0)
     assert read(vault, stored, None)[0] == ["q2", "a2"]
     monkeypatch.setattr("time.time", lambda: 9999.0)
     assert read(vault, stored, None)[0] == []
-    assert read(vault, stored, 2) == ([], [2])
+    assert read(vault, stored, 2) == ([], [3])
     assert read(vault_of(), stored, None)[0][0] == "q0"
-    assert not Taking(vault).may_take(stored[-1:])
+    taking = Taking(vault)
+    assert taking.look(stored[-1:])
+    assert not taking.may_take()
+
+
+def is_known(memory: Memory, vault: Vault, envelope: Any) -> bool:
+    (found,) = memory.find_each(vault.context, [envelope], {envelope["kid"]})
+    return found is not None
 
 
 def test_opened_text_is_remembered_within_bounds() -> None:
@@ -318,18 +331,121 @@ def test_opened_text_is_remembered_within_bounds() -> None:
     vault = vault_of(memory=memory)
     stored = vault.seal([said("x" * 1000 + str(n)) for n in range(100)])
     assert len(read(vault, stored, None)[0]) == 100
-    assert 0 < memory._size <= 10_000
-    others = [vault_of(session_id=str(n), memory=memory) for n in range(12)]
-    for other in others:
-        read(other, other.seal([said("y" * 3000)]), None)
-    assert memory._size <= 40_000
-    assert vault.context not in memory._sessions
-    last = others[-1]
-    last.forget()
-    assert memory._size == sum(s.size for s in memory._sessions.values())
-    # What is too long for a session's share is not remembered.
-    read(last, last.seal([said("z" * 20_000)]), None)
-    assert memory._size <= 40_000
+    kept = [e for e in stored if is_known(memory, vault, e)]
+    assert 5 < len(kept) < 40_000 / 2_000
+    other = vault_of(session_id="other", memory=memory)
+    # What is too long for its share is not remembered.
+    long, short = other.seal([said("z" * 20_000), said("short")])
+    assert not is_known(memory, other, long)
+    assert is_known(memory, other, short)
+    memory.forget(vault.context)
+    assert not [e for e in stored if is_known(memory, vault, e)]
+    assert is_known(memory, other, short)
+    memory.drop(other.context, short["id"])
+    assert not is_known(memory, other, short)
+    # Room is counted to the letter: what went makes room for as much.
+    again = vault.seal([said("x" * 1000 + str(n)) for n in range(100)])
+    assert len([e for e in again if is_known(memory, vault, e)]) == len(kept)
+    nothing = Memory(0)
+    vault_of(memory=nothing).seal([said("x")])
+    assert repr(nothing) == "<Memory 0 sessions>"
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        time.sleep(0.01)
+
+
+def test_opened_text_is_forgotten_when_it_is_old() -> None:
+    """Its row may be gone, in a process that knows nothing of this one."""
+    memory = Memory(1_000_000, max_age=0.05)
+    vault = vault_of(memory=memory)
+    for _ in range(2):
+        envelope = vault.seal([said("hi")])[0]
+        assert is_known(memory, vault, envelope)
+        wait_until(lambda: repr(memory) == "<Memory 0 sessions>")
+        assert vault.open(envelope) is not None
+        wait_until(lambda: repr(memory) == "<Memory 0 sessions>")
+
+
+def test_a_memory_that_is_closed_holds_nothing_and_can_go_on() -> None:
+    memory = Memory(1_000_000)
+    vault = vault_of(memory=memory)
+    before = threading.active_count()
+    envelope = vault.seal([said("hi")])[0]
+    assert threading.active_count() == before + 1
+    memory.close()
+    wait_until(lambda: threading.active_count() == before)
+    assert not is_known(memory, vault, envelope)
+    assert vault.open(envelope) is not None
+    assert is_known(memory, vault, envelope)
+    memory.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on Windows")
+def test_a_fork_remembers_nothing() -> None:
+    """It has no thread that would forget it."""
+    code = (
+        "import os; from tests.test_encryption import *\n"
+        "memory = Memory(1_000_000, max_age=0.05); vault = vault_of(memory=memory)\n"
+        "envelope = vault.seal([said('hi')])[0]\n"
+        "assert is_known(memory, vault, envelope)\n"
+        "memory._lock.acquire()\n"
+        "if not (child := os.fork()):\n"
+        "    assert repr(memory) == '<Memory 0 sessions>'\n"
+        "    assert vault.open(envelope).item == said('hi')\n"
+        "    assert is_known(memory, vault, envelope)\n"
+        "    wait_until(lambda: repr(memory) == '<Memory 0 sessions>')\n"
+        "    os._exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert (done.stdout.strip(), done.stderr) == ("7", "")
+
+
+def test_an_old_copy_is_told_wherever_it_is_put() -> None:
+    vault = vault_of()
+    batch = [vault.seal([said(f"{n}")])[0] for n in range(40)]
+    for limit in (1, 2, 3, 10, 20):
+        for place in range(41 - limit, 41):
+            stored = [*batch[:place], batch[3], *batch[place:]]
+            assert read(vault, stored, limit)[0] == [
+                f"{n}" for n in range(40 - limit, 40)
+            ]
+
+
+def test_a_copy_hides_nothing_by_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = vault_of(lifetime=100)
+    stored = turns(vault, monkeypatch, 1000, 1050, 1100)
+    monkeypatch.setattr("time.time", lambda: 1155.0)
+    stored.append(stored[0])
+    for limit in (None, 3, 4):
+        assert read(vault, stored, limit)[0][-3:] == ["a1", "q2", "a2"]
+
+
+def test_writers_side_by_side_cost_no_further_look() -> None:
+    vault = vault_of()
+    stored = [vault.seal([said(f"{n}")])[0] for n in range(40)]
+    early = (1).to_bytes(7, "big").hex()
+    # As written an hour before the others.
+    ring = vault.ring
+    first = seal(
+        session_key(ring.first, vault.context),
+        ring.first.id,
+        early + "0" * 10,
+        b'{"role":"user","content":"first"}',
+        1,
+    )
+    stored[30:32] = stored[31], stored[30]
+    history = [*stored[:20], first, *stored[20:]]
+    assert read(vault, [first, *stored], 20)[1] == [21, 42]
+    assert read(vault, history[20:], 20)[1] == [21]
 
 
 def test_a_remembered_envelope_is_compared_to_the_last_letter() -> None:
@@ -435,14 +551,16 @@ async def test_histories_of_the_sdk_are_read(key: str) -> None:
     store = await made()
     theirs = SDKEncryptedSession("s", store, key)
     await theirs.add_items([said("theirs"), said("Grüße")])
-    ours = EncryptedSession(store, keys=[NEW, key])
+    with pytest.raises(UnacceptedEnvelope, match="accept_sdk_envelopes=True"):
+        await EncryptedSession(store, keys=[NEW, key]).get_items()
+    ours = EncryptedSession(store, keys=[NEW, key], accept_sdk_envelopes=True)
     assert await ours.get_items() == [said("theirs"), said("Grüße")]
     await ours.add_items([said("ours")])
     assert (await ours.get_items())[-1] == said("ours")
     assert await ours.pop_item() == said("ours")
     assert await ours.pop_item() == said("Grüße")
     with pytest.raises(UnknownEncryptionKey, match="hkdf-v1"):
-        await EncryptedSession(store, NEW).get_items()
+        await EncryptedSession(store, NEW, accept_sdk_envelopes=True).get_items()
     assert len(await store.get_items()) == 1
 
 

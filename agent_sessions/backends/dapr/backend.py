@@ -218,5 +218,8 @@ class DaprBackend(RemoteBackend):
 
         fenced = self.listed and key.fence is not None
         return History(
-            place.sidecar, head_key(key), self._rules, admit if fenced else None
+            place.sidecar,
+            head_key(key, self.namespace),
+            self._rules,
+            admit if fenced else None,
         )

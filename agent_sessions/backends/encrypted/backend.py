@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -25,7 +25,12 @@ from agent_sessions.backends.encrypted.operations import (
     read,
 )
 from agent_sessions.backends.encrypted.options import DEFAULTS, read_options
-from agent_sessions.backends.encrypted.pages import assert_open, is_closed, open_page
+from agent_sessions.backends.encrypted.pages import (
+    assert_open,
+    is_closed,
+    may_have_copies,
+    open_page,
+)
 from agent_sessions.backends.encrypted.source import KeySource
 from agent_sessions.encryption import (
     KeyRing,
@@ -59,8 +64,10 @@ class EncryptedBackend(BaseSessionBackend):
     which the first writes and all read, or the dotted path of a function that gives
     one; `lifetime`, for how long a turn is shown; `session_keys`, whether each session
     has a key of its own that clearing destroys; `clear_without_key`, whether a history
-    may be cleared whose key is missing; `name`, what items are bound to in the place
-    of the alias; `cache_bytes`, how much opened text a process remembers.
+    may be cleared whose key is missing; `accept_sdk_envelopes`, whether items open that
+    the SDK's EncryptedSession wrote; `name`, what items are bound to in the place
+    of the alias; `cache_bytes`, how much opened text a process remembers for a
+    minute.
     """
 
     required_options = frozenset({"backend", "keys"})
@@ -118,13 +125,10 @@ class EncryptedBackend(BaseSessionBackend):
         limit: int = 100,
     ) -> Page:
         found = self.inner.page(key, before=before, after=after, limit=limit)
-
-        def later(position: int, limit: int) -> Page:
-            return self.inner.page(key, after=position, limit=limit)
-
-        page = open_page(self._page_vault(key), found, later=later)
+        read = partial(self.inner.page, key)
+        page = open_page(self._page_vault(key), found, read)
         if is_closed(page) and self.source.renew():
-            page = open_page(self._page_vault(key), found, later=later)
+            page = open_page(self._page_vault(key), found, read)
         return page
 
     # -- async -------------------------------------------------------------------
@@ -174,15 +178,16 @@ class EncryptedBackend(BaseSessionBackend):
         after: int | None = None,
         limit: int = 100,
     ) -> Page:
+        place: Any = {"before": before, "after": after, "limit": limit}
         if self._is_threaded or self.settings.lifetime is not None:
-            return await self.threads.run(
-                self.page, key, before=before, after=after, limit=limit
-            )
+            return await self.threads.run(self.page, key, **place)
         await self._load()
         found = await self.inner.apage(key, before=before, after=after, limit=limit)
-        page = open_page(self._vault(key), found, later=_unasked)
+        if may_have_copies(self._vault(key), found):
+            return await self.threads.run(self.page, key, **place)
+        page = open_page(self._vault(key), found, _unasked)
         if is_closed(page) and await sync_to_async(self.source.renew)():
-            page = open_page(self._vault(key), found, later=_unasked)
+            page = open_page(self._vault(key), found, _unasked)
         return page
 
     # -- the wrapped backend ---------------------------------------------------------
@@ -219,7 +224,7 @@ class EncryptedBackend(BaseSessionBackend):
         return EncryptedBackendSession(self, key, **options)
 
     def close(self) -> None:
-        self._memory = Memory(self.settings.cache_bytes)
+        self._memory.close()
         if (inner := self.__dict__.pop("inner", None)) is not None:
             inner.close()
 
@@ -268,10 +273,14 @@ class EncryptedBackend(BaseSessionBackend):
         return self._vault(key)
 
     def rewrap(self, key: SessionKey) -> bool:
-        """Put a session's own key under the first one; tell whether that was due."""
+        """Put a session's own key under the first one; tell whether that was due.
+
+        One that has none, being older than `session_keys`, gets one.
+        """
         if self._secrets is None:
             return False
-        return self._secrets.rewrap(key, self._vault(key, purpose=SECRETS))
+        vault = self._vault(key, purpose=SECRETS)
+        return self._secrets.ensure(key, vault) or self._secrets.rewrap(key, vault)
 
     @cached_property
     def _secrets(self) -> SessionSecrets | None:
@@ -284,15 +293,19 @@ class EncryptedBackend(BaseSessionBackend):
     def _vault(
         self, key: SessionKey, ring: KeyRing | None = None, purpose: bytes = b""
     ) -> Vault:
-        return Vault(
+        vault = Vault(
             self.source.ring() if ring is None else ring,
             self._context(key) + purpose,
             key.session_id,
             lifetime=self.settings.lifetime,
-            memory=self._memory,
+            # A session's own key is read from its row each time.
+            memory=None if purpose else self._memory,
             # What lies beside items is a text of ours.
             carrier=AS_IS if purpose else carrier_for(self.inner),
         )
+        # The SDK seals items only: what is bound to the id alone is no text or key.
+        vault.accepts_sdk_envelopes = not purpose and self.settings.accept_sdk_envelopes
+        return vault
 
     def _context(self, key: SessionKey) -> bytes:
         owner = None if key.user_id is None else str(key.user_id)
@@ -309,8 +322,7 @@ class EncryptedBackend(BaseSessionBackend):
         return self._vault(key, ring if secret is None else ring.under(secret), purpose)
 
     def _forget(self, key: SessionKey) -> None:
-        for purpose in (b"", TEXTS, SECRETS):
-            self._memory.forget(self._context(key) + purpose)
+        self._memory.forget(self._context(key))
 
     def _page_vault(self, key: SessionKey) -> Vault:
         """Give what opens a page, of which what doesn't open is shown as closed."""
@@ -360,5 +372,5 @@ class EncryptedBackend(BaseSessionBackend):
             await sync_to_async(self.source.ring)()
 
 
-def _unasked(position: int, limit: int) -> Page:
-    raise AssertionError("without a lifetime nobody looks further")
+def _unasked(**place: int) -> Page:
+    raise AssertionError("may_have_copies() says when others are looked at")

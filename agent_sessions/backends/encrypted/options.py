@@ -13,6 +13,7 @@ DEFAULTS: dict[str, Any] = {
     "lifetime": None,
     "session_keys": False,
     "clear_without_key": False,
+    "accept_sdk_envelopes": False,
     "name": None,
     "cache_bytes": 8 * 2**20,
 }
@@ -28,16 +29,18 @@ class Options:
     session_keys: bool
     # Whether a history may be cleared whose key is missing.
     clear_without_key: bool
+    # Whether items open that the SDK's EncryptedSession wrote.
+    accept_sdk_envelopes: bool
     # What ciphertexts are bound to in the place of the alias.
     name: str
-    # How much opened text a process remembers.
+    # How much opened text a process remembers, for a minute at most.
     cache_bytes: int
 
 
 def read_options(alias: str, options: Mapping[str, Any]) -> Options:
     """Read the options but for the keys. Raises InvalidBackend."""
     name, size = options["name"], options["cache_bytes"]
-    for flag in ("session_keys", "clear_without_key"):
+    for flag in ("session_keys", "clear_without_key", "accept_sdk_envelopes"):
         if not isinstance(options[flag], bool):
             raise _invalid(alias, flag, "True or False")
     if name is not None and (not isinstance(name, str) or not name):
@@ -48,6 +51,7 @@ def read_options(alias: str, options: Mapping[str, Any]) -> Options:
         lifetime=_seconds(alias, options["lifetime"]),
         session_keys=options["session_keys"],
         clear_without_key=options["clear_without_key"],
+        accept_sdk_envelopes=options["accept_sdk_envelopes"],
         name=alias if name is None else name,
         cache_bytes=size,
     )

@@ -12,9 +12,10 @@ from typing import IO, Any
 
 from django.core.management.base import CommandError
 
+from agent_sessions.backends.reading import read_history
 from agent_sessions.clearing import store_of
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.importing.export import export_session, read_items
+from agent_sessions.importing.export import export_session
 from agent_sessions.management.files import unwritable, writing
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import (
@@ -41,7 +42,7 @@ def _as_markdown(row: AgentSession) -> Iterator[str]:
         ("Created", row.created_at.isoformat()),
         ("Last activity", row.updated_at.isoformat()),
     )
-    for line in markdown(read_items(backend, key), title=row.session_id, facts=facts):
+    for line in markdown(read_history(backend, key), title=row.session_id, facts=facts):
         yield f"{line}\n"
 
 
