@@ -32,6 +32,8 @@ from agent_sessions.items import Item, decode, encode_texts
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
 
+    from agent_sessions.encryption.permit import Permit
+
 
 class Opened(NamedTuple):
     """What was in an envelope, and when it was written, in Unix seconds."""
@@ -57,7 +59,7 @@ class Vault:
 
     `context` says which session it is, `lifetime` for how many seconds a turn is shown
     and `carrier` how envelopes lie in the store: what is given and taken here is what
-    is stored. Its errors name key ids, and nothing of the contents.
+    is stored. With a `permit` it writes while that is valid. Its errors name key ids, and nothing of the contents.
     """
 
     def __init__(
@@ -69,12 +71,14 @@ class Vault:
         lifetime: float | None = None,
         memory: Memory | None = None,
         carrier: Carrier = AS_IS,
+        permit: Permit | None = None,
     ) -> None:
         self.ring = ring
         self.context = context
         self.session_id = session_id
         self.lifetime = lifetime
         self.carrier = carrier
+        self._permit = permit
         self._memory = Memory(0) if memory is None else memory
         remembered = self._memory.of(context)
         self._ciphers, self._known = remembered.ciphers, remembered.opened
@@ -86,7 +90,7 @@ class Vault:
 
     def seal(self, items: Sequence[Any]) -> list[Item]:
         """Put items into envelopes. Raises InvalidItem, which names the first bad one."""
-        key = self.ring.first
+        key = self._first()
         cipher = self._cipher(key)
         texts = [text.encode() for text in encode_texts(items)]
         now = int(time.time())
@@ -113,7 +117,7 @@ class Vault:
             return None
         # The SDK's have no id.
         envelope_id = envelope["id"] if envelope["v"] == VERSION else new_id()
-        new = reseal(self._cipher(first), first.id, envelope_id, *found)
+        new = reseal(self._cipher(self._first()), first.id, envelope_id, *found)
         return self.carrier.load(new)
 
     # -- out -----------------------------------------------------------------------
@@ -213,6 +217,12 @@ class Vault:
         # Unpacked faster than JSON is read, and into fresh objects each time.
         known = Known(envelope, marshal.dumps(item), written)
         self._memory.keep(self.context, envelope["id"], known)
+
+    def _first(self) -> MasterKey:
+        """Give the key to write with. Raises EncryptionError without the right to."""
+        if self._permit is not None:
+            self._permit.assert_valid()
+        return self.ring.first
 
     def _cipher(self, key: MasterKey) -> Fernet:
         cipher = self._ciphers.get(key.id)

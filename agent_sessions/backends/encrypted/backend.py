@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core import checks
+from django.db import connections, transaction
 
 from agent_sessions.backends.base import (
     BaseSessionBackend,
@@ -42,7 +43,9 @@ from agent_sessions.items import Item, encode_batch
 if TYPE_CHECKING:
     from agent_sessions.backends.database.threads import DatabaseThreads
     from agent_sessions.backends.directory import Directory
+    from agent_sessions.backends.encrypted.permits import Permits
     from agent_sessions.backends.encrypted.secrets import SessionSecrets
+    from agent_sessions.encryption.permit import Permit
     from agent_sessions.memory import BackendSession
 
 T = TypeVar("T")
@@ -60,7 +63,8 @@ class EncryptedBackend(BaseSessionBackend):
     one; `lifetime`, for how long a turn is shown; `session_keys`, whether each session
     has a key of its own that clearing destroys; `clear_without_key`, whether a history
     may be cleared whose key is missing; `name`, what items are bound to in the place
-    of the alias; `cache_bytes`, how much opened text a process remembers.
+    of the alias; `cache_bytes`, how much opened text a process remembers;
+    `key_refresh`, for how many seconds it may write without asking for its keys again.
     """
 
     required_options = frozenset({"backend", "keys"})
@@ -72,7 +76,7 @@ class EncryptedBackend(BaseSessionBackend):
         super().__init__(alias, options)
         require_cryptography(type(self).__name__)
         self.settings = read_options(alias, self.options)
-        self.source = KeySource(alias, self.options["keys"])
+        self.source = KeySource(alias, self.options["keys"], self.settings.key_refresh)
         self._memory = Memory(self.settings.cache_bytes)
         # The sessions' keys lie in a database: async callers need a thread.
         self._is_threaded = self.settings.session_keys
@@ -133,8 +137,11 @@ class EncryptedBackend(BaseSessionBackend):
         if self._is_threaded:
             await settle(self.threads.run(self.append, key, items))
         elif items:
-            await self._load()
-            await self.inner.aappend(key, self._vault(key).seal(items))
+            permit = await self.permits.atake(self.threads)
+            vault = self._vault(key, permit=permit)
+            await self.inner.aappend(key, vault.seal(items))
+            if permit.is_over or not self.threads.serves_caller():
+                await self.threads.run(self._confirm, key, permit)
 
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
         if self._is_threaded:
@@ -178,7 +185,7 @@ class EncryptedBackend(BaseSessionBackend):
             return await self.threads.run(
                 self.page, key, before=before, after=after, limit=limit
             )
-        await self._load()
+        await self.source.load()
         found = await self.inner.apage(key, before=before, after=after, limit=limit)
         page = open_page(self._vault(key), found, later=_unasked)
         if is_closed(page) and await sync_to_async(self.source.renew)():
@@ -247,17 +254,43 @@ class EncryptedBackend(BaseSessionBackend):
         return self._reader(key, purpose)
 
     async def avault(self, key: SessionKey) -> Vault:
-        """See vault()."""
+        """See writer()."""
         if self._is_threaded:
-            return await self.threads.run(self._reader, key)
-        await self._load()
-        return self._vault(key)
+            return await self.threads.run(self.writer, key)
+        permit = await self.permits.atake(self.threads)
+        return self._vault(key, permit=permit)
+
+    def writer(
+        self, key: SessionKey, purpose: bytes = b"", permit: Permit | None = None
+    ) -> Vault:
+        """Give what opens a session's items, and writes them while a permit lasts.
+
+        Raises UnknownEncryptionKey, and what Permits.take() does.
+        """
+        return self._reader(key, purpose, permit or self.permits.take())
+
+    @cached_property
+    def permits(self) -> Permits:
+        """Who may write with which key."""
+        from agent_sessions.backends.encrypted.permits import Permits
+
+        return Permits(self.alias, self.directory.using, self.source)
+
+    def _confirm(self, key: SessionKey, permit: Permit) -> None:
+        """Look after what was stored when the permit was over, or will be later."""
+        using = self.permits.using
+        if permit.is_over or connections[using].in_atomic_block:
+            from agent_sessions.backends.encrypted.rotation import confirm
+
+            transaction.on_commit(partial(confirm, self, key, permit), using=using)
 
     def rewrap(self, key: SessionKey) -> bool:
         """Put a session's own key under the first one; tell whether that was due."""
-        if self._secrets is None:
-            return False
-        return self._secrets.rewrap(key, self._vault(key, purpose=SECRETS))
+        from agent_sessions.backends.encrypted.secrets import SessionSecrets
+
+        vault = self._vault(key, purpose=SECRETS, permit=self.permits.take())
+        # Those of the time when `session_keys` was on are there too.
+        return SessionSecrets(self.alias, self.permits.using).rewrap(key, vault)
 
     @cached_property
     def _secrets(self) -> SessionSecrets | None:
@@ -268,28 +301,39 @@ class EncryptedBackend(BaseSessionBackend):
         return SessionSecrets(self.alias, self.directory.using)
 
     def _vault(
-        self, key: SessionKey, ring: KeyRing | None = None, purpose: bytes = b""
+        self,
+        key: SessionKey,
+        ring: KeyRing | None = None,
+        purpose: bytes = b"",
+        permit: Permit | None = None,
     ) -> Vault:
+        if ring is None:
+            ring = self.source.ring() if permit is None else permit.ring
         return Vault(
-            self.source.ring() if ring is None else ring,
+            ring,
             self._context(key) + purpose,
             key.session_id,
             lifetime=self.settings.lifetime,
             memory=self._memory,
             # What lies beside items is a text of ours.
             carrier=AS_IS if purpose else carrier_for(self.inner),
+            permit=permit,
         )
 
     def _context(self, key: SessionKey) -> bytes:
         owner = None if key.user_id is None else str(key.user_id)
         return session_context(self.settings.name, owner, key.session_id)
 
-    def _reader(self, key: SessionKey, purpose: bytes = b"") -> Vault:
+    def _reader(
+        self, key: SessionKey, purpose: bytes = b"", permit: Permit | None = None
+    ) -> Vault:
         if self._secrets is None:
-            return self._vault(key, purpose=purpose)
+            return self._vault(key, purpose=purpose, permit=permit)
         secret = self._secrets.find(key, self._vault(key, purpose=SECRETS))
-        ring = self.source.ring()
-        return self._vault(key, ring if secret is None else ring.under(secret), purpose)
+        if secret is None:
+            return self._vault(key, purpose=purpose, permit=permit)
+        # What is under the session's own key needs no permit.
+        return self._vault(key, self.source.ring().under(secret), purpose)
 
     def _forget(self, key: SessionKey) -> None:
         for purpose in (b"", TEXTS, SECRETS):
@@ -305,11 +349,14 @@ class EncryptedBackend(BaseSessionBackend):
 
     @contextmanager
     def _writing(self, key: SessionKey, purpose: bytes = b"") -> Iterator[Vault]:
+        permit = self.permits.take()
         if self._secrets is None:
-            yield self._vault(key, purpose=purpose)
-            return
-        with self._secrets.held(key, self._vault(key, purpose=SECRETS)) as secret:
-            yield self._vault(key, self.source.ring().under(secret), purpose)
+            yield self._vault(key, purpose=purpose, permit=permit)
+        else:
+            sealing = self._vault(key, purpose=SECRETS, permit=permit)
+            with self._secrets.held(key, sealing) as secret:
+                yield self._vault(key, permit.ring.under(secret), purpose)
+        self._confirm(key, permit)
 
     def _with_keys(
         self, key: SessionKey, use: Callable[[Vault], T], purpose: bytes = b""
@@ -325,18 +372,13 @@ class EncryptedBackend(BaseSessionBackend):
     async def _awith_keys(
         self, key: SessionKey, use: Callable[[Vault], Awaitable[T]]
     ) -> T:
-        await self._load()
+        await self.source.load()
         try:
             return await use(self._vault(key))
         except UnknownEncryptionKey:
             if not await sync_to_async(self.source.renew)():
                 raise
             return await use(self._vault(key))
-
-    async def _load(self) -> None:
-        # A provider may take its time, which the loop hasn't.
-        if not self.source.is_ready:
-            await sync_to_async(self.source.ring)()
 
 
 def _unasked(position: int, limit: int) -> Page:
