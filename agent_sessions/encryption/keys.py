@@ -171,4 +171,6 @@ def _as_text(key: Any) -> str:
             ) from None
     if not isinstance(key, str):
         raise InvalidEncryptionKey(f"It is a {type(key).__name__}, not a str.")
+    if any("\ud800" <= character <= "\udfff" for character in key):
+        raise InvalidEncryptionKey("It has characters that can't be encoded.")
     return key

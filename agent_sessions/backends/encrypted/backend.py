@@ -78,6 +78,8 @@ class EncryptedBackend(BaseSessionBackend):
         self.settings = read_options(alias, self.options)
         self.source = KeySource(alias, self.options["keys"], self.settings.key_refresh)
         self._memory = Memory(self.settings.cache_bytes)
+        # By database: a router may have one for each tenant.
+        self._permits: dict[str, Permits] = {}
         # The sessions' keys lie in a database: async callers need a thread.
         self._is_threaded = self.settings.session_keys
 
@@ -269,12 +271,16 @@ class EncryptedBackend(BaseSessionBackend):
         """
         return self._reader(key, purpose, permit or self.permits.take())
 
-    @cached_property
+    @property
     def permits(self) -> Permits:
-        """Who may write with which key."""
-        from agent_sessions.backends.encrypted.permits import Permits
+        """Who may write with which key, by the rows of the directory's database."""
+        using = self.directory.using
+        found = self._permits.get(using)
+        if found is None:
+            from agent_sessions.backends.encrypted.permits import Permits
 
-        return Permits(self.alias, self.directory.using, self.source)
+            found = self._permits[using] = Permits(self.alias, using, self.source)
+        return found
 
     def _confirm(self, key: SessionKey, permit: Permit) -> None:
         """Look after what was stored when the permit was over, or will be later."""
