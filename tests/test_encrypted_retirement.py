@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from agent_sessions.exceptions import (
     UnknownEncryptionKey,
 )
 from agent_sessions.models import (
+    AgentRun,
     AgentSession,
     Branch,
     KeyUse,
@@ -434,6 +437,46 @@ def test_a_backup_under_a_retired_key_is_read_and_rotated(rows: str) -> None:
     assert len(texts(NEW)) == 3
     with under(OLD, NEW), pytest.raises(RetiredEncryptionKey):
         private().sync.add_items([said("lost")])
+
+
+# -- rotations that are killed -------------------------------------------------------------
+
+
+@one_database
+def test_a_rotation_that_is_killed_at_any_statement_is_given_again(
+    environment: Any,
+) -> None:
+    with under(OLD):
+        fill(3)
+        sealed = sessions["private"].seal_text(SessionKey("s"), "paused")
+        row = AgentSession.objects.get()
+        AgentRun.objects.create(session=row, run_id="r", state=sealed)
+    # Long ago, so that a rotation retires the key after its first sweep.
+    KeyUse.objects.update(seconds=0)
+    killed = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.killed_rotation",
+            json.dumps(setting([NEW, OLD])),
+        ],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    points = [json.loads(line) for line in killed.stdout.splitlines()]
+    assert [point["killed"] for point in points] == [*[True] * (len(points) - 1), False]
+    assert len(points) > 8
+    # After each kill both keys together read all, and the old one was not let go.
+    assert all(point["items"] == 3 for point in points)
+    assert not any(point["told"] for point in points[:-1])
+    assert f"nothing is under {key_id(OLD)}" in points[-1]["told"]
+    assert len(texts(NEW)) == 3
+    run = AgentRun.objects.get()
+    with under(NEW):
+        assert sessions["private"].open_text(SessionKey("s"), run.state) == "paused"
 
 
 # -- what belongs to no session's row -----------------------------------------------------
