@@ -20,9 +20,11 @@ from django.test import override_settings
 
 from agent_sessions import sessions
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.encrypted.retirement import Retirement
 from agent_sessions.exceptions import (
     EncryptionError,
     RetiredEncryptionKey,
+    StorageError,
     UnknownEncryptionKey,
 )
 from agent_sessions.models import (
@@ -197,6 +199,21 @@ def test_without_waiting_it_says_for_how_long_a_key_may_be_written_with() -> Non
 
 
 @one_database
+def test_a_last_look_retires_nothing() -> None:
+    """What was written until then is looked through only after a retirement."""
+    with under(OLD):
+        fill(1)
+    with under(NEW, OLD):
+        backend: Any = sessions["private"]
+        retirement = Retirement(backend)
+        eventually(lambda: not retirement.writers[key_id(OLD)].left)
+        assert not retirement.look(retire=False)
+        assert retirement.retired() == []
+        assert retirement.look()
+        assert retirement.retired() == [key_id(OLD)]
+
+
+@one_database
 def test_a_key_that_was_never_written_with_is_not_retired() -> None:
     """Step 1 of a rotation: the new key stands behind the old one."""
     with under(OLD, NEW):
@@ -263,14 +280,15 @@ def stall(other: Other, line: str, path: Path) -> None:
     eventually((path / "gate.reached").exists)
 
 
+@pytest.mark.parametrize("command", ["write", "awrite"])
 def test_what_a_long_transaction_commits_late_is_put_under_the_new_key(
-    service: Service, environment: Any
+    service: Service, environment: Any, command: str
 ) -> None:
     configured = setting(FROM_FILE)
     with other_writer(environment, configured) as other:
         other.tell("write first")
         other.tell("begin")
-        other.tell("write late")
+        other.tell(f"{command} late")
         service.give(NEW, OLD)
         waits = connection.vendor == "sqlite"
         timer = threading.Timer(1, other.begin, ["commit"])
@@ -335,6 +353,25 @@ def test_a_provider_that_fails_is_bridged_for_a_while(service: Service) -> None:
         service.give(NEW, OLD)
         eventually(lambda: succeeds(lambda: fill(1)))
         assert json.loads(SessionItem.objects.latest("pk").data)["kid"] == key_id(NEW)
+
+
+@one_database
+def test_a_database_that_fails_is_bridged_for_a_while() -> None:
+    ListBackend.histories.clear()
+    with under(NEW, inner={"BACKEND": ListBackend}):
+        fill(1)
+        with connection.schema_editor() as editor:
+            editor.delete_model(KeyUse)
+        try:
+            fill(1)
+            with pytest.raises(StorageError, match="which encryption keys are in use"):
+                again_and_again(lambda: fill(1))
+            written = len(private().sync.get_items())
+        finally:
+            with connection.schema_editor() as editor:
+                editor.create_model(KeyUse)
+        fill(1)
+        assert len(private().sync.get_items()) == written + 1 > 2
 
 
 def again_and_again(call: Callable[[], Any]) -> None:

@@ -7,6 +7,7 @@ has written would not open, and what is written would open with the cut text onl
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import pairwise
 
 _KEY = re.compile(r"[A-Za-z0-9_+/-]{43}=")
@@ -89,7 +90,7 @@ def _decoded(text: str) -> str:
     return text
 
 
-_CHANGES = {
+_CHANGES: dict[str, Callable[[str], str]] = {
     "the b'…' that Python prints around bytes": _unpacked,
     "quotes around it": _unquoted,
     "a name in front of it": _unnamed,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core import checks
-from django.db import connections, transaction
 
 from agent_sessions.backends.base import (
     BaseSessionBackend,
@@ -284,11 +283,9 @@ class EncryptedBackend(BaseSessionBackend):
 
     def _confirm(self, key: SessionKey, permit: Permit) -> None:
         """Look after what was stored when the permit was over, or will be later."""
-        using = self.permits.using
-        if permit.is_over or connections[using].in_atomic_block:
-            from agent_sessions.backends.encrypted.rotation import confirm
+        from agent_sessions.backends.encrypted.rotation import confirm
 
-            transaction.on_commit(partial(confirm, self, key, permit), using=using)
+        confirm(self, key, permit)
 
     def rewrap(self, key: SessionKey) -> bool:
         """Put a session's own key under the first one; tell whether that was due."""

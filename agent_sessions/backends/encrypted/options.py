@@ -15,7 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "clear_without_key": False,
     "name": None,
     "cache_bytes": 8 * 2**20,
-    "key_refresh": 30,
+    "key_refresh": 20,
 }
 
 # A rotation waits for twice as long.

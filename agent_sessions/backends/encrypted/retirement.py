@@ -62,10 +62,11 @@ class Retirement:
                 if made:
                     self.writers[key_id] = _watched(row, {}, clock())
 
-    def look(self) -> bool:
+    def look(self, *, retire: bool = True) -> bool:
         """Look who writes, and retire keys with which nobody does any more.
 
-        Tells whether there is none left.
+        Tells whether there is none left. What was written with a key that is retired
+        here may still be there: everything is to be looked through after that.
         """
         with told(self._permits.using):
             rows = list(self._rows().filter(retired_at=None))
@@ -73,7 +74,8 @@ class Retirement:
             now, before = clock(), self.writers
             self.writers = {}
             for row in rows:
-                if not self._is_retired(row, before.get(row.key_id)):
+                known = before.get(row.key_id)
+                if not (retire and self._is_retired(row, known)):
                     self.writers[row.key_id] = _watched(row, before, now)
         return not self.writers
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+from django.db import connections, transaction
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.encrypted.backend import TEXTS, EncryptedBackend
@@ -160,9 +163,19 @@ def rotate_rest(backend: EncryptedBackend, batch_size: int) -> Rotated:
 def confirm(backend: EncryptedBackend, key: SessionKey, permit: Permit) -> None:
     """Put what was stored too late under the key of now, if its own was retired.
 
-    A process or a transaction may stand still between encrypting and storing. Raises
-    EncryptionError where it can't be done: the retired key must then be kept.
+    A process or a transaction may stand still between encrypting and storing; an open
+    transaction is waited for. Raises EncryptionError where it can't be done: the
+    retired key must then be kept.
     """
+    using = backend.permits.using
+    if connections[using].in_atomic_block:
+        call = partial(_confirm, backend, key, permit)
+        transaction.on_commit(call, using=using)
+    else:
+        _confirm(backend, key, permit)
+
+
+def _confirm(backend: EncryptedBackend, key: SessionKey, permit: Permit) -> None:
     if not permit.is_over or not backend.permits.is_retired(permit.key_id):
         return
     cause: EncryptionError | None = None

@@ -51,7 +51,7 @@ class Job:
         """Find out whether all is under the first key, and will be."""
         # The keys may have changed meanwhile.
         first = self.backend.source.ask().first.id
-        unused = self.retirement.look() and first == self.retirement.first
+        unused = self.retirement.look(retire=False) and first == self.retirement.first
         self.is_complete = unused and not self.last.left
 
 
