@@ -191,6 +191,8 @@ def test_without_waiting_it_says_for_how_long_a_key_may_be_written_with() -> Non
     with under(OLD):
         fill(1)
     with under(NEW, OLD):
+        with pytest.raises(CommandError, match="wait"):
+            rotate("--wait=nan")
         told = refused("--wait=0")
         assert f"key {key_id(OLD)} may be written with for another 2 seconds" in told
         # The items themselves are done.
@@ -248,6 +250,8 @@ def test_what_is_stored_after_its_key_was_retired_is_put_under_the_new_one(
         service.give(NEW, OLD)
         with override_settings(AGENT_SESSIONS=configured):
             assert "it can be removed" in rotate()
+        # Destroyed: only the process that was held up still has it.
+        service.give(NEW)
         (tmp_path / "gate").unlink()
         assert other.answer() == {"gave": None}
     assert texts(NEW) == ["first", "late"]

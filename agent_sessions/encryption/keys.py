@@ -115,6 +115,10 @@ class KeyRing:
         """Find a key by its id."""
         return self._keys.get(key_id)
 
+    def beside(self, other: KeyRing) -> KeyRing:
+        """Give a ring that writes as this one does and reads with the other's keys too."""
+        return KeyRing([*self, *other])
+
     def under(self, key: MasterKey) -> KeyRing:
         """Give a ring that writes with another key and reads with all."""
         return KeyRing([key, *self])

@@ -59,7 +59,8 @@ class Vault:
 
     `context` says which session it is, `lifetime` for how many seconds a turn is shown
     and `carrier` how envelopes lie in the store: what is given and taken here is what
-    is stored. With a `permit` it writes while that is valid. Its errors name key ids, and nothing of the contents.
+    is stored. With a `permit` it writes while that is valid. Its errors name key ids,
+    and nothing of the contents.
     """
 
     def __init__(

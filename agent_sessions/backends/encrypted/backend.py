@@ -287,11 +287,12 @@ class EncryptedBackend(BaseSessionBackend):
 
         confirm(self, key, permit)
 
-    def rewrap(self, key: SessionKey) -> bool:
+    def rewrap(self, key: SessionKey, permit: Permit | None = None) -> bool:
         """Put a session's own key under the first one; tell whether that was due."""
         from agent_sessions.backends.encrypted.secrets import SessionSecrets
 
-        vault = self._vault(key, purpose=SECRETS, permit=self.permits.take())
+        permit = permit or self.permits.take()
+        vault = self._vault(key, purpose=SECRETS, permit=permit)
         # Those of the time when `session_keys` was on are there too.
         return SessionSecrets(self.alias, self.permits.using).rewrap(key, vault)
 
@@ -332,11 +333,12 @@ class EncryptedBackend(BaseSessionBackend):
     ) -> Vault:
         if self._secrets is None:
             return self._vault(key, purpose=purpose, permit=permit)
-        secret = self._secrets.find(key, self._vault(key, purpose=SECRETS))
+        masters = self._vault(key, purpose=SECRETS, permit=permit)
+        secret = self._secrets.find(key, masters)
         if secret is None:
             return self._vault(key, purpose=purpose, permit=permit)
         # What is under the session's own key needs no permit.
-        return self._vault(key, self.source.ring().under(secret), purpose)
+        return self._vault(key, masters.ring.under(secret), purpose)
 
     def _forget(self, key: SessionKey) -> None:
         for purpose in (b"", TEXTS, SECRETS):

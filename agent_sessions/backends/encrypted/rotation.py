@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from django.db import connections, transaction
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.encrypted.backend import TEXTS, EncryptedBackend
-from agent_sessions.encryption import Vault, carrier_for
+from agent_sessions.encryption import KeyRing, Vault, carrier_for
 from agent_sessions.encryption.permit import Permit
 from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
 from agent_sessions.items import Item, decode
@@ -68,10 +68,18 @@ class Rotation:
     goes on where it was. Writers needn't wait: each row is compared before it changes.
     """
 
-    def __init__(self, backend: EncryptedBackend, row: AgentSession) -> None:
+    def __init__(
+        self,
+        backend: EncryptedBackend,
+        row: AgentSession,
+        former: KeyRing | None = None,
+    ) -> None:
+        """Take a session; `former` keys read too, though they may be gone by now."""
         self._backend = backend
         self._row = row
+        self._former = former
         self._key = SessionKey(row.session_id, row.user_id)
+        self._taken: Permit | None = None
         self._permit: Permit | None = None
         self._vaults: dict[bytes, Vault] = {}
         self.done = Rotated()
@@ -79,7 +87,7 @@ class Rotation:
     def run(self, *, batch_size: int) -> Rotated:
         """Rotate what is there now. Raises StorageError."""
         try:
-            self.done.keys += self._backend.rewrap(self._key)
+            self.done.keys += self._backend.rewrap(self._key, self._take())
             first = self._vault().ring.first.id
         except UnknownEncryptionKey as exc:
             # The session's own key doesn't open, so nothing of the session does.
@@ -98,11 +106,20 @@ class Rotation:
         self._rotate_texts()
         return self.done
 
+    def _take(self) -> Permit:
+        taken = self._backend.permits.take()
+        if self._permit is None or taken is not self._taken:
+            self._taken = self._permit = taken
+            if self._former is not None:
+                ring = taken.ring.beside(self._former)
+                self._permit = replace(taken, ring=ring)
+        return self._permit
+
     def _vault(self, purpose: bytes = b"") -> Vault:
         """Give what writes now: a long session outlives a permit."""
-        permit = self._backend.permits.take()
-        if permit is not self._permit:
-            self._permit, self._vaults = permit, {}
+        before, permit = self._permit, self._take()
+        if permit is not before:
+            self._vaults = {}
         if purpose not in self._vaults:
             vault = self._backend.writer(self._key, purpose, permit)
             self._vaults[purpose] = vault
@@ -181,8 +198,10 @@ def _confirm(backend: EncryptedBackend, key: SessionKey, permit: Permit) -> None
     cause: EncryptionError | None = None
     row = backend.directory.rows(key).first()
     try:
-        if row and not Rotation(backend, row).run(batch_size=_BATCH).left:
-            return
+        if row is not None:
+            rotation = Rotation(backend, row, permit.ring)
+            if not rotation.run(batch_size=_BATCH).left:
+                return
     except EncryptionError as exc:
         cause = exc
     raise EncryptionError(

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import math
 import time
-from argparse import ArgumentParser, BooleanOptionalAction
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from typing import Any, cast
 
 from django.core.management.base import BaseCommand, CommandError
@@ -21,6 +22,14 @@ from agent_sessions.management.selecting import count, counted
 INCOMPLETE = 3
 # Seconds between two looks at who writes.
 _PAUSE = 0.5
+
+
+def _seconds(text: str) -> float:
+    """Read how long to wait, for argparse."""
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ArgumentTypeError("0 or more seconds")
+    return seconds
 
 
 class Job:
@@ -82,7 +91,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--wait",
-            type=float,
+            type=_seconds,
             default=120.0,
             metavar="SECONDS",
             help="how long to wait for processes that may still write with an older "
