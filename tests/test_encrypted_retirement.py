@@ -220,7 +220,9 @@ def test_a_key_that_was_never_written_with_is_not_retired() -> None:
     """Step 1 of a rotation: the new key stands behind the old one."""
     with under(OLD, NEW):
         fill(1)
-        assert "can be removed" not in rotate()
+        told = rotate()
+        assert "can be removed" not in told
+        assert f"{key_id(NEW)}, with which no process has written" in told
     assert not KeyUse.objects.filter(key_id=key_id(NEW)).exists()
     with under(NEW, OLD):
         private().sync.add_items([said("more")])

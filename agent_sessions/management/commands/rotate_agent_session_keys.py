@@ -242,9 +242,17 @@ class Command(BaseCommand):
                     f"{job.alias}: key {printable(key_id)} may be written with for "
                     f"another {writers.left:.0f} seconds."
                 )
+        if not job.is_complete or not self.options["verbosity"]:
+            return
         retired = job.retirement.retired()
-        if retired and self.options["verbosity"] and job.is_complete:
+        for key_id in retired:
             self.stdout.write(
-                f"{job.alias}: nothing is under {', '.join(map(printable, retired))}, "
-                "and no process may write with it any more: it can be removed."
+                f"{job.alias}: nothing is under {printable(key_id)}, and no process may "
+                "write with it any more: it can be removed."
             )
+        for key_id in job.backend.source.ring().ids:
+            if key_id not in {job.retirement.first, *retired}:
+                self.stdout.write(
+                    f"{job.alias}: nothing is under {key_id}, with which no process has "
+                    "written. Any may: remove it from the keys if none is to."
+                )
