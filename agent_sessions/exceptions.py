@@ -183,6 +183,20 @@ class UnacceptedEnvelope(UnknownEncryptionKey):
         self.key_id = key_id
 
 
+class RetiredEncryptionKey(EncryptionError):
+    """The key to write with was retired; nothing was written. `key_id` names it."""
+
+    def __init__(self, alias: str, key_id: str) -> None:
+        super().__init__(
+            f"The first encryption key of {alias!r} is {key_id!r}, which "
+            "rotate_agent_session_keys has retired: newer keys have taken its place. "
+            "Nothing was written. Give this process the current keys, the newest first, "
+            "and restart it; to write with the retired key again, call "
+            f"manage.py rotate_agent_session_keys --reinstate {key_id}."
+        )
+        self.key_id = key_id
+
+
 class InvalidEncryptionKey(AgentSessionError, ValueError):
     """What is given as a key is none; the message doesn't quote it."""
 

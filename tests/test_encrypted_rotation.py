@@ -21,7 +21,8 @@ from agent_sessions.backends.encrypted.rotation import Rotation
 from agent_sessions.exceptions import InvalidApproval, UnknownEncryptionKey
 from agent_sessions.models import AgentRun, AgentSession, SessionItem, SessionSecret
 from tests.list_backend import ListBackend
-from tests.test_encrypted import TREASURE, data, key_id, private, under
+from tests.test_encrypted import TREASURE, data, key_id, private
+from tests.test_encrypted import under as under_default
 from tests.test_encryption import NEW, OLD, said
 from tests.waiting import asked, opened, wait
 
@@ -29,6 +30,11 @@ pytestmark = [pytest.mark.django_db(transaction=True)]
 one_database = pytest.mark.one_database
 
 PLACES = ("pk", "branch", "position", "turn", "created_at")
+
+
+def under(*keys: str, **options: Any) -> Any:
+    """Configure keys that are asked for every second, so that a rotation waits for two."""
+    return under_default(*keys, **{"key_refresh": 1, **options})
 
 
 def rotate(*arguments: str) -> str:

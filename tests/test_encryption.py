@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 from agents.extensions.memory import EncryptedSession as SDKEncryptedSession
 from agents.memory import SQLiteSession
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent_sessions import EncryptedSession, EncryptSession
 from agent_sessions.backends.encrypted.options import DEFAULTS
@@ -99,6 +102,103 @@ def test_a_bad_key_is_refused_and_not_quoted(key: Any, reason: str) -> None:
         KeyRing.parse([NEW, key])
     assert str(caught.value).startswith("Key 2: ")
     assert not isinstance(key, str) or not key or key not in str(caught.value)
+
+
+HEX = "9c1185a5c5e9fc54612808977ee8f548b2258d31a7d3f0c96b2e4d5f60718293"
+ALMOST = {
+    "lost_equals": (NEW[:-1], "lost its last character, the equals sign"),
+    "lost_equals_standard": (f"+/{NEW[2:-1]}", "lost its last character"),
+    "two_equals": (f"{NEW}=", "2 equals signs"),
+    "cut_by_two": (NEW[:-2], "a part is missing"),
+    "cut_by_four": (NEW[:40], "a part is missing"),
+    "cut_in_front": (NEW[1:], "a part is missing"),
+    "cut_inside": (NEW[:20] + NEW[21:], "a part is missing"),
+    "cut_inside_and_end": (NEW[:20] + NEW[21:-1], "a part is missing"),
+    "typed_twice": (NEW[:20] + NEW[19:-1], "more than that"),
+    "two_keys": (f"{NEW},{OLD}", "something more"),
+    "joined_keys": (f"{NEW}{OLD}", "something more"),
+    "quoted": (f"'{NEW}'", "quotes around it"),
+    "double_quoted": (f'"{NEW}"', "quotes around it"),
+    "half_quoted": (f"'{NEW}", "quotes around it"),
+    "typographic": (f"\u201c{NEW}\u201d", "quotes around it"),
+    "repr": (repr(NEW.encode()), "Python prints around bytes"),
+    "line_end": (f"{NEW}\r\n", "blanks or a line's end"),
+    "written_line_end": (f"{NEW}\\n", "blanks or a line's end"),
+    "wrapped": (f"{NEW[:30]}\n{NEW[30:]}", "blanks or a line's end"),
+    "byte_order_mark": (f"\ufeff{NEW}", "blanks or a line's end"),
+    "named": (f"AGENT_KEY={NEW}", "a name in front"),
+    "exported": (f"export AGENT_KEY='{NEW}'", "a name in front"),
+    "yaml": (f"key: {NEW}", "a name in front"),
+    "named_and_cut": (f"AGENT_KEY={NEW[:-1]}", "lost its last character"),
+    "in_a_list": (f"['{NEW}']", "a bracket"),
+    "quoted_in_a_url": (f"{NEW[:-1]}%3D", "written as a code"),
+    "replaced": (f"{NEW[:9]}*{NEW[10:]}", "a character in it that no key has"),
+    "hex_cut": (HEX[:-1], "63 of 64"),
+    "hex_quoted": (f"'{HEX}'", "quotes around it"),
+    "hex_prefixed": (f"0x{HEX}", "0x in front"),
+    "16_bytes": ("6hbL2Q0uCwQ2gkUu7gkq1Q==", "base64 of 16 bytes"),
+    "24_bytes": ("Yc3m0Hq0xX5p8n2lW1zv7TgUeRkA9bQd", "base64 of 24 bytes"),
+    "31_bytes": (f"{NEW[:40]}qQ==", "a part is missing"),
+}
+
+
+@pytest.mark.parametrize(("key", "reason"), ALMOST.values(), ids=list(ALMOST))
+def test_what_is_nearly_a_key_is_an_error_that_says_what_is_wrong(
+    key: str, reason: str
+) -> None:
+    for each in (key, key.encode()):
+        with pytest.raises(InvalidEncryptionKey, match=reason) as caught:
+            MasterKey.parse(each)
+        for start in range(len(key) - 8):
+            assert key[start : start + 9] not in str(caught.value)
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_both_spellings_of_a_key_are_the_same_one(secret: bytes) -> None:
+    standard = base64.b64encode(secret).decode()
+    spelled = base64.urlsafe_b64encode(secret).decode()
+    one, other = MasterKey.parse(standard), MasterKey.parse(spelled)
+    assert one.secret == other.secret == secret
+    assert one.is_strong == other.is_strong == (len(set(secret)) >= 8)
+    with pytest.raises(InvalidEncryptionKey, match="equals sign"):
+        MasterKey.parse(spelled[:-1])
+
+
+@given(st.text(st.characters(), max_size=120))
+def test_any_text_is_a_key_or_refused_without_being_quoted(text: str) -> None:
+    told = ""
+    try:
+        assert len(MasterKey.parse(text).secret) >= 16
+    except InvalidEncryptionKey as exc:
+        told = f"{exc!r} {exc.__context__!r}"
+    assert len(text) < 12 or text not in told
+
+
+async def test_the_sdk_takes_the_same_bytes_of_either_spelling() -> None:
+    for key in (f"+/{NEW[2:]}", HEX):
+        assert MasterKey.parse(key).is_strong
+        store = await made()
+        await SDKEncryptedSession("s", store, key).add_items([said("theirs")])
+        session = EncryptedSession(store, key, accept_sdk_envelopes=True)
+        assert await session.get_items() == [said("theirs")]
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "correct horse battery staple",
+        "correct-horse-battery-staple-and-so-on",
+        "MyVeryLongPassphrase2024ForAgentsInProduction",
+        "Tr0ub4dor3AndMoreWordsInARow",
+        "it's a very long pass phrase, isn't it: yes",
+        "PASSWORD=correct horse battery staple",
+        "550e8400-e29b-41d4-a716-446655440000",
+        "p1)$8wq&d0=k@7v!x2z_3m(9c#5n^6b*4j-h+g%fsaltyu1e2r",
+    ],
+)
+def test_pass_phrases_are_still_taken_as_they_are(phrase: str) -> None:
+    key = MasterKey.parse(phrase)
+    assert (key.secret, key.is_strong) == (phrase.encode(), False)
 
 
 @pytest.mark.parametrize(

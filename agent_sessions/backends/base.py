@@ -57,6 +57,7 @@ _GUARDED = frozenset(
         "aappend",
         "alatest",
         "apop",
+        "apop_if",
         "aclear",
         "apage",
         "aflush",

@@ -37,6 +37,8 @@ from agent_sessions.items import Item, decode, decode_all, encode_texts
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
 
+    from agent_sessions.encryption.permit import Permit
+
 # Items among which a pop looks for copies, at first.
 _RECENT = 32
 
@@ -66,7 +68,8 @@ class Vault:
 
     `context` says which session it is, `lifetime` for how many seconds a turn is shown
     and `carrier` how envelopes lie in the store: what is given and taken here is what
-    is stored. Its errors name key ids, and nothing of the contents.
+    is stored. With a `permit` it writes while that is valid. Its errors name key ids,
+    and nothing of the contents.
 
     It lives for one operation: the keys that it derives go with it.
     """
@@ -83,12 +86,14 @@ class Vault:
         lifetime: float | None = None,
         memory: Memory | None = None,
         carrier: Carrier = AS_IS,
+        permit: Permit | None = None,
     ) -> None:
         self.ring = ring
         self.context = context
         self.session_id = session_id
         self.lifetime = lifetime
         self.carrier = carrier
+        self._permit = permit
         self._memory = Memory(0) if memory is None else memory
         self._ciphers: dict[str, Fernet] = {}
 
@@ -99,7 +104,7 @@ class Vault:
 
     def seal(self, items: Sequence[Any]) -> list[Item]:
         """Put items into envelopes. Raises InvalidItem, which names the first bad one."""
-        key = self.ring.first
+        key = self._first()
         cipher = self._cipher(key)
         texts = [text.encode() for text in encode_texts(items)]
         now = int(time.time())
@@ -127,7 +132,7 @@ class Vault:
         found = self._unseal(envelope)
         if found is None or decode(found[0]) is None:
             return None
-        new = seal(self._cipher(first), first.id, id_of(envelope), *found)
+        new = seal(self._cipher(self._first()), first.id, id_of(envelope), *found)
         return self.carrier.load(new)
 
     # -- out -----------------------------------------------------------------------
@@ -260,6 +265,12 @@ class Vault:
                 return found
         # Changed or of another key: nothing tells, so nothing is passed over.
         raise UnknownEncryptionKey(self.session_id, envelope["kid"], self.ring.ids)
+
+    def _first(self) -> MasterKey:
+        """Give the key to write with. Raises EncryptionError without the right to."""
+        if self._permit is not None:
+            self._permit.assert_valid()
+        return self.ring.first
 
     def _cipher(self, key: MasterKey) -> Fernet:
         cipher = self._ciphers.get(key.id)

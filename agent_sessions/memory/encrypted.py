@@ -91,7 +91,9 @@ class SealedCompaction:
         hidden = len(found.items) - len(items)
 
         async def replace_suffix(start: int, output: list[Any]) -> bool:
-            replaced = await found.replace_suffix(hidden + start, vault.seal(output))
+            # The model has summarized meanwhile, and the key may have changed.
+            _, newest = await self._sealed()
+            replaced = await found.replace_suffix(hidden + start, newest.seal(output))
             return bool(replaced)
 
         return type(found)(
