@@ -24,6 +24,7 @@ from agent_sessions.agui import (
     parse_frame,
     run_error,
 )
+from agent_sessions.backends.processes import this_process
 from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.ratelimit import RateLimit
@@ -36,7 +37,6 @@ from agent_sessions.runs import (
     get_run_manager,
 )
 from agent_sessions.runs.errors import message_for, refusal_code
-from agent_sessions.runs.process import this_process
 from agent_sessions.runs.relay import ChannelRelay, group_of
 from agent_sessions.websocket_auth import current_user, origin_is_allowed
 

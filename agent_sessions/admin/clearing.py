@@ -21,6 +21,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from agent_sessions import clearing
 from agent_sessions.admin.rights import may, may_read
+from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentSession
 
@@ -137,7 +138,7 @@ class ClearingMixin(_ModelAdmin):
         sessions = items = 0
         busy: list[str] = []
         for row in list(queryset):
-            if clearing.has_active_run(row):
+            if holds_a_run(row):
                 busy.append(self.label(request, row))
                 continue
             try:
