@@ -6,9 +6,10 @@ reading them from a database.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from agent_sessions.forks import new_lock
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -65,7 +66,7 @@ class Memory:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._size = 0
         self._sessions: OrderedDict[bytes, Remembered] = OrderedDict()
 

@@ -219,6 +219,7 @@ class History(Reader):
         if head.is_empty:
             ttl = min(ttl or EMPTY_TTL, EMPTY_TTL)
         last = Write(self.key, encode_head(head), found.etag, ttl)
+        self.sidecar.check_sizes([*writes, last])
         if self._fit_together(found, writes):
             # The only thing that a transaction changes is how many requests there
             # are: some stores apply a refused one in part, and that must do no harm.
