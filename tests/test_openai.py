@@ -541,6 +541,20 @@ async def test_a_batch_that_may_have_arrived_in_part(
     assert found == ["item 0", *(f"item {n}" for n in range(41, 51))]
 
 
+async def test_what_was_not_sent_is_not_unsure() -> None:
+    """Nobody listens any more after the first 20 items."""
+    with conversations_server() as server:
+        client = AsyncOpenAI(base_url=server.url, api_key=KEY, max_retries=1)
+        session = OpenAIConversationsSession(client=client)
+        last: Any = {"stops": True, "headers": {"Connection": "close"}}
+        server.fail(method="POST", path="/items", status=None, seconds=0.3, **last)
+        with pytest.raises(PartlyWritten, match="first 20 are stored") as caught:
+            await session.add_items(said(*range(50)))
+        assert (caught.value.stored, len(caught.value.unsure)) == (20, 0)
+        assert [len(items) for items in server.conversations.values()] == [20]
+        await client.close()
+
+
 @pytest.mark.django_db
 async def test_a_batch_that_can_not_be_removed_again(
     server: ConversationsServer,

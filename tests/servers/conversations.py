@@ -35,7 +35,8 @@ class Fault:
     """What happens instead of an answer, or after the work is done.
 
     `status` is answered with `headers`; 0 hangs up, and None answers as if nothing
-    was. `after` does the work first; `seconds` are let pass before the answer.
+    was. `after` does the work first; `seconds` are let pass before the answer. `stops`
+    is the last answer of the server.
     """
 
     method: str = ""
@@ -47,6 +48,7 @@ class Fault:
     code: str = "fault"
     after: bool = False
     seconds: float = 0
+    stops: bool = False
 
 
 class Refused(Exception):
@@ -273,6 +275,10 @@ class Handler(BaseHTTPRequestHandler):
             if fault is None or fault.after or fault.status is None:
                 status, answer = self.work(path, parse_qs(url.query), body)
         if fault is not None:
+            if fault.stops:
+                # It listens until the server's loop has looked at it once more.
+                self.close_connection = True
+                self.server.socket.close()
             time.sleep(fault.seconds)
             if fault.status == 0:
                 self.close_connection = True
@@ -280,7 +286,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault.status is not None:
                 self.say(fault.status, error(fault.code, "As asked."), fault.headers)
                 return
-        self.say(status, answer)
+        self.say(status, answer, {} if fault is None else fault.headers)
 
     def work(self, path: str, query: Any, body: bytes) -> tuple[int, Any]:
         if self.headers.get("Authorization") != f"Bearer {KEY}":
