@@ -204,6 +204,8 @@ class BackgroundLoop:
         self._calls: set[Future[Any]] = set()
         # Threads that wait for a call.
         self._callers: set[int] = set()
+        # Whether a fork holds the lock; it can't while the loop that forks is closed.
+        self._is_held = False
         forks.loops.add(self)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -275,12 +277,12 @@ class BackgroundLoop:
 
     def before_fork(self) -> None:
         """Let no call begin, wait for those under way, and close the loop."""
-        self._lock.acquire()
+        self._is_held = self._lock.acquire(timeout=forks.PATIENCE)
         me = threading.get_ident()
         # A call that forks can't be waited for.
-        if self._thread is not None and me not in {self._thread.ident, *self._callers}:
-            wait(tuple(self._calls), timeout=forks.PATIENCE)
-            if not self._calls:
+        mine = {self._thread and self._thread.ident, *self._callers}
+        if self._is_held and me not in mine:
+            if not wait(tuple(self._calls), timeout=forks.PATIENCE).not_done:
                 self._end()
 
     def after_fork(self, *, in_child: bool) -> None:
@@ -289,7 +291,10 @@ class BackgroundLoop:
             forks.inherited.append((self._loop, self._thread))
             self._loop = self._thread = None
             self._calls, self._callers = set(), set()
-        self._lock.release()
+        if self._is_held:
+            self._lock.release()
+        elif in_child:
+            self._lock = threading.Lock()
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
