@@ -281,9 +281,10 @@ class BackgroundLoop:
         me = threading.get_ident()
         # A call that forks can't be waited for.
         mine = {self._thread and self._thread.ident, *self._callers}
-        if self._is_held and me not in mine:
-            if not wait(tuple(self._calls), timeout=forks.PATIENCE).not_done:
-                self._end()
+        if not self._is_held or me in mine:
+            return
+        if not wait(tuple(self._calls), timeout=forks.PATIENCE).not_done:
+            self._end()
 
     def after_fork(self, *, in_child: bool) -> None:
         """Let calls begin again."""
