@@ -10,10 +10,10 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.db.models import F
-from django.utils import timezone
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.directory import NO_RUN
+from agent_sessions.backends.leases import DatabaseNow
 from agent_sessions.backends.reading import read_history
 from agent_sessions.clearing import why_spared
 from agent_sessions.copying.histories import Fingerprint, Hasher, batches
@@ -258,7 +258,7 @@ class Copier:
         )
         if not idle.update(
             run_id=held,
-            run_seen_at=timezone.now(),
+            run_seen_at=DatabaseNow(),
             fence=F("fence") + 1,
             state=AgentSession.State.RUNNING,
         ):

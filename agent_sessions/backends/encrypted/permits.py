@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from django.utils import timezone
 from agent_sessions.backends.encrypted.source import RETRY, KeySource
 from agent_sessions.encryption.permit import Permit, clock
 from agent_sessions.exceptions import RetiredEncryptionKey, StorageError
+from agent_sessions.forks import new_lock
 from agent_sessions.models import KeyUse
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Permits:
         self.using = using
         self._source = source
         self._permit: Permit | None = None
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def rows(self) -> Any:
         """Give the rows of the alias's keys, as a query set."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ from agent_sessions.exceptions import (
     InvalidBackend,
     InvalidEncryptionKey,
 )
+from agent_sessions.forks import new_lock
 from agent_sessions.reports import guard_methods, place_of
 
 logger = logging.getLogger("agent_sessions.backends")
@@ -45,7 +45,7 @@ class KeySource:
         self._setting = f"AGENT_SESSIONS[{alias!r}]"
         self._ring: KeyRing | None = None
         self._provider: Callable[[], Any] | None = None
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._asked = 0.0
         # In clock()'s time: when the ring was asked for, and when it is to be again.
         self._read = 0.0
