@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from django.core import checks
 
-from agent_sessions.backends.base import Page, SessionKey, did_you_mean
+from agent_sessions.backends.arguments import did_you_mean
+from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.loops import PerLoop
 from agent_sessions.backends.remote import RemoteBackend, Written
 from agent_sessions.backends.sdk.opening import Maker, Opened, OpenSessions
@@ -97,7 +98,7 @@ class SDKBackend(RemoteBackend):
     def _check_arguments(
         self, setting: str, options: dict[str, Any], signature: Signature
     ) -> None:
-        own = self._own_options()
+        own = self.option_names()
         given = _arguments(options, own)
         taken = signature.names
         if not signature.is_open and (unknown := sorted(given.keys() - taken)):
@@ -116,13 +117,6 @@ class SDKBackend(RemoteBackend):
                 hint=f"Set {setting}['OPTIONS'][{missing[0]!r}].",
                 id="agent_sessions.E009",
             )
-
-    def _own_options(self) -> frozenset[str]:
-        return frozenset(
-            self.option_defaults.keys()
-            | self.required_options
-            | self.retention_defaults.keys()
-        )
 
     def check(self) -> list[checks.CheckMessage]:
         messages = super().check()
@@ -148,7 +142,7 @@ class SDKBackend(RemoteBackend):
 
     def _forgets(self) -> bool:
         """Tell whether the arguments name a database in memory."""
-        given = _arguments(self.options, self._own_options())
+        given = _arguments(self.options, self.option_names())
         url = str(given.get("url", ""))
         if url.startswith("sqlite"):
             return url.endswith((":memory:", "://", ":///"))
@@ -241,7 +235,7 @@ class SDKBackend(RemoteBackend):
             ) from None
 
     async def _make_sessions(self) -> OpenSessions:
-        arguments = _arguments(self.options, self._own_options())
+        arguments = _arguments(self.options, self.option_names())
         return OpenSessions(
             Maker(self.options["session"], arguments), self.options["keep"]
         )
