@@ -20,6 +20,8 @@ from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Batch, Item
 
 CONSISTENCIES = ("strong", "eventual")
+# A key that nobody writes: reading it tells whether the store answers.
+_PING = "__ping__"
 
 
 class _Place:
@@ -144,6 +146,21 @@ class DaprBackend(RemoteBackend):
     async def _close_place(self, place: _Place) -> None:
         if self.options["client"] is None:
             await place.sidecar.client.close()
+
+    async def ping(self) -> bool:
+        """Tell whether the sidecar and its store answer."""
+        try:
+            place = await self._places.get()
+            await place.sidecar.read(_PING)
+        except StorageError:
+            return False
+        return True
+
+    async def disconnect(self) -> None:
+        """Close the running loop's client, and that of synchronous callers."""
+        await self._places.aclose()
+        # In a thread: it waits for that loop's end.
+        await asyncio.to_thread(self.close)
 
     # -- storage ---------------------------------------------------------------------
 
