@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -155,7 +156,10 @@ class SDKBackend(RemoteBackend):
     async def store_append(self, key: SessionKey, batch: Batch) -> Written:
         async def write(opened: Opened) -> Written:
             # Copies: some classes keep what they are given.
-            await opened.session.add_items(decode_all(row.data for row in batch.rows))
+            items = decode_all(row.data for row in batch.rows)
+            await opened.session.add_items(items)
+            if (view := opened.view(key.fence)) is not None:
+                view.wrote(decode_all(row.data for row in batch.rows))
             if opened.count is None:
                 # The classes can't tell; from here on it is known without a look.
                 await _latest(opened, None)
@@ -163,12 +167,16 @@ class SDKBackend(RemoteBackend):
                 opened.count += len(batch)
             return Written(opened.count)
 
-        return await self._use(key, write)
+        return await self._use(key, write, writes=True)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         async def read(opened: Opened) -> list[Item]:
             # Some classes give their own lists away.
-            return copy.deepcopy(await _latest(opened, limit))
+            items = copy.deepcopy(await _latest(opened, limit))
+            if (view := opened.view(key.fence)) is not None:
+                is_all = limit is None or len(items) < limit
+                view.read(items, is_all=is_all, alias=self.alias)
+            return items
 
         return await self._use(key, read)
 
@@ -182,11 +190,13 @@ class SDKBackend(RemoteBackend):
                 # Some classes take any JSON value for an item.
                 known = None
                 item = await opened.session.pop_item()
+            if (view := opened.view(key.fence)) is not None and item is not None:
+                view.popped()
             if known is not None:
                 opened.count = max(0, known - (item is not None))
             return item, Written(opened.count)
 
-        return await self._use(key, pop)
+        return await self._use(key, pop, writes=True)
 
     async def store_clear(self, key: SessionKey) -> int:
         async def clear(opened: Opened) -> int:
@@ -194,9 +204,11 @@ class SDKBackend(RemoteBackend):
             opened.count = None
             await opened.session.clear_session()
             opened.count = 0
+            if (view := opened.view(key.fence)) is not None:
+                view.cleared()
             return count
 
-        return await self._use(key, clear)
+        return await self._use(key, clear, writes=True)
 
     async def store_page(
         self, key: SessionKey, *, before: int | None, after: int | None, limit: int
@@ -213,16 +225,47 @@ class SDKBackend(RemoteBackend):
 
     # -- helpers ---------------------------------------------------------------------
 
-    async def _use(self, key: SessionKey, work: Callable[[Opened], Awaitable[T]]) -> T:
-        """Do something with a key's session, in the loop that it belongs to."""
-        return await self._background.arun(self._use_here(key, work))
+    async def _use(
+        self,
+        key: SessionKey,
+        work: Callable[[Opened], Awaitable[T]],
+        *,
+        writes: bool = False,
+    ) -> T:
+        """Do something with a key's session, in the loop that it belongs to.
+
+        A run's lease is looked at when nobody else of this process uses the session any
+        more, right before the write: no read of this process comes between.
+        """
+        fenced = writes and self.listed and key.fence is not None
+        check = self._lease_check(key) if fenced else None
+        return await self._background.arun(self._use_here(key, work, check))
+
+    def _lease_check(self, key: SessionKey) -> Callable[[], Awaitable[None]]:
+        caller = asyncio.get_running_loop()
+
+        async def check() -> None:
+            look = self.on_directory(self.directory.assert_lease, key)
+            if asyncio.get_running_loop() is caller:
+                await look
+            else:
+                # Where the caller is, whose transaction may hold the row.
+                future = asyncio.run_coroutine_threadsafe(look, caller)
+                await asyncio.wrap_future(future)
+
+        return check
 
     async def _use_here(
-        self, key: SessionKey, work: Callable[[Opened], Awaitable[T]]
+        self,
+        key: SessionKey,
+        work: Callable[[Opened], Awaitable[T]],
+        check: Callable[[], Awaitable[None]] | None,
     ) -> T:
         try:
             sessions = await self._sessions.get()
             async with sessions.use(inner_id(key)) as opened:
+                if check is not None:
+                    await check()
                 return await work(opened)
         except AgentSessionError:
             raise
