@@ -20,6 +20,8 @@ from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Batch, Item
 
 CONSISTENCIES = ("strong", "eventual")
+# How many leases a loop remembers.
+_TAKEN = 1024
 # A key that nobody writes: reading it tells whether the store answers.
 _PING = "__ping__"
 
@@ -35,6 +37,15 @@ class _Place:
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = (
             weakref.WeakValueDictionary()
         )
+
+        # The last leases that were written into heads: a hint that spares a look.
+        self.taken: dict[str, int | None] = {}
+
+    def take(self, key: str, fence: int | None) -> None:
+        """Remember the lease in a head."""
+        if len(self.taken) >= _TAKEN:
+            self.taken.clear()
+        self.taken[key] = fence
 
     def lock(self, key: str) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
@@ -172,7 +183,8 @@ class DaprBackend(RemoteBackend):
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         place = await self._places.get()
-        return await self._history(place, key).latest(limit)
+        history = await self._to_read(place, key)
+        return await history.latest(limit)
 
     async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
         place = await self._places.get()
@@ -191,20 +203,32 @@ class DaprBackend(RemoteBackend):
         self, key: SessionKey, *, before: int | None, after: int | None, limit: int
     ) -> Page:
         place = await self._places.get()
-        history = self._history(place, key)
+        history = await self._to_read(place, key)
         return await history.page(before=before, after=after, limit=limit)
 
     async def store_count(self, key: SessionKey) -> int | None:
         place = await self._places.get()
         return (await self._history(place, key).read()).head.count
 
+    async def _to_read(self, place: _Place, key: SessionKey) -> History:
+        """Give a history to read, in whose head a run's lease is."""
+        history = self._history(place, key)
+        if self._is_fenced(key) and place.taken.get(history.key) != key.fence:
+            async with place.lock(history.key):
+                await history.take()
+            place.take(history.key, key.fence)
+        return history
+
+    def _is_fenced(self, key: SessionKey) -> bool:
+        return self.listed and key.fence is not None
+
     def _history(self, place: _Place, key: SessionKey) -> History:
+        if not self._is_fenced(key):
+            return History(place.sidecar, head_key(key), self._rules)
+
         async def admit() -> None:
-            # After the head was read: whoever takes the lease and writes, or clears,
-            # changes the head, and then this is asked again.
+            # After the head was read: whoever takes the lease and reads, writes or
+            # clears changes the head, and then this is asked again.
             await self.on_directory(self.directory.assert_lease, key)
 
-        fenced = self.listed and key.fence is not None
-        return History(
-            place.sidecar, head_key(key), self._rules, admit if fenced else None
-        )
+        return History(place.sidecar, head_key(key), self._rules, admit, key.fence)

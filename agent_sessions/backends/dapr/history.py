@@ -46,7 +46,10 @@ SPARE_TTL = 60
 
 
 class History(Reader):
-    """One session's items. `admit` is awaited before each attempt to write."""
+    """One session's items, for the run whose lease is `fence`, if one is given.
+
+    `admit` is awaited before each attempt to write.
+    """
 
     def __init__(
         self,
@@ -54,9 +57,25 @@ class History(Reader):
         key: str,
         rules: Rules,
         admit: Callable[[], Awaitable[None]] | None = None,
+        fence: int | None = None,
     ) -> None:
         super().__init__(sidecar, key, rules)
         self._admit = admit
+        self._fence = fence
+
+    async def take(self) -> None:
+        """Write the run's lease into the head, before the run reads.
+
+        Who has read the head before, and found its own lease to be the last one, is
+        then refused by the store, and asks for its lease anew.
+        """
+
+        async def plan(found: Found) -> Draft | None:
+            if found.head.fence == self._fence:
+                return None
+            return self._unburdened(self._sealed(found.head))
+
+        await self._change(plan)
 
     async def append(self, batch: Batch) -> int:
         """Store a batch; give how many items there are then."""
@@ -197,7 +216,10 @@ class History(Reader):
                 raise tries.failure(exc) from exc
             if draft is None:
                 return None
-            draft = replace(draft, head=draft.head.marked(new_name()))
+            head = draft.head.marked(new_name())
+            if self._fence is not None:
+                head = replace(head, fence=self._fence)
+            draft = replace(draft, head=head)
             try:
                 draft = await self._commit(found, draft)
             except Conflict:
