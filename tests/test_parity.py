@@ -307,7 +307,7 @@ async def test_a_ping_of_what_is_down_is_false(places: Places, ours: bool) -> No
 
 
 async def test_a_ping_of_a_sidecar_that_is_down_is_false(places: Places) -> None:
-    client = DaprClient(places.dapr.address)
+    client: Any = DaprClient(places.dapr.address)
     session = DaprSession("s", STORE, client)
     assert await session.ping()
     places.dapr.faults.unavailable = True
@@ -357,7 +357,8 @@ async def test_encryption_takes_the_arguments_of_the_sdk(arguments: Any) -> None
     for kind in (SDKEncrypted, EncryptedSession):
         inner = SQLiteSession("s")
         given, named = arguments(inner)
-        session: Any = kind(*given, encryption_key=KEY, **named)
+        build: Any = kind
+        session = build(*given, encryption_key=KEY, **named)
         await session.add_items(said("secret"))
         (stored,) = await inner.get_items()
         told.append(

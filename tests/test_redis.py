@@ -838,12 +838,13 @@ async def test_every_key_of_an_sdk_history_gets_the_ttl(
     assert await sdk._get_next_id() == 1
     await sdk.close()
     session = open_session(place, sdk.session_id, ttl=500, sliding=sliding)
-    await {
+    uses: dict[str, Any] = {
         "add": lambda: session.add_items(MESSAGES),
         "pop": session.pop_item,
         "read": session.get_items,
         "replace": lambda: session._atomic_replace_items(MESSAGES),
-    }[use]()
+    }
+    await uses[use]()
     stem = f"agents:session:{sdk.session_id}"
     found: Any = [link.ttl(name) for name in link.scan_iter(f"{stem}*")]
     if use == "read" and not sliding:

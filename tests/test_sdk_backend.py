@@ -517,13 +517,12 @@ async def test_a_write_that_waited_while_its_lease_was_lost_is_refused(
         reading = asyncio.ensure_future(session.get_items())
         await asyncio.to_thread(SlowReader.waiting.wait, 10)
         old = session.fenced(1)
-        writing = asyncio.ensure_future(
-            {
-                "append": lambda: old.add_items(said(2)),
-                "pop": old.pop_item,
-                "clear": old.clear_session,
-            }[write]()
-        )
+        writes: dict[str, Any] = {
+            "append": lambda: old.add_items(said(2)),
+            "pop": old.pop_item,
+            "clear": old.clear_session,
+        }
+        writing = asyncio.ensure_future(writes[write]())
         # Admitted by now: it waits for the reader.
         await asyncio.sleep(0.3)
         await rows.aupdate(fence=2)
