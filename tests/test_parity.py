@@ -34,6 +34,7 @@ from openai import AsyncOpenAI
 
 from agent_sessions import (
     DaprSession,
+    DjangoSession,
     EncryptedSession,
     OpenAIConversationsSession,
     RedisSession,
@@ -102,6 +103,10 @@ class Places:
                 dapr_client=client,
                 **more,
             )
+        if name == "django":
+            if ours:
+                return DjangoSession(session_id, **more)
+            return SQLiteSession(session_id, self.folder / "s.sqlite3", **more)
         inner = SQLiteSession(session_id, self.folder / f"{ours}.sqlite3")
         inner.session_settings = SessionSettings()
         kind: Any = EncryptedSession if ours else SDKEncrypted
@@ -170,7 +175,7 @@ async def script(session: Any) -> list[Any]:
     return told
 
 
-@pytest.mark.parametrize("name", ["redis", "dapr", "encrypted"])
+@pytest.mark.parametrize("name", ["django", "redis", "dapr", "encrypted"])
 async def test_the_same_script_tells_the_same(places: Places, name: str) -> None:
     session_id = uuid.uuid4().hex
     # One after the other: both know each other's histories.
@@ -184,7 +189,7 @@ async def test_the_same_script_tells_the_same(places: Places, name: str) -> None
 
 
 @pytest.mark.parametrize("settings", [SessionSettings(limit=2), {"limit": 2}])
-@pytest.mark.parametrize("name", ["redis", "dapr"])
+@pytest.mark.parametrize("name", ["django", "redis", "dapr"])
 async def test_settings_are_taken_alike(
     places: Places, name: str, settings: Any
 ) -> None:
@@ -199,7 +204,7 @@ async def test_settings_are_taken_alike(
     assert told[1] == told[0]
 
 
-@pytest.mark.parametrize("name", ["redis", "dapr", "encrypted"])
+@pytest.mark.parametrize("name", ["django", "redis", "dapr", "encrypted"])
 async def test_a_runner_works_with_both_alike(places: Places, name: str) -> None:
     told = []
     for ours in (False, True):
@@ -506,13 +511,15 @@ async def test_compaction_under_encryption_leaves_what_doesnt_open(
     assert (await store.get_items())[0] == said("not encrypted")[0]
 
 
-@pytest.mark.parametrize("kind", ["database", "redis"])
+@pytest.mark.parametrize("kind", ["database", "redis", "dapr"])
 async def test_a_pop_under_a_wrong_key_is_one_step_that_changes_nothing(
     places: Places, kind: str
 ) -> None:
     store: Any = get_session("s")
     if kind == "redis":
         store = RedisSession.from_url(uuid.uuid4().hex, places.redis_url)
+    if kind == "dapr":
+        store = places.owned("dapr", True, "s")
     await EncryptedSession(store, KEY).add_items(said(1, 2))
     before = await store.get_items()
     asked: list[str] = []
@@ -531,6 +538,22 @@ async def test_a_pop_under_a_wrong_key_is_one_step_that_changes_nothing(
     assert await EncryptedSession(watched, KEY).pop_item() == said(2)[0]
     # Nothing was looked at before, and nothing put back.
     assert asked == []
+
+
+async def test_a_pop_under_one_key_of_many_leaves_the_others_in_order(
+    places: Places,
+) -> None:
+    """Over segments that are sealed: what isn't accepted stays in its place."""
+    store: Any = places.owned("dapr", True, "s")
+    mine, theirs = EncryptedSession(store, KEY), EncryptedSession(store, OTHER)
+    await mine.add_items(said(*range(70)))
+    await store.add_items(said("not encrypted") * 40)
+    before = await store.get_items()
+    assert await mine.pop_item() == said(69)[0]
+    assert await store.get_items() == [*before[:69], *before[70:]]
+    with pytest.raises(UnknownEncryptionKey):
+        await theirs.pop_item()
+    assert await store.get_items() == [*before[:69], *before[70:]]
 
 
 # -- what differs on purpose -----------------------------------------------------------

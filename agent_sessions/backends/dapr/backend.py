@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -62,6 +63,7 @@ class DaprBackend(RemoteBackend):
     health check at the start (s; None leaves the check out).
     """
 
+    supports_pop_if = True
     required_options = frozenset({"store_name"})
     option_defaults: ClassVar[dict[str, Any]] = {
         **RemoteBackend.option_defaults,
@@ -187,10 +189,15 @@ class DaprBackend(RemoteBackend):
         return await history.latest(limit)
 
     async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
+        return await self.store_pop_if(key, lambda item: True)
+
+    async def store_pop_if(
+        self, key: SessionKey, accept: Callable[[Item], bool]
+    ) -> tuple[Item | None, Written]:
         place = await self._places.get()
         history = self._history(place, key)
         async with place.lock(history.key):
-            item, count = await history.pop()
+            item, count = await history.pop(accept)
         return item, Written(count)
 
     async def store_clear(self, key: SessionKey) -> int:

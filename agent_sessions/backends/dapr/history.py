@@ -99,13 +99,18 @@ class History(Reader):
         draft = await self._change(plan)
         return 0 if draft is None else draft.head.count
 
-    async def pop(self) -> tuple[Item | None, int | None]:
-        """Remove and give the newest readable item, and how many are left."""
+    async def pop(
+        self, accept: Callable[[Item], bool] = lambda item: True
+    ) -> tuple[Item | None, int | None]:
+        """Remove and give the newest readable item that is accepted, and the count.
+
+        The others stay in their places.
+        """
 
         async def plan(found: Found) -> Draft | None:
             head = found.head
-            if (taken := _take(head.tail)) is None:
-                return await self._plan_sealed_pop(found)
+            if (taken := _take(head.tail, accept)) is None:
+                return await self._plan_sealed_pop(found, accept)
             item, tail = taken
             popped = replace(
                 head,
@@ -118,7 +123,9 @@ class History(Reader):
         draft = await self._change(plan)
         return (None, None) if draft is None else (draft.item, draft.head.count)
 
-    async def _plan_sealed_pop(self, found: Found) -> Draft | None:
+    async def _plan_sealed_pop(
+        self, found: Found, accept: Callable[[Item], bool]
+    ) -> Draft | None:
         head = found.head
         last = not head.tail
         for number in reversed(range(head.sealed)):
@@ -127,7 +134,7 @@ class History(Reader):
                 # What can't be read stays in its place, so it must keep its number.
                 last = last and segment.entries is not None
                 continue
-            if (taken := _take(segment.entries)) is None:
+            if (taken := _take(segment.entries, accept)) is None:
                 last = False
                 continue
             item, rest = taken
@@ -323,9 +330,12 @@ class History(Reader):
             return
 
 
-def _take(entries: tuple[Entry, ...]) -> tuple[Item, tuple[Entry, ...]] | None:
-    """Take the newest readable item out of entries; None where there is none."""
+def _take(
+    entries: tuple[Entry, ...], accept: Callable[[Item], bool]
+) -> tuple[Item, tuple[Entry, ...]] | None:
+    """Take the newest item that is accepted out of entries; None where there is none."""
     for index in reversed(range(len(entries))):
-        if (item := decode(entries[index].text)) is not None:
+        item = decode(entries[index].text)
+        if item is not None and accept(item):
             return item, (*entries[:index], *entries[index + 1 :])
     return None
