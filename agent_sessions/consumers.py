@@ -40,7 +40,7 @@ from agent_sessions.sockets import (
 )
 
 if TYPE_CHECKING:
-    from agents import Agent, RunConfig
+    from agents import Agent, RunConfig, RunErrorHandlers, RunHooks
 
 __all__ = [
     "CLOSE_BAD_FRAMES",
@@ -60,12 +60,16 @@ class AgentConsumer(GuardedSocket):
     """Run an agent on one conversation of the logged-in user.
 
     `AgentConsumer.as_asgi(agent=support_agent)` under a route with `session_id`.
-    Override get_agent(), get_run_config(), get_context() and authorize(), each plain
-    or async. Frames and close codes: docs/websocket.md.
+    Override get_agent(), get_context(), get_session(), authorize() and the other
+    get_…(), each plain or async. Frames and close codes: docs/websocket.md.
     """
 
     agent: Agent[Any] | None = None
     run_config: RunConfig | None = None
+    hooks: RunHooks[Any] | None = None
+    error_handlers: RunErrorHandlers[Any] | None = None
+    # None leaves it to `limits`, and these to the SDK.
+    max_turns: int | None = None
     stream_options: StreamOptions = StreamOptions()
     limits: RunLimits = RunLimits()
     # Bytes of a frame; runs of one user a minute.
@@ -100,6 +104,22 @@ class AgentConsumer(GuardedSocket):
     def get_context(self) -> Any:
         """Give the context object that tools get; self.user is who asks."""
         return None
+
+    def get_hooks(self) -> Any:
+        """Give the SDK's RunHooks for a run, or None."""
+        return self.hooks
+
+    def get_error_handlers(self) -> Any:
+        """Give the SDK's RunErrorHandlers for a run, or None."""
+        return self.error_handlers
+
+    def get_max_turns(self) -> Any:
+        """Say how many turns a run may take; None leaves it to the limits."""
+        return self.max_turns
+
+    def get_session(self, session: Any) -> Any:
+        """Give the session that a run uses: ours, which it gets, or one around it."""
+        return session
 
     async def check_rate(self) -> bool:
         """Count a run; False where the user has had too many in this minute."""
@@ -207,6 +227,10 @@ class AgentConsumer(GuardedSocket):
             run_config=await maybe_await(self.get_run_config()),
             options=self.stream_options,
             limits=self.limits,
+            hooks=await maybe_await(self.get_hooks()),
+            error_handlers=await maybe_await(self.get_error_handlers()),
+            max_turns=await maybe_await(self.get_max_turns()),
+            wrap_session=self.get_session,
         )
 
     async def _catch_up(self, offset: str | None) -> None:

@@ -102,6 +102,13 @@ class InvalidLimit(AgentSessionError, ValueError):
         )
 
 
+class SessionClosed(AgentSessionError, RuntimeError):
+    """The session was closed. A RuntimeError, as the SDK's classes raise it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"This {kind} is closed. Open another one.")
+
+
 class StorageError(AgentSessionError):
     """The store could not be read or written; nothing was half-written."""
 
@@ -153,6 +160,19 @@ class PartlyWritten(StorageError):
 
 class EncryptionError(StorageError):
     """What is stored encrypted, or signed, doesn't open; nothing was changed."""
+
+
+class ScanLimitReached(AgentSessionError, RuntimeError):
+    """A read would look at more stored items than it may.
+
+    A RuntimeError, as the SDK's EncryptedSession raises it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "max_scan_items stored items are too few to read this. Raise it, or clear "
+            "what is old."
+        )
 
 
 class UnknownEncryptionKey(EncryptionError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from django.utils.connection import BaseConnectionHandler
 from django.utils.module_loading import import_string
 
-from agent_sessions.backends.base import did_you_mean
+from agent_sessions.backends.arguments import did_you_mean
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
 from agent_sessions.reports import guarded
 

@@ -50,6 +50,7 @@ async def test_a_pause_for_approval_is_an_interrupt() -> None:
                     "properties": {
                         "approved": {"type": "boolean"},
                         "reason": {"type": "string"},
+                        "always": {"type": "boolean"},
                     },
                     "required": ["approved"],
                 },

@@ -20,6 +20,7 @@ from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import sync_to_async
 from dapr.aio.clients import DaprClient as AsyncDaprClient
 from dapr.clients import DaprClient
+from django.db import connection
 from django.test import override_settings
 
 from agent_sessions import DaprSession, get_session, sessions
@@ -201,7 +202,11 @@ def test_the_options_are_those_of_the_docs() -> None:
     table = re.search(r"\| option \|.*\n\|[-|]+\n((?:\|.*\n)+)", DOCS)
     assert table
     rows = [line.split("|")[1:3] for line in table[1].splitlines()]
-    told = {name.strip(" `"): default.strip(" `") for name, default in rows}
+    # What the environment says comes first.
+    told = {
+        name.strip(" `"): default.split(", else ")[-1].strip(" `")
+        for name, default in rows
+    }
     options = {"store_name": "needed", **DaprBackend.option_defaults}
     assert told == {
         name: str(value).replace("strong", '"strong"')
@@ -317,3 +322,79 @@ def test_a_run_that_loses_its_lease_in_mid_write_is_refused(
             with pytest.raises(LeaseLost):
                 backend.append(session.key.fenced(fence), says("c"))
         assert [item["content"] for item in backend.latest(KEY, None)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("write", ["append", "pop", "clear"])
+@pytest.mark.django_db(transaction=True)
+def test_no_write_lands_after_the_next_run_has_read(
+    dapr_server: DaprSidecar, begun: bool, write: str
+) -> None:
+    """The old run has its lease looked at, the next one takes it and reads; only then
+    the old one's write comes to the store."""
+    setting = {
+        "default": {
+            "BACKEND": "agent_sessions.backends.dapr.DaprBackend",
+            "OPTIONS": {"store_name": STORE},
+        }
+    }
+    with override_settings(AGENT_SESSIONS=setting):
+        session = get_session("s")
+        session.sync.add_items(says("a"))  # type: ignore[arg-type]
+        rows = AgentSession.objects.filter(session_id="s")
+        fence = rows.get().fence
+        old, new = session.key.fenced(fence), session.key.fenced(fence + 1)
+        if begun:
+            assert session.backend.latest(old, None) == says("a")
+        # Another process's.
+        other = DaprBackend("default", {"store_name": STORE})
+        found: list[Any] = []
+
+        def interfere(name: str, keys: list[str], carried_out: bool) -> None:
+            if name == "SaveState" and not found:
+                found.append("asked")
+                rows.update(fence=fence + 1)
+                found.append(other.latest(new, None))
+                connection.close()
+
+        dapr_server.faults.interfere = interfere
+        do: Any = {
+            "append": lambda: session.backend.append(old, says("late")),
+            "pop": lambda: session.backend.pop(old),
+            "clear": lambda: session.backend.clear(old),
+        }[write]
+        with pytest.raises(LeaseLost):
+            do()
+        dapr_server.faults.interfere = None
+        assert found[1] == says("a")
+        assert other.latest(new, None) == says("a")
+        other.append(new, says("b"))
+        assert session.backend.latest(KEY, None) == says("a", "b")
+        other.close()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_lease_is_written_once_and_a_lower_one_after_a_backup_too(
+    dapr_server: DaprSidecar,
+) -> None:
+    setting = {
+        "default": {
+            "BACKEND": "agent_sessions.backends.dapr.DaprBackend",
+            "OPTIONS": {"store_name": STORE},
+        }
+    }
+    with override_settings(AGENT_SESSIONS=setting):
+        session = get_session("s")
+        session.sync.add_items(says("a"))  # type: ignore[arg-type]
+        rows = AgentSession.objects.filter(session_id="s")
+        for fence in (9, 2):
+            rows.update(fence=fence)
+            run = session.key.fenced(fence)
+            assert session.backend.latest(run, None)[0] == says("a")[0]
+            assert head_of(dapr_server).fence == fence
+            before = dapr_server.counts.requests["SaveState"]
+            session.backend.latest(run, None)
+            assert dapr_server.counts.requests["SaveState"] == before
+            session.backend.append(run, says(fence))
+        texts_now = [item["content"] for item in session.backend.latest(KEY, None)]
+        assert texts_now == ["a", "9", "2"]

@@ -227,3 +227,23 @@ _TALK = textwrap.dedent(
     asyncio.run(main())
     """
 )
+
+
+def test_one_table_says_of_each_backend_what_is_done_once() -> None:
+    text = (ROOT / "docs" / "backends.md").read_text(encoding="utf-8")
+    table = text.split("## Once, whole, and by whom")[1].split("\n## ")[0]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("|")
+    ]
+    head, rows = lines[0], lines[2:]
+    operations = ("append", "read", "pop", "clear", "replace", "rewrite", "copy")
+    assert [cell.split(" (")[0] for cell in head[1:-1]] == list(operations)
+    by_name = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    rewrite = head.index("rewrite (new keys)")
+    for path in re.findall(r"`(agent_sessions\.backends\.\w+\.\w+)`", text):
+        kind = import_string(path)
+        row = by_name[kind.__name__]
+        assert len(row) == len(head)
+        assert (row[rewrite] != "no") == (kind.supports_rewriting or kind.encrypts)

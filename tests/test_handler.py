@@ -79,6 +79,7 @@ def test_options_may_be_empty(options: dict[str, Any] | None) -> None:
             "threads": None,
             "max_age": None,
             "max_idle": None,
+            "run_session": None,
         }
 
 
@@ -176,7 +177,7 @@ WRONG: dict[str, tuple[Any, str, str]] = {
     "a misspelt option": (
         {"default": {**DATABASE, "OPTIONS": {"thread": 4}}},
         "has unknown OPTIONS: thread. Did you mean 'threads'? DatabaseBackend takes: "
-        "database, max_age, max_idle, threads.",
+        "database, max_age, max_idle, run_session, threads.",
         "E008",
     ),
     "a missing option": (

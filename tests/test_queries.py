@@ -142,6 +142,14 @@ class TestStatements:
         assert few[0] <= 8
         assert few[1] == 1
 
+    def test_a_pop_takes_as_many_as_the_docs_say(self) -> None:
+        """The session's row, its branch, the newest rows; the item, the count, the turn."""
+        session = get_session("pop").sync
+        session.add_items([*messages(2), {"role": "assistant", "content": "Hi"}])
+        assert statements(session.pop_item) == (5, 1)
+        # A user's message ends a turn.
+        assert statements(session.pop_item) == (6, 1)
+
     def test_popping_from_an_empty_history(self) -> None:
         session = get_session("pop").sync
         session.add_items([ITEM])

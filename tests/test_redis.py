@@ -783,7 +783,8 @@ async def test_close_lets_idle_connections_go(place: str, link: redis.Redis) -> 
     await session.add_items(MESSAGES)
     await session.close()
     assert name not in [found["name"] for found in link.client_list()]
-    assert await session.get_items() == MESSAGES
+    other = open_session(place, session.session_id, redis_kwargs={"client_name": name})
+    assert await other.get_items() == MESSAGES
 
 
 def test_no_setting_of_django_is_needed(place: str) -> None:
@@ -821,3 +822,56 @@ async def test_from_cache_reads_the_alias(redis_server: Server) -> None:
         session = RedisSession.from_cache(session_id)
         await session.add_items(MESSAGES)
     assert await open_session(url(redis_server, 3), session_id).get_items() == MESSAGES
+
+
+# --- closing, and the SDK's keys --------------------------------------------------------
+
+
+@pytest.mark.parametrize("sliding", [True, False])
+@pytest.mark.parametrize("use", ["add", "pop", "read", "replace"])
+async def test_every_key_of_an_sdk_history_gets_the_ttl(
+    place: str, link: redis.Redis, use: str, sliding: bool
+) -> None:
+    """Else its metadata stays for ever, where the items are forgotten."""
+    sdk = SDKSession.from_url(uuid.uuid4().hex, url=place)
+    await sdk.add_items(MESSAGES)
+    assert await sdk._get_next_id() == 1
+    await sdk.close()
+    session = open_session(place, sdk.session_id, ttl=500, sliding=sliding)
+    uses: dict[str, Any] = {
+        "add": lambda: session.add_items(MESSAGES),
+        "pop": session.pop_item,
+        "read": session.get_items,
+        "replace": lambda: session._atomic_replace_items(MESSAGES),
+    }
+    await uses[use]()
+    stem = f"agents:session:{sdk.session_id}"
+    found: Any = [link.ttl(name) for name in link.scan_iter(f"{stem}*")]
+    if use == "read" and not sliding:
+        # Then a read writes nothing, and what was there keeps what it had.
+        assert set(found) == {-1}
+    else:
+        assert len(found) >= 3
+        assert all(0 < left <= 600 for left in found)
+        assert all(490 < link.ttl(stem + end) <= 500 for end in ("", ":counter"))
+
+
+async def test_a_ttl_reaches_no_key_of_another_session(
+    place: str, link: redis.Redis
+) -> None:
+    session_id = uuid.uuid4().hex
+    other = open_session(place, session_id)
+    await other.add_items(MESSAGES)
+    # Its metadata would lie where the other's items do.
+    await open_session(place, f"{session_id}:messages", ttl=5).add_items(MESSAGES)
+    assert link.ttl(names(other).items) == -1
+
+
+async def test_expiry_that_the_sdk_gave_is_kept(place: str, link: redis.Redis) -> None:
+    sdk = SDKSession.from_url(uuid.uuid4().hex, url=place, ttl=300)
+    await sdk.add_items(MESSAGES)
+    await sdk.close()
+    await open_session(place, sdk.session_id).add_items(MESSAGES)
+    stem = f"agents:session:{sdk.session_id}"
+    for name in ("", ":messages"):
+        assert 290 < link.ttl(stem + name) <= 300

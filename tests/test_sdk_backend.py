@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -484,6 +485,113 @@ async def test_a_fenced_run_that_lost_its_lease_writes_nothing(
     assert texts(await session.get_items()) == ["item 1", "item 2"]
 
 
+class SlowReader(ListSession):
+    """A session whose readers wait until they are let go."""
+
+    waiting = threading.Event()
+    go_on = threading.Event()
+
+    async def get_items(self, limit: int | None = None) -> list[Any]:
+        self.waiting.set()
+        await asyncio.to_thread(self.go_on.wait, 10)
+        return await super().get_items(limit)
+
+
+@pytest.mark.parametrize("write", ["append", "pop", "clear"])
+@pytest.mark.django_db(transaction=True)
+async def test_a_write_that_waited_while_its_lease_was_lost_is_refused(
+    write: str,
+) -> None:
+    """The lease is looked at right before the write, not before the wait for it."""
+    ListSession.histories.clear()
+    SlowReader.go_on.set()
+    with override_settings(
+        AGENT_SESSIONS=alias(session=SlowReader, arguments={"database": "d"})
+    ):
+        session = get_session("s")
+        await session.add_items(said(1))
+        rows = AgentSession.objects.filter(session_id="s")
+        await rows.aupdate(fence=1)
+        SlowReader.waiting.clear()
+        SlowReader.go_on.clear()
+        reading = asyncio.ensure_future(session.get_items())
+        await asyncio.to_thread(SlowReader.waiting.wait, 10)
+        old = session.fenced(1)
+        writes: dict[str, Any] = {
+            "append": lambda: old.add_items(said(2)),
+            "pop": old.pop_item,
+            "clear": old.clear_session,
+        }
+        writing = asyncio.ensure_future(writes[write]())
+        # Admitted by now: it waits for the reader.
+        await asyncio.sleep(0.3)
+        await rows.aupdate(fence=2)
+        first = asyncio.ensure_future(session.fenced(2).get_items())
+        SlowReader.go_on.set()
+        with pytest.raises(LeaseLost):
+            await writing
+        assert texts(await first) == ["item 1"]
+        assert texts(await reading) == ["item 1"]
+        assert texts(await session.get_items()) == ["item 1"]
+
+
+def beside(records: Any) -> int:
+    return sum("beside the run" in record.getMessage() for record in records)
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+@pytest.mark.parametrize("writes", [True, False])
+@pytest.mark.django_db
+async def test_a_run_notices_what_was_written_beside_it(
+    lists: type[ListSession],
+    caplog: pytest.LogCaptureFixture,
+    limit: int | None,
+    writes: bool,
+) -> None:
+    session = get_session("s")
+    await session.add_items(said(1, 1, 1))
+    await AgentSession.objects.filter(session_id="s").aupdate(fence=7)
+    run = session.fenced(7)
+    await run.get_items(limit)
+    # As a run of another process does that had looked at its lease before.
+    (history,) = ListSession.histories.values()
+    history.append(said(9)[0])
+    if writes:
+        await run.add_items(said(3))
+    found = await run.get_items(limit)
+    assert "item 9" in texts(found)
+    assert beside(caplog.records) == 1
+    await run.get_items(limit)
+    assert beside(caplog.records) == 1
+
+
+@pytest.mark.django_db
+async def test_a_run_alone_notices_nothing(
+    lists: type[ListSession], caplog: pytest.LogCaptureFixture
+) -> None:
+    session = get_session("s")
+    await AgentSession.objects.filter(session_id="s").aupdate(fence=7)
+    await session.add_items(said(1))
+    await AgentSession.objects.filter(session_id="s").aupdate(fence=7)
+    run = session.fenced(7)
+    for limit in (None, 1, 3, None):
+        await run.get_items(limit)
+        await run.add_items(said(2, 3))
+        await run.get_items(limit)
+        await run.pop_item()
+        await run.get_items()
+        await run.pop_item()
+        await run.pop_item()
+        await run.get_items(2)
+        await run.add_items(said(*range(150)))
+        await run.get_items(120)
+        await run.get_items()
+        await run.clear_session()
+        await run.add_items(said(1))
+        await run.get_items()
+    assert beside(caplog.records) == 0
+
+
 @pytest.mark.django_db(transaction=True)
 def test_deleting_a_user_deletes_the_histories(tmp_path: Path) -> None:
     path = tmp_path / "x.sqlite3"
@@ -565,7 +673,8 @@ async def test_encrypted_over_it(tmp_path: Path) -> None:
 
 def test_the_docs_name_the_options_and_the_classes() -> None:
     text = (ROOT / "docs" / "sdk-sessions.md").read_text(encoding="utf-8")
-    own = {*SDKBackend.option_defaults, *SDKBackend.retention_defaults, "session"}
+    own = SDKBackend.option_names()
+
     assert column(text, "option") - {"all", "others"} == own
     for path in column(text, "`session`") - {"a", "class", "of", "yours"}:
         assert read_signature(path) is not None

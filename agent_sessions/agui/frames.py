@@ -232,7 +232,12 @@ def _payload(payload: Any) -> dict[str, Any]:
     reason = payload.get("reason")
     if not isinstance(reason, str | None) or len(reason or "") > MAX_REASON:
         _refuse(f"reason must be a string of up to {MAX_REASON} characters.")
+    always = payload.get("always")
+    if not isinstance(always, bool | None):
+        _refuse("always must be true or false.")
     made: dict[str, Any] = {"approved": payload["approved"]}
+    if always:
+        made["always"] = True
     if reason and reason.strip():
         made["reason"] = clean(reason)
     return made

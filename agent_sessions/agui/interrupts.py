@@ -12,7 +12,11 @@ from agent_sessions.agui.tools import Call, exposed_arguments
 
 RESPONSE_SCHEMA: dict[str, Any] = {
     "type": "object",
-    "properties": {"approved": {"type": "boolean"}, "reason": {"type": "string"}},
+    "properties": {
+        "approved": {"type": "boolean"},
+        "reason": {"type": "string"},
+        "always": {"type": "boolean"},
+    },
     "required": ["approved"],
 }
 

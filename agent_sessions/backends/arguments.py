@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
-from agent_sessions.exceptions import InvalidLimit, InvalidSessionId
+from agent_sessions.exceptions import InvalidBackend, InvalidLimit, InvalidSessionId
 
 SESSION_ID_LENGTH = 255
 
@@ -39,3 +41,22 @@ def check_limit(limit: Any) -> None:
         isinstance(limit, bool) or not isinstance(limit, int) or limit < 0
     ):
         raise InvalidLimit(limit)
+
+
+def check_run_session(alias: str, wrap: Any) -> None:
+    """Refuse an option run_session that is no function and no dotted path."""
+    if not (wrap is None or callable(wrap) or (isinstance(wrap, str) and "." in wrap)):
+        raise InvalidBackend(
+            f"AGENT_SESSIONS[{alias!r}]: run_session is {wrap!r}.",
+            hint="Give the dotted path of a function that gets a session and returns "
+            "the one that the Runner uses.",
+            id="agent_sessions.E008",
+        )
+
+
+def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
+    """Ask for the known words that misspelt ones come near to, or say nothing."""
+    known = list(known)
+    near = [get_close_matches(word, known, n=1) for word in words]
+    found = list(dict.fromkeys(match for matches in near for match in matches))
+    return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.core import checks
 from django.views.decorators.debug import sensitive_variables
 
-from agent_sessions.backends.arguments import check_session_id
+from agent_sessions.backends.arguments import (
+    check_run_session,
+    check_session_id,
+    did_you_mean,
+)
 from agent_sessions.backends.retention import read_retention
 from agent_sessions.backends.signed import open_or_none, sign, unsign
 from agent_sessions.exceptions import InvalidBackend, InvalidOwner
@@ -112,9 +115,13 @@ class BaseSessionBackend(ABC):
     keeps_exactly: ClassVar[bool] = True
     # Names that OPTIONS may hold, with their defaults.
     option_defaults: ClassVar[dict[str, Any]] = {}
-    # The same for all backends: how long a history is kept, read by
-    # clear_agent_sessions. A timedelta, or text such as "30d".
+    # Of all backends: how long clear_agent_sessions keeps a history, such as "30d".
     retention_defaults: ClassVar[dict[str, Any]] = {"max_idle": None, "max_age": None}
+    # And what wraps the sessions of the websocket's runs: a function or its path.
+    shared_defaults: ClassVar[dict[str, Any]] = {
+        **retention_defaults,
+        "run_session": None,
+    }
     # Names that OPTIONS must hold.
     required_options: ClassVar[frozenset[str]] = frozenset()
     # The option that holds another alias, for a backend that wraps that one.
@@ -128,23 +135,29 @@ class BaseSessionBackend(ABC):
         self.alias = alias
         self._check_option_names(options)
         self.options = {
-            **self.retention_defaults,
+            **self.shared_defaults,
             **self.option_defaults,
             **options,
         }
         self.retention = read_retention(alias, self.options)
+        check_run_session(alias, self.options["run_session"])
         # Sets what lies in a shared store apart: the alias that wraps this backend.
         self.namespace = ""
         # Makes what `inner_option` names; the handler sets it.
         self.make_inner: Callable[[], BaseSessionBackend] | None = None
 
+    @classmethod
+    def option_names(cls) -> frozenset[str]:
+        """Give the names that OPTIONS may hold."""
+        return (
+            cls.required_options
+            | cls.option_defaults.keys()
+            | cls.shared_defaults.keys()
+        )
+
     def _check_option_names(self, options: dict[str, Any]) -> None:
         setting = f"AGENT_SESSIONS[{self.alias!r}]"
-        known = (
-            self.option_defaults.keys()
-            | self.required_options
-            | self.retention_defaults.keys()
-        )
+        known = self.option_names()
         if unknown := sorted(map(str, options.keys() - known)):
             raise InvalidBackend(
                 f"{setting} has unknown OPTIONS: {', '.join(unknown)}.",
@@ -395,14 +408,6 @@ class BaseSessionBackend(ABC):
         from agent_sessions.memory import BackendSession
 
         return BackendSession(self, key, session_settings=session_settings)
-
-
-def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
-    """Ask for the known words that misspelt ones come near to, or say nothing."""
-    known = list(known)
-    near = [get_close_matches(word, known, n=1) for word in words]
-    found = list(dict.fromkeys(match for matches in near for match in matches))
-    return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
 def make_key(

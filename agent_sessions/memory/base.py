@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -141,6 +142,20 @@ class BackendSession(SessionABC):
         await self._admit(wrapper)
         return await self.backend.apop(self.key)  # type: ignore[return-value]
 
+    async def pop_if(
+        self,
+        accept: Callable[[Any], bool],
+        *,
+        wrapper: RunContextWrapper[Any] | None = None,
+    ) -> TResponseInputItem | None:
+        """Remove and return the newest item that is accepted; others stay.
+
+        `accept` is asked from the newest item back; where it raises, nothing happens.
+        Only where the backend's `supports_pop_if` is set.
+        """
+        await self._admit(wrapper)
+        return await self.backend.apop_if(self.key, accept)  # type: ignore[return-value]
+
     async def clear_session(
         self, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> None:
@@ -151,6 +166,9 @@ class BackendSession(SessionABC):
     async def clear(self) -> None:
         """See clear_session()."""
         await self.clear_session()
+
+    def assert_usable(self) -> None:
+        """Pass, unless the session is of a kind that can be closed, and is."""
 
     async def _admit(self, wrapper: RunContextWrapper[Any] | None) -> None:
         """Refuse a run whose context names someone else than the session's owner.
@@ -183,21 +201,28 @@ class SyncSession:
 
     def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """See BackendSession.get_items()."""
-        session = self._session
+        session = self._usable()
         return session.backend.latest(session.key, session._limit(limit))  # type: ignore[return-value]
 
     def add_items(self, items: list[TResponseInputItem]) -> None:
         """See BackendSession.add_items()."""
-        self._session.backend.append(self._session.key, items)  # type: ignore[arg-type]
+        session = self._usable()
+        session.backend.append(session.key, items)  # type: ignore[arg-type]
 
     def pop_item(self) -> TResponseInputItem | None:
         """See BackendSession.pop_item()."""
-        return self._session.backend.pop(self._session.key)  # type: ignore[return-value]
+        session = self._usable()
+        return session.backend.pop(session.key)  # type: ignore[return-value]
 
     def clear_session(self) -> None:
         """See BackendSession.clear_session()."""
-        self._session.backend.clear(self._session.key)
+        session = self._usable()
+        session.backend.clear(session.key)
 
     def clear(self) -> None:
         """See BackendSession.clear_session()."""
         self.clear_session()
+
+    def _usable(self) -> BackendSession:
+        self._session.assert_usable()
+        return self._session

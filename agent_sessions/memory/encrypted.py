@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 from weakref import WeakKeyDictionary
 
-from agents.memory import OpenAIConversationsSession, SessionABC, SessionSettings
+from agents.memory import (
+    OpenAIConversationsSession,
+    SessionABC,
+    SessionSettings,
+)
 from agents.memory.session_settings import (
     coerce_session_settings,
     resolve_session_limit,
@@ -29,14 +33,18 @@ from agent_sessions.encryption import (
 from agent_sessions.encryption.carriers import IN_MESSAGES
 from agent_sessions.encryption.keys import require_cryptography
 from agent_sessions.encryption.vault import Taking
-from agent_sessions.exceptions import EncryptionError
+from agent_sessions.exceptions import EncryptionError, ScanLimitReached
 from agent_sessions.items import encode_batch
 from agent_sessions.memory.base import BackendSession
+from agent_sessions.memory.wrapping import (
+    Arguments,
+    WrappingSession,
+    read_arguments,
+)
 from agent_sessions.reports import guard_public_methods, guarded
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
-    from agents.memory import Session
     from agents.run_context import RunContextWrapper
 
     from agent_sessions.backends.encrypted import EncryptedBackend
@@ -127,7 +135,7 @@ class EncryptedBackendSession(SealedCompaction, BackendSession):
 
 
 @guard_public_methods
-class EncryptedSession(SealedCompaction, SessionABC):
+class EncryptedSession(SealedCompaction, WrappingSession, SessionABC):
     """Encrypt what another session object stores: `EncryptedSession(inner, key)`.
 
     `keys` in the place of `encryption_key` is a list: the first one writes, all read.
@@ -135,26 +143,25 @@ class EncryptedSession(SealedCompaction, SessionABC):
     which a turn is hidden, whole; by default nothing is. With `accept_sdk_envelopes`
     histories open that the SDK's own EncryptedSession wrote under the same session id;
     those are bound to nothing else, so it is off.
+
+    The SDK's arguments are taken too: `EncryptedSession(session_id, inner, key)`, with
+    `underlying_session`, `ttl` for `lifetime` and `max_scan_items`, how many stored
+    items a read may look at. Other attributes are the inner session's.
     """
 
-    def __init__(
-        self,
-        inner_session: Session,
-        encryption_key: str | bytes | None = None,
-        *,
-        keys: Iterable[str | bytes] | None = None,
-        lifetime: float | None = None,
-        accept_sdk_envelopes: bool = False,
-    ) -> None:
+    def __init__(self, *given: Any, **named: Unpack[Arguments]) -> None:
         require_cryptography(type(self).__name__)
-        if (encryption_key is None) == (keys is None):
-            raise TypeError("Give either encryption_key or keys.")
-        self.inner_session = inner_session
-        self._ring = KeyRing.parse([encryption_key] if keys is None else keys)
-        self._lifetime = lifetime
-        self._accepts_sdk_envelopes = accept_sdk_envelopes
+        arguments = read_arguments(given, dict(named))
+        inner_session = self.inner_session = arguments["inner_session"]
+        key = arguments.get("encryption_key")
+        keys = arguments.get("keys") or ()
+        self._ring = KeyRing.parse(keys if key is None else [key])
+        self._given_id = arguments.get("session_id")
+        self.max_scan_items = arguments.get("max_scan_items")
+        self.ttl = arguments.get("lifetime")
+        self._accepts_sdk_envelopes = arguments.get("accept_sdk_envelopes", False)
         self._is_conversation = isinstance(inner_session, OpenAIConversationsSession)
-        store = getattr(inner_session, "backend", None)
+        store = getattr(self.storing_session, "backend", None)
         self._carrier = IN_MESSAGES if self._is_conversation else carrier_for(store)
         self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
             WeakKeyDictionary()
@@ -166,11 +173,16 @@ class EncryptedSession(SealedCompaction, SessionABC):
 
     @property
     def session_id(self) -> str:
+        if self._given_id is not None:
+            return self._given_id
         return self.inner_session.session_id
 
     @session_id.setter
     def session_id(self, value: str) -> None:
-        self.inner_session.session_id = value
+        if self._given_id is not None:
+            self._given_id = value
+        else:
+            self.inner_session.session_id = value
 
     @property
     def session_settings(self) -> SessionSettings | None:
@@ -190,20 +202,32 @@ class EncryptedSession(SealedCompaction, SessionABC):
     ) -> list[TResponseInputItem]:
         """Read the newest `limit` items, oldest first, as BackendSession does.
 
-        Raises UnknownEncryptionKey, and EncryptionError where nothing opens.
+        Raises UnknownEncryptionKey, EncryptionError where nothing opens, and
+        ScanLimitReached.
         """
         limit = resolve_session_limit(limit, self.session_settings)
         check_limit(limit)
         if limit == 0 or not self._has_id():
             return []
         reading = Reading(self._vault(), limit)
-        is_done = False
+        left, is_done = self.max_scan_items, False
+        if left is not None:
+            # No more than is wanted, as in the SDK.
+            reading.window = limit
         while not is_done:
-            found = await self._read(reading.window, wrapper)
+            window = _affordable(reading.window, left)
+            found = await self._read(window, wrapper)
+            if left is not None:
+                left -= len(found)
+                if limit is None and len(found) == window:
+                    raise ScanLimitReached
+            was, reading.window = window or 0, window
             if len(found) > _MANY:
                 is_done = await asyncio.to_thread(reading.feed, found)
             else:
                 is_done = reading.feed(found)
+            if not is_done and left is not None and left <= was:
+                raise ScanLimitReached
         if reading.passed_over:
             logger.warning(
                 "%d items don't open and were passed over", reading.passed_over
@@ -236,6 +260,10 @@ class EncryptedSession(SealedCompaction, SessionABC):
             taking = Taking(self._vault())
             while not taking.look(await self._read(taking.window, wrapper)):
                 pass
+            if self._pops_in_one_step():
+                store = cast("BackendSession", self.inner_session)
+                taken: Any = await store.pop_if(taking.accepts, wrapper=wrapper)
+                return cast("TResponseInputItem | None", taking.end(taken))
             if not taking.may_take():
                 return None
             return await settle(self._take(taking, wrapper))
@@ -258,6 +286,14 @@ class EncryptedSession(SealedCompaction, SessionABC):
     async def clear(self) -> None:
         """See clear_session()."""
         await self.clear_session()
+
+    def _pops_in_one_step(self) -> bool:
+        inner = self.inner_session
+        return (
+            isinstance(inner, BackendSession)
+            and inner.backend.supports_pop_if
+            and type(inner).pop_item is BackendSession.pop_item
+        )
 
     async def _take(
         self, taking: Taking, wrapper: RunContextWrapper[Any] | None
@@ -296,7 +332,7 @@ class EncryptedSession(SealedCompaction, SessionABC):
         return _has_methods_of(EncryptedSession, self)
 
     async def _sealed(self) -> tuple[Any, Vault]:
-        return self.inner_session, self._vault()
+        return self.storing_session, self._vault()
 
     # A conversation gets its id, by which its items are bound, from OpenAI with its
     # first item, and another one after each clear.
@@ -321,18 +357,25 @@ class EncryptedSession(SealedCompaction, SessionABC):
         return self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
     def _vault(self) -> Vault:
-        owner = getattr(getattr(self.inner_session, "key", None), "user_id", None)
+        owner = getattr(getattr(self.storing_session, "key", None), "user_id", None)
         session_id = self.session_id if self._has_id() else ""
         context = session_context("", None if owner is None else str(owner), session_id)
         vault = Vault(
             self._ring,
             context,
             session_id,
-            lifetime=self._lifetime,
+            lifetime=self.ttl,
             carrier=self._carrier,
         )
         vault.accepts_sdk_envelopes = self._accepts_sdk_envelopes
         return vault
+
+
+def _affordable(window: int | None, left: int | None) -> int | None:
+    """Narrow a window to what may still be looked at."""
+    if left is None or window is None:
+        return left if window is None else window
+    return min(window, left)
 
 
 def _has_methods_of(base: type[SessionABC], session: SessionABC) -> bool:

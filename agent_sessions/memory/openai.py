@@ -56,7 +56,8 @@ class OpenAIConversationsSession(ConversationSession):
 
     `conversation_id` None makes a conversation with the first item, and so does the
     first item after a clear; `session_id` raises ValueError until then. The client
-    is closed only if it was not given: `await session.close()`.
+    is closed only if it was not given: `await session.close()`. `openai_client` is
+    the SDK's name for it.
     """
 
     backend: _Standalone
@@ -66,10 +67,13 @@ class OpenAIConversationsSession(ConversationSession):
         conversation_id: str | None = None,
         client: AsyncOpenAI | None = None,
         *,
+        openai_client: AsyncOpenAI | None = None,
         session_settings: SessionSettings | dict[str, Any] | None = None,
     ) -> None:
+        if client is not None and openai_client is not None:
+            raise TypeError("Give one of client and openai_client.")
         super().__init__(
-            _Standalone(conversation_id, client),
+            _Standalone(conversation_id, client or openai_client),
             SessionKey("standalone"),
             session_settings=session_settings,
         )

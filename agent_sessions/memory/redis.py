@@ -9,6 +9,7 @@ from agent_sessions.backends.base import make_key
 from agent_sessions.backends.redis import RedisBackend
 from agent_sessions.backends.redis.commands import GivenClient
 from agent_sessions.memory.base import BackendSession
+from agent_sessions.memory.closing import ClosableSession
 from agent_sessions.reports import guard_public_methods, guarded
 
 if TYPE_CHECKING:
@@ -20,11 +21,11 @@ ALIAS = "RedisSession"
 
 
 @guard_public_methods
-class RedisSession(BackendSession):
+class RedisSession(ClosableSession):
     """A conversation in Redis: `RedisSession("user_123", redis_client)`.
 
     The client is one of redis.asyncio, of a cluster too; it stays the caller's to
-    close. `options` are `ttl`, `sliding`, `max_items` and `key_prefix`, see
+    close, and then close() ends nothing. `options` are `ttl`, `sliding`, `max_items` and `key_prefix`, see
     RedisBackend. Histories of the SDK's RedisSession open as they are.
     """
 
@@ -93,19 +94,19 @@ class RedisSession(BackendSession):
             BackendSession.get_items,
         ):
             return False  # a subclass changes items on their way
+        self.assert_usable()
         backend = cast("RedisBackend", self.backend)
         await backend.areplace(self.key, items)  # type: ignore[arg-type]
         return True
 
-    async def close(self) -> None:
-        """Let go of the event loop's idle connections; a client given stays open.
+    def _owns_client(self) -> bool:
+        return cast("RedisBackend", self.backend).given is None
 
-        Without it, they are closed with the loop. The session stays usable.
-        """
+    async def _release(self) -> None:
+        # Idle connections of this loop: other sessions of the URL use the client too.
         await cast("RedisBackend", self.backend).disconnect()
 
-    async def ping(self) -> bool:
-        """Tell whether the server answers."""
+    async def _ping(self) -> bool:
         return await cast("RedisBackend", self.backend).ping()
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.utils import timezone
 from django.utils.translation import gettext
-from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.agui import (
     EventMapper,
     RunRequest,
-    approval_id,
-    calls_of,
     interrupts,
     merge,
     user_items,
@@ -26,9 +22,7 @@ from agent_sessions.backends.base import settle
 from agent_sessions.backends.places import find_newest
 from agent_sessions.exceptions import (
     AgentSessionError,
-    InvalidApproval,
     LeaseLost,
-    UnreadableState,
 )
 from agent_sessions.models import AgentRun
 from agent_sessions.reports import guarded
@@ -36,13 +30,20 @@ from agent_sessions.runs import pausing, records
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.errors import failure_code, message_for
 from agent_sessions.runs.log import Event, EventLog, Frame
+from agent_sessions.runs.resuming import dump_state
 from agent_sessions.runs.retrying import drop_unanswered
-from agent_sessions.runs.setup import RunSetup, find_agent
+from agent_sessions.runs.setup import (
+    RunSetup,
+    find_agent,
+    open_session,
+    runner_options,
+)
 from agent_sessions.runs.sync import shown
 from agent_sessions.usage import Spent, remember, since, snapshot, trace_of
 
 if TYPE_CHECKING:
     from agents import RunResultStreaming, RunState
+    from agents.memory import Session
     from agents.usage import Usage
 
 logger = logging.getLogger("agent_sessions.runs")
@@ -84,6 +85,7 @@ class ActiveRun:
         self._base: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if lease.base is not None:
             self._base.set_result(lease.base)
+        self._session: Session | None = None
         self._result: RunResultStreaming | None = None
         self._before: Usage | None = None
         self._abort_mode: Literal["immediate", "after_turn"] | None = None
@@ -144,10 +146,8 @@ class ActiveRun:
 
         setup, store = self.setup, self.conversation.backend
         key = self.conversation.key.fenced(self.lease.fence)
-        session = store.open_session(key)
-        options: dict[str, Any] = {"session": session, "run_config": setup.run_config}
-        if setup.limits.max_turns is not None:
-            options["max_turns"] = setup.limits.max_turns
+        session = self._session = await open_session(setup, store, key)
+        options = runner_options(setup, session, self.conversation.session_id)
         items = user_items(self.request)
         if state is None and self.lease.is_retry:
             await drop_unanswered(session, items)
@@ -218,7 +218,7 @@ class ActiveRun:
     async def _pause(self, result: RunResultStreaming) -> None:
         self._flush()
         expires_at = timezone.now() + self.setup.limits.approval_timeout
-        state = _dump(result.to_state())
+        state = dump_state(result.to_state())
         asked = interrupts(result.interruptions, expires_at, message=_question)
         await self._in_thread(
             pausing.pause,
@@ -243,12 +243,13 @@ class ActiveRun:
 
         The SDK stores a turn at its end, so a stopped turn would leave nothing.
         """
-        if not self._partial or self._lost:
+        session = self._session
+        if not self._partial or self._lost or session is None:
             return
-        key = self.conversation.key.fenced(self.lease.fence)
-        message = {"role": "assistant", "content": self._partial}
+        message: Any = {"role": "assistant", "content": self._partial}
         try:
-            await self.conversation.backend.aappend(key, [message])
+            # Through what wraps the session, if anything does: it may change items.
+            await session.add_items([message])
         except AgentSessionError as exc:
             # The run has ended all the same, and its row is to say so.
             logger.info(
@@ -336,52 +337,3 @@ class ActiveRun:
 
 def _question(tool: str) -> str:
     return gettext("May %(tool)s be called?") % {"tool": tool}
-
-
-@sensitive_variables()
-def _dump(state: RunState[Any]) -> str:
-    """Serialise a paused run without its context, which resuming gives anew.
-
-    A context may hold what can't be stored, and whom a later answer must not trust.
-    """
-    data = state.to_json(context_serializer=lambda context: {})
-    if data["context"]["context"] is not None:
-        data["context"]["context"] = {}
-    return json.dumps(data)
-
-
-@sensitive_variables()
-async def restore(
-    pending: pausing.Pending, request: RunRequest, setup: RunSetup
-) -> RunState[Any]:
-    """Rebuild a paused run's state with the answers to its approvals.
-
-    The state never left the server; clients only send which calls they approve.
-    Raises UnreadableState, and InvalidApproval where it waits for other calls than
-    those that a person was shown.
-    """
-    from agents import RunState
-
-    try:
-        state: RunState[Any] = await RunState.from_string(
-            setup.agent, pending.paused.state, context_override=setup.context
-        )
-        restored = interrupts(state.get_interruptions())
-    except Exception as exc:
-        # Whatever the SDK stumbles over in a state of another version.
-        raise UnreadableState(
-            f"The paused run can't be resumed ({type(exc).__name__}). It was stored "
-            f"with openai-agents {pending.run.sdk_version}: use that version or a "
-            "newer one, and the agents that it knew."
-        ) from None
-    if calls_of(restored) != calls_of(pending.interrupts):
-        raise InvalidApproval(pending.run.run_id)
-    answers = {entry["interruptId"]: entry for entry in request.resume}
-    for item in state.get_interruptions():
-        answer = answers[approval_id(item)]
-        payload = answer.get("payload") or {}
-        if answer["status"] == "resolved" and payload.get("approved") is True:
-            state.approve(item)
-        else:
-            state.reject(item, rejection_message=payload.get("reason") or None)
-    return state

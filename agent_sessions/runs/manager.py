@@ -15,11 +15,12 @@ from agent_sessions.backends.base import SessionKey, settle
 from agent_sessions.exceptions import InvalidApproval
 from agent_sessions.reports import guarded
 from agent_sessions.runs import pausing, records, sync
-from agent_sessions.runs.active import ActiveRun, restore
+from agent_sessions.runs.active import ActiveRun
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.log import Frame, Subscription
 from agent_sessions.runs.rates import Rates
 from agent_sessions.runs.relay import ChannelRelay
+from agent_sessions.runs.resuming import restore
 from agent_sessions.runs.setup import RunSetup
 from agent_sessions.usage import model_of
 

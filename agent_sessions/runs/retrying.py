@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.memory import SessionABC
+    from agents.memory import Session
 
 
-async def drop_unanswered(session: SessionABC, items: list[dict[str, Any]]) -> None:
+async def drop_unanswered(session: Session, items: list[dict[str, Any]]) -> None:
     """Take back the message of a failed run that is now sent again."""
     stored: list[Any] = list(await session.get_items(limit=len(items)))
     if [_said(item) for item in stored] == [_said(item) for item in items]:

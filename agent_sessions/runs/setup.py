@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
+from django.utils.module_loading import import_string
+
 from agent_sessions.agui import StreamOptions
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.exceptions import InvalidBackend
 
 if TYPE_CHECKING:
-    from agents import Agent, RunConfig
+    from agents import Agent, RunConfig, RunErrorHandlers, RunHooks
+    from agents.memory import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,89 @@ class RunSetup:
     run_config: RunConfig | None = None
     options: StreamOptions = field(default_factory=StreamOptions)
     limits: RunLimits = field(default_factory=RunLimits)
+    hooks: RunHooks[Any] | None = None
+    error_handlers: RunErrorHandlers[Any] | None = None
+    # None leaves it to the limits.
+    max_turns: int | None = None
+    # Gets the store's session, gives the Runner's; plain or async.
+    wrap_session: Callable[[Any], Any] | None = None
+
+
+async def open_session(
+    setup: RunSetup, store: BaseSessionBackend, key: SessionKey
+) -> Session:
+    """Open the session that the Runner gets: the store's, or what wraps it.
+
+    First that of the alias, then the consumer's. Raises TypeError where that is no
+    session, and InvalidBackend.
+    """
+    session: Any = store.open_session(key)
+    for name, wrap in (
+        ("The option run_session", _option(store)),
+        ("get_session()", setup.wrap_session),
+    ):
+        if wrap is not None:
+            session = wrap(session)
+            session = await session if isawaitable(session) else session
+            _check_session(name, session)
+    return session  # type: ignore[no-any-return]
+
+
+def runner_options(
+    setup: RunSetup, session: Session, session_id: str
+) -> dict[str, Any]:
+    """Give the arguments that the Runner gets beside agent, input and context."""
+    options: dict[str, Any] = {
+        "session": session,
+        "run_config": _in_group(setup.run_config, session_id),
+        "hooks": setup.hooks,
+        "error_handlers": setup.error_handlers,
+    }
+    # Left out, not None: that would be no limit at all.
+    max_turns = setup.limits.max_turns if setup.max_turns is None else setup.max_turns
+    if max_turns is not None:
+        options["max_turns"] = max_turns
+    return options
+
+
+_METHODS = ("get_items", "add_items", "pop_item", "clear_session")
+
+
+def _option(store: BaseSessionBackend) -> Callable[[Any], Any] | None:
+    wrap = store.options["run_session"]
+    if not isinstance(wrap, str):
+        return wrap  # type: ignore[no-any-return]
+    try:
+        return import_string(wrap)  # type: ignore[no-any-return]
+    except ImportError as exc:
+        raise InvalidBackend(
+            f"AGENT_SESSIONS[{store.alias!r}]: can't import run_session {wrap!r}.",
+            hint="It is the dotted path of a function that gets a session.",
+            id="agent_sessions.E008",
+        ) from exc
+
+
+def _check_session(name: str, session: Any) -> None:
+    missing = [
+        method for method in _METHODS if not callable(getattr(session, method, None))
+    ]
+    if missing:
+        raise TypeError(
+            f"{name} gave a {type(session).__name__}, which is no session: it lacks "
+            f"{', '.join(missing)}. Return the session that it gets, or one around it."
+        )
+
+
+def _in_group(config: Any, session_id: str) -> Any:
+    """Name the session as the traces' group, unless the app names another."""
+    from agents import RunConfig
+
+    if config is None:
+        return RunConfig(group_id=session_id)
+    if isinstance(config, dict):
+        # The Runner takes one too.
+        return {**config, "group_id": config.get("group_id") or session_id}
+    return config if config.group_id else replace(config, group_id=session_id)
 
 
 def find_agent(root: Agent[Any], name: str) -> Agent[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -29,6 +30,10 @@ from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Batch, Item
 
 CONSISTENCIES = ("strong", "eventual")
+# How many leases a loop remembers.
+_TAKEN = 1024
+# A key that nobody writes: reading it tells whether the store answers.
+_PING = "__ping__"
 
 
 class _Place:
@@ -42,6 +47,15 @@ class _Place:
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = (
             weakref.WeakValueDictionary()
         )
+
+        # The last leases that were written into heads: a hint that spares a look.
+        self.taken: dict[str, int | None] = {}
+
+    def take(self, key: str, fence: int | None) -> None:
+        """Remember the lease in a head."""
+        if len(self.taken) >= _TAKEN:
+            self.taken.clear()
+        self.taken[key] = fence
 
     def lock(self, key: str) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
@@ -58,6 +72,7 @@ class DaprBackend(RemoteBackend):
     health check at the start (s; None leaves the check out).
     """
 
+    supports_pop_if = True
     required_options = frozenset({"store_name"})
     option_defaults: ClassVar[dict[str, Any]] = {
         **RemoteBackend.option_defaults,
@@ -181,6 +196,21 @@ class DaprBackend(RemoteBackend):
                 "dapr.aio.clients in each loop."
             )
 
+    async def ping(self) -> bool:
+        """Tell whether the sidecar and its store answer."""
+        try:
+            place = await self._places.get()
+            await place.sidecar.read(_PING)
+        except StorageError:
+            return False
+        return True
+
+    async def disconnect(self) -> None:
+        """Close the running loop's client, and that of synchronous callers."""
+        await self._places.aclose()
+        # In a thread: it waits for that loop's end.
+        await asyncio.to_thread(self.close)
+
     # -- storage ---------------------------------------------------------------------
 
     async def store_append(self, key: SessionKey, batch: Batch) -> Written:
@@ -191,13 +221,19 @@ class DaprBackend(RemoteBackend):
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         place = await self._places.get()
-        return await self._history(place, key).latest(limit)
+        history = await self._to_read(place, key)
+        return await history.latest(limit)
 
     async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
+        return await self.store_pop_if(key, lambda item: True)
+
+    async def store_pop_if(
+        self, key: SessionKey, accept: Callable[[Item], bool]
+    ) -> tuple[Item | None, Written]:
         place = await self._places.get()
         history = self._history(place, key)
         async with place.lock(history.key):
-            item, count = await history.pop()
+            item, count = await history.pop(accept)
         return item, Written(count)
 
     async def store_clear(self, key: SessionKey) -> int:
@@ -210,23 +246,34 @@ class DaprBackend(RemoteBackend):
         self, key: SessionKey, *, before: int | None, after: int | None, limit: int
     ) -> Page:
         place = await self._places.get()
-        history = self._history(place, key)
+        history = await self._to_read(place, key)
         return await history.page(before=before, after=after, limit=limit)
 
     async def store_count(self, key: SessionKey) -> int | None:
         place = await self._places.get()
         return (await self._history(place, key).read()).head.count
 
+    async def _to_read(self, place: _Place, key: SessionKey) -> History:
+        """Give a history to read, in whose head a run's lease is."""
+        history = self._history(place, key)
+        if self._is_fenced(key) and place.taken.get(history.key) != key.fence:
+            async with place.lock(history.key):
+                await history.take()
+            place.take(history.key, key.fence)
+        return history
+
+    def _is_fenced(self, key: SessionKey) -> bool:
+        return self.listed and key.fence is not None
+
     def _history(self, place: _Place, key: SessionKey) -> History:
+        if not self._is_fenced(key):
+            head = head_key(key, self.namespace)
+            return History(place.sidecar, head, self._rules)
+
         async def admit() -> None:
-            # After the head was read: whoever takes the lease and writes, or clears,
-            # changes the head, and then this is asked again.
+            # After the head was read: whoever takes the lease and reads, writes or
+            # clears changes the head, and then this is asked again.
             await self.on_directory(self.directory.assert_lease, key)
 
-        fenced = self.listed and key.fence is not None
-        return History(
-            place.sidecar,
-            head_key(key, self.namespace),
-            self._rules,
-            admit if fenced else None,
-        )
+        head = head_key(key, self.namespace)
+        return History(place.sidecar, head, self._rules, admit, key.fence)

@@ -47,7 +47,10 @@ SPARE_TTL = 60 * 60
 
 
 class History(Reader):
-    """One session's items. `admit` is awaited before each attempt to write."""
+    """One session's items, for the run whose lease is `fence`, if one is given.
+
+    `admit` is awaited before each attempt to write.
+    """
 
     def __init__(
         self,
@@ -55,9 +58,25 @@ class History(Reader):
         key: str,
         rules: Rules,
         admit: Callable[[], Awaitable[None]] | None = None,
+        fence: int | None = None,
     ) -> None:
         super().__init__(sidecar, key, rules)
         self._admit = admit
+        self._fence = fence
+
+    async def take(self) -> None:
+        """Write the run's lease into the head, before the run reads.
+
+        Who has read the head before, and found its own lease to be the last one, is
+        then refused by the store, and asks for its lease anew.
+        """
+
+        async def plan(found: Found) -> Draft | None:
+            if found.head.fence == self._fence:
+                return None
+            return self._unburdened(self._sealed(found.head))
+
+        await self._change(plan)
 
     async def append(self, batch: Batch) -> int:
         """Store a batch; give how many items there are then."""
@@ -81,13 +100,18 @@ class History(Reader):
         draft = await self._change(plan)
         return 0 if draft is None else draft.head.count
 
-    async def pop(self) -> tuple[Item | None, int | None]:
-        """Remove and give the newest readable item, and how many are left."""
+    async def pop(
+        self, accept: Callable[[Item], bool] = lambda item: True
+    ) -> tuple[Item | None, int | None]:
+        """Remove and give the newest readable item that is accepted, and the count.
+
+        The others stay in their places.
+        """
 
         async def plan(found: Found) -> Draft | None:
             head = found.head
-            if (taken := _take(head.tail)) is None:
-                return await self._plan_sealed_pop(found)
+            if (taken := _take(head.tail, accept)) is None:
+                return await self._plan_sealed_pop(found, accept)
             item, tail = taken
             popped = replace(
                 head,
@@ -100,7 +124,9 @@ class History(Reader):
         draft = await self._change(plan)
         return (None, None) if draft is None else (draft.item, draft.head.count)
 
-    async def _plan_sealed_pop(self, found: Found) -> Draft | None:
+    async def _plan_sealed_pop(
+        self, found: Found, accept: Callable[[Item], bool]
+    ) -> Draft | None:
         head = found.head
         last = not head.tail
         for number in reversed(range(head.sealed)):
@@ -109,7 +135,7 @@ class History(Reader):
                 # What can't be read stays in its place, so it must keep its number.
                 last = last and segment.entries is not None
                 continue
-            if (taken := _take(segment.entries)) is None:
+            if (taken := _take(segment.entries, accept)) is None:
                 last = False
                 continue
             item, rest = taken
@@ -198,7 +224,10 @@ class History(Reader):
                 raise tries.failure(exc) from exc
             if draft is None:
                 return None
-            draft = replace(draft, head=draft.head.marked(new_name()))
+            head = draft.head.marked(new_name())
+            if self._fence is not None:
+                head = replace(head, fence=self._fence)
+            draft = replace(draft, head=head)
             try:
                 draft = await self._commit(found, draft)
             except Conflict:
@@ -303,9 +332,12 @@ class History(Reader):
             return
 
 
-def _take(entries: tuple[Entry, ...]) -> tuple[Item, tuple[Entry, ...]] | None:
-    """Take the newest readable item out of entries; None where there is none."""
+def _take(
+    entries: tuple[Entry, ...], accept: Callable[[Item], bool]
+) -> tuple[Item, tuple[Entry, ...]] | None:
+    """Take the newest item that is accepted out of entries; None where there is none."""
     for index in reversed(range(len(entries))):
-        if (item := decode(entries[index].text)) is not None:
+        item = decode(entries[index].text)
+        if item is not None and accept(item):
             return item, (*entries[:index], *entries[index + 1 :])
     return None

@@ -56,7 +56,8 @@ class Head:
     on; segments below `sealed` lie under keys of their own, `tail` is what comes after
     them. `garbage` are stretches of segments that are to be deleted, as generation,
     first number and the number behind the last. `lasts` is until when (s) the sealed
-    segments live at least; None means for ever.
+    segments live at least; None means for ever. `fence` is the lease of the run that
+    came last: a run that has read the head before can't write it any more.
     """
 
     size: int
@@ -67,6 +68,7 @@ class Head:
     writes: int = 0
     created: int = 0
     lasts: int | None = None
+    fence: int | None = None
     recent: tuple[str, ...] = ()
     garbage: tuple[tuple[str, int, int], ...] = ()
     tail: tuple[Entry, ...] = ()
@@ -193,6 +195,7 @@ def encode_head(head: Head) -> bytes:
         "writes": head.writes,
         "created": head.created,
         "lasts": head.lasts,
+        "fence": head.fence,
         "recent": head.recent,
         "garbage": head.garbage,
         "tail": _lists(head.tail),
@@ -220,6 +223,7 @@ def decode_head(data: bytes, size: int) -> Head:
             writes=int(record["writes"]),
             created=int(record["created"]),
             lasts=record["lasts"],
+            fence=record.get("fence"),
             recent=tuple(record["recent"]),
             garbage=tuple((str(g), int(n), int(m)) for g, n, m in record["garbage"]),
             tail=_entries(record["tail"]),

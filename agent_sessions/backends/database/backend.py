@@ -21,11 +21,11 @@ from django.db import (
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
+from agent_sessions.backends.arguments import did_you_mean
 from agent_sessions.backends.base import (
     BaseSessionBackend,
     Page,
     SessionKey,
-    did_you_mean,
     settle,
 )
 from agent_sessions.backends.database import awaiting

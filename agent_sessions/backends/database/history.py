@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from django.db.models import F
+from django.db.models import Exists, F, OuterRef
 from django.utils import timezone
 
 from agent_sessions.backends.base import Page
@@ -67,20 +67,21 @@ def pop_newest(
     if branch is None:
         return None
     columns = ("pk", "branch_id", "position", "turn", "data", "type", "role")
-    rows = branches.items(branch).order_by("-position").values_list(*columns)
+    children = Branch.objects.using(branches.using).filter(
+        parent_id=OuterRef("branch_id"), fork_position__gte=OuterRef("position")
+    )
+    rows = branches.items(branch).order_by("-position")
+    rows = rows.values_list(*columns, Exists(children))
     seen, window = 0, _POP_WINDOW
     while True:
         found = list(rows[seen:window])
-        for pk, owner, position, turn, data, kind, role in found:
+        for pk, owner, position, turn, data, kind, role, is_shared in found:
             item = decode(data)
             if item is None or not accept(item):
                 continue
             opens = (kind, role) == ("message", "user")
             before = max(turn - 1, 0) if opens else turn
-            children = Branch.objects.using(branches.using).filter(
-                parent_id=owner, fork_position__gte=position
-            )
-            if owner != branch.pk or children.exists():
+            if owner != branch.pk or is_shared:
                 branches.replace(branch, position - 1, before)
             else:
                 SessionItem.objects.using(branches.using).filter(pk=pk).delete()

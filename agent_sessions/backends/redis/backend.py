@@ -242,7 +242,7 @@ class RedisBackend(RemoteBackend):
     async def _run(self, script: Script, names: Names, *args: Any) -> Any:
         keys: Sequence[bytes] = names.keys
         client = await self.client()
-        if script is scripts.CLEAR and not is_cluster(client):
+        if scripts.needs_sdk_keys(script, self.ttl_ms) and not is_cluster(client):
             keys = (*keys, *names.sdk_keys)
         with named_errors(self.alias):
             return await evaluate(client, script, keys, args)

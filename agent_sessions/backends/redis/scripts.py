@@ -3,7 +3,8 @@
 KEYS are Names.keys: the list of items, the notes (a hash), the times (a sorted set:
 where each batch begins -> "position:milliseconds"), the calls (a sorted set: the token
 of each write -> when it was first sent, in milliseconds) and the answers (a hash: the
-token of a pop or clear -> what it was told). Notes:
+token of a pop or clear -> what it was told); then, where they matter, the two that the
+SDK keeps beside its items, which expire with these. Notes:
 
 - `base`: how many items were trimmed or cleared before the list's first one, so that
   positions stay what they were;
@@ -103,6 +104,14 @@ local function expire(ttl, sliding)
     call('PEXPIRE', items, ttl)
   end
   local left = call('PTTL', items)
+  if ttl > 0 then
+    for index, kind in ipairs({{'hash', 'string'}}) do
+      local key = KEYS[5 + index]
+      if key and call('TYPE', key).ok == kind then
+        call('PEXPIRE', key, left > 0 and left or ttl)
+      end
+    end
+  end
   if left == -2 then left = {EMPTY_MS} end
   for _, key in ipairs({{notes, times}}) do
     if left > 0 then
@@ -250,8 +259,7 @@ return {1, text, count - 1}
 """
 )
 
-# ARGV: token, when it was first sent, fence; further KEYS: what the SDK keeps beside its
-# items. Returns how many items there were.
+# ARGV: token, when it was first sent, fence. Returns how many items there were.
 CLEAR = Script(f"""
 local token, stamp, fence = ARGV[1], ARGV[2], ARGV[3]
 local wrong = wrong_kind()
@@ -300,3 +308,11 @@ for _, stamp in ipairs(more) do table.insert(first, stamp) end
 local texts = stop > start and call('LRANGE', items, start, stop - 1) or {}
 return {base, count, start, first, texts}
 """)
+
+
+def needs_sdk_keys(script: Script, ttl: int) -> bool:
+    """Tell whether a script needs the keys that the SDK keeps beside its items."""
+    if not ttl:
+        return script is CLEAR
+    # There they expire with the items.
+    return script in {APPEND, LATEST, POP, CLEAR}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -11,7 +12,8 @@ from urllib.parse import quote
 from django.core import checks
 
 from agent_sessions.backends.addresses import ENCODE, is_address, is_misread
-from agent_sessions.backends.base import Page, SessionKey, did_you_mean
+from agent_sessions.backends.arguments import did_you_mean
+from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.loops import PerLoop
 from agent_sessions.backends.remote import RemoteBackend, Written
 from agent_sessions.backends.sdk.opening import Maker, Opened, OpenSessions
@@ -103,7 +105,7 @@ class SDKBackend(RemoteBackend):
     def _check_arguments(
         self, setting: str, options: dict[str, Any], signature: Signature
     ) -> None:
-        own = self._own_options()
+        own = self.option_names()
         given = _arguments(options, own)
         taken = signature.names
         if not signature.is_open and (unknown := sorted(given.keys() - taken)):
@@ -123,13 +125,6 @@ class SDKBackend(RemoteBackend):
                 id="agent_sessions.E009",
             )
 
-    def _own_options(self) -> frozenset[str]:
-        return frozenset(
-            self.option_defaults.keys()
-            | self.required_options
-            | self.retention_defaults.keys()
-        )
-
     def check(self) -> list[checks.CheckMessage]:
         messages = super().check()
         setting = f"AGENT_SESSIONS[{self.alias!r}]['OPTIONS']"
@@ -139,7 +134,7 @@ class SDKBackend(RemoteBackend):
                 hint=ENCODE,
                 id="agent_sessions.E020",
             )
-            for name, value in _arguments(self.options, self._own_options()).items()
+            for name, value in _arguments(self.options, self.option_names()).items()
             if is_address(value) and is_misread(value)
         ]
         keep = self.options["keep"]
@@ -163,7 +158,7 @@ class SDKBackend(RemoteBackend):
 
     def _forgets(self) -> bool:
         """Tell whether the arguments name a database in memory."""
-        given = _arguments(self.options, self._own_options())
+        given = _arguments(self.options, self.option_names())
         url = str(given.get("url", ""))
         if url.startswith("sqlite"):
             return url.endswith((":memory:", "://", ":///"))
@@ -176,7 +171,10 @@ class SDKBackend(RemoteBackend):
     async def store_append(self, key: SessionKey, batch: Batch) -> Written:
         async def write(opened: Opened) -> Written:
             # Copies: some classes keep what they are given.
-            await opened.session.add_items(decode_all(row.data for row in batch.rows))
+            items = decode_all(row.data for row in batch.rows)
+            await opened.session.add_items(items)
+            if (view := opened.view(key.fence)) is not None:
+                view.wrote(decode_all(row.data for row in batch.rows))
             if opened.count is None:
                 # The classes can't tell; from here on it is known without a look.
                 await _latest(opened, None)
@@ -184,12 +182,16 @@ class SDKBackend(RemoteBackend):
                 opened.count += len(batch)
             return Written(opened.count)
 
-        return await self._use(key, write)
+        return await self._use(key, write, writes=True)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         async def read(opened: Opened) -> list[Item]:
             # Some classes give their own lists away.
-            return copy.deepcopy(await _latest(opened, limit))
+            items = copy.deepcopy(await _latest(opened, limit))
+            if (view := opened.view(key.fence)) is not None:
+                is_all = limit is None or len(items) < limit
+                view.read(items, is_all=is_all, alias=self.alias)
+            return items
 
         return await self._use(key, read)
 
@@ -203,11 +205,13 @@ class SDKBackend(RemoteBackend):
                 # Some classes take any JSON value for an item.
                 known = None
                 item = await opened.session.pop_item()
+            if (view := opened.view(key.fence)) is not None and item is not None:
+                view.popped()
             if known is not None:
                 opened.count = max(0, known - (item is not None))
             return item, Written(opened.count)
 
-        return await self._use(key, pop)
+        return await self._use(key, pop, writes=True)
 
     async def store_clear(self, key: SessionKey) -> int:
         async def clear(opened: Opened) -> int:
@@ -215,9 +219,11 @@ class SDKBackend(RemoteBackend):
             opened.count = None
             await opened.session.clear_session()
             opened.count = 0
+            if (view := opened.view(key.fence)) is not None:
+                view.cleared()
             return count
 
-        return await self._use(key, clear)
+        return await self._use(key, clear, writes=True)
 
     async def store_page(
         self, key: SessionKey, *, before: int | None, after: int | None, limit: int
@@ -234,16 +240,47 @@ class SDKBackend(RemoteBackend):
 
     # -- helpers ---------------------------------------------------------------------
 
-    async def _use(self, key: SessionKey, work: Callable[[Opened], Awaitable[T]]) -> T:
-        """Do something with a key's session, in the loop that it belongs to."""
-        return await self._background.arun(self._use_here(key, work))
+    async def _use(
+        self,
+        key: SessionKey,
+        work: Callable[[Opened], Awaitable[T]],
+        *,
+        writes: bool = False,
+    ) -> T:
+        """Do something with a key's session, in the loop that it belongs to.
+
+        A run's lease is looked at when nobody else of this process uses the session any
+        more, right before the write: no read of this process comes between.
+        """
+        fenced = writes and self.listed and key.fence is not None
+        check = self._lease_check(key) if fenced else None
+        return await self._background.arun(self._use_here(key, work, check))
+
+    def _lease_check(self, key: SessionKey) -> Callable[[], Awaitable[None]]:
+        caller = asyncio.get_running_loop()
+
+        async def check() -> None:
+            look = self.on_directory(self.directory.assert_lease, key)
+            if asyncio.get_running_loop() is caller:
+                await look
+            else:
+                # Where the caller is, whose transaction may hold the row.
+                future = asyncio.run_coroutine_threadsafe(look, caller)
+                await asyncio.wrap_future(future)
+
+        return check
 
     async def _use_here(
-        self, key: SessionKey, work: Callable[[Opened], Awaitable[T]]
+        self,
+        key: SessionKey,
+        work: Callable[[Opened], Awaitable[T]],
+        check: Callable[[], Awaitable[None]] | None,
     ) -> T:
         try:
             sessions = await self._sessions.get()
             async with sessions.use(inner_id(key, self.namespace)) as opened:
+                if check is not None:
+                    await check()
                 return await work(opened)
         except AgentSessionError:
             raise
@@ -256,7 +293,7 @@ class SDKBackend(RemoteBackend):
             ) from None
 
     async def _make_sessions(self) -> OpenSessions:
-        arguments = _arguments(self.options, self._own_options())
+        arguments = _arguments(self.options, self.option_names())
         return OpenSessions(
             Maker(self.options["session"], arguments), self.options["keep"]
         )

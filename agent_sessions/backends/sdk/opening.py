@@ -11,6 +11,7 @@ from typing import Any
 
 from django.utils.module_loading import import_string
 
+from agent_sessions.backends.sdk.noticing import RunView
 from agent_sessions.exceptions import InvalidBackend
 
 # The method of SQLAlchemySession that makes an engine for each session.
@@ -25,6 +26,15 @@ class Opened:
         self.lock = asyncio.Lock()
         self.users = 0
         self.count: int | None = None
+        self.run: RunView | None = None
+
+    def view(self, fence: int | None) -> RunView | None:
+        """Give what the run under a lease knows; None outside a run."""
+        if fence is None:
+            return None
+        if self.run is None or self.run.fence != fence:
+            self.run = RunView(fence)
+        return self.run
 
 
 class OpenSessions:

@@ -1,0 +1,100 @@
+"""A paused run's state: how it is kept, and how the answers to it are given."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from django.views.decorators.debug import sensitive_variables
+
+from agent_sessions.agui import RunRequest, approval_id, calls_of, interrupts
+from agent_sessions.exceptions import InvalidApproval, UnreadableState
+from agent_sessions.runs import pausing
+from agent_sessions.runs.setup import RunSetup
+
+if TYPE_CHECKING:
+    from agents import RunState
+
+
+@sensitive_variables()
+def dump_state(state: RunState[Any]) -> str:
+    """Serialise a paused run without its context, which resuming gives anew.
+
+    A context may hold what can't be stored, and whom a later answer must not trust.
+    """
+    data = state.to_json(context_serializer=lambda context: {})
+    if data["context"]["context"] is not None:
+        data["context"]["context"] = {}
+    return json.dumps(data)
+
+
+@sensitive_variables()
+async def restore(
+    pending: pausing.Pending, request: RunRequest, setup: RunSetup
+) -> RunState[Any]:
+    """Rebuild a paused run's state with the answers to its approvals.
+
+    The state never left the server; clients only send which calls they approve.
+    Raises UnreadableState, and InvalidApproval where it waits for other calls than
+    those that a person was shown.
+    """
+    from agents import RunState
+
+    try:
+        state: RunState[Any] = await RunState.from_string(
+            setup.agent, pending.paused.state, context_override=setup.context
+        )
+        restored = interrupts(state.get_interruptions())
+    except Exception as exc:
+        # Whatever the SDK stumbles over in a state of another version.
+        raise UnreadableState(
+            f"The paused run can't be resumed ({type(exc).__name__}). It was stored "
+            f"with openai-agents {pending.run.sdk_version}: use that version or a "
+            "newer one, and the agents that it knew."
+        ) from None
+    if calls_of(restored) != calls_of(pending.interrupts):
+        raise InvalidApproval(pending.run.run_id)
+    try:
+        _give_answers(state, request)
+    except Exception as exc:
+        # The SDK keeps no lasting answer about a tool without a name of its own.
+        raise UnreadableState(
+            f"The SDK doesn't take this answer ({type(exc).__name__}). Answer without "
+            '"always".'
+        ) from None
+    return state
+
+
+def _give_answers(state: RunState[Any], request: RunRequest) -> None:
+    """Give the lasting answers first, then each call its own.
+
+    A lasting one makes the SDK forget what was said about single calls of its tool: a
+    call that was refused would run. Where lasting ones contradict each other, the
+    refusal is kept.
+    """
+    answers = {entry["interruptId"]: entry for entry in request.resume}
+    given = [(item, answers[approval_id(item)]) for item in state.get_interruptions()]
+    lasting = [(item, answer) for item, answer in given if _is_lasting(answer)]
+    for item, answer in sorted(lasting, key=lambda each: not _is_approved(each[1])):
+        _answer(state, item, answer, always=True)
+    for item, answer in given:
+        _answer(state, item, answer, always=False)
+
+
+def _answer(
+    state: RunState[Any], item: Any, answer: dict[str, Any], *, always: bool
+) -> None:
+    if _is_approved(answer):
+        state.approve(item, always_approve=always)
+        return
+    reason = (answer.get("payload") or {}).get("reason") or None
+    state.reject(item, always_reject=always, rejection_message=reason)
+
+
+def _is_approved(answer: dict[str, Any]) -> bool:
+    payload = answer.get("payload") or {}
+    return answer["status"] == "resolved" and payload.get("approved") is True
+
+
+def _is_lasting(answer: dict[str, Any]) -> bool:
+    return (answer.get("payload") or {}).get("always") is True
