@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from channels.db import database_sync_to_async
@@ -20,7 +20,11 @@ from agent_sessions.agui import (
     parse_frame,
     run_error,
 )
-from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist
+from agent_sessions.exceptions import (
+    AgentSessionError,
+    InvalidConsumer,
+    SessionDoesNotExist,
+)
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
 from agent_sessions.runs.errors import message_for, refusal_code
@@ -81,15 +85,20 @@ class AgentConsumer(GuardedSocket):
     _bad_frames = 0
     _refused_frames = 0
 
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """See GuardedSocket; where nothing chooses an agent, it is refused too."""
+        super().check_options(options)
+        chosen = cls.get_agent is not AgentConsumer.get_agent or "get_agent" in options
+        if not chosen and options.get("agent", cls.agent) is None:
+            raise _without_agent(cls)
+
     # -- to override -----------------------------------------------------------------
 
     def get_agent(self) -> Any:
         """Choose the agent that this socket's runs begin with."""
         if self.agent is None:
-            raise TypeError(
-                "AgentConsumer has no agent. Give one, AgentConsumer.as_asgi("
-                "agent=…), or override get_agent()."
-            )
+            raise _without_agent(type(self))
         return self.agent
 
     def get_run_config(self) -> Any:
@@ -258,6 +267,14 @@ class AgentConsumer(GuardedSocket):
                 await self._catch_up(None)
             else:
                 await self._send(frame.as_dict())
+
+
+def _without_agent(kind: type[AgentConsumer]) -> InvalidConsumer:
+    name = kind.__name__
+    return InvalidConsumer(
+        f"{name} has no agent. Give one, {name}.as_asgi(agent=…), or override "
+        "get_agent()."
+    )
 
 
 def _size(text: str | None, data: bytes | None) -> int:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
+from django.core.exceptions import (
+    ImproperlyConfigured,
+    ObjectDoesNotExist,
+    SynchronousOnlyOperation,
+)
 
 from agent_sessions.characters import printable
 
@@ -33,6 +37,10 @@ class InvalidBackend(AgentSessionError, ImproperlyConfigured):
         self.message = message
         self.hint = hint
         self.id = id
+
+
+class InvalidConsumer(AgentSessionError, TypeError):
+    """A consumer was given what it can't use, or lacks what it needs."""
 
 
 class MissingExtra(AgentSessionError, ImportError):
@@ -79,12 +87,32 @@ class InvalidSessionId(AgentSessionError, ValueError):
 
 
 class InvalidOwner(AgentSessionError, ValueError):
-    """The user who is to own a session is anonymous or not saved yet."""
+    """What is to own a session is no saved user, or can't be loaded here."""
+
+    def __init__(self, reason: str = "it is anonymous or not saved") -> None:
+        super().__init__(
+            f"The session's user can't own it: {reason}. Give a saved user, or "
+            "user=None for a session without an owner."
+        )
+
+
+class UserNotLoaded(InvalidOwner, SynchronousOnlyOperation):
+    """A lazy user, such as `request.user`, was given in async code before its use."""
 
     def __init__(self) -> None:
         super().__init__(
-            "The session's user has no primary key: it is anonymous or not saved. "
-            "Give a saved user, or user=None for a session without an owner."
+            "it is not loaded yet, and loading it here would block the event loop; in "
+            "an async view, give user=await request.auser()"
+        )
+
+
+class BlockingCall(AgentSessionError, SynchronousOnlyOperation):
+    """A method of `session.sync` was called in async code; nothing was done."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(
+            f"session.sync.{method}() would block the event loop. In async code, call "
+            f"await session.{method}()."
         )
 
 

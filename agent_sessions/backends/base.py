@@ -17,8 +17,9 @@ from django.views.decorators.debug import sensitive_variables
 from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.backends.retention import read_retention
 from agent_sessions.backends.signed import open_or_none, sign, unsign
-from agent_sessions.exceptions import InvalidBackend, InvalidOwner
+from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.items import Item, StoredItem
+from agent_sessions.owners import owner_key
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from agent_sessions.memory import BackendSession
 
 T = TypeVar("T")
+
+# The alias that is meant where none is named, as in DATABASES and CACHES.
+DEFAULT_ALIAS = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,10 +360,21 @@ class BaseSessionBackend(ABC):
 
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
     """Ask for the known words that misspelt ones come near to, or say nothing."""
-    known = list(known)
-    near = [get_close_matches(word, known, n=1) for word in words]
-    found = list(dict.fromkeys(match for matches in near for match in matches))
+    folded = {word.lower(): word for word in known}
+    # A word that is known is spelt right: something else is wrong with it.
+    wrong = [word for word in words if word not in folded.values()]
+    near = [get_close_matches(word.lower(), folded, n=1) for word in wrong]
+    found = list(dict.fromkeys(folded[match] for each in near for match in each))
     return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
+
+
+def did_you_mean_alias(alias: str, known: Iterable[str]) -> str:
+    """Ask for the alias that one comes near to, or which of the two is misspelt."""
+    near = get_close_matches(alias, known := list(known), n=1)
+    if near and alias == DEFAULT_ALIAS:
+        # The one that no project names: where it is missed, the other is wrong.
+        return f"If {near[0]!r} is a misspelt {alias!r}, rename it. "
+    return did_you_mean([alias], known)
 
 
 def make_key(
@@ -370,9 +385,7 @@ def make_key(
 ) -> SessionKey:
     """Check an id and its owner. Raises InvalidSessionId and InvalidOwner."""
     check_session_id(session_id)
-    if user is not None and user.pk is None:
-        raise InvalidOwner
-    return SessionKey(session_id, None if user is None else user.pk, branch)
+    return SessionKey(session_id, None if user is None else owner_key(user), branch)
 
 
 async def settle(awaitable: Awaitable[T]) -> T:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from agent_sessions.backends.arguments import check_limit
 from agent_sessions.backends.database import turns, undo
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.memory.base import BackendSession, SyncSession
+from agent_sessions.memory.base import BackendSession, SyncSession, blocking
 from agent_sessions.models import MAIN_BRANCH
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ class BranchingSession(BackendSession):
         return name
 
 
+@blocking
 class SyncBranchingSession(SyncSession):
     """The synchronous face of a session whose history can fork."""
 

@@ -24,7 +24,7 @@ from agent_sessions.backends.base import (
     BaseSessionBackend,
     Page,
     SessionKey,
-    did_you_mean,
+    did_you_mean_alias,
     settle,
 )
 from agent_sessions.backends.database import awaiting
@@ -77,7 +77,7 @@ class DatabaseBackend(BaseSessionBackend):
             raise InvalidBackend(
                 f"AGENT_SESSIONS[{alias!r}]: DATABASES has no alias "
                 f"{self.database!r}; it has: {', '.join(sorted(connections))}.",
-                hint=did_you_mean([str(self.database)], connections)
+                hint=did_you_mean_alias(str(self.database), connections)
                 + "Leave the option database out for the router's choice.",
                 id="agent_sessions.E011",
             )

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from django.utils.module_loading import import_string
 
-from agent_sessions.backends.base import did_you_mean
+from agent_sessions.backends.base import did_you_mean_alias
 from agent_sessions.backends.redis.commands import is_cluster
 from agent_sessions.exceptions import InvalidBackend
 
@@ -147,7 +147,7 @@ def from_cache(alias: str, options: dict[str, Any]) -> Place:
     if alias not in caches:
         raise InvalidBackend(
             f"The option cache names {alias!r}, which CACHES doesn't have.",
-            hint=did_you_mean([str(alias)], caches)
+            hint=did_you_mean_alias(str(alias), caches)
             + f"CACHES has: {', '.join(sorted(caches)) or 'none'}.",
             id=CHECK_ID,
         )
