@@ -7,8 +7,6 @@ import uuid
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from channels.db import database_sync_to_async
-from channels.layers import get_channel_layer
 from django.db import DatabaseError
 
 from agent_sessions.agui import (
@@ -24,6 +22,7 @@ from agent_sessions.exceptions import (
     AgentSessionError,
     InvalidConsumer,
     SessionDoesNotExist,
+    extra,
 )
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
@@ -41,6 +40,10 @@ from agent_sessions.sockets import (
     GuardedSocket,
     maybe_await,
 )
+
+with extra("channels", "channels", needed_by=__name__):
+    from channels.db import database_sync_to_async
+    from channels.layers import get_channel_layer
 
 if TYPE_CHECKING:
     from agents import Agent, RunConfig

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.core.exceptions import (
@@ -52,6 +54,18 @@ class MissingExtra(AgentSessionError, ImportError):
             f'pip install "django-agent-sessions[{extra}]"'
         )
         self.extra = extra
+
+
+@contextmanager
+def extra(name: str, module: str, *, needed_by: str) -> Iterator[None]:
+    """Import what an extra brings in the block. Raises MissingExtra that names it."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        # What the module itself lacks is not ours to name.
+        if (exc.name or "").partition(".")[0] != module:
+            raise
+        raise MissingExtra(needed_by, name) from exc
 
 
 class SessionDoesNotExist(AgentSessionError, ObjectDoesNotExist):

@@ -10,8 +10,6 @@ import time
 from collections.abc import Coroutine, Hashable, Iterable, Mapping
 from typing import Any, cast
 
-from channels.exceptions import DenyConnection
-from channels.generic.websocket import AsyncWebsocketConsumer
 from django.db import DatabaseError
 
 from agent_sessions.backends.base import did_you_mean
@@ -19,12 +17,17 @@ from agent_sessions.exceptions import (
     AgentSessionError,
     InvalidConsumer,
     SessionDoesNotExist,
+    extra,
 )
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
 from agent_sessions.runs.rates import Rates
 from agent_sessions.runs.relay import group_of
 from agent_sessions.websocket_auth import SocketUser, origin_is_allowed
+
+with extra("channels", "channels", needed_by=__name__):
+    from channels.exceptions import DenyConnection
+    from channels.generic.websocket import AsyncWebsocketConsumer
 
 logger = logging.getLogger("agent_sessions.consumers")
 

@@ -14,7 +14,7 @@ from django.utils.module_loading import import_string
 
 from agent_sessions.backends.base import did_you_mean_alias
 from agent_sessions.backends.redis.commands import is_cluster
-from agent_sessions.exceptions import InvalidBackend
+from agent_sessions.exceptions import InvalidBackend, MissingExtra
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
@@ -140,7 +140,10 @@ def from_url(url: Any, options: dict[str, Any], *, cluster: bool = False) -> Pla
 
 
 def from_cache(alias: str, options: dict[str, Any]) -> Place:
-    """Read an alias of CACHES that django-redis serves. Raises InvalidBackend."""
+    """Read an alias of CACHES that django-redis serves.
+
+    Raises InvalidBackend and MissingExtra.
+    """
     from django.conf import settings
 
     caches = settings.CACHES
@@ -203,7 +206,7 @@ def _is_django_redis(path: Any) -> bool:
     from importlib.util import find_spec
 
     if find_spec("django_redis") is None:
-        return False
+        raise MissingExtra("RedisBackend's option cache", "redis")
     from django_redis.cache import RedisCache
 
     try:
