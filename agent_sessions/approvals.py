@@ -78,8 +78,8 @@ def unseal(backend: BaseSessionBackend, key: SessionKey, run: AgentRun) -> Pause
         text = backend.open_text(key, run.state)
     except UnknownEncryptionKey:
         raise
-    except EncryptionError as exc:
-        raise InvalidApproval(run.run_id) from exc
+    except EncryptionError:
+        raise InvalidApproval(run.run_id) from None
     return _read(run, text)
 
 
@@ -152,8 +152,9 @@ def _read(run: AgentRun, text: str) -> Paused:
         if {name: found[name] for name in bound} != bound:
             raise InvalidApproval(run.run_id)
         return Paused(found["state"], found["interrupts"], found["expires_at"])
-    except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise InvalidApproval(run.run_id) from exc
+    except (ValueError, KeyError, TypeError, RecursionError):
+        # What json says quotes the text.
+        raise InvalidApproval(run.run_id) from None
 
 
 def _binding(run: AgentRun, fence: int) -> dict[str, Any]:

@@ -17,6 +17,8 @@ class AgentSessionsConfig(AppConfig):
             check_backends,
             check_databases,
             check_deployment,
+            check_layers,
+            check_shown_passwords,
         )
         from agent_sessions.handler import reset_backends
         from agent_sessions.models import AgentSession
@@ -25,5 +27,7 @@ class AgentSessionsConfig(AppConfig):
         checks.register(check_backends)
         checks.register(check_databases, checks.Tags.database)
         checks.register(check_deployment, deploy=True)
+        checks.register(check_layers)
+        checks.register(check_shown_passwords, deploy=True)
         setting_changed.connect(reset_backends)
         pre_delete.connect(on_delete, sender=AgentSession)

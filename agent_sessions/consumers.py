@@ -25,6 +25,7 @@ from agent_sessions.exceptions import (
     extra,
 )
 from agent_sessions.ratelimit import RateLimit
+from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
 from agent_sessions.runs.errors import message_for, refusal_code
 from agent_sessions.runs.process import this_process
@@ -126,6 +127,7 @@ class AgentConsumer(GuardedSocket):
 
     # -- frames from the client ------------------------------------------------------
 
+    @guarded
     async def receive(
         self, text_data: str | None = None, bytes_data: bytes | None = None
     ) -> None:
@@ -247,6 +249,7 @@ class AgentConsumer(GuardedSocket):
 
     # -- messages from other processes -------------------------------------------------
 
+    @guarded
     async def agent_sessions_frame(self, message: dict[str, Any]) -> None:
         """Hear what a run of another process said."""
         if message["origin"] != this_process() and not self._over:
@@ -261,6 +264,7 @@ class AgentConsumer(GuardedSocket):
 
     # -- frames to the client ----------------------------------------------------------
 
+    @guarded
     async def _pump(self) -> None:
         while True:
             frame = await self.listener.get()

@@ -21,6 +21,7 @@ from agent_sessions.backends.base import (
     did_you_mean_alias,
 )
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
+from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -58,6 +59,7 @@ class SessionBackendHandler(_Handler):
         self._backends: dict[str, BaseSessionBackend] = {}
         atexit.register(self._at_exit)
 
+    @guarded
     def configure_settings(self, settings: dict[str, Any] | None) -> dict[str, Any]:
         if settings is None:
             settings = getattr(django_settings, self.settings_name, None)
@@ -77,14 +79,19 @@ class SessionBackendHandler(_Handler):
         # holds its own pool, so there is one per process.
         if (backend := self._backends.get(alias)) is not None:
             return backend
+        return self._backends.setdefault(alias, self._make(alias))
+
+    @guarded
+    def _make(self, alias: str) -> BaseSessionBackend:
         try:
             params = self.settings[alias]
         except KeyError:
             if (unlisted := self._unlisted(alias)) is None:
                 raise self.unknown_alias(alias) from None
-            return self._backends.setdefault(alias, unlisted)
-        return self._backends.setdefault(alias, self.create_connection(alias, params))
+            return unlisted
+        return self.create_connection(alias, params)
 
+    @guarded
     def create_connection(
         self, alias: str, params: dict[str, Any] | None = None
     ) -> BaseSessionBackend:

@@ -20,6 +20,7 @@ from agent_sessions.exceptions import (
     extra,
 )
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
 from agent_sessions.runs.rates import Rates
 from agent_sessions.runs.relay import group_of
@@ -118,6 +119,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
 
     # -- the socket's life -------------------------------------------------------------
 
+    @guarded
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve the socket; whatever ends it, its seats and tasks end with it."""
         self.manager = get_run_manager()
@@ -127,6 +129,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
             self._over = True
             await self._let_go()
 
+    @guarded
     async def connect(self) -> None:
         """Accept, then close with a code where needed: only so a page learns why.
 

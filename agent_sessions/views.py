@@ -28,6 +28,7 @@ from agent_sessions.exceptions import (
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
+from agent_sessions.reports import guarded
 from agent_sessions.runs.conversation import create_conversation
 from agent_sessions.runs.sync import shown
 
@@ -51,6 +52,7 @@ class SessionAPIView(View):
         view: Callable[..., HttpResponseBase] = super().as_view(**initkwargs)
         return login_not_required(view)
 
+    @guarded
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         response = self._answer(request, *args, **kwargs)
         # What a shared computer's cache keeps could be read by the next user.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected as confirm_deletion
@@ -11,7 +11,6 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import Count, QuerySet, Sum
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -20,42 +19,16 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from agent_sessions import clearing
-from agent_sessions.admin.rights import may, may_read
+from agent_sessions.admin.session_rules import Rows, SessionRules
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentSession
 
 # Sessions that a page or message names; more are counted.
 NAMED = 20
 
-Rows = QuerySet[AgentSession]
 
-if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin[AgentSession]
-else:
-    # Generic for type checkers alone.
-    _ModelAdmin = admin.ModelAdmin
-
-
-class ClearingMixin(_ModelAdmin):
+class ClearingMixin(SessionRules):
     """What changes sessions in the admin: clear the history, delete."""
-
-    def has_view_permission(
-        self, request: HttpRequest, obj: AgentSession | None = None
-    ) -> bool:
-        # Only the right of that name: Django's also takes the one to change.
-        return may(request, "view")
-
-    def has_read_permission(
-        self, request: HttpRequest, obj: AgentSession | None = None
-    ) -> bool:
-        """Tell whether the reader may see what was said."""
-        return may_read(request)
-
-    def has_clear_permission(
-        self, request: HttpRequest, obj: AgentSession | None = None
-    ) -> bool:
-        """Tell whether the reader may empty sessions."""
-        return may(request, "clear")
 
     # -- clear ---------------------------------------------------------------------
 
@@ -67,29 +40,24 @@ class ClearingMixin(_ModelAdmin):
         self, request: HttpRequest, queryset: Rows
     ) -> HttpResponse | None:
         """Empty the selected sessions, once that is confirmed."""
-        totals = _totals(queryset)
-        if not _is_confirmed(request, totals):
-            return self._confirm_clearing(request, queryset, totals, is_action=True)
-        self._clear(request, queryset)
+        rows = self.permitted(request, queryset, "clear")
+        if rows and not _is_confirmed(request, rows):
+            return self._confirm_clearing(request, rows, is_action=True)
+        self._clear(request, rows)
         return None
 
     def clear_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Empty one session, once that is confirmed."""
         obj = self.get_object(request, unquote(object_id))
-        if not (
-            self.has_view_permission(request, obj)
-            and self.has_clear_permission(request, obj)
-        ):
+        if not self.allows(request, "clear", obj):
             raise PermissionDenied
         if obj is None:
             return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
                 request, self.opts, object_id
             )
-        queryset = self._alone(request, obj)
-        totals = _totals(queryset)
-        if not _is_confirmed(request, totals):
-            return self._confirm_clearing(request, queryset, totals, is_action=False)
-        self._clear(request, queryset)
+        if not _is_confirmed(request, [obj]):
+            return self._confirm_clearing(request, [obj], is_action=False)
+        self._clear(request, [obj])
         return HttpResponseRedirect(self.change_url(obj))
 
     def change_url(self, obj: AgentSession) -> str:
@@ -98,30 +66,27 @@ class ClearingMixin(_ModelAdmin):
         return reverse(f"{name}_change", args=(quote(obj.pk),))
 
     def _confirm_clearing(
-        self,
-        request: HttpRequest,
-        queryset: Rows,
-        totals: dict[str, int],
-        *,
-        is_action: bool,
+        self, request: HttpRequest, rows: list[AgentSession], *, is_action: bool
     ) -> TemplateResponse:
         across = request.POST.get("select_across") == "1"
-        named = list(queryset[:NAMED])
+        named = rows[:NAMED]
         context = {
             **self.admin_site.each_context(request),
             "title": _("Clear history"),
             "subtitle": None,
             "opts": self.opts,
-            "totals": totals,
+            "totals": {
+                "sessions": len(rows),
+                "items": sum(row.item_count for row in rows),
+                "owners": len({row.user_id for row in rows} - {None}),
+            },
             "named": [self.label(request, row) for row in named],
-            "more": totals["sessions"] - len(named),
+            "more": len(rows) - len(named),
             "is_action": is_action,
             "action_checkbox_name": ACTION_CHECKBOX_NAME,
             # One key stands for all where all were selected: thousands would be
             # more fields than Django takes.
-            "keys": [
-                row.pk for row in (named[:1] if across or not is_action else queryset)
-            ],
+            "keys": [row.pk for row in (rows[:1] if across else rows)],
             "select_across": across,
             "back": self.change_url(named[0]) if named and not is_action else "",
             "media": self.media,
@@ -133,10 +98,10 @@ class ClearingMixin(_ModelAdmin):
             context,
         )
 
-    def _clear(self, request: HttpRequest, queryset: Rows) -> None:
+    def _clear(self, request: HttpRequest, rows: list[AgentSession]) -> None:
         sessions = items = 0
         busy: list[str] = []
-        for row in list(queryset):
+        for row in rows:
             if clearing.has_active_run(row):
                 busy.append(self.label(request, row))
                 continue
@@ -169,10 +134,13 @@ class ClearingMixin(_ModelAdmin):
         self, request: HttpRequest, queryset: Rows
     ) -> HttpResponse | None:
         """Delete the selected sessions in their stores, then their rows."""
-        if not request.POST.get("post"):
+        rows = self.permitted(request, queryset, "delete")
+        if rows and not request.POST.get("post"):
+            if len(rows) < len(queryset):
+                queryset = queryset.filter(pk__in=[row.pk for row in rows])
             return confirm_deletion(self, request, queryset)
         deleted = 0
-        for row in list(queryset):
+        for row in rows:
             try:
                 with transaction.atomic(row._state.db):
                     self.log_deletions(request, self._alone(request, row))
@@ -204,14 +172,18 @@ class ClearingMixin(_ModelAdmin):
         clearing.delete(obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: Rows) -> None:
-        for row in list(queryset):
+        rows: Iterable[AgentSession] = list(queryset)
+        # The right has been asked for by whoever calls this; rows have not.
+        if self.has_rules("view", "delete"):
+            rows = self.permitted(request, rows, "delete")
+        for row in rows:
             clearing.delete(row)
 
     def get_deleted_objects(
         self, objs: Any, request: HttpRequest
     ) -> tuple[list[Any], dict[str, int], set[str], list[Any]]:
         """Count what would go: listing it takes seconds for one long session."""
-        rows: list[AgentSession] = list(objs)
+        rows: list[AgentSession] = self.shown(request, objs)
         names = [
             f"{capfirst(self.opts.verbose_name)}: {self.label(request, row)}"
             for row in rows[:NAMED]
@@ -222,20 +194,12 @@ class ClearingMixin(_ModelAdmin):
             str(self.opts.verbose_name_plural): len(rows),
             _("items"): sum(row.item_count for row in rows),
         }
-        lacking = (
-            set()
-            if self.has_delete_permission(request)
-            else {str(self.opts.verbose_name)}
-        )
+        asked = objs if self.has_rules("view", "delete") else [None]
+        may_delete = all(self.has_delete_permission(request, row) for row in asked)
+        lacking = set() if may_delete else {str(self.opts.verbose_name)}
         return names, counts, lacking, []
 
     # -- shared --------------------------------------------------------------------
-
-    def label(self, request: HttpRequest, row: AgentSession) -> str:
-        """Name a session for this reader: a title quotes the first message."""
-        if row.title and self.has_read_permission(request, row):
-            return str(row.title)
-        return str(row.session_id)
 
     def _alone(self, request: HttpRequest, row: AgentSession) -> Rows:
         return self.get_queryset(request).filter(pk=row.pk)
@@ -248,19 +212,10 @@ class ClearingMixin(_ModelAdmin):
         self.message_user(request, text % {"name": name, "error": exc}, messages.ERROR)
 
 
-def _totals(queryset: Rows) -> dict[str, int]:
-    totals = queryset.order_by().aggregate(
-        sessions=Count("pk"),
-        items=Sum("item_count"),
-        owners=Count("user_id", distinct=True),
-    )
-    return {name: total or 0 for name, total in totals.items()}
-
-
-def _is_confirmed(request: HttpRequest, totals: dict[str, int]) -> bool:
+def _is_confirmed(request: HttpRequest, rows: list[AgentSession]) -> bool:
     """Tell whether the reader has agreed to clear as many sessions as there are."""
     posted = request.POST
-    return "post" in posted and posted.get("count") == str(totals["sessions"])
+    return "post" in posted and posted.get("count") == str(len(rows))
 
 
 def _some(names: Iterable[str]) -> str:

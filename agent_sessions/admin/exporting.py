@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib import admin, messages
@@ -13,7 +13,6 @@ from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.core.handlers.asgi import ASGIRequest
-from django.db.models import QuerySet
 from django.http import (
     Http404,
     HttpRequest,
@@ -26,7 +25,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from agent_sessions import clearing
-from agent_sessions.admin.rights import may_read
+from agent_sessions.admin.session_rules import Rows, SessionRules
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.importing.export import export_session, read_items
 from agent_sessions.models import AgentSession
@@ -36,14 +35,6 @@ from agent_sessions.transcript.markdown import markdown
 MOST = 100
 # Characters that are sent at once.
 _CHUNK = 64 * 1024
-
-Rows = QuerySet[AgentSession]
-
-if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin[AgentSession]
-else:
-    # Generic for type checkers alone.
-    _ModelAdmin = admin.ModelAdmin
 
 
 def _as_markdown(row: AgentSession) -> Iterator[str]:
@@ -68,7 +59,7 @@ _FORMS = {
 }
 
 
-class ExportMixin(_ModelAdmin):
+class ExportMixin(SessionRules):
     """Export sessions that the reader may read."""
 
     @admin.action(
@@ -96,7 +87,7 @@ class ExportMixin(_ModelAdmin):
     ) -> HttpResponseBase:
         """Send one session as a file."""
         obj = self.get_object(request, unquote(object_id))
-        if not may_read(request):
+        if not self.allows(request, "read", obj):
             raise PermissionDenied
         if form not in _FORMS:
             raise Http404
@@ -124,7 +115,7 @@ class ExportMixin(_ModelAdmin):
         make, ending, content_type = _FORMS[form]
         pieces: list[Iterable[str]] = []
         given: list[AgentSession] = []
-        for row in rows:
+        for row in self.permitted(request, rows, "read"):
             found = make(row)
             try:
                 first = next(found)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
@@ -15,21 +14,16 @@ from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 
 from agent_sessions.admin.charts import HEIGHT, WIDTH, Chart, bar_chart
-from agent_sessions.admin.rights import may
-from agent_sessions.admin.runs import waiting_text
-from agent_sessions.admin.statistics import Statistics, Tally, gather
+from agent_sessions.admin.rights import MOST_ASKED, has_own, narrowed, registered
+from agent_sessions.admin.runs import AgentRunAdmin, waiting_text
+from agent_sessions.admin.session_rules import SessionRules
+from agent_sessions.admin.statistics import Source, Statistics, Tally, gather
 from agent_sessions.admin.transcript import runs_url
 from agent_sessions.admin.words import grouped
-from agent_sessions.models import AgentSession
+from agent_sessions.models import AgentRun, AgentSession
 
 # How many days the page can look back; the first is what it shows unasked.
 RANGES = (30, 7, 14)
-
-if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin[AgentSession]
-else:
-    # Generic for type checkers alone.
-    _ModelAdmin = admin.ModelAdmin
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +48,16 @@ class Table:
     note: str = ""
 
 
-class OverviewMixin(_ModelAdmin):
+class OverviewMixin(SessionRules):
     """A page of charts, for those who may see that sessions exist."""
 
     def overview_view(self, request: HttpRequest) -> TemplateResponse:
         """Show the last days: sessions, runs, tokens, errors and open approvals."""
-        if not may(request, "view"):
+        if not self.has_view_permission(request):
             raise PermissionDenied
         asked = request.GET.get("days", "")
         length = next((n for n in RANGES if str(n) == asked), RANGES[0])
-        found = gather(length)
+        found = gather(length, self._source(request))
         context = {
             **self.admin_site.each_context(request),
             "title": _("Overview of agent sessions"),
@@ -82,6 +76,29 @@ class OverviewMixin(_ModelAdmin):
         return TemplateResponse(
             request, "admin/agent_sessions/agentsession/overview.html", context
         )
+
+    def _source(self, request: HttpRequest) -> Source:
+        """Return the rows that are counted: those that the reader may view."""
+        sessions = narrowed(self, request)
+        if self.asks_rows():
+            rows = self.get_queryset(request).select_related("user")
+            asked = list(rows[: MOST_ASKED + 1])
+            if len(asked) > MOST_ASKED:
+                raise PermissionDenied(
+                    f"has_view_permission() is asked for {MOST_ASKED} sessions at "
+                    "most. Narrow get_queryset() instead."
+                )
+            keys: Any = [row.pk for row in self.shown(request, asked)]
+            sessions = AgentSession.objects.filter(pk__in=keys)
+        source = Source()
+        if sessions is not None:
+            keys = sessions.values("pk")
+            source = Source(sessions, source.runs.filter(session_id__in=keys))
+        admin_of_runs = registered(self, AgentRun)
+        if admin_of_runs and has_own(admin_of_runs, "get_queryset", AgentRunAdmin):
+            keys = admin_of_runs.get_queryset(request).order_by().values("pk")
+            source = Source(source.sessions, source.runs.filter(pk__in=keys))
+        return source
 
 
 def _figures(found: Statistics) -> list[Figure]:

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import NoReverseMatch, reverse
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from agent_sessions.admin.approvals import approvals
 from agent_sessions.admin.filters import StartedFilter
+from agent_sessions.admin.guarding import GuardedAdmin
 from agent_sessions.admin.lines import lay_out
 from agent_sessions.admin.paginator import CappedPaginator
 from agent_sessions.admin.reading import History
-from agent_sessions.admin.rights import may, may_read
+from agent_sessions.admin.rights import (
+    MOST_ASKED,
+    has_own,
+    hides,
+    may,
+    narrowed,
+    registered,
+)
+from agent_sessions.admin.rules import RowRules
+from agent_sessions.admin.session_rules import VIEWS, SessionRules
 from agent_sessions.admin.transcript import PAGE_LENGTH, item_url, owner_url
 from agent_sessions.admin.words import grouped, how_long, in_words
 from agent_sessions.approvals import waiting as find_waiting
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import REMOVED, AgentRun, AgentSession
 from agent_sessions.transcript.parts import json_part
-
-if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin[AgentRun]
-else:
-    # Generic for type checkers alone.
-    _ModelAdmin = admin.ModelAdmin
 
 _COUNTS = (
     "requests",
@@ -43,7 +47,7 @@ _COUNTS = (
 
 
 @admin.register(AgentRun)
-class AgentRunAdmin(_ModelAdmin):
+class AgentRunAdmin(GuardedAdmin, RowRules):
     """Runs to look at: how they went, what they used, what they wait for."""
 
     list_display = (
@@ -57,8 +61,8 @@ class AgentRunAdmin(_ModelAdmin):
         "started_at",
         "error_code",
     )
-    list_filter = ("status", StartedFilter)
-    list_select_related = ("session",)
+    list_filter: ClassVar[Any] = ("status", StartedFilter)
+    list_select_related = ("session__user",)
     list_per_page = 50
     # Keys ascend with time, and every database has them in order.
     ordering = ("-pk",)
@@ -69,6 +73,33 @@ class AgentRunAdmin(_ModelAdmin):
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     actions = None
+    harmless = frozenset(
+        [
+            "id",
+            "run_id",
+            "session",
+            "branch",
+            "resumed_by",
+            "agent_name",
+            "model",
+            "status",
+            "started_at",
+            "finished_at",
+            "first_position",
+            "last_position",
+            "turn",
+            "requests",
+            "input_tokens",
+            "output_tokens",
+            "cached_tokens",
+            "reasoning_tokens",
+            "total_tokens",
+            "error_code",
+            "trace_id",
+            "sdk_version",
+            "expires_at",
+        ]
+    )
 
     class Media:
         css = {"all": ("agent_sessions/admin.css",)}
@@ -92,9 +123,35 @@ class AgentRunAdmin(_ModelAdmin):
     def has_delete_permission(
         self, request: HttpRequest, obj: AgentRun | None = None
     ) -> bool:
-        # Runs go with their session, so this is asked where a user is deleted; by
-        # themselves they stay, see delete_view().
-        return may(request, "delete")
+        # Runs go with their session, so this is asked where a user is deleted, as the
+        # session is, with its own hook; by themselves they stay, see delete_view().
+        sessions = registered(self, AgentSession)
+        if sessions is None:
+            return may(request, "delete")
+        return bool(sessions.has_delete_permission(request))
+
+    def is_hidden(self, request: HttpRequest, obj: AgentRun) -> bool:
+        sessions = registered(self, AgentSession)
+        return super().is_hidden(request, obj) or (
+            sessions is not None and hides(sessions, request, obj.session)
+        )
+
+    def asks_rows(self) -> bool:
+        sessions = registered(self, AgentSession)
+        return has_own(self, "has_view_permission", AgentRunAdmin) or (
+            sessions is not None and has_own(sessions, "has_view_permission", *VIEWS)
+        )
+
+    def reads_all(self, request: HttpRequest) -> bool:
+        sessions = registered(self, AgentSession)
+        return isinstance(sessions, SessionRules) and sessions.reads_all(request)
+
+    def may_read(self, request: HttpRequest, obj: AgentRun) -> bool:
+        """Tell whether the reader may see what was said: the session's admin knows."""
+        sessions = registered(self, AgentSession)
+        return isinstance(sessions, SessionRules) and sessions.allows(
+            request, "read", obj.session
+        )
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         raise PermissionDenied
@@ -105,20 +162,19 @@ class AgentRunAdmin(_ModelAdmin):
         rows = super().get_queryset(request).defer("state", "session__metadata")
         # Few sessions, found by index: a join would lead SQLite to begin with all.
         removed = AgentSession._base_manager.filter(backend=REMOVED).values("pk")
-        return rows.exclude(session_id__in=removed)
-
-    def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
-        # The link from a session's page to its runs.
-        if lookup == "session__id__exact":
-            return True
-        return super().lookup_allowed(lookup, value, request)
+        rows = rows.exclude(session_id__in=removed)
+        admin_of_sessions = registered(self, AgentSession)
+        sessions = admin_of_sessions and narrowed(admin_of_sessions, request)
+        if sessions is None:
+            return rows
+        return rows.filter(session_id__in=sessions.values("pk"))
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> Any:
         waiting = 0
         if self.has_view_permission(request):
-            waiting = find_waiting(AgentRun.objects.all()).count()
+            waiting = count_waiting(self, request)
         context = {"waiting": waiting_text(waiting) if waiting else ""}
         return super().changelist_view(request, {**context, **(extra_context or {})})
 
@@ -171,7 +227,7 @@ class AgentRunAdmin(_ModelAdmin):
         **kwargs: Any,
     ) -> HttpResponse:
         run: AgentRun = kwargs["obj"]
-        may_see = may_read(request)
+        may_see = self.may_read(request, run)
         asked = approvals([run]).get(run.pk, ())
         run.asked = asked  # type: ignore[attr-defined]
         context |= {
@@ -182,7 +238,8 @@ class AgentRunAdmin(_ModelAdmin):
             "status": self.status_in_words(run),
             "duration": self.duration(run),
             "approvals": asked,
-            "usage": [json_part(run.usage)] if run.usage else [],
+            # Whatever a provider writes there is not ours to vouch for.
+            "usage": [json_part(run.usage)] if run.usage and may_see else [],
             "session_url": self._session_url(request, run),
             "owner_url": owner_url(self, request, run.session),
             "has_read_permission": may_see,
@@ -219,14 +276,20 @@ class AgentRunAdmin(_ModelAdmin):
         log(request, run.session, f"Read run {run.run_id}.")
 
     def _session_url(self, request: HttpRequest, run: AgentRun) -> str:
-        if not may(request, "view"):
+        sessions = registered(self, AgentSession)
+        # A site of the project's own may leave the sessions out.
+        if sessions is None or not sessions.has_view_permission(request, run.session):
             return ""
         name = f"{self.admin_site.name}:agent_sessions_agentsession_change"
-        try:
-            return reverse(name, args=(run.session_id,))
-        except NoReverseMatch:
-            # A site of the project's own may leave the sessions out.
-            return ""
+        return reverse(name, args=(run.session_id,))
+
+
+def count_waiting(runs: AgentRunAdmin, request: HttpRequest) -> int:
+    """Count the runs that wait for someone, of those that the reader may view."""
+    rows = find_waiting(runs.get_queryset(request))
+    if not runs.asks_rows():
+        return rows.order_by().count()
+    return len(runs.shown(request, rows.select_related("session__user")[:MOST_ASKED]))
 
 
 def waiting_text(count: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.auth import get_user_model
@@ -11,11 +11,13 @@ from django.urls import URLPattern, path
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from agent_sessions.admin.clearing import ClearingMixin, Rows
+from agent_sessions.admin.clearing import ClearingMixin
 from agent_sessions.admin.exporting import ExportMixin
 from agent_sessions.admin.filters import StoreFilter
+from agent_sessions.admin.guarding import GuardedAdmin
 from agent_sessions.admin.overview import OverviewMixin
 from agent_sessions.admin.paginator import CappedPaginator
+from agent_sessions.admin.session_rules import Rows
 from agent_sessions.admin.transcript import TranscriptMixin
 from agent_sessions.admin.words import grouped, in_words
 from agent_sessions.approvals import find_states
@@ -25,11 +27,18 @@ from agent_sessions.models import AgentSession
 
 
 @admin.register(AgentSession)
-class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMixin):
+class AgentSessionAdmin(
+    GuardedAdmin, ClearingMixin, ExportMixin, TranscriptMixin, OverviewMixin
+):
     """Sessions to look at: found by their metadata, read with a right of its own."""
 
-    actions = ("clear_history", "delete_selected", "export_json", "export_markdown")
-    list_filter = (
+    actions: Any = (
+        "clear_history",
+        "delete_selected",
+        "export_json",
+        "export_markdown",
+    )
+    list_filter: ClassVar[Any] = (
         StoreFilter,
         "state",
         ("active_on", admin.DateFieldListFilter),
@@ -39,7 +48,7 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
     list_per_page = 50
     # The index serves this order; the time of last activity has none, see the model.
     ordering = ("-active_on", "-pk")
-    sortable_by = ("item_count", "updated_at", "created_at")
+    sortable_by: ClassVar[Any] = ("item_count", "updated_at", "created_at")
     paginator = CappedPaginator
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
@@ -79,7 +88,7 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
 
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
         owner = f"user__{get_user_model().USERNAME_FIELD}__exact"
-        titles = ("title",) if self.has_read_permission(request) else ()
+        titles = ("title",) if self.reads_all(request) else ()
         return ("session_id__startswith", owner, *titles)
 
     search_help_text = _(

@@ -64,41 +64,50 @@ class Statistics:
     waiting_now: int = 0
 
 
-def gather(length: int) -> Statistics:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The rows that are counted: those that the reader may view."""
+
+    sessions: QuerySet[Any] = field(default_factory=AgentSession.objects.order_by)
+    runs: QuerySet[Any] = field(default_factory=AgentRun.objects.order_by)
+
+
+def gather(length: int, source: Source | None = None) -> Statistics:
     """Count what happened in the last `length` days, today among them.
 
     The number of queries is always the same, and each reads only the range's rows.
     """
+    source = source or Source()
     today = timezone.localdate() if settings.USE_TZ else date.today()  # noqa: DTZ011
     days = [today - timedelta(days=back) for back in range(length - 1, -1, -1)]
     tallies = {day: Tally(day.isoformat()) for day in days}
     agents: dict[str, Tally] = {}
     total = Tally("")
-    for number, status, agent, *counts in _runs_by_day(days):
+    for number, status, agent, *counts in _runs_by_day(source, days):
         tallies[days[number]].add(status, *counts)
         agents.setdefault(agent, Tally(agent)).add(status, *counts)
         total.add(status, *counts)
-    backends = _count_sessions(days, tallies)
+    backends = _count_sessions(source, days, tallies)
     total.sessions = sum(tally.sessions for tally in backends)
     return Statistics(
         days=list(tallies.items()),
         total=total,
         agents=_top(agents.values()),
         backends=_top(backends),
-        users=_top_users(days),
-        errors=_top_errors(days),
-        waiting_now=waiting(AgentRun.objects.all()).count(),
+        users=_top_users(source, days),
+        errors=_top_errors(source, days),
+        waiting_now=waiting(source.runs).count(),
     )
 
 
-def _runs_by_day(days: list[date]) -> Iterable[tuple[Any, ...]]:
+def _runs_by_day(source: Source, days: list[date]) -> Iterable[tuple[Any, ...]]:
     """Sum up runs by day, status and agent.
 
     A day is a range of times: cutting times to days is slow, and on SQLite a call
     back into Python for every row.
     """
     parts = [
-        _runs(day, day)
+        _runs(source, day, day)
         .annotate(number=Value(number))
         .values("number", "status", "agent_name")
         .annotate(
@@ -112,11 +121,13 @@ def _runs_by_day(days: list[date]) -> Iterable[tuple[Any, ...]]:
     return rows
 
 
-def _count_sessions(days: list[date], tallies: dict[date, Tally]) -> list[Tally]:
+def _count_sessions(
+    source: Source, days: list[date], tallies: dict[date, Tally]
+) -> list[Tally]:
     """Count sessions by the day of their last activity, and sum them up by store."""
     backends: dict[str, Tally] = {}
     rows = (
-        _sessions(days)
+        _sessions(source, days)
         .values("active_on", "backend")
         .annotate(
             count=Count("pk"), given=Sum("input_tokens"), made=Sum("output_tokens")
@@ -132,10 +143,10 @@ def _count_sessions(days: list[date], tallies: dict[date, Tally]) -> list[Tally]
     return list(backends.values())
 
 
-def _top_users(days: list[date]) -> list[Tally]:
+def _top_users(source: Source, days: list[date]) -> list[Tally]:
     name = f"user__{get_user_model().USERNAME_FIELD}"
     rows = (
-        _sessions(days)
+        _sessions(source, days)
         .exclude(user=None)
         .values("user_id", name)
         .annotate(
@@ -153,24 +164,24 @@ def _top_users(days: list[date]) -> list[Tally]:
     ]
 
 
-def _top_errors(days: list[date]) -> list[tuple[str, int]]:
-    rows = _runs(days[0], days[-1]).filter(status=_FAILED)
+def _top_errors(source: Source, days: list[date]) -> list[tuple[str, int]]:
+    rows = _runs(source, days[0], days[-1]).filter(status=_FAILED)
     codes = rows.values_list("error_code").annotate(count=Count("pk"))
     return list(codes.order_by("-count", "error_code")[:TOP])
 
 
-def _runs(first: date, last: date) -> QuerySet[Any]:
+def _runs(source: Source, first: date, last: date) -> QuerySet[Any]:
     """Give the runs that began from one day's first moment to another's last."""
-    return AgentRun.objects.filter(
+    return source.runs.filter(
         status__in=STATUSES,
         started_at__gte=_midnight(first),
         started_at__lt=_midnight(last + timedelta(days=1)),
     ).order_by()
 
 
-def _sessions(days: list[date]) -> QuerySet[Any]:
+def _sessions(source: Source, days: list[date]) -> QuerySet[Any]:
     """Give the sessions that were last active in a range of days."""
-    return AgentSession.objects.filter(
+    return source.sessions.filter(
         active_on__gte=days[0], active_on__lte=days[-1]
     ).order_by()
 

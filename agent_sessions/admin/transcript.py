@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode
 
-from django.contrib import admin
 from django.contrib.admin.utils import unquote
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
-from django.urls import NoReverseMatch, reverse
+from django.urls import reverse
 
 from agent_sessions.admin.lines import lay_out
 from agent_sessions.admin.reading import History
-from agent_sessions.admin.rights import may, may_read
+from agent_sessions.admin.rights import registered
+from agent_sessions.admin.rules import MAX_KEY, as_key
+from agent_sessions.admin.session_rules import SessionRules
 from agent_sessions.admin.words import grouped, in_words
 from agent_sessions.approvals import find_states
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.items import clean_text
-from agent_sessions.models import AgentSession
+from agent_sessions.models import AgentRun, AgentSession, Branch
 from agent_sessions.transcript import Kind
 
 PAGE_LENGTH = 100
 # Characters of an item that a browser is to show; more is a download.
 RAW_LENGTH = 2_000_000
+_NAME_LENGTH: int = Branch._meta.get_field("name").max_length or 0
 _COUNTS = (
     "requests",
     "input_tokens",
@@ -34,14 +36,8 @@ _COUNTS = (
     "reasoning_tokens",
 )
 
-if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin[AgentSession]
-else:
-    # Generic for type checkers alone.
-    _ModelAdmin = admin.ModelAdmin
 
-
-class TranscriptMixin(_ModelAdmin):
+class TranscriptMixin(SessionRules):
     """The page of a session: what is known of it, and what was said."""
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
@@ -66,8 +62,8 @@ class TranscriptMixin(_ModelAdmin):
             ],
             "item_count": grouped(obj.item_count),
             "state": in_words(obj.state, obj.get_state_display()),
-            "has_clear_permission": may(request, "clear"),
-            "has_read_permission": may_read(request),
+            "has_clear_permission": self.allows(request, "clear", obj),
+            "has_read_permission": self.allows(request, "read", obj),
             "runs_url": _runs_of(runs_url(self, request), obj),
         }
         if context["has_read_permission"]:
@@ -80,12 +76,12 @@ class TranscriptMixin(_ModelAdmin):
     ) -> HttpResponse:
         """Give one item as it is stored, as plain text; a very long one to keep."""
         obj = self.get_object(request, unquote(object_id))
-        if not may_read(request):
+        if not self.allows(request, "read", obj):
             raise PermissionDenied
-        if obj is None:
+        if obj is None or position >= MAX_KEY:
             raise Http404
         try:
-            item = History(obj, request.GET.get("branch", "")).item(position)
+            item = History(obj, _branch(request)).item(position)
         except AgentSessionError as exc:
             raise Http404(str(exc)) from exc
         if item is None:
@@ -104,9 +100,9 @@ class TranscriptMixin(_ModelAdmin):
         )
 
     def _transcript(self, request: HttpRequest, obj: AgentSession) -> dict[str, Any]:
-        history = History(obj, request.GET.get("branch", ""))
-        before = _position(request.GET.get("before", ""))
-        after = _position(request.GET.get("after", "")) if before is None else None
+        history = History(obj, _branch(request))
+        before = as_key(request.GET.get("before", ""))
+        after = as_key(request.GET.get("after", "")) if before is None else None
         try:
             page = history.page(before=before, after=after, limit=PAGE_LENGTH)
             items, branches = page.items, history.branches
@@ -147,15 +143,11 @@ class TranscriptMixin(_ModelAdmin):
 
 def runs_url(site_admin: Any, request: HttpRequest) -> str:
     """Give the address of the list of runs, for those who may see it."""
-    if not may(request, "view", "agentrun"):
+    runs = registered(site_admin, AgentRun)
+    # A site of the project's own may leave the runs out.
+    if runs is None or not runs.has_view_permission(request):
         return ""
-    try:
-        return reverse(
-            f"{site_admin.admin_site.name}:agent_sessions_agentrun_changelist"
-        )
-    except NoReverseMatch:
-        # A site of the project's own may leave the runs out.
-        return ""
+    return reverse(f"{site_admin.admin_site.name}:agent_sessions_agentrun_changelist")
 
 
 def _runs_of(address: str, obj: AgentSession) -> str:
@@ -175,23 +167,19 @@ def item_url(
 
 def owner_url(site_admin: Any, request: HttpRequest, obj: AgentSession) -> str:
     """Give the address of the owner's page, for those who may see users."""
-    user = get_user_model()._meta
-    if obj.user_id is None or not request.user.has_perm(
-        f"{user.app_label}.view_{user.model_name}"
-    ):
+    users = registered(site_admin, get_user_model())
+    if users is None or obj.user_id is None:
         return ""
-    site = site_admin.admin_site.name
-    name = f"{site}:{user.app_label}_{user.model_name}_change"
-    try:
-        return reverse(name, args=(obj.user_id,))
-    except NoReverseMatch:
+    if not users.has_view_permission(request, obj.user):
         return ""
+    name = f"{users.opts.app_label}_{users.opts.model_name}_change"
+    return reverse(f"{site_admin.admin_site.name}:{name}", args=(obj.user_id,))
 
 
-def _position(text: str) -> int | None:
-    """Read the position in a link; anything else shows the newest page."""
-    # A database's positions have 19 digits at most.
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+def _branch(request: HttpRequest) -> str:
+    """Read the branch's name in a link; a name that none can have is no name."""
+    name = request.GET.get("branch", "")
+    return "" if "\x00" in name or len(name) > _NAME_LENGTH else name
 
 
 def _link(request: HttpRequest, branch: str | None = "", **place: int) -> str:

@@ -20,6 +20,7 @@ from agent_sessions.backends.signed import open_or_none, sign, unsign
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.items import Item, StoredItem
 from agent_sessions.owners import owner_key
+from agent_sessions.reports import guard_methods
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -34,6 +35,38 @@ T = TypeVar("T")
 
 # The alias that is meant where none is named, as in DATABASES and CACHES.
 DEFAULT_ALIAS = "default"
+
+# Methods that are given contents or keys, or give them. What goes wrong in them is
+# reported without these, in every subclass.
+_GUARDED = frozenset(
+    [
+        "__init__",
+        "append",
+        "latest",
+        "pop",
+        "pop_if",
+        "rewrite",
+        "clear",
+        "page",
+        "erase",
+        "forget_key",
+        "enroll",
+        "assert_open",
+        "seal_text",
+        "open_text",
+        "flush",
+        "head",
+        "check",
+        "check_databases",
+        "aappend",
+        "alatest",
+        "apop",
+        "aclear",
+        "apage",
+        "aflush",
+        "ahead",
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +122,10 @@ class BaseSessionBackend(ABC):
     required_options: ClassVar[frozenset[str]] = frozenset()
     # The option that holds another alias, for a backend that wraps that one.
     inner_option: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        guard_methods(cls, _GUARDED)
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
         self.alias = alias

@@ -7,5 +7,12 @@ from __future__ import annotations
 
 from agent_sessions.checks.backends import check_backends, check_databases
 from agent_sessions.checks.deployment import check_deployment
+from agent_sessions.checks.secrets import check_layers, check_shown_passwords
 
-__all__ = ["check_backends", "check_databases", "check_deployment"]
+__all__ = [
+    "check_backends",
+    "check_databases",
+    "check_deployment",
+    "check_layers",
+    "check_shown_passwords",
+]

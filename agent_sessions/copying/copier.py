@@ -26,6 +26,7 @@ from agent_sessions.exceptions import (
 from agent_sessions.items import StoredItem
 from agent_sessions.models import AgentSession, Branch
 from agent_sessions.pending import is_cleared
+from agent_sessions.reports import guarded
 
 # How often a history is read again that grows while it is copied.
 _ROUNDS = 5
@@ -71,6 +72,7 @@ class Copier:
         self.progress: Callable[[int], None] | None = None
         self._exact = source.keeps_exactly and target.keeps_exactly
 
+    @guarded
     def run(self, chosen: Iterable[Chosen | str]) -> Report:
         """Copy what is chosen. It may be run again after any end, and goes on.
 

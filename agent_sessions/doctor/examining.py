@@ -18,6 +18,7 @@ from agent_sessions.doctor.turns import BATCH_SIZE
 from agent_sessions.exceptions import AgentSessionError, InvalidBackend
 from agent_sessions.handler import sessions as backends
 from agent_sessions.models import AgentSession
+from agent_sessions.reports import guarded
 
 # Sessions of one query.
 _CHUNK = 500
@@ -29,6 +30,7 @@ class Progress(Protocol):
     def __call__(self, sessions: int, items: int) -> None: ...
 
 
+@guarded
 def examine(
     sessions: Iterable[AgentSession] | None = None,
     *,

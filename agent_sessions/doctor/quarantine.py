@@ -16,6 +16,7 @@ from django.utils import timezone
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.doctor.findings import Quarantined
 from agent_sessions.models import AgentSession, Branch, SessionItem
+from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
     from agent_sessions.backends.database import DatabaseBackend
@@ -60,6 +61,7 @@ def list_quarantined(using: str, row: AgentSession) -> list[Quarantined]:
     ]
 
 
+@guarded
 def restore(session: AgentSession, position: int, *, branch: str | None = None) -> None:
     """Move a row from the quarantine back to where it was.
 

@@ -22,6 +22,7 @@ from agent_sessions.models import (
     Branch,
     SessionItem,
 )
+from agent_sessions.reports import guarded
 
 _MOVED = frozenset({"orphan_output", "duplicate_turn", "unreadable_row", "scalar_row"})
 
@@ -56,6 +57,7 @@ class Examination:
         self._branches = Branch.objects.using(self.using).filter(session_id=row.pk)
         self._changed = False
 
+    @guarded
     def run(self) -> None:
         """Look at everything."""
         waiting_from = self.leases.waiting_from()

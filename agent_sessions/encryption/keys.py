@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from agent_sessions.exceptions import InvalidEncryptionKey, MissingExtra
+from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -48,6 +49,7 @@ class MasterKey:
         object.__setattr__(self, "id", base64.b32encode(digest).decode().lower())
 
     @classmethod
+    @guarded
     def parse(cls, key: Any) -> MasterKey:
         """Read a key as Fernet.generate_key() makes it, or a long text.
 
@@ -87,6 +89,7 @@ class KeyRing:
         self.first = next(iter(self._keys.values()))
 
     @classmethod
+    @guarded
     def parse(cls, keys: Any) -> KeyRing:
         """Read a list of keys. Raises InvalidEncryptionKey, which names the bad one."""
         if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):

@@ -14,6 +14,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from agent_sessions.importing.records import UnreadableSource
+from agent_sessions.reports import told
 
 # Bytes of an id, a name or a time in a source: many times what one has.
 CELL_BYTES = 64 * 1024
@@ -100,7 +101,7 @@ class Database(ABC):
 
     def _problem(self, exc: Exception) -> UnreadableSource:
         return UnreadableSource(
-            f"Can't read {self.name}: {str(exc).strip()}. See that it has the tables "
+            f"Can't read {self.name} ({told(exc)}). See that it has the tables "
             "of the kind named, and that --sessions-table and --messages-table fit."
         )
 
@@ -123,7 +124,7 @@ class Alias(Database):
                 cursor.execute(sql, params)
                 return list(cursor.fetchall())
         except (DatabaseError, ValueError) as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
         try:
@@ -131,7 +132,7 @@ class Alias(Database):
                 cursor.execute(sql, params)
                 return array("q", (row[0] for row in cursor))
         except (DatabaseError, ValueError) as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def columns(self, table: str) -> set[str]:
         try:
@@ -139,7 +140,7 @@ class Alias(Database):
                 cursor.execute(f"SELECT * FROM {table} WHERE 1 = 0", [])
                 return {column[0].lower() for column in cursor.description}
         except (DatabaseError, ValueError) as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def quote(self, name: str) -> str:
         quote = self._connection.ops.quote_name

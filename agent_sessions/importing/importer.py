@@ -20,6 +20,7 @@ from agent_sessions.importing.records import (
 )
 from agent_sessions.importing.runs import write_runs
 from agent_sessions.importing.target import Target
+from agent_sessions.reports import guarded
 
 # Sessions that a report names.
 MOST_REFUSED = 10_000
@@ -85,6 +86,7 @@ class Importer:
         # Told how many items each page had.
         self.progress: Callable[[int], None] | None = None
 
+    @guarded
     def run(self) -> Report:
         """Import everything that is new. Raises UnreadableSource.
 

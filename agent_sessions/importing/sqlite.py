@@ -27,6 +27,7 @@ from agent_sessions.importing.databases import (
     as_text,
 )
 from agent_sessions.importing.records import UnreadableSource
+from agent_sessions.reports import told
 
 # Steps of SQLite's virtual machine that each query may take, and for each byte of the
 # file: reading a row takes about ten.
@@ -56,7 +57,7 @@ class SQLiteFile(Database):
                 uri, uri=True, timeout=20, isolation_level=None
             )
         except _ERRORS as exc:
-            raise UnreadableSource(f"Can't open {self.name}: {exc}.") from exc
+            raise UnreadableSource(f"Can't open {self.name}: {told(exc)}.") from None
         self._connection.text_factory = _text
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         self._connection.set_progress_handler(self._look, _LOOK)
@@ -99,7 +100,7 @@ class SQLiteFile(Database):
             with closing(self._connection.execute(sql, tuple(params))) as cursor:
                 return cursor.fetchall()
         except _ERRORS as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
         self._begin()
@@ -107,7 +108,7 @@ class SQLiteFile(Database):
             with closing(self._connection.execute(sql, tuple(params))) as cursor:
                 return array("q", (row[0] for row in cursor))
         except _ERRORS as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def columns(self, table: str) -> set[str]:
         self._begin()
@@ -116,7 +117,7 @@ class SQLiteFile(Database):
             with closing(self._connection.execute(sql)) as cursor:
                 return {column[0].lower() for column in cursor.description}
         except _ERRORS as exc:
-            raise self._problem(exc) from exc
+            raise self._problem(exc) from None
 
     def quote(self, name: str) -> str:
         return ".".join(map(_quote, name.split(".")))

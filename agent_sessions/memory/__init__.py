@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from agent_sessions.memory.base import BackendSession, SyncSession
+from agent_sessions.memory.discretion import mark_sdk
 
 if TYPE_CHECKING:
     from agent_sessions.memory.dapr import DaprSession
@@ -20,6 +21,8 @@ _EXPORTS = {
     "OpenAIConversationsSession": "agent_sessions.memory.openai",
     "RedisSession": "agent_sessions.memory.redis",
 }
+
+mark_sdk()
 
 __all__ = [
     "BackendSession",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -22,6 +23,7 @@ from agent_sessions.backends.base import (
 )
 from agent_sessions.exceptions import BlockingCall, SessionDoesNotExist
 from agent_sessions.memory.context import names_other
+from agent_sessions.reports import guard_public_methods, leave, unwrapped
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@guard_public_methods
 class BackendSession(SessionABC):
     """A conversation in a backend, for `Runner.run(..., session=session)`.
 
@@ -101,6 +104,7 @@ class BackendSession(SessionABC):
             session_settings=self.session_settings,
         )
 
+    @unwrapped
     async def get_items(
         self,
         limit: int | None = None,
@@ -113,8 +117,13 @@ class BackendSession(SessionABC):
         nothing. Rows that can't be read are passed over and don't count. Raises
         InvalidLimit, SessionDoesNotExist and StorageError.
         """
-        await self._admit(wrapper)
-        return await self.backend.alatest(self.key, self._limit(limit))  # type: ignore[return-value]
+        before = sys.exception()
+        try:
+            await self._admit(wrapper)
+            return await self.backend.alatest(self.key, self._limit(limit))  # type: ignore[return-value]
+        except Exception as exc:
+            leave(exc, before)
+            raise
 
     async def add_items(
         self,
@@ -188,6 +197,7 @@ def _told(method: Any) -> Any:
     return call
 
 
+@guard_public_methods
 @blocking
 class SyncSession:
     """The synchronous face of a session, on the caller's own connection."""

@@ -11,6 +11,7 @@ from agent_sessions.backends.database import turns, undo
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.memory.base import BackendSession, SyncSession, blocking
 from agent_sessions.models import MAIN_BRANCH
+from agent_sessions.reports import guard_public_methods, unwrapped
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@guard_public_methods
 class BranchingSession(BackendSession):
     """A session whose history can fork.
 
@@ -35,6 +37,7 @@ class BranchingSession(BackendSession):
         """The same session for views and shells: no event loop is involved."""
         return SyncBranchingSession(self)
 
+    @unwrapped
     async def get_items(
         self,
         limit: int | None = None,
@@ -192,12 +195,14 @@ class BranchingSession(BackendSession):
         return name
 
 
+@guard_public_methods
 @blocking
 class SyncBranchingSession(SyncSession):
     """The synchronous face of a session whose history can fork."""
 
     _session: BranchingSession
 
+    @unwrapped
     def get_items(
         self, limit: int | None = None, branch_id: str | None = None
     ) -> list[TResponseInputItem]:

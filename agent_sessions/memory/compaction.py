@@ -16,6 +16,7 @@ from agent_sessions.backends.database import compaction
 from agent_sessions.items import encode_batch
 from agent_sessions.memory.base import BackendSession
 from agent_sessions.memory.branches import BranchingSession
+from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 class CompactableSession(BranchingSession):
     """A session whose tail can be replaced in one transaction."""
 
+    @guarded
     async def _get_compaction_snapshot(
         self,
         limit: int,
@@ -59,6 +61,7 @@ class CompactableSession(BranchingSession):
         items: list[Any] = list(tail.items)
         return Snapshot(items, tail.complete, replace_suffix)
 
+    @guarded
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
         """Replace the whole history in one transaction."""
         if not self._stores_plain_items():

@@ -9,6 +9,7 @@ from agent_sessions.backends.base import make_key
 from agent_sessions.backends.dapr import DaprBackend
 from agent_sessions.backends.loops import BackgroundLoop
 from agent_sessions.memory.base import BackendSession
+from agent_sessions.reports import guard_public_methods
 
 if TYPE_CHECKING:
     from agents.memory import SessionSettings
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _background = BackgroundLoop("agent_sessions-dapr")
 
 
+@guard_public_methods
 class DaprSession(BackendSession):
     """A conversation in a Dapr state store: `DaprSession("user_123", "store", client)`.
 

@@ -33,6 +33,7 @@ from agent_sessions.encryption.vault import Taking
 from agent_sessions.exceptions import EncryptionError
 from agent_sessions.items import encode_batch
 from agent_sessions.memory.base import BackendSession
+from agent_sessions.reports import guard_public_methods, guarded
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -66,6 +67,7 @@ class SealedCompaction:
         """Tell whether no subclass changes items on their way in or out."""
         raise NotImplementedError
 
+    @guarded
     async def _get_compaction_snapshot(
         self, limit: int, *, prune_prefix: Callable[[Any], bool] | None = None
     ) -> Any:
@@ -95,6 +97,7 @@ class SealedCompaction:
             [each.item for each in items], found.complete and not hidden, replace_suffix
         )
 
+    @guarded
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
         """Replace the whole history in one step, where the store can."""
         inner, vault = await self._sealed()
@@ -120,6 +123,7 @@ class EncryptedBackendSession(SealedCompaction, BackendSession):
         return inner, await backend.avault(self.key)
 
 
+@guard_public_methods
 class EncryptedSession(SealedCompaction, SessionABC):
     """Encrypt what another session object stores: `EncryptedSession(inner, key)`.
 

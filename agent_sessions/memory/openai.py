@@ -17,11 +17,13 @@ from agent_sessions.backends.openai.backend import (
 )
 from agent_sessions.memory.base import BackendSession
 from agent_sessions.memory.openai_client import Conversations, http_client
+from agent_sessions.reports import guard_public_methods
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 
+@guard_public_methods
 class ConversationSession(BackendSession, SDKConversationsSession):  # type: ignore[misc]
     """A session of OpenAIConversationsBackend, for `Runner.run(..., session=session)`.
 
@@ -48,6 +50,7 @@ class ConversationSession(BackendSession, SDKConversationsSession):  # type: ign
         await self.backend.forget(self.key)
 
 
+@guard_public_methods
 class OpenAIConversationsSession(ConversationSession):
     """One remote conversation, without any Django setting or database.
 

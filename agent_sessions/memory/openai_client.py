@@ -52,6 +52,12 @@ def make_client(options: dict[str, Any]) -> AsyncOpenAI:
             hint="Set OPENAI_API_KEY in the environment, or the option 'api_key'.",
             id="agent_sessions.W010",
         ) from None
+    except (httpx2.InvalidURL, TypeError, ValueError) as exc:
+        raise InvalidBackend(
+            f"OpenAI's client can't be made from these options ({type(exc).__name__}).",
+            hint="Run manage.py check.",
+            id="agent_sessions.E018",
+        ) from None
 
 
 def http_client() -> DefaultAsyncHttpxClient:
@@ -258,6 +264,12 @@ class Conversations:
         except openai.OpenAIError as exc:
             # Not the cause: its text and request may quote the items or the key.
             raise _named(exc, writing=writing) from None
+        except UnicodeError:
+            # Before anything is sent. Its text and its object hold the header.
+            raise StorageError(
+                "The request to OpenAI can't be written: the option 'api_key', or "
+                "another header, is not ASCII. Run manage.py check."
+            ) from None
         try:
             answer = json.loads(response.content)
         except ValueError:

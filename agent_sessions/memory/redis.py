@@ -9,6 +9,7 @@ from agent_sessions.backends.base import make_key
 from agent_sessions.backends.redis import RedisBackend
 from agent_sessions.backends.redis.commands import GivenClient
 from agent_sessions.memory.base import BackendSession
+from agent_sessions.reports import guard_public_methods, guarded
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 ALIAS = "RedisSession"
 
 
+@guard_public_methods
 class RedisSession(BackendSession):
     """A conversation in Redis: `RedisSession("user_123", redis_client)`.
 
@@ -78,6 +80,7 @@ class RedisSession(BackendSession):
             backend, make_key(session_id, None), session_settings=session_settings
         )
 
+    @guarded
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
         """Replace the whole history in one step, for the SDK's compaction.
 

@@ -31,6 +31,7 @@ from agent_sessions.exceptions import (
     UnreadableState,
 )
 from agent_sessions.models import AgentRun
+from agent_sessions.reports import guarded
 from agent_sessions.runs import pausing, records
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.errors import failure_code, message_for
@@ -105,6 +106,7 @@ class ActiveRun:
         if self._result is not None and not self.ended:
             self._result.cancel(mode=mode)
 
+    @guarded
     async def run(self, state: RunState[Any] | None = None) -> None:
         """Run to the end, whatever it is; `state` resumes a paused run."""
         self._publish([self._mapper.started(self.request.user_messages)])
@@ -371,7 +373,7 @@ async def restore(
             f"The paused run can't be resumed ({type(exc).__name__}). It was stored "
             f"with openai-agents {pending.run.sdk_version}: use that version or a "
             "newer one, and the agents that it knew."
-        ) from exc
+        ) from None
     if calls_of(restored) != calls_of(pending.interrupts):
         raise InvalidApproval(pending.run.run_id)
     answers = {entry["interruptId"]: entry for entry in request.resume}

@@ -12,6 +12,7 @@ from agents import Agent, AgentsException, RunHooks, __version__, get_current_tr
 from agent_sessions.backends.base import settle
 from agent_sessions.backends.places import find_newest, find_newest_sync
 from agent_sessions.backends.plain import PlainRun, Status
+from agent_sessions.reports import guard_public_methods
 from agent_sessions.runs.errors import failure_code
 from agent_sessions.usage import Spent, model_of, remember, since, snapshot, trace_of
 
@@ -38,6 +39,7 @@ class _Watched:
         return Spent.of(since(self.usage, self.before))
 
 
+@guard_public_methods
 class SessionHooks(RunHooks[Any]):
     """Record the runs of `Runner.run(..., session=session, hooks=hooks)`.
 

@@ -13,6 +13,7 @@ from django.db import IntegrityError
 from agent_sessions.agui import RunRequest, StreamOptions
 from agent_sessions.backends.base import SessionKey, settle
 from agent_sessions.exceptions import InvalidApproval
+from agent_sessions.reports import guarded
 from agent_sessions.runs import pausing, records, sync
 from agent_sessions.runs.active import ActiveRun, restore
 from agent_sessions.runs.conversation import Conversation
@@ -53,6 +54,7 @@ class RunManager:
 
     # -- runs ----------------------------------------------------------------------
 
+    @guarded
     async def start(
         self, conversation: Conversation, request: RunRequest, setup: RunSetup
     ) -> ActiveRun | None:
@@ -158,6 +160,7 @@ class RunManager:
         if not self._seats[seat]:
             del self._seats[seat]
 
+    @guarded
     async def sync(
         self,
         conversation: Conversation,
@@ -249,6 +252,8 @@ class RunManager:
         if self._runs.get(place) is run:
             del self._runs[place]
         if not task.cancelled() and (error := task.exception()) is not None:
+            # What it was caused by may quote the conversation.
+            error.__cause__ = error.__context__ = None
             loop = asyncio.get_running_loop()
             loop.call_exception_handler(
                 {"message": f"Agent run {run.run_id} broke off", "exception": error}

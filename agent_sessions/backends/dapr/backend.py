@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
 from datetime import timedelta
 from typing import Any, ClassVar
 
+from django.core import checks
+
+from agent_sessions.backends.addresses import (
+    ENCODE,
+    is_address,
+    is_misread,
+    is_printable,
+)
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.dapr.client import open_client, require_dapr
 from agent_sessions.backends.dapr.history import History
@@ -79,6 +88,12 @@ class DaprBackend(RemoteBackend):
             raise self._invalid(
                 "consistency", f"It is one of: {', '.join(CONSISTENCIES)}."
             )
+        address = options["address"]
+        if address is not None and (
+            not isinstance(address, str)
+            or is_misread(address if is_address(address) else f"dns://{address}")
+        ):
+            raise self._invalid("address", f"Write it as host:port. {ENCODE}")
         size = options["segment_size"]
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 1000:
             raise self._invalid("segment_size", "It is a whole number of 1 to 1000.")
@@ -88,6 +103,20 @@ class DaprBackend(RemoteBackend):
                 continue
             if not isinstance(seconds, int | float) or not seconds > 0:
                 raise self._invalid(name, "Give a number of seconds above 0.")
+
+    def check(self) -> list[checks.CheckMessage]:
+        token = os.environ.get("DAPR_API_TOKEN")
+        if not token or is_printable(token):
+            return super().check()
+        return [
+            *super().check(),
+            checks.Error(
+                "DAPR_API_TOKEN holds a character that can't be sent: a blank, a line's "
+                "end or a letter that is not ASCII.",
+                hint="Copy the token again, without what stands around it.",
+                id="agent_sessions.E017",
+            ),
+        ]
 
     def _ttl(self) -> int | None:
         value = self.options["ttl"]

@@ -7,6 +7,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from agent_sessions.backends.dapr.sidecar import Unreachable
 from agent_sessions.exceptions import MissingExtra, StorageError
@@ -42,11 +43,11 @@ async def open_client(address: str | None, health_timeout: float | None) -> Dapr
 
     try:
         return _client_class()(address)
-    except DaprInternalError as exc:
+    except DaprInternalError:
         raise StorageError(
             "The address of the Dapr sidecar can't be read. Write it as host:port, in "
             "the option address or in DAPR_GRPC_ENDPOINT."
-        ) from exc
+        ) from None
 
 
 async def _await_health(seconds: float) -> None:
@@ -56,12 +57,14 @@ async def _await_health(seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):
             await DaprHealth.wait_for_sidecar()  # type: ignore[no-untyped-call]
-    except TimeoutError as exc:
+    except TimeoutError:
+        server = urlsplit(get_api_url())
         raise Unreachable(
-            f"The Dapr sidecar did not answer its health check at {get_api_url()} "
+            "The Dapr sidecar did not answer its health check at "
+            f"{server.scheme}://{server.netloc.rpartition('@')[2]} "
             f"within {seconds:g} s. Start it, set DAPR_HTTP_PORT or "
             "DAPR_HTTP_ENDPOINT, or turn the check off with health_timeout=None."
-        ) from exc
+        ) from None
 
 
 @cache

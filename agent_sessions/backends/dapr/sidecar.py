@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from agent_sessions.exceptions import StorageError
+from agent_sessions.reports import place_of
 
 T = TypeVar("T")
 
@@ -226,19 +227,20 @@ class Sidecar:
                 if self.blocks:
                     return await asyncio.to_thread(method, **arguments)
                 return await method(**arguments)
-        except TimeoutError as exc:
+        except TimeoutError:
             raise Unreachable(
                 f"The Dapr sidecar gave no answer within {self.timeout:g} s."
-            ) from exc
+            ) from None
         except Exception as exc:
-            raise self._translated(exc) from exc
+            # Not the cause: its details and its request may quote the items.
+            raise self._translated(exc) from None
 
     def _translated(self, exc: Exception) -> Exception:
         """Turn an error of the client into one of ours, without its details."""
         code, message = _code(exc), str(exc).lower()
         if code is None and not _is_daprs(exc):
-            # A wrong argument or a bug: no outage may hide it.
-            return exc
+            # A wrong argument or a bug: no outage may hide it, but it may quote items.
+            return RuntimeError(f"Dapr's client failed: {place_of(exc)}.")
         if code == "ABORTED" or any(words in message for words in _CONFLICTS):
             return Conflict()
         if code == "UNIMPLEMENTED":

@@ -10,6 +10,7 @@ from django.db import DatabaseError, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.gathering import for_each
 from agent_sessions.backends.database.statements import AnyBatch, Statements
 from agent_sessions.exceptions import InvalidItem, StorageError
 from agent_sessions.items import Item
@@ -53,7 +54,7 @@ def append_together(
             stored = _stored(backend, connection, group)
         except StorageError as exc:
             # It couldn't begin or end: alone each of them would have to wait as long.
-            errors += [exc] * len(group)
+            errors += for_each(exc, len(group))
             continue
         for append, is_stored in zip(group, stored, strict=True):
             errors.append(None if is_stored else _error(backend, append))
@@ -93,7 +94,7 @@ def _stored(
     except InvalidItem:
         return [False] * len(appends)
     except (DatabaseError, InterfaceError) as exc:
-        raise backend.storage_error(exc) from exc
+        raise backend.storage_error(exc) from None
 
 
 def _error(backend: DatabaseBackend, append: Append) -> BaseException | None:

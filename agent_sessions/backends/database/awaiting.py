@@ -152,4 +152,4 @@ async def _execute(
     try:
         return await backend.wires.execute(*statement, writes=writes)
     except (DatabaseError, InterfaceError) as exc:
-        raise backend.storage_error(exc) from exc
+        raise backend.storage_error(exc) from None

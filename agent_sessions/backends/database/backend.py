@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -45,6 +46,7 @@ from agent_sessions.backends.directory import Directory
 from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Item
 from agent_sessions.models import AgentSession
+from agent_sessions.reports import leave, told, unwrapped
 
 if TYPE_CHECKING:
     from agent_sessions.memory import BackendSession
@@ -188,13 +190,19 @@ class DatabaseBackend(BaseSessionBackend):
         elif not await awaiting.write(self, key, items):
             await self.threads.finish(self.append, key, items)
 
+    @unwrapped
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        items, own = await awaiting.read(self, key, limit)
-        if items is not None:
-            return items
-        if own is None:
-            return await self.threads.run(self.latest, key, limit)
-        return await self.threads.run(read_newest, self, key, limit, own)
+        before = sys.exception()
+        try:
+            items, own = await awaiting.read(self, key, limit)
+            if items is not None:
+                return items
+            if own is None:
+                return await self.threads.run(self.latest, key, limit)
+            return await self.threads.run(read_newest, self, key, limit, own)
+        except Exception as exc:
+            leave(exc, before)
+            raise
 
     async def apop(self, key: SessionKey) -> Item | None:
         return await self.threads.finish(self.pop, key)
@@ -345,19 +353,18 @@ class DatabaseBackend(BaseSessionBackend):
                     return operation(connection)
             except OperationalError as exc:
                 if attempt == attempts or not _is_retried(exc):
-                    raise self.storage_error(exc) from exc
+                    raise self.storage_error(exc) from None
                 time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
             except (DatabaseError, InterfaceError) as exc:
-                raise self.storage_error(exc) from exc
+                raise self.storage_error(exc) from None
         raise AssertionError("the last attempt returns or raises")
 
     def storage_error(self, exc: Exception) -> StorageError:
         """Say that the database refused an operation."""
-        # The driver's own words may quote contents, so only the error's kind is told.
         return StorageError(
             f"The database {self.using!r} refused the session's operation "
-            f"({type(exc).__name__}). Nothing was half-written. See that it is up, "
-            "migrated and reachable, then try again; the cause is chained."
+            f"({told(exc)}). Nothing was half-written. See that it is up, migrated and "
+            "reachable, then try again."
         )
 
     def statements(self, connection: BaseDatabaseWrapper) -> Statements:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
+from agent_sessions.reports import clear, drop_frame
+
 T = TypeVar("T")
 
 
@@ -158,6 +160,9 @@ def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
     try:
         return call(), None
     except BaseException as exc:
+        # The call holds what it was given, this frame the call.
+        clear(exc)
+        drop_frame(exc)
         return None, exc
 
 

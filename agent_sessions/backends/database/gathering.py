@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from agent_sessions.backends.database.executor import Outcome, WarmExecutor, tell
+from agent_sessions.exceptions import StorageError
+from agent_sessions.reports import clear, drop_frame
 
 A = TypeVar("A")
 
@@ -65,6 +68,26 @@ class Gathering(Generic[A]):
         try:
             outcomes = within(partial(self._work, [argument for argument, _ in taken]))
         except BaseException as exc:
-            outcomes = [exc] * len(taken)
+            drop_frame(exc)
+            outcomes = for_each(exc, len(taken))
         for (_, future), error in zip(taken, outcomes, strict=True):
+            if error is not None:
+                # It came through frames that hold what others gave.
+                clear(error)
             tell(future, None, error)
+
+
+def for_each(error: BaseException, number: int) -> list[BaseException]:
+    """Give each of several callers an error of its own.
+
+    One that all of them raise would gather the frames of each, and their contents.
+    """
+    return [error, *(_copy(error) for _ in range(number - 1))]
+
+
+def _copy(error: BaseException) -> BaseException:
+    try:
+        return copy.copy(error)
+    except TypeError:
+        # Its class takes other arguments than it keeps.
+        return StorageError(str(error))

@@ -11,6 +11,7 @@ from agent_sessions.encryption import Vault
 from agent_sessions.exceptions import UnknownEncryptionKey
 from agent_sessions.items import Item, decode
 from agent_sessions.models import AgentRun, AgentSession
+from agent_sessions.reports import guarded
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ class Rotation:
         self._key = SessionKey(row.session_id, row.user_id)
         self.done = Rotated()
 
+    @guarded
     def run(self, *, batch_size: int) -> Rotated:
         """Rotate what is there now. Raises StorageError."""
         try:

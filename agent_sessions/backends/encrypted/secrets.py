@@ -15,6 +15,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.encryption import MasterKey, Vault
 from agent_sessions.exceptions import StorageError
 from agent_sessions.models import SessionSecret
+from agent_sessions.reports import told
 
 
 class KnownSecrets:
@@ -97,11 +98,10 @@ class SessionSecrets:
         try:
             yield
         except DatabaseError as exc:
-            # The driver's own words may quote contents.
             raise StorageError(
                 f"The database {self.using!r} refused to read or write a session's key "
-                f"({type(exc).__name__}). Nothing was half-written; the cause is chained."
-            ) from exc
+                f"({told(exc)}). Nothing was half-written."
+            ) from None
 
     def _make(self, key: SessionKey, vault: Vault) -> SessionSecret:
         row, _ = SessionSecret.objects.using(self.using).get_or_create(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from django.conf import settings
@@ -17,6 +18,7 @@ from agent_sessions.exceptions import (
     InvalidBackend,
     InvalidEncryptionKey,
 )
+from agent_sessions.reports import guard_methods, place_of
 
 # Seconds between two questions to a provider for keys that nobody knows.
 _PATIENCE = 30.0
@@ -94,9 +96,9 @@ class KeySource:
         try:
             found = import_string(path)
         except ImportError as exc:
-            raise self._invalid(
-                f"can't import the provider of keys {path!r}: {exc}."
-            ) from exc
+            # It may be a key with a dot in it, and no path.
+            named = f" {path!r}: {exc}" if _is_module(path.partition(".")[0]) else ""
+            raise self._invalid(f"can't import the provider of keys{named}.") from None
         if not callable(found):
             raise self._invalid(f"the provider of keys {path!r} is no function.")
         return found  # type: ignore[no-any-return]
@@ -114,8 +116,8 @@ class KeySource:
             # Its own words may hold what nobody should see.
             raise EncryptionError(
                 f"{self._setting}: the provider of keys failed "
-                f"({type(exc).__name__}). Nothing was changed; the cause is chained."
-            ) from exc
+                f"({place_of(exc)}). Nothing was changed."
+            ) from None
 
     def _parse(self, keys: Any) -> KeyRing:
         try:
@@ -130,3 +132,13 @@ class KeySource:
             f"function that returns one. Make a key with {GENERATE}",
             id="agent_sessions.E019",
         )
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+guard_methods(KeySource, ["__init__", "ring", "renew", "check"])

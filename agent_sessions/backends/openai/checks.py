@@ -8,6 +8,13 @@ from urllib.parse import urlsplit
 
 from django.core import checks
 
+from agent_sessions.backends.addresses import (
+    ENCODE,
+    is_address,
+    is_misread,
+    is_printable,
+)
+
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -15,7 +22,17 @@ def check_options(alias: str, options: dict[str, Any]) -> list[checks.CheckMessa
     """Report wrong options, each with a hint; nothing is asked of the network."""
     setting = f"AGENT_SESSIONS[{alias!r}]['OPTIONS']"
     messages: list[checks.CheckMessage] = []
-    if not options["api_key"] and not os.environ.get("OPENAI_API_KEY"):
+    api_key = options["api_key"] or os.environ.get("OPENAI_API_KEY")
+    if api_key and isinstance(api_key, str) and not is_printable(api_key):
+        messages.append(
+            checks.Error(
+                f"{setting}['api_key'], or OPENAI_API_KEY, holds a character that can't "
+                "be sent: a blank, a line's end or a letter that is not ASCII.",
+                hint="Copy the key again, without what stands around it.",
+                id="agent_sessions.E018",
+            )
+        )
+    if not api_key:
         messages.append(
             checks.Warning(
                 f"{setting} has no 'api_key', and OPENAI_API_KEY is not set.",
@@ -43,7 +60,16 @@ def check_options(alias: str, options: dict[str, Any]) -> list[checks.CheckMessa
 
 
 def _check_url(setting: str, base_url: Any) -> list[checks.CheckMessage]:
-    url = urlsplit(base_url) if isinstance(base_url, str) else None
+    if is_address(base_url) and is_misread(base_url):
+        return [
+            checks.Error(
+                f"{setting}['base_url'] has characters that are taken for something "
+                "else.",
+                hint=ENCODE,
+                id="agent_sessions.E018",
+            )
+        ]
+    url = urlsplit(base_url) if is_address(base_url) else None
     if url is None or url.scheme not in {"http", "https"} or not url.hostname:
         return [
             checks.Error(

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from django.utils.module_loading import import_string
 
+from agent_sessions.backends.addresses import ENCODE, is_misread
 from agent_sessions.backends.base import did_you_mean_alias
 from agent_sessions.backends.redis.commands import is_cluster
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
@@ -38,7 +39,7 @@ class Place:
     cluster: bool = False
     sentinels: tuple[tuple[str, int], ...] = ()
     sentinel_options: dict[str, Any] | None = field(default=None, repr=False)
-    make: Callable[[], Redis | RedisCluster] | None = None
+    make: Callable[[], Redis | RedisCluster] | None = field(default=None, repr=False)
 
     async def connect(self) -> Client:
         """Make a client in the running loop; only a cluster's nodes are asked for.
@@ -55,7 +56,7 @@ class Place:
                 f"({type(exc).__name__}).",
                 hint="Compare the URL and its options with those of redis-py.",
                 id=CHECK_ID,
-            ) from exc
+            ) from None
         # Here, where one task is: several that find a new client race in redis-py 8.
         if is_cluster(client):
             await client.initialize()
@@ -126,14 +127,23 @@ def _retry() -> Retry:
     return Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.5), RETRIES)
 
 
-def from_url(url: Any, options: dict[str, Any], *, cluster: bool = False) -> Place:
-    """Read a URL. Raises InvalidBackend."""
+def from_url(
+    url: Any, options: dict[str, Any], *, cluster: bool = False, name: str = ""
+) -> Place:
+    """Read a URL, the option's unless it has another name. Raises InvalidBackend."""
+    name = name or "The option url"
     schemes = ("redis", "rediss") if cluster else ("redis", "rediss", "unix")
-    if not isinstance(url, str) or urlsplit(url).scheme not in schemes:
+    if not isinstance(url, str) or url.partition("://")[0].lower() not in schemes:
         raise InvalidBackend(
-            "The option url is no URL of a Redis server"
+            f"{name} is no URL of a Redis server"
             + (" of a cluster." if cluster else "."),
             hint=f"It begins with {' or '.join(f'{scheme}://' for scheme in schemes)}.",
+            id=CHECK_ID,
+        )
+    if is_misread(url):
+        raise InvalidBackend(
+            f"{name} has characters that are taken for something else.",
+            hint=ENCODE,
             id=CHECK_ID,
         )
     return Place(url, options, cluster)
@@ -166,9 +176,17 @@ def from_cache(alias: str, options: dict[str, Any]) -> Place:
     made = {**_connection_options(given), **options}
     # What the URL says wins, as with django-redis.
     url = _first(params.get("LOCATION"), alias)
+    place = from_url(url, made, name=f"The LOCATION of CACHES[{alias!r}]")
     if not given.get("SENTINELS"):
-        return from_url(url, made)
-    sentinels = tuple((str(host), int(port)) for host, port in given["SENTINELS"])
+        return place
+    try:
+        sentinels = tuple((str(host), int(port)) for host, port in given["SENTINELS"])
+    except (TypeError, ValueError):
+        raise InvalidBackend(
+            f"The SENTINELS of CACHES[{alias!r}] are no pairs of host and port.",
+            hint='Write them as [("10.0.0.1", 26379)].',
+            id=CHECK_ID,
+        ) from None
     parts = urlsplit(url)
     # django-redis' own word: which of its two pools a URL is for.
     query = [(k, v) for k, v in parse_qsl(parts.query) if k != "is_master"]

@@ -77,7 +77,7 @@ def named_errors(alias: str) -> Iterator[None]:
     except AgentSessionError:
         raise
     except (RedisError, RedisClusterException, OSError) as exc:
-        raise _named(alias, exc) from exc
+        raise _named(alias, exc) from None
 
 
 def _named(alias: str, exc: Exception) -> AgentSessionError:
@@ -106,6 +106,13 @@ def _refused(text: str) -> str:
     return "a key" if "key" in text else "the operation"
 
 
+def _told(exc: Exception) -> str:
+    """Tell the server's error code, the first word; the others may quote contents."""
+    code = str(exc).partition(" ")[0]
+    known = code.isascii() and code.isalpha() and code.isupper() and len(code) <= 16
+    return f"{type(exc).__name__}, {code}" if known else type(exc).__name__
+
+
 def _by(exc: Exception) -> tuple[type[StorageError], str]:
     """Go by the error's class; redis-py cuts some words off."""
     from redis import exceptions
@@ -125,7 +132,7 @@ def _by(exc: Exception) -> tuple[type[StorageError], str]:
         if isinstance(exc, kind):
             return _WORDS[word]
     if isinstance(exc, exceptions.ResponseError):
-        return StorageError, "it refused the operation. Its error is the cause above."
+        return StorageError, f"it refused the operation ({_told(exc)})."
     return (
         StoreUnavailable,
         f"it doesn't answer ({type(exc).__name__}). Check that it runs and can be "

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from django.core import checks
 
+from agent_sessions.backends.addresses import ENCODE, is_address, is_misread
 from agent_sessions.backends.base import Page, SessionKey, did_you_mean
 from agent_sessions.backends.loops import PerLoop
 from agent_sessions.backends.remote import RemoteBackend, Written
@@ -127,6 +128,15 @@ class SDKBackend(RemoteBackend):
     def check(self) -> list[checks.CheckMessage]:
         messages = super().check()
         setting = f"AGENT_SESSIONS[{self.alias!r}]['OPTIONS']"
+        messages += [
+            checks.Error(
+                f"{setting}[{name!r}] has characters that are taken for something else.",
+                hint=ENCODE,
+                id="agent_sessions.E020",
+            )
+            for name, value in _arguments(self.options, self._own_options()).items()
+            if is_address(value) and is_misread(value)
+        ]
         keep = self.options["keep"]
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
             messages.append(

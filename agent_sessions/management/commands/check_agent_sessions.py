@@ -18,6 +18,7 @@ from agent_sessions.handler import sessions
 from agent_sessions.management.printing import PrintingCommand, as_json
 from agent_sessions.management.selecting import count, counted, find_user
 from agent_sessions.models import AgentSession
+from agent_sessions.reports import guarded
 
 # Exit codes beside 0: something is left to mend, or nothing was looked at.
 LEFT = 1
@@ -56,6 +57,7 @@ class Command(PrintingCommand):
             "--json", action="store_true", help="print the report as JSON"
         )
 
+    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity: int = options["verbosity"]
         self._told = time.monotonic()

@@ -35,6 +35,7 @@ from agent_sessions.management.selecting import (
 )
 from agent_sessions.models import AgentSession
 from agent_sessions.pending import retry_pending
+from agent_sessions.reports import guarded
 
 # Exit codes beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3
@@ -109,6 +110,7 @@ class Command(PrintingCommand):
             help="show a progress bar (default: on a terminal)",
         )
 
+    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity: int = options["verbosity"]
         self.options = options

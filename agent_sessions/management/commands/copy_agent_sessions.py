@@ -13,6 +13,7 @@ from agent_sessions.handler import sessions
 from agent_sessions.importing.progress import Progress
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import count, counted, find_user
+from agent_sessions.reports import guarded
 
 # The exit code beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3
@@ -63,6 +64,7 @@ class Command(PrintingCommand):
             help="show a progress bar (default: on a terminal)",
         )
 
+    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         ids = tuple(dict.fromkeys(options["session_ids"]))
         if not (ids or options["user"] or options["all"]):

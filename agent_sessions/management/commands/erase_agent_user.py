@@ -15,6 +15,7 @@ from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.management.files import open_exclusively, unwritable
 from agent_sessions.management.printing import PrintingCommand, as_json
 from agent_sessions.management.selecting import count, counted, find_user
+from agent_sessions.reports import guarded
 
 # Exit codes beside 0: something is left, or nothing was done at all.
 LEFT = 1
@@ -50,6 +51,7 @@ class Command(PrintingCommand):
             help="don't ask",
         )
 
+    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             user = find_user(options["user"])

@@ -24,6 +24,7 @@ from agent_sessions.management.selecting import (
     read_selection,
 )
 from agent_sessions.models import AgentSession
+from agent_sessions.reports import guarded
 from agent_sessions.transcript.markdown import markdown
 
 # Exit code beside 0 and CommandError's 1, where nothing was exported.
@@ -74,6 +75,7 @@ class Command(PrintingCommand):
             "--overwrite", action="store_true", help="replace files that are there"
         )
 
+    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             selection = read_selection(options)

@@ -26,6 +26,7 @@ from agent_sessions.importing import (
 from agent_sessions.importing.progress import Progress
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import count
+from agent_sessions.reports import guarded
 
 
 class Command(PrintingCommand):
@@ -98,6 +99,7 @@ class Command(PrintingCommand):
 
     # Half of the report is words that are not translated, as those of other commands.
     @no_translations
+    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         source = None
         try:

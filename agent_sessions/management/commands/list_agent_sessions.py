@@ -17,6 +17,7 @@ from agent_sessions.management.selecting import (
     whole,
 )
 from agent_sessions.models import AgentSession
+from agent_sessions.reports import guarded
 
 LIMIT = 100
 HEADS = (
@@ -60,6 +61,7 @@ class Command(PrintingCommand):
             "--json", action="store_true", help="print a JSON list, a session a line"
         )
 
+    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             selection = read_selection(options, state=options["state"] or "")

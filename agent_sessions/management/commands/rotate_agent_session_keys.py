@@ -14,6 +14,7 @@ from agent_sessions.handler import sessions
 from agent_sessions.importing.progress import Progress
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import count, counted
+from agent_sessions.reports import guarded
 
 # Beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3
@@ -49,6 +50,7 @@ class Command(PrintingCommand):
             help="show a progress bar (default: on a terminal)",
         )
 
+    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         self.options = options
         try:

@@ -16,6 +16,7 @@ from agent_sessions.items import StoredItem
 from agent_sessions.management.printing import PrintingCommand, as_json, moment
 from agent_sessions.management.selecting import find_named, whole
 from agent_sessions.models import AgentSession
+from agent_sessions.reports import guarded
 from agent_sessions.transcript.markdown import markdown
 
 LIMIT = 100
@@ -49,6 +50,7 @@ class Command(PrintingCommand):
         )
         parser.add_argument("--json", action="store_true", help="print a JSON object")
 
+    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             row = self._find(options)
