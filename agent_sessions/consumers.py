@@ -28,6 +28,7 @@ from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
 from agent_sessions.runs.errors import message_for, refusal_code
+from agent_sessions.runs.failures import logs_tracebacks
 from agent_sessions.runs.process import this_process
 from agent_sessions.runs.relay import ChannelRelay
 from agent_sessions.sockets import (
@@ -49,6 +50,8 @@ with extra("channels", "channels", needed_by=__name__):
 if TYPE_CHECKING:
     from agents import Agent, RunConfig
 
+    from agent_sessions.runs.active import ActiveRun
+
 __all__ = [
     "CLOSE_BAD_FRAMES",
     "CLOSE_FORBIDDEN",
@@ -67,8 +70,8 @@ class AgentConsumer(GuardedSocket):
     """Run an agent on one conversation of the logged-in user.
 
     `AgentConsumer.as_asgi(agent=support_agent)` under a route with `session_id`.
-    Override get_agent(), get_run_config(), get_context() and authorize(), each plain
-    or async. Frames and close codes: docs/websocket.md.
+    Override get_agent(), get_run_config(), get_context(), authorize() and on_error(),
+    each plain or async. Frames and close codes: docs/websocket.md.
     """
 
     agent: Agent[Any] | None = None
@@ -112,6 +115,13 @@ class AgentConsumer(GuardedSocket):
     def get_context(self) -> Any:
         """Give the context object that tools get; self.user is who asks."""
         return None
+
+    def on_error(self, run: ActiveRun, exc: Exception) -> Any:
+        """Hear that a run failed, for Sentry and the like; the client hears no more.
+
+        `run` has `run_id` and `conversation`. The socket may be gone by then. What
+        this raises is logged and changes nothing.
+        """
 
     async def check_rate(self) -> bool:
         """Count a run; False where the user has had too many in this minute."""
@@ -201,7 +211,12 @@ class AgentConsumer(GuardedSocket):
                 await self._give_up(exc)
                 return
             if code == "internal":
-                logger.error("Run %r can't start: %s", request.run_id, exc)
+                logger.error(
+                    "Run %r can't start: %s",
+                    request.run_id,
+                    exc,
+                    exc_info=exc if logs_tracebacks() else None,
+                )
             await self._refuse(code, request.run_id)
         else:
             if run is None:
@@ -219,6 +234,7 @@ class AgentConsumer(GuardedSocket):
             run_config=await maybe_await(self.get_run_config()),
             options=self.stream_options,
             limits=self.limits,
+            on_error=self.on_error,
         )
 
     async def _catch_up(self, offset: str | None) -> None:

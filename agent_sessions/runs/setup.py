@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from agent_sessions.agui import StreamOptions
 
 if TYPE_CHECKING:
     from agents import Agent, RunConfig
+
+    from agent_sessions.runs.active import ActiveRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class RunSetup:
     run_config: RunConfig | None = None
     options: StreamOptions = field(default_factory=StreamOptions)
     limits: RunLimits = field(default_factory=RunLimits)
+    # Called with the run and its error once it has failed, plain or async.
+    on_error: Callable[[ActiveRun, Exception], Any] | None = None
 
 
 def find_agent(root: Agent[Any], name: str) -> Agent[Any]:
