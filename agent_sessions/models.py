@@ -11,6 +11,7 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from agent_sessions.deletion import cascade
 from agent_sessions.fields import ExactCharField, RawTextField
 from agent_sessions.owners import user_key
 
@@ -165,7 +166,7 @@ class Branch(models.Model):
     session = models.ForeignKey(
         AgentSession,
         verbose_name=_("session"),
-        on_delete=models.CASCADE,
+        on_delete=cascade,
         related_name="branches",
         # The unique constraint below begins with this column.
         db_index=False,
@@ -258,7 +259,7 @@ class AgentRun(models.Model):
     session = models.ForeignKey(
         AgentSession,
         verbose_name=_("session"),
-        on_delete=models.CASCADE,
+        on_delete=cascade,
         related_name="runs",
         # The unique constraint below begins with this column.
         db_index=False,
