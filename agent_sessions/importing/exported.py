@@ -8,7 +8,8 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
-from agent_sessions.exceptions import InvalidItem
+from agent_sessions.exceptions import AgentSessionError, InvalidItem
+from agent_sessions.handler import sessions
 from agent_sessions.importing.checks import MOST_POSITIONS, MOST_TURNS
 from agent_sessions.importing.databases import ITEM_BYTES, as_text, as_time
 from agent_sessions.importing.export import FORMAT, RUN_COLUMNS
@@ -279,7 +280,16 @@ def _session(found: dict[str, Any]) -> SourceSession:
             "expires_at": as_time(row.get("expires_at"), UTC),
             **sums,
         },
+        opened=row.get("encrypted") is True or _encrypts(row.get("backend")),
     )
+
+
+def _encrypts(alias: Any) -> bool:
+    """Tell whether an alias of ours encrypts: lines of older releases don't say."""
+    try:
+        return sessions[alias].encrypts
+    except (AgentSessionError, TypeError):
+        return False
 
 
 def _word(value: Any) -> str | None:

@@ -85,6 +85,8 @@ class SourceSession:
     runs: list[SourceRun] = field(default_factory=list)
     # Values of the session's row: title, metadata, agent_name.
     columns: dict[str, Any] = field(default_factory=dict)
+    # Whether its items were encrypted where they are from, and are in clear here.
+    opened: bool = False
     # What the source itself shows nowhere, and so isn't imported.
     left_out: int = 0
     # Why the source can't give it whole; it is then refused by name.
