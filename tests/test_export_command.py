@@ -265,6 +265,16 @@ def test_what_was_encrypted_is_imported_in_clear_only_on_request(
         assert rows.get(session_id="secret").item_count == 2
 
 
+def test_a_line_that_names_no_alias_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "all.jsonl"
+    make("one", backend="lists")
+    line = json.loads(run()[0])
+    del line["session"]["backend"]
+    path.write_text(f"{json.dumps(line)}\n")
+    assert imported(path) == ""
+    assert AgentSession.objects.get(backend="default").item_count == 2
+
+
 def test_the_mark_holds_where_the_alias_is_unknown(tmp_path: Path) -> None:
     path = tmp_path / "all.jsonl"
     with override_settings(AGENT_SESSIONS=PRIVATE):

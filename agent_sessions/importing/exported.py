@@ -287,8 +287,8 @@ def _session(found: dict[str, Any]) -> SourceSession:
 def _encrypts(alias: Any) -> bool:
     """Tell whether an alias of ours encrypts: lines of older releases don't say."""
     try:
-        return sessions[alias].encrypts
-    except (AgentSessionError, TypeError):
+        return isinstance(alias, str) and sessions[alias].encrypts
+    except AgentSessionError:
         return False
 
 
