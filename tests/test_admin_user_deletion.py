@@ -30,7 +30,7 @@ def make_owner(name: str, *, items: int, runs: int) -> Any:
     alice = get_user_model().objects.create_user(name)
     session = DjangoSession(f"room of {name}", user=alice)
     session.sync.add_items([{"role": "user", "content": "Hi"}])
-    row = AgentSession.objects.get(session_id=f"room of {name}")
+    row: Any = AgentSession.objects.get(session_id=f"room of {name}")
     fork = Branch.objects.create(
         session=row, name="other", parent=row.branch, fork_position=1, head=1
     )

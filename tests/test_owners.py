@@ -80,12 +80,13 @@ def test_erasing_refuses_what_is_no_user() -> None:
 def test_users_of_other_kinds_own_what_their_row_does() -> None:
     alice = make_user()
     of_token = SimpleNamespace(pk=str(alice.pk), is_authenticated=True)
-    for user in (
+    users: list[Any] = [
         alice,
         SimpleLazyObject(lambda: alice),
         of_token,
         User.objects.only("pk").get(pk=alice.pk),
-    ):
+    ]
+    for user in users:
         assert get_session("room", user=user).key.user_id == alice.pk
 
 

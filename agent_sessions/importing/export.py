@@ -79,7 +79,7 @@ def export_session(row: AgentSession, tally: Tally | None = None) -> Iterator[st
     )
     yield f'{{"format":{_encode(FORMAT)},"session":'
     # An import keeps what is in clear in the file in clear, so it has to know.
-    facts = {"encrypted": True} if backend.encrypts else {}
+    facts: dict[str, Any] = {"encrypted": True} if backend.encrypts else {}
     facts |= {} if stored else {"branch": MAIN_BRANCH}
     yield _encode(describe_session(row) | facts)
     yield ',"branches":'
