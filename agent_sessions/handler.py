@@ -13,10 +13,10 @@ from django.conf import settings as django_settings
 from django.utils.connection import BaseConnectionHandler
 from django.utils.module_loading import import_string
 
-from agent_sessions.backends.base import (
+from agent_sessions.backends.spelling import (
     DEFAULT_ALIAS as DEFAULT_ALIAS,
 )
-from agent_sessions.backends.base import (
+from agent_sessions.backends.spelling import (
     did_you_mean,
     did_you_mean_alias,
 )

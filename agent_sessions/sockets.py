@@ -12,7 +12,9 @@ from typing import Any, cast
 
 from django.db import DatabaseError
 
-from agent_sessions.backends.base import did_you_mean
+from agent_sessions.backends.spelling import (
+    did_you_mean,
+)
 from agent_sessions.exceptions import (
     AgentSessionError,
     InvalidConsumer,

@@ -10,8 +10,13 @@ import pytest
 from django.test import override_settings
 
 from agent_sessions import DjangoSession, get_session, sessions
-from agent_sessions.backends.base import BaseSessionBackend, did_you_mean
+from agent_sessions.backends.base import (
+    BaseSessionBackend,
+)
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.spelling import (
+    did_you_mean,
+)
 from agent_sessions.exceptions import (
     AgentSessionError,
     InvalidBackend,

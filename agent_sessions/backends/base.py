@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -17,6 +16,7 @@ from django.views.decorators.debug import sensitive_variables
 from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.backends.retention import read_retention
 from agent_sessions.backends.signed import open_or_none, sign, unsign
+from agent_sessions.backends.spelling import did_you_mean
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.items import Item, StoredItem
 from agent_sessions.owners import owner_key
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from agent_sessions.memory import BackendSession
 
 T = TypeVar("T")
-
-# The alias that is meant where none is named, as in DATABASES and CACHES.
-DEFAULT_ALIAS = "default"
 
 # Methods that are given contents or keys, or give them. What goes wrong in them is
 # reported without these, in every subclass.
@@ -393,25 +390,6 @@ class BaseSessionBackend(ABC):
         from agent_sessions.memory import BackendSession
 
         return BackendSession(self, key, session_settings=session_settings)
-
-
-def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
-    """Ask for the known words that misspelt ones come near to, or say nothing."""
-    folded = {word.lower(): word for word in known}
-    # A word that is known is spelt right: something else is wrong with it.
-    wrong = [word for word in words if word not in folded.values()]
-    near = [get_close_matches(word.lower(), folded, n=1) for word in wrong]
-    found = list(dict.fromkeys(folded[match] for each in near for match in each))
-    return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
-
-
-def did_you_mean_alias(alias: str, known: Iterable[str]) -> str:
-    """Ask for the alias that one comes near to, or which of the two is misspelt."""
-    near = get_close_matches(alias, known := list(known), n=1)
-    if near and alias == DEFAULT_ALIAS:
-        # The one that no project names: where it is missed, the other is wrong.
-        return f"If {near[0]!r} is a misspelt {alias!r}, rename it. "
-    return did_you_mean([alias], known)
 
 
 def make_key(

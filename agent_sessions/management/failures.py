@@ -12,7 +12,9 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from django.db.migrations.executor import MigrationExecutor
 from django.utils.connection import ConnectionDoesNotExist
 
-from agent_sessions.backends.base import DEFAULT_ALIAS
+from agent_sessions.backends.spelling import (
+    DEFAULT_ALIAS,
+)
 from agent_sessions.exceptions import AgentSessionError, StorageError
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession

@@ -25,7 +25,6 @@ from agent_sessions.backends.base import (
     BaseSessionBackend,
     Page,
     SessionKey,
-    did_you_mean_alias,
     settle,
 )
 from agent_sessions.backends.database import awaiting
@@ -43,6 +42,9 @@ from agent_sessions.backends.database.threads import DatabaseThreads
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.database.wires import Wires
 from agent_sessions.backends.directory import Directory
+from agent_sessions.backends.spelling import (
+    did_you_mean_alias,
+)
 from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Item
 from agent_sessions.models import AgentSession

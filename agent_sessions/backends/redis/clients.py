@@ -13,8 +13,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from django.utils.module_loading import import_string
 
 from agent_sessions.backends.addresses import ENCODE, is_misread
-from agent_sessions.backends.base import did_you_mean_alias
 from agent_sessions.backends.redis.commands import is_cluster
+from agent_sessions.backends.spelling import (
+    did_you_mean_alias,
+)
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
 
 if TYPE_CHECKING:
