@@ -137,7 +137,12 @@ class SessionBackendHandler(_Handler):
         """
         if not django_settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
             return
-        if alias not in self.settings and not alias.startswith(UNLISTED):
+        try:
+            known = self.settings
+        except InvalidBackend:
+            # AGENT_SESSIONS as a whole is wrong, which the checks tell.
+            return
+        if alias not in known and not alias.startswith(UNLISTED):
             raise self.unknown_alias(alias)
 
     def unknown_alias(self, alias: Any) -> InvalidBackend:
