@@ -18,6 +18,7 @@ from agent_sessions.agui import (
     parse_frame,
     run_error,
 )
+from agent_sessions.backends.processes import this_process
 from agent_sessions.exceptions import (
     AgentSessionError,
     InvalidConsumer,
@@ -29,7 +30,6 @@ from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
 from agent_sessions.runs.errors import message_for, refusal_code
 from agent_sessions.runs.failures import logs_tracebacks
-from agent_sessions.runs.process import this_process
 from agent_sessions.runs.relay import ChannelRelay
 from agent_sessions.sockets import (
     CLOSE_BAD_FRAMES,

@@ -210,6 +210,35 @@ class UnknownEncryptionKey(EncryptionError):
         self.key_id = key_id
 
 
+class UnacceptedEnvelope(UnknownEncryptionKey):
+    """Items are in envelopes of the SDK's, which are not accepted here."""
+
+    def __init__(self, session_id: str, key_id: str) -> None:
+        EncryptionError.__init__(
+            self,
+            f"Session {session_id!r} has items that the SDK's EncryptedSession wrote. "
+            "These are bound to the session id alone: whoever writes to the store can "
+            "put them in from elsewhere. If they are yours, set "
+            "accept_sdk_envelopes=True, and rotate the keys; nothing was changed.",
+        )
+        self.session_id = session_id
+        self.key_id = key_id
+
+
+class RetiredEncryptionKey(EncryptionError):
+    """The key to write with was retired; nothing was written. `key_id` names it."""
+
+    def __init__(self, alias: str, key_id: str) -> None:
+        super().__init__(
+            f"The first encryption key of {alias!r} is {key_id!r}, which "
+            "rotate_agent_session_keys has retired: newer keys have taken its place. "
+            "Nothing was written. Give this process the current keys, the newest first, "
+            "and restart it; to write with the retired key again, call "
+            f"manage.py rotate_agent_session_keys --reinstate {key_id}."
+        )
+        self.key_id = key_id
+
+
 class InvalidEncryptionKey(AgentSessionError, ValueError):
     """What is given as a key is none; the message doesn't quote it."""
 

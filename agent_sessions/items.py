@@ -122,13 +122,20 @@ class LongBatch:
 
 @dataclass(frozen=True, slots=True)
 class StoredItem:
-    """An item read back with its place; `item` is None where the row is unreadable."""
+    """An item read back with its place; `item` is None where the row is unreadable.
+
+    What was encrypted has the id of its envelope. What doesn't open `is_closed`; where
+    that is for want of a key, `item` is the envelope and `missing_key` the key's id.
+    """
 
     position: int
     turn: int
     item: Item | None
     raw: str
     created_at: datetime
+    envelope_id: str = ""
+    is_closed: bool = False
+    missing_key: str = ""
 
 
 def encode_batch(items: Sequence[Any]) -> Batch:

@@ -377,3 +377,30 @@ class SessionSecret(models.Model):
 
     def __str__(self) -> str:
         return f"{self.session_id} in {self.backend}"
+
+
+class KeyUse(models.Model):
+    """The use of one master key by an encrypted backend: who may write with it."""
+
+    backend = ExactCharField(_("backend"), max_length=64)
+    key_id = ExactCharField(_("key id"), max_length=64)
+    # Counted up by each process that may write with the key for `seconds` from then on.
+    takings = models.BigIntegerField(_("times taken"), default=0)
+    seconds = models.FloatField(_("seconds"), default=0)
+    # Who did so last, for people: host and process id.
+    holder = models.CharField(_("last taken by"), max_length=255, blank=True)
+    taken_at = models.DateTimeField(_("last taken"), default=timezone.now)
+    # From then on nobody may.
+    retired_at = models.DateTimeField(_("retired"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("use of a key")
+        verbose_name_plural = _("uses of keys")
+        constraints = (
+            models.UniqueConstraint(
+                fields=("backend", "key_id"), name="agent_sessions_unique_key_use"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.key_id} in {self.backend}"

@@ -20,6 +20,7 @@ from agent_sessions.approvals import find_states
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey, make_key
 from agent_sessions.cursors import read_moment, read_number, write_moment
 from agent_sessions.exceptions import (
+    EncryptionError,
     InvalidSessionId,
     SessionBusy,
     SessionDoesNotExist,
@@ -80,6 +81,10 @@ class SessionAPIView(View):
             return error_response("not_found", 404)
         except SessionBusy:
             return error_response("session_busy", 409)
+        except EncryptionError as exc:
+            # Not an empty conversation: its key isn't here.
+            logger.warning("A history doesn't open (%s)", type(exc).__name__)
+            return error_response("unreadable", 503)
         except StorageError as exc:
             logger.warning("A store could not be used (%s)", type(exc).__name__)
             return error_response("unavailable", 503)

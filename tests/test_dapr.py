@@ -187,7 +187,9 @@ def test_each_owner_has_keys_of_their_own() -> None:
         SessionKey("a:messages"),
     ]
     names = [head_key(key) for key in keys]
-    assert len(set(names)) == len(keys)
+    # Those of backends that others wrap, too.
+    names += [head_key(key, alias) for key in keys for alias in ("p", "p:in:q", "q")]
+    assert len(set(names)) == 4 * len(keys)
     assert not any("||" in name for name in names)
     assert names[0] == "a:messages"
 
@@ -266,7 +268,7 @@ def test_a_session_expires_as_a_whole_after_the_last_write(
     assert backend.latest(KEY, None) == []
     backend.append(KEY, says("new"))
     assert said(backend) == ["new"]
-    now += 3000
+    now += 3000 + 60 * 60
     assert [key for key in list(dapr_server.records) if dapr_server.get(key)] == []
     backend.close()
 

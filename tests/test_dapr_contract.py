@@ -45,9 +45,11 @@ T = TypeVar("T")
 pytestmark = pytest.mark.one_database
 
 
-def damage(sidecar: DaprSidecar, key: SessionKey, nth: int, data: str) -> str:
+def damage(
+    sidecar: DaprSidecar, key: SessionKey, nth: int, data: str, namespace: str = ""
+) -> str:
     """Write a text in place of the nth item's, wherever it lies; give the old one."""
-    name = head_key(key)
+    name = head_key(key, namespace)
     head = decode_head(sidecar.records[name].data, 32)
     entries = []
     for number in range(head.sealed):

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -372,3 +373,29 @@ def test_too_many_others_are_an_error_that_ends(
         backend.append(KEY, says("b"))
     dapr_server.faults.interfere = None
     assert said(backend) == ["a"]
+
+
+@pytest.mark.parametrize("wrong", [-1800, 1800])
+def test_a_history_outlives_a_writer_whose_clock_is_wrong(
+    dapr_server: DaprSidecar, wrong: int
+) -> None:
+    """How long its segments live is judged by the clocks of all who write."""
+    backend = make_backend(ttl=600)
+
+    def append(texts: list[dict[str, Any]], *, at: int, off_by: int = 0) -> None:
+        # The sidecar, which runs in this process too, has the right time.
+        dapr_server.late = -off_by
+        clock = time.time
+
+        def now() -> float:
+            return clock() + at + off_by
+
+        with mock.patch.object(time, "time", now):
+            backend.append(KEY, texts)
+
+    append(says(*range(9)), at=0, off_by=wrong)
+    for step in range(1, 13):
+        append(says(8 + step), at=step * 500)
+    dapr_server.late = 12 * 500
+    assert said(backend) == [str(number) for number in range(21)]
+    backend.close()

@@ -15,7 +15,7 @@ from django.core.exceptions import MultipleObjectsReturned, ObjectDoesNotExist
 from django.db.models import F
 
 from agent_sessions import DjangoSession
-from agent_sessions.clearing import RUN_SILENCE
+from agent_sessions.backends.leases import RUN_SILENCE
 from agent_sessions.doctor import CODES, Report, examine, restore
 from agent_sessions.doctor.leases import RUN_LENGTH
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem

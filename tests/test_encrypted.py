@@ -280,10 +280,11 @@ async def test_histories_of_the_sdk_open_in_a_backend() -> None:
 
     inner = sessions["private"].inner.open_session(SessionKey("s"))
     await SDKEncryptedSession("s", inner, KEY).add_items([said("theirs")])
-    session = private()
-    assert await session.get_items() == [said("theirs")]
-    await session.add_items([said("ours")])
-    assert await session.pop_item() == said("ours")
+    with under(KEY, accept_sdk_envelopes=True):
+        session = private()
+        assert await session.get_items() == [said("theirs")]
+        await session.add_items([said("ours")])
+        assert await session.pop_item() == said("ours")
 
 
 # -- a key for each session ------------------------------------------------------------
@@ -556,10 +557,11 @@ def told(**options: Any) -> list[checks.CheckMessage]:
         ({"lifetime": 600}, "lifetime"),
         ({"session_keys": "yes"}, "session_keys"),
         ({"clear_without_key": 1}, "clear_without_key"),
+        ({"accept_sdk_envelopes": "yes"}, "accept_sdk_envelopes"),
         ({"name": ""}, "name"),
         ({"cache_bytes": -1}, "cache_bytes"),
     ],
-    ids=[f"case_{number}" for number in range(14)],
+    ids=[f"case_{number}" for number in range(15)],
 )
 def test_bad_options_are_an_error_that_quotes_no_key(options: Any, words: str) -> None:
     (error,) = told(**options)

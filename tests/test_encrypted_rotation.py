@@ -21,7 +21,8 @@ from agent_sessions.backends.encrypted.rotation import Rotation
 from agent_sessions.exceptions import InvalidApproval, UnknownEncryptionKey
 from agent_sessions.models import AgentRun, AgentSession, SessionItem, SessionSecret
 from tests.list_backend import ListBackend
-from tests.test_encrypted import TREASURE, data, key_id, private, under
+from tests.test_encrypted import TREASURE, data, key_id, private
+from tests.test_encrypted import under as under_default
 from tests.test_encryption import NEW, OLD, said
 from tests.waiting import asked, opened, wait
 
@@ -29,6 +30,11 @@ pytestmark = [pytest.mark.django_db(transaction=True)]
 one_database = pytest.mark.one_database
 
 PLACES = ("pk", "branch", "position", "turn", "created_at")
+
+
+def under(*keys: str, **options: Any) -> Any:
+    """Configure keys that are asked for every second, so that a rotation waits for two."""
+    return under_default(*keys, **{"key_refresh": 1, **options})
 
 
 def rotate(*arguments: str) -> str:
@@ -84,7 +90,7 @@ def test_branches_that_were_archived_are_rotated_too() -> None:
 
 
 def test_histories_of_the_sdk_get_envelopes_of_ours() -> None:
-    with under(NEW, OLD):
+    with under(NEW, OLD, accept_sdk_envelopes=True):
         inner: Any = sessions["private"].inner.open_session(SessionKey("s"))
         theirs = SDKEncryptedSession("s", inner, OLD)
         asyncio.run(theirs.add_items([said("theirs")]))

@@ -99,7 +99,7 @@ class TestOverDapr(EncryptedContract):
             yield
 
     async def corrupt(self, session: Any, nth: int, data: str) -> str:
-        return damage(self.sidecar, session.key, nth, data)
+        return damage(self.sidecar, session.key, nth, data, "private")
 
 
 class TestOverConversations(EncryptedContract):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agents.extensions.memory import EncryptedSession as SDKEncryptedSession
 from agents.memory import SQLiteSession
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent_sessions import EncryptedSession, EncryptSession
 from agent_sessions.backends.encrypted.options import DEFAULTS
@@ -27,12 +32,14 @@ from agent_sessions.encryption import (
     Vault,
     session_context,
 )
-from agent_sessions.encryption.keys import GENERATE
+from agent_sessions.encryption.envelopes import seal
+from agent_sessions.encryption.keys import GENERATE, session_key
 from agent_sessions.encryption.vault import Taking
 from agent_sessions.exceptions import (
     EncryptionError,
     InvalidEncryptionKey,
     InvalidItem,
+    UnacceptedEnvelope,
     UnknownEncryptionKey,
 )
 
@@ -95,6 +102,103 @@ def test_a_bad_key_is_refused_and_not_quoted(key: Any, reason: str) -> None:
         KeyRing.parse([NEW, key])
     assert str(caught.value).startswith("Key 2: ")
     assert not isinstance(key, str) or not key or key not in str(caught.value)
+
+
+HEX = "9c1185a5c5e9fc54612808977ee8f548b2258d31a7d3f0c96b2e4d5f60718293"
+ALMOST = {
+    "lost_equals": (NEW[:-1], "lost its last character, the equals sign"),
+    "lost_equals_standard": (f"+/{NEW[2:-1]}", "lost its last character"),
+    "two_equals": (f"{NEW}=", "2 equals signs"),
+    "cut_by_two": (NEW[:-2], "a part is missing"),
+    "cut_by_four": (NEW[:40], "a part is missing"),
+    "cut_in_front": (NEW[1:], "a part is missing"),
+    "cut_inside": (NEW[:20] + NEW[21:], "a part is missing"),
+    "cut_inside_and_end": (NEW[:20] + NEW[21:-1], "a part is missing"),
+    "typed_twice": (NEW[:20] + NEW[19:-1], "more than that"),
+    "two_keys": (f"{NEW},{OLD}", "something more"),
+    "joined_keys": (f"{NEW}{OLD}", "something more"),
+    "quoted": (f"'{NEW}'", "quotes around it"),
+    "double_quoted": (f'"{NEW}"', "quotes around it"),
+    "half_quoted": (f"'{NEW}", "quotes around it"),
+    "typographic": (f"\u201c{NEW}\u201d", "quotes around it"),
+    "repr": (repr(NEW.encode()), "Python prints around bytes"),
+    "line_end": (f"{NEW}\r\n", "blanks or a line's end"),
+    "written_line_end": (f"{NEW}\\n", "blanks or a line's end"),
+    "wrapped": (f"{NEW[:30]}\n{NEW[30:]}", "blanks or a line's end"),
+    "byte_order_mark": (f"\ufeff{NEW}", "blanks or a line's end"),
+    "named": (f"AGENT_KEY={NEW}", "a name in front"),
+    "exported": (f"export AGENT_KEY='{NEW}'", "a name in front"),
+    "yaml": (f"key: {NEW}", "a name in front"),
+    "named_and_cut": (f"AGENT_KEY={NEW[:-1]}", "lost its last character"),
+    "in_a_list": (f"['{NEW}']", "a bracket"),
+    "quoted_in_a_url": (f"{NEW[:-1]}%3D", "written as a code"),
+    "replaced": (f"{NEW[:9]}*{NEW[10:]}", "a character in it that no key has"),
+    "hex_cut": (HEX[:-1], "63 of 64"),
+    "hex_quoted": (f"'{HEX}'", "quotes around it"),
+    "hex_prefixed": (f"0x{HEX}", "0x in front"),
+    "16_bytes": ("6hbL2Q0uCwQ2gkUu7gkq1Q==", "base64 of 16 bytes"),
+    "24_bytes": ("Yc3m0Hq0xX5p8n2lW1zv7TgUeRkA9bQd", "base64 of 24 bytes"),
+    "31_bytes": (f"{NEW[:40]}qQ==", "a part is missing"),
+}
+
+
+@pytest.mark.parametrize(("key", "reason"), ALMOST.values(), ids=list(ALMOST))
+def test_what_is_nearly_a_key_is_an_error_that_says_what_is_wrong(
+    key: str, reason: str
+) -> None:
+    for each in (key, key.encode()):
+        with pytest.raises(InvalidEncryptionKey, match=reason) as caught:
+            MasterKey.parse(each)
+        for start in range(len(key) - 8):
+            assert key[start : start + 9] not in str(caught.value)
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_both_spellings_of_a_key_are_the_same_one(secret: bytes) -> None:
+    standard = base64.b64encode(secret).decode()
+    spelled = base64.urlsafe_b64encode(secret).decode()
+    one, other = MasterKey.parse(standard), MasterKey.parse(spelled)
+    assert one.secret == other.secret == secret
+    assert one.is_strong == other.is_strong == (len(set(secret)) >= 8)
+    with pytest.raises(InvalidEncryptionKey, match="equals sign"):
+        MasterKey.parse(spelled[:-1])
+
+
+@given(st.text(st.characters(), max_size=120))
+def test_any_text_is_a_key_or_refused_without_being_quoted(text: str) -> None:
+    told = ""
+    try:
+        assert len(MasterKey.parse(text).secret) >= 16
+    except InvalidEncryptionKey as exc:
+        told = f"{exc!r} {exc.__context__!r}"
+    assert len(text) < 12 or text not in told
+
+
+async def test_the_sdk_takes_the_same_bytes_of_either_spelling() -> None:
+    for key in (f"+/{NEW[2:]}", HEX):
+        assert MasterKey.parse(key).is_strong
+        store = await made()
+        await SDKEncryptedSession("s", store, key).add_items([said("theirs")])
+        session = EncryptedSession(store, key, accept_sdk_envelopes=True)
+        assert await session.get_items() == [said("theirs")]
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "correct horse battery staple",
+        "correct-horse-battery-staple-and-so-on",
+        "MyVeryLongPassphrase2024ForAgentsInProduction",
+        "Tr0ub4dor3AndMoreWordsInARow",
+        "it's a very long pass phrase, isn't it: yes",
+        "PASSWORD=correct horse battery staple",
+        "550e8400-e29b-41d4-a716-446655440000",
+        "p1)$8wq&d0=k@7v!x2z_3m(9c#5n^6b*4j-h+g%fsaltyu1e2r",
+    ],
+)
+def test_pass_phrases_are_still_taken_as_they_are(phrase: str) -> None:
+    key = MasterKey.parse(phrase)
+    assert (key.secret, key.is_strong) == (phrase.encode(), False)
 
 
 @pytest.mark.parametrize(
@@ -271,8 +375,10 @@ def test_a_limit_counts_what_opens() -> None:
     stored = vault.seal([said(str(n)) for n in range(8)])
     stored[5] = stored[5] | {"payload": stored[4]["payload"]}
     stored[6] = said("plain")
-    assert read(vault, stored, 1) == (["7"], [1])
-    assert read(vault, stored, 2) == (["4", "7"], [2, 4])
+    # One more is asked for, to tell whether the first comes in its time.
+    assert read(vault, stored, 1) == (["7"], [2])
+    assert read(vault, stored, 2) == (["4", "7"], [3, 6])
+    assert read(vault, stored, 2**31 - 1)[1] == [2**31 - 1]
     assert read(vault, stored, None)[0] == ["0", "1", "2", "3", "4", "7"]
     assert read(vault, stored, 100)[0] == ["0", "1", "2", "3", "4", "7"]
 
@@ -303,14 +409,21 @@ def test_a_lifetime_hides_whole_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1155.0)
     assert read(vault, stored, None)[0] == ["q1", "a1", "q2", "a2"]
     assert read(vault, stored, 3)[0] == ["a1", "q2", "a2"]
-    assert read(vault, stored, 9) == (["q1", "a1", "q2", "a2"], [9])
+    assert read(vault, stored, 9) == (["q1", "a1", "q2", "a2"], [10])
     monkeypatch.setattr("time.time", lambda: 1161.0)
     assert read(vault, stored, None)[0] == ["q2", "a2"]
     monkeypatch.setattr("time.time", lambda: 9999.0)
     assert read(vault, stored, None)[0] == []
-    assert read(vault, stored, 2) == ([], [2])
+    assert read(vault, stored, 2) == ([], [3])
     assert read(vault_of(), stored, None)[0][0] == "q0"
-    assert not Taking(vault).may_take(stored[-1:])
+    taking = Taking(vault)
+    assert taking.look(stored[-1:])
+    assert not taking.may_take()
+
+
+def is_known(memory: Memory, vault: Vault, envelope: Any) -> bool:
+    (found,) = memory.find_each(vault.context, [envelope], {envelope["kid"]})
+    return found is not None
 
 
 def test_opened_text_is_remembered_within_bounds() -> None:
@@ -318,18 +431,121 @@ def test_opened_text_is_remembered_within_bounds() -> None:
     vault = vault_of(memory=memory)
     stored = vault.seal([said("x" * 1000 + str(n)) for n in range(100)])
     assert len(read(vault, stored, None)[0]) == 100
-    assert 0 < memory._size <= 10_000
-    others = [vault_of(session_id=str(n), memory=memory) for n in range(12)]
-    for other in others:
-        read(other, other.seal([said("y" * 3000)]), None)
-    assert memory._size <= 40_000
-    assert vault.context not in memory._sessions
-    last = others[-1]
-    last.forget()
-    assert memory._size == sum(s.size for s in memory._sessions.values())
-    # What is too long for a session's share is not remembered.
-    read(last, last.seal([said("z" * 20_000)]), None)
-    assert memory._size <= 40_000
+    kept = [e for e in stored if is_known(memory, vault, e)]
+    assert 5 < len(kept) < 40_000 / 2_000
+    other = vault_of(session_id="other", memory=memory)
+    # What is too long for its share is not remembered.
+    long, short = other.seal([said("z" * 20_000), said("short")])
+    assert not is_known(memory, other, long)
+    assert is_known(memory, other, short)
+    memory.forget(vault.context)
+    assert not [e for e in stored if is_known(memory, vault, e)]
+    assert is_known(memory, other, short)
+    memory.drop(other.context, short["id"])
+    assert not is_known(memory, other, short)
+    # Room is counted to the letter: what went makes room for as much.
+    again = vault.seal([said("x" * 1000 + str(n)) for n in range(100)])
+    assert len([e for e in again if is_known(memory, vault, e)]) == len(kept)
+    nothing = Memory(0)
+    vault_of(memory=nothing).seal([said("x")])
+    assert repr(nothing) == "<Memory 0 sessions>"
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        time.sleep(0.01)
+
+
+def test_opened_text_is_forgotten_when_it_is_old() -> None:
+    """Its row may be gone, in a process that knows nothing of this one."""
+    memory = Memory(1_000_000, max_age=0.05)
+    vault = vault_of(memory=memory)
+    for _ in range(2):
+        envelope = vault.seal([said("hi")])[0]
+        assert is_known(memory, vault, envelope)
+        wait_until(lambda: repr(memory) == "<Memory 0 sessions>")
+        assert vault.open(envelope) is not None
+        wait_until(lambda: repr(memory) == "<Memory 0 sessions>")
+
+
+def test_a_memory_that_is_closed_holds_nothing_and_can_go_on() -> None:
+    memory = Memory(1_000_000)
+    vault = vault_of(memory=memory)
+    before = threading.active_count()
+    envelope = vault.seal([said("hi")])[0]
+    assert threading.active_count() == before + 1
+    memory.close()
+    wait_until(lambda: threading.active_count() == before)
+    assert not is_known(memory, vault, envelope)
+    assert vault.open(envelope) is not None
+    assert is_known(memory, vault, envelope)
+    memory.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on Windows")
+def test_a_fork_remembers_nothing() -> None:
+    """It has no thread that would forget it."""
+    code = (
+        "import os; from tests.test_encryption import *\n"
+        "memory = Memory(1_000_000, max_age=0.05); vault = vault_of(memory=memory)\n"
+        "envelope = vault.seal([said('hi')])[0]\n"
+        "assert is_known(memory, vault, envelope)\n"
+        "memory._lock.acquire()\n"
+        "if not (child := os.fork()):\n"
+        "    assert repr(memory) == '<Memory 0 sessions>'\n"
+        "    assert vault.open(envelope).item == said('hi')\n"
+        "    assert is_known(memory, vault, envelope)\n"
+        "    wait_until(lambda: repr(memory) == '<Memory 0 sessions>')\n"
+        "    os._exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[1],
+    )
+    assert (done.stdout.strip(), done.stderr) == ("7", "")
+
+
+def test_an_old_copy_is_told_wherever_it_is_put() -> None:
+    vault = vault_of()
+    batch = [vault.seal([said(f"{n}")])[0] for n in range(40)]
+    for limit in (1, 2, 3, 10, 20):
+        for place in range(41 - limit, 41):
+            stored = [*batch[:place], batch[3], *batch[place:]]
+            assert read(vault, stored, limit)[0] == [
+                f"{n}" for n in range(40 - limit, 40)
+            ]
+
+
+def test_a_copy_hides_nothing_by_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = vault_of(lifetime=100)
+    stored = turns(vault, monkeypatch, 1000, 1050, 1100)
+    monkeypatch.setattr("time.time", lambda: 1155.0)
+    stored.append(stored[0])
+    for limit in (None, 3, 4):
+        assert read(vault, stored, limit)[0][-3:] == ["a1", "q2", "a2"]
+
+
+def test_writers_side_by_side_cost_no_further_look() -> None:
+    vault = vault_of()
+    stored = [vault.seal([said(f"{n}")])[0] for n in range(40)]
+    early = (1).to_bytes(7, "big").hex()
+    # As written an hour before the others.
+    ring = vault.ring
+    first = seal(
+        session_key(ring.first, vault.context),
+        ring.first.id,
+        early + "0" * 10,
+        b'{"role":"user","content":"first"}',
+        1,
+    )
+    stored[30:32] = stored[31], stored[30]
+    history = [*stored[:20], first, *stored[20:]]
+    assert read(vault, [first, *stored], 20)[1] == [21, 42]
+    assert read(vault, history[20:], 20)[1] == [21]
 
 
 def test_a_remembered_envelope_is_compared_to_the_last_letter() -> None:
@@ -435,14 +651,16 @@ async def test_histories_of_the_sdk_are_read(key: str) -> None:
     store = await made()
     theirs = SDKEncryptedSession("s", store, key)
     await theirs.add_items([said("theirs"), said("Grüße")])
-    ours = EncryptedSession(store, keys=[NEW, key])
+    with pytest.raises(UnacceptedEnvelope, match="accept_sdk_envelopes=True"):
+        await EncryptedSession(store, keys=[NEW, key]).get_items()
+    ours = EncryptedSession(store, keys=[NEW, key], accept_sdk_envelopes=True)
     assert await ours.get_items() == [said("theirs"), said("Grüße")]
     await ours.add_items([said("ours")])
     assert (await ours.get_items())[-1] == said("ours")
     assert await ours.pop_item() == said("ours")
     assert await ours.pop_item() == said("Grüße")
     with pytest.raises(UnknownEncryptionKey, match="hkdf-v1"):
-        await EncryptedSession(store, NEW).get_items()
+        await EncryptedSession(store, NEW, accept_sdk_envelopes=True).get_items()
     assert len(await store.get_items()) == 1
 
 

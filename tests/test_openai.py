@@ -384,6 +384,129 @@ async def test_429_for_too_long(server: ConversationsServer) -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("status", [400, 409, 423])
+async def test_a_locked_conversation_is_tried_again(
+    server: ConversationsServer, status: int
+) -> None:
+    """ "Please retry in a few seconds", says the service, so reads and writes do."""
+    session = opened("s-locked")
+    await session.add_items(said(1))
+    server.locked_status = status
+    server.hold(0.6)
+    await session.add_items(said(2))
+    server.hold(0.6)
+    assert texts(await session.get_items()) == ["item 1", "item 2"]
+    server.hold(0.6)
+    popped: Any = await session.pop_item()
+    assert texts([popped]) == ["item 2"]
+    server.hold(0.6)
+    await session.clear_session()
+    assert not server.conversations
+
+
+@pytest.mark.django_db
+async def test_a_conversation_that_is_locked_in_the_middle_of_a_batch(
+    server: ConversationsServer,
+) -> None:
+    session = opened("s-locked-batch")
+    await session.add_items(said(0))
+    locked = {"status": 400, "code": "conversation_locked"}
+    server.fail(method="POST", path="/items", skip=1, times=3, **locked)
+    await session.add_items(said(*range(1, 61)))
+    assert texts(await session.get_items()) == [f"item {n}" for n in range(61)]
+    assert not server.faults
+
+
+@pytest.mark.django_db
+async def test_a_conversation_that_is_locked_for_too_long(
+    server: ConversationsServer,
+) -> None:
+    session = opened("s-locked-long")
+    await session.add_items(said(1))
+    locked: Any = {"status": 400, "code": "conversation_locked"}
+    server.fail(method="POST", **locked, headers={"Retry-After": "11"})
+    with pytest.raises(StoreBusy, match=r"at work.*in 11 seconds") as caught:
+        await session.add_items(said(2))
+    assert caught.value.retry_after == 11
+    # In the middle of a batch, what was written is removed again.
+    server.fail(method="POST", skip=1, **locked, headers={"Retry-After": "11"})
+    with pytest.raises(StoreBusy):
+        await session.add_items(said(*range(2, 40)))
+    server.hold(60)
+    with pytest.raises(StoreBusy, match="nothing was written"):
+        await session.add_items(said(2))
+    server.locked.clear()
+    assert texts(await session.get_items()) == ["item 1"]
+    assert not server.faults
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("status", [409, 425])
+async def test_what_the_service_did_not_begin_is_sent_again(
+    server: ConversationsServer, status: int
+) -> None:
+    session = opened("s-not-begun")
+    server.fail(path="/items", times=2, status=status, headers={"Retry-After": "0"})
+    await session.add_items(said(1))
+    assert creates(server) == 3
+    server.fail(method="POST", times=3, status=status, headers={"Retry-After": "0"})
+    with pytest.raises(StoreBusy, match="nothing was written"):
+        await session.add_items(said(2))
+    server.fail(method="POST", status=status, headers={"x-should-retry": "false"})
+    with pytest.raises(StoreBusy):
+        await session.add_items(said(2))
+    assert not server.faults
+    assert texts(await session.get_items()) == ["item 1"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("status", [408, 500, 502, 503, 504, 529])
+async def test_a_write_that_may_have_been_done_is_sent_once(
+    server: ConversationsServer, status: int
+) -> None:
+    session = opened("s-may-be")
+    await session.add_items(said(1))
+    server.requests.clear()
+    told = {"Retry-After": "0", "x-should-retry": "true"}
+    server.fail(method="POST", after=True, status=status, headers=told)
+    with pytest.raises(StoreUnavailable, match="may have arrived"):
+        await session.add_items(said(2))
+    assert creates(server) == 1
+    assert texts(await session.get_items()) == ["item 1", "item 2"]
+
+
+@pytest.mark.django_db
+async def test_a_retry_may_be_asked_for_at_a_date(server: ConversationsServer) -> None:
+    """It counts from the service's own clock, not from this host's."""
+    session = opened("s-date")
+    await session.add_items(said(1))
+    headers = {
+        "Date": "Sun, 06 Nov 1994 08:49:37 GMT",
+        "Retry-After": "Sun, 06 Nov 1994 08:50:14 GMT",
+    }
+    server.fail(method="POST", status=429, headers=headers)
+    with pytest.raises(StoreBusy, match="in 37 seconds") as caught:
+        await session.add_items(said(2))
+    assert caught.value.retry_after == 37
+    headers["Retry-After"] = "Sun, 06 Nov 1994 08:49:38 GMT"
+    server.fail(method="POST", status=429, headers=headers)
+    server.requests.clear()
+    await session.add_items(said(2))
+    assert creates(server) == 2
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("value", ["nan", "inf", "-3", "soon", "Sun, 99 Nov", ""])
+async def test_a_wait_that_can_not_be_read_is_a_short_one(
+    server: ConversationsServer, value: str
+) -> None:
+    session = opened("s-wait")
+    server.fail(path="/items", status=429, headers={"Retry-After": value})
+    await session.add_items(said(1))
+    assert creates(server) == 2
+
+
+@pytest.mark.django_db
 async def test_a_batch_that_breaks_off_is_removed_again(
     server: ConversationsServer,
 ) -> None:
@@ -416,6 +539,20 @@ async def test_a_batch_that_may_have_arrived_in_part(
     assert (caught.value.stored, caught.value.unsure) == (0, range(40, 50))
     found = texts(await session.get_items())
     assert found == ["item 0", *(f"item {n}" for n in range(41, 51))]
+
+
+async def test_what_was_not_sent_is_not_unsure() -> None:
+    """Nobody listens any more after the first 20 items."""
+    with conversations_server() as server:
+        client = AsyncOpenAI(base_url=server.url, api_key=KEY, max_retries=1)
+        session = OpenAIConversationsSession(client=client)
+        last: Any = {"stops": True, "headers": {"Connection": "close"}}
+        server.fail(method="POST", path="/items", status=None, seconds=0.3, **last)
+        with pytest.raises(PartlyWritten, match="first 20 are stored") as caught:
+            await session.add_items(said(*range(50)))
+        assert (caught.value.stored, len(caught.value.unsure)) == (20, 0)
+        assert [len(items) for items in server.conversations.values()] == [20]
+        await client.close()
 
 
 @pytest.mark.django_db
@@ -733,6 +870,39 @@ def test_checks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert repr(*wrong) in message
     with pytest.raises(InvalidBackend, match="Did you mean 'api_key'"):
         findings(api_kye=KEY)
+
+
+@pytest.mark.django_db
+async def test_the_environment_of_openais_client_is_obeyed(
+    running: ConversationsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.reset()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", running.url)
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
+    setting = {"default": {"BACKEND": OpenAIConversationsBackend}}
+    with override_settings(AGENT_SESSIONS=setting):
+        await opened("s-environment").add_items(said(1))
+    assert running.headers["openai-organization"] == "org-1"
+    assert running.headers["openai-project"] == "proj-1"
+    assert running.made == 1
+    await OpenAIConversationsSession().add_items(said(1))
+    assert running.made == 2
+
+
+@pytest.mark.django_db
+async def test_a_proxy_of_the_environment_is_used(
+    running: ConversationsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.reset()
+    monkeypatch.setenv("HTTP_PROXY", running.url.removesuffix("/v1"))
+    monkeypatch.setenv("http_proxy", running.url.removesuffix("/v1"))
+    far = options(running, base_url="http://api.openai.invalid/v1")
+    setting = {"default": {"BACKEND": OpenAIConversationsBackend, "OPTIONS": far}}
+    with override_settings(AGENT_SESSIONS=setting):
+        await opened("s-proxy").add_items(said(1))
+    assert running.headers["host"] == "api.openai.invalid"
 
 
 @pytest.mark.django_db

@@ -15,11 +15,11 @@ from django.core.cache import cache
 from django.utils import timezone
 
 from agent_sessions import DjangoSession, get_session
+from agent_sessions.backends.processes import is_dead, this_process
 from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import RunLimits, Subscription
 from agent_sessions.runs.log import EventLog, Frame
-from agent_sessions.runs.process import is_dead, this_process
 from tests.approvals import lookup, refund, refunded
 from tests.chat import Socket, text_of
 from tests.gated import gated

@@ -322,7 +322,7 @@ def test_messages_behind_an_unknown_key_are_no_empty_list(
     assert [m["content"] for m in read(answer)["messages"]] == ["Hidden"]
     with_key(NEW)
     answer = ask(SessionMessagesView, user, "s", backend="private")
-    assert (answer.status_code, read(answer)) == (503, {"error": "unavailable"})
+    assert (answer.status_code, read(answer)) == (503, {"error": "unreadable"})
 
 
 # -- bounds ----------------------------------------------------------------------------

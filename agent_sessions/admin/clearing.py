@@ -21,6 +21,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from agent_sessions import clearing
 from agent_sessions.admin.session_rules import Rows, SessionRules
 from agent_sessions.approvals import find_states
+from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentSession
 
@@ -105,7 +106,7 @@ class ClearingMixin(SessionRules):
         sessions = items = 0
         busy: list[str] = []
         for row in rows:
-            if clearing.has_active_run(row):
+            if holds_a_run(row):
                 busy.append(self.label(request, row))
                 continue
             try:

@@ -26,8 +26,9 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from agent_sessions import clearing
 from agent_sessions.admin.session_rules import Rows, SessionRules
+from agent_sessions.backends.reading import read_history
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.importing.export import export_session, read_items
+from agent_sessions.importing.export import export_session
 from agent_sessions.models import AgentSession
 from agent_sessions.transcript.markdown import markdown
 
@@ -44,7 +45,7 @@ def _as_markdown(row: AgentSession) -> Iterator[str]:
         (_("Created"), row.created_at.isoformat()),
         (_("Last activity"), row.updated_at.isoformat()),
     )
-    items = read_items(*clearing.store_of(row))
+    items = read_history(*clearing.store_of(row))
     # Read now, so that a store that fails does so before anything is sent.
     first = next(items, None)
     rest = () if first is None else chain([first], items)

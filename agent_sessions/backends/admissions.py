@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.forks import new_lock
 
 # How many sessions a process remembers.
 REMEMBERED = 10_000
@@ -44,7 +44,7 @@ class Admissions:
     def __init__(self, interval: float) -> None:
         self.interval = interval
         self._known: OrderedDict[str, _Admission] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._pid = os.getpid()
 
     @property

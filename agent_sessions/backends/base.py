@@ -58,6 +58,7 @@ _GUARDED = frozenset(
         "aappend",
         "alatest",
         "apop",
+        "apop_if",
         "aclear",
         "apage",
         "aflush",
@@ -133,6 +134,8 @@ class BaseSessionBackend(ABC):
             **options,
         }
         self.retention = read_retention(alias, self.options)
+        # Sets what lies in a shared store apart: the alias that wraps this backend.
+        self.namespace = ""
         # Makes what `inner_option` names; the handler sets it.
         self.make_inner: Callable[[], BaseSessionBackend] | None = None
 
@@ -166,11 +169,14 @@ class BaseSessionBackend(ABC):
     def inner(self) -> BaseSessionBackend:
         """The backend that this one wraps: of its own, under this one's alias.
 
-        So its rows and keys are never those of the wrapped alias.
+        So its rows and keys are never those of the wrapped alias: `namespace` is to
+        be part of the names in a store that knows nothing of aliases.
         """
         if self.make_inner is None:
             raise InvalidBackend(f"{type(self).__name__} wraps no backend.")
-        return self.make_inner()
+        inner = self.make_inner()
+        inner.namespace = self.alias
+        return inner
 
     @property
     def keeps_outside(self) -> bool:

@@ -14,9 +14,9 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.db.models import Q, QuerySet
-from django.utils import timezone
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.backends.leases import DatabaseNow, is_silent
 from agent_sessions.exceptions import AgentSessionError, HistoryGone, StoreBusy
 from agent_sessions.models import AgentSession, PendingClear
 
@@ -52,11 +52,10 @@ def erase_leftover(
     Raises what the store raises; the row then stays, with the error's name.
     """
     rows = PendingClear.objects.using(row._state.db).filter(pk=row.pk)
-    now = timezone.now()
-    free = Q(attempts=0) | ~Q(error_code="") | Q(tried_at__lt=now - CLAIM)
+    free = Q(attempts=0) | ~Q(error_code="") | is_silent("tried_at", CLAIM)
     mine = rows.filter(attempts=row.attempts + 1)
     if not rows.filter(free, attempts=row.attempts).update(
-        attempts=row.attempts + 1, tried_at=now, error_code=""
+        attempts=row.attempts + 1, tried_at=DatabaseNow(), error_code=""
     ):
         return None
     try:

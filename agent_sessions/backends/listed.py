@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from agent_sessions.backends.admissions import Admissions, News
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey, settle
 from agent_sessions.backends.loops import with_caller
 from agent_sessions.exceptions import SessionDoesNotExist
+from agent_sessions.forks import new_lock
 from agent_sessions.signals import session_cleared
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class ListedBackend(BaseSessionBackend):
         self.database: str | None = self.options["database"]
         self._threads: DatabaseThreads | None = None
         self._admissions = Admissions(self.options["touch_interval"])
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._database_name: Any = None
 
     @property

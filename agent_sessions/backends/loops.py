@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import (
     AsyncGenerator,
@@ -12,12 +11,13 @@ from collections.abc import (
     Callable,
     Coroutine,
 )
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
+from agent_sessions import forks
 from agent_sessions.exceptions import StoreUnavailable
 
 C = TypeVar("C")
@@ -101,24 +101,29 @@ async def take(source: AsyncIterator[T], most: int) -> list[T]:
 class PerLoop(Generic[C]):
     """One client for each event loop, closed when its loop is shut down.
 
-    `make` builds a client in the running loop, `close` closes it there.
+    `make` builds a client in the running loop, `close` closes it there. A client with
+    threads of its own is not to see a fork: `put_away` ends them before, and the client
+    begins anew where it is used again.
     """
 
     def __init__(
         self,
         make: Callable[[], Awaitable[C]],
         close: Callable[[C], Awaitable[object]],
+        *,
+        put_away: Callable[[C], Coroutine[Any, Any, object]] | None = None,
     ) -> None:
         self._make = make
         self._close = close
+        self._put_away = put_away
         self._keepers: WeakKeyDictionary[
             asyncio.AbstractEventLoop, tuple[AsyncGenerator[C], C]
         ] = WeakKeyDictionary()
         self._making: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
             WeakKeyDictionary()
         )
-        self._lock = threading.Lock()
-        _loops_of_this_process.add(self)
+        self._lock = forks.new_lock()
+        forks.clients.add(self)
 
     async def get(self) -> C:
         """Give the running loop's client, made on first use."""
@@ -165,17 +170,30 @@ class PerLoop(Generic[C]):
             self._keepers.pop(loop, None)
             del self._making[loop]
 
-    def _after_fork(self) -> None:
-        _inherited.append((self._keepers, self._making))
+    def before_fork(self) -> dict[asyncio.AbstractEventLoop, Coroutine[Any, Any, Any]]:
+        """Return what each loop that is still open has to do before a fork."""
+        if self._put_away is None:
+            return {}
+        with self._lock:
+            found = list(self._keepers.items())
+        return {
+            loop: self._put_away(client)
+            for loop, (_, client) in found
+            if not loop.is_closed()
+        }
+
+    def after_fork(self) -> None:
+        """Begin anew in a child."""
+        forks.inherited.append((self._keepers, self._making))
         self._keepers, self._making = WeakKeyDictionary(), WeakKeyDictionary()
-        self._lock = threading.Lock()
 
 
 class BackgroundLoop:
     """An event loop in a thread of its own, for synchronous callers.
 
     One loop serves them all, so that clients are kept between calls. It begins with
-    the first call, and anew after a fork.
+    the first call. A fork waits for the calls under way, then the loop and its clients
+    are closed; parent and child begin others.
     """
 
     def __init__(self, name: str) -> None:
@@ -183,7 +201,12 @@ class BackgroundLoop:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        _loops_of_this_process.add(self)
+        self._calls: set[Future[Any]] = set()
+        # Threads that wait for a call.
+        self._callers: set[int] = set()
+        # Whether a fork holds the lock; it can't while the loop that forks is closed.
+        self._is_held = False
+        forks.loops.add(self)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end and give its result.
@@ -201,6 +224,9 @@ class BackgroundLoop:
             return await coroutine
 
         future = self._submit(main())
+        caller = threading.get_ident()
+        nested = caller in self._callers
+        self._callers.add(caller)
         try:
             return waiting.serve(future)
         except CancelledError as exc:
@@ -211,6 +237,9 @@ class BackgroundLoop:
             # Ctrl-C: nobody waits for the rest.
             future.cancel()
             raise
+        finally:
+            if not nested:
+                self._callers.discard(caller)
 
     async def arun(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine there for a caller in another event loop."""
@@ -221,8 +250,11 @@ class BackgroundLoop:
     def close(self) -> None:
         """End the thread; who waits is told so, and a later call begins another."""
         with self._lock:
-            loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
+            self._end()
+
+    def _end(self) -> None:
+        loop, thread = self._loop, self._thread
+        self._loop = self._thread = None
         if loop is None or thread is None:
             return
         loop.call_soon_threadsafe(loop.stop)
@@ -238,12 +270,32 @@ class BackgroundLoop:
                     target=_serve, args=[self._loop], name=self._name, daemon=True
                 )
                 self._thread.start()
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
+        return future
 
-    def _after_fork(self) -> None:
-        _inherited.append((self._loop, self._thread))
-        self._loop = self._thread = None
-        self._lock = threading.Lock()
+    def before_fork(self) -> None:
+        """Let no call begin, wait for those under way, and close the loop."""
+        self._is_held = self._lock.acquire(timeout=forks.PATIENCE)
+        me = threading.get_ident()
+        # A call that forks can't be waited for.
+        mine = {self._thread and self._thread.ident, *self._callers}
+        if not self._is_held or me in mine:
+            return
+        if not wait(tuple(self._calls), timeout=forks.PATIENCE).not_done:
+            self._end()
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Let calls begin again."""
+        if in_child:
+            forks.inherited.append((self._loop, self._thread))
+            self._loop = self._thread = None
+            self._calls, self._callers = set(), set()
+        if self._is_held:
+            self._lock.release()
+        elif in_child:
+            self._lock = threading.Lock()
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
@@ -263,18 +315,3 @@ async def _end_tasks() -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-_loops_of_this_process: WeakSet[PerLoop[Any] | BackgroundLoop] = WeakSet()
-# Threads don't survive a fork, but loops share their selector with the parent: were
-# they or their clients let go of in the child, the parent would hear no more.
-_inherited: list[Any] = []
-
-
-def _after_fork() -> None:
-    for each in list(_loops_of_this_process):
-        each._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

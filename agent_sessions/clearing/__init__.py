@@ -16,10 +16,8 @@ from agent_sessions.clearing.removing import (
     why_spared,
 )
 from agent_sessions.clearing.rows import (
-    RUN_SILENCE,
     clear,
     delete,
-    has_active_run,
     is_waiting,
     read_page,
     store_of,
@@ -27,7 +25,6 @@ from agent_sessions.clearing.rows import (
 from agent_sessions.clearing.selection import Selection, Totals, has_retention
 
 __all__ = [
-    "RUN_SILENCE",
     "Removal",
     "Selection",
     "Spared",
@@ -36,7 +33,6 @@ __all__ = [
     "count_trimmed",
     "delete",
     "finish_removals",
-    "has_active_run",
     "has_retention",
     "is_waiting",
     "read_page",

@@ -14,13 +14,8 @@ from agent_sessions.backends.database.removal import (
     unswept,
 )
 from agent_sessions.backends.database.trimming import count_older, trim_history
-from agent_sessions.clearing.rows import (
-    clear,
-    delete,
-    has_active_run,
-    is_waiting,
-    store_of,
-)
+from agent_sessions.backends.leases import holds_a_run
+from agent_sessions.clearing.rows import clear, delete, is_waiting, store_of
 from agent_sessions.exceptions import (
     AgentSessionError,
     InvalidBranch,
@@ -61,7 +56,7 @@ class Removal:
 
 def why_spared(row: AgentSession, *, waiting: bool = False) -> str:
     """Tell why a session is to be left as it is; "" where nothing speaks for it."""
-    if has_active_run(row):
+    if holds_a_run(row):
         return f"run {row.run_id} is active"
     if not waiting and is_waiting(row):
         return "it waits for an approval"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from django.db import transaction
-from django.utils import timezone
 
 from agent_sessions import approvals
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
@@ -13,9 +10,6 @@ from agent_sessions.exceptions import AgentSessionError, InvalidApproval
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.pending import is_cleared
-
-# A run that has been silent for longer than this has died.
-RUN_SILENCE = timedelta(seconds=60)
 
 
 def store_of(row: AgentSession) -> tuple[BaseSessionBackend, SessionKey]:
@@ -33,15 +27,6 @@ def read_page(
     """Read a stretch of a session's items, oldest first."""
     backend, key = store_of(row)
     return backend.page(key, before=before, after=after, limit=limit)
-
-
-def has_active_run(row: AgentSession) -> bool:
-    """Tell whether a run is writing to the session, as far as its row says."""
-    return (
-        bool(row.run_id)
-        and row.run_seen_at is not None
-        and timezone.now() - row.run_seen_at < RUN_SILENCE
-    )
 
 
 def is_waiting(row: AgentSession) -> bool:

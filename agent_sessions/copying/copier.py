@@ -10,12 +10,13 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.db.models import F
-from django.utils import timezone
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.directory import NO_RUN
+from agent_sessions.backends.leases import DatabaseNow
+from agent_sessions.backends.reading import read_history
 from agent_sessions.clearing import why_spared
-from agent_sessions.copying.histories import Fingerprint, Hasher, batches, read_items
+from agent_sessions.copying.histories import Fingerprint, Hasher, batches
 from agent_sessions.copying.rows import MARKER, Places, finish_row, mark_of
 from agent_sessions.copying.sources import Chosen
 from agent_sessions.exceptions import (
@@ -162,8 +163,8 @@ class Copier:
     def _copy_once(self, key: SessionKey, *, tell: bool) -> tuple[int, Fingerprint]:
         """Read both histories side by side, and append what the target lacks."""
         mine, theirs = Hasher(exact=self._exact), Hasher(exact=self._exact)
-        items = iter(read_items(self.source, key))
-        for there in read_items(self.target, key):
+        items = iter(read_history(self.source, key))
+        for there in read_history(self.target, key):
             here = next(items, None)
             same = (
                 here is not None
@@ -218,7 +219,7 @@ class Copier:
 
     def _read(self, backend: BaseSessionBackend, key: SessionKey) -> Fingerprint:
         hasher = Hasher(exact=self._exact)
-        for stored in read_items(backend, key):
+        for stored in read_history(backend, key):
             self._readable(stored, hasher)
         return hasher.fingerprint()
 
@@ -263,7 +264,7 @@ class Copier:
         )
         if not idle.update(
             run_id=held,
-            run_seen_at=timezone.now(),
+            run_seen_at=DatabaseNow(),
             fence=F("fence") + 1,
             state=AgentSession.State.RUNNING,
         ):

@@ -8,22 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.items import Item, StoredItem, text_of
-
-_PAGE = 200
-
-
-def read_items(backend: BaseSessionBackend, key: SessionKey) -> Iterator[StoredItem]:
-    """Give a whole history, oldest first, a page at a time."""
-    after = 0
-    while True:
-        page = backend.page(key, after=after, limit=_PAGE)
-        backend.assert_open(page)
-        yield from page.items
-        if not page.items or not page.has_later:
-            return
-        after = page.items[-1].position
 
 
 @dataclass(frozen=True, slots=True)

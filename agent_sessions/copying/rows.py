@@ -13,7 +13,7 @@ from django.db.models import F
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.copying.histories import read_items
+from agent_sessions.backends.reading import read_history
 from agent_sessions.importing.target import MARKER as IMPORTED
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.usage import COUNTERS
@@ -64,7 +64,7 @@ class Places:
         """Read both histories, which are alike."""
         places = cls()
         for number, (here, there) in enumerate(
-            zip(read_items(source, key), read_items(target, key), strict=False)
+            zip(read_history(source, key), read_history(target, key), strict=False)
         ):
             places.here.append(here.position)
             places.there.append(there.position)

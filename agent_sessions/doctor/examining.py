@@ -10,8 +10,8 @@ from django.db.models import QuerySet
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.doctor.findings import Finding, Quarantined, Report, Skipped
-from agent_sessions.doctor.leases import holds_a_run
 from agent_sessions.doctor.quarantine import list_quarantined
 from agent_sessions.doctor.session import Examination
 from agent_sessions.doctor.turns import BATCH_SIZE

@@ -13,7 +13,6 @@ from django.utils import timezone
 from agent_sessions import approvals
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.clearing import RUN_SILENCE
 from agent_sessions.exceptions import InvalidApproval
 from agent_sessions.models import AgentRun, AgentSession
 
@@ -21,17 +20,6 @@ Status = AgentRun.Status
 State = AgentSession.State
 # A run of the SDK's own Runner holds no lease, so only its age tells that it is over.
 RUN_LENGTH = timedelta(days=1)
-
-
-def holds_a_run(row: AgentSession) -> bool:
-    """Tell whether a run that is alive holds the session."""
-    if not row.run_id or row.run_seen_at is None:
-        return False
-    from agent_sessions.runs.process import is_dead
-
-    # A clock that was set back can leave a moment that is long to come.
-    silent = abs(timezone.now() - row.run_seen_at) > RUN_SILENCE
-    return not silent and not is_dead(row.run_owner)
 
 
 class Leases:
@@ -97,7 +85,7 @@ class Leases:
             from agent_sessions.runs import Conversation, records
 
             conversation = Conversation(self.row.pk, self.backend, self._key)
-            records.abandon(conversation, self.row.run_id)
+            records.abandon(conversation, self.row)
         now = timezone.now()
         self._unfinished.update(
             status=Status.INTERRUPTED, error_code="interrupted", finished_at=now

@@ -38,8 +38,7 @@ class MessageCarrier(Carrier):
     """
 
     def load(self, envelope: Item) -> Item:
-        text = json.dumps(envelope, separators=(",", ":"))
-        content = [{"type": _PART, "text": text}]
+        content = [{"type": _PART, "text": _write(envelope)}]
         return {"type": "message", "role": _ROLE, "content": content}
 
     def unload(self, stored: Any) -> Any:
@@ -50,7 +49,9 @@ class MessageCarrier(Carrier):
                 "content": [{"type": part, "text": str(text)}],
             } if (role, part) == (_ROLE, _PART) and text.startswith(_MARK):
                 envelope = decode(text)
-                return envelope if is_envelope(envelope) else stored
+                # To the letter: there is one way to write an envelope.
+                if is_envelope(envelope) and _write(envelope) == text:
+                    return envelope
         return stored
 
     def again(self, stored: Item) -> Item:
@@ -59,6 +60,10 @@ class MessageCarrier(Carrier):
             return self.load(envelope)
         # The store gives each item an id of its own.
         return {name: value for name, value in stored.items() if name != "id"}
+
+
+def _write(envelope: Any) -> str:
+    return json.dumps(envelope, separators=(",", ":"))
 
 
 AS_IS = Carrier()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import time
+from base64 import urlsafe_b64decode
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from agent_sessions.items import Item
@@ -13,34 +18,92 @@ if TYPE_CHECKING:
 # The SDK's own envelopes are of version 1.
 VERSION = 2
 SDK_VERSION = 1
+SDK_KEY_ID = "hkdf-v1"
 _ID_BYTES = 12
+# Of which the first say when it was made, in microseconds.
+_TIME_BYTES = 7
+# Microseconds by which the clocks of writers may differ.
+_SKEW = 10_000_000
+_last = 0
+_SDK_KEYS = frozenset({"__enc__", "v", "kid", "payload"})
+_KEYS = _SDK_KEYS | {"id"}
+# Base64 as it is written, and in no other way: decoders skip foreign characters and
+# the last bits of what is padded. Its length is a multiple of four besides.
+_TOKEN = re.compile(r"[A-Za-z0-9_-]*(?:[A-Za-z0-9_-]|[AEIMQUYcgkosw048]=|[AQgw]==)")
+
+_ID = re.compile(f"[0-9a-f]{{{2 * _ID_BYTES}}}")
 
 
 def is_envelope(item: Any) -> bool:
-    """Tell whether an item is an envelope, ours or one of the SDK's."""
+    """Tell whether an item has the form of an envelope, ours or one of the SDK's.
+
+    There is one form: no further keys, and numbers that are whole numbers.
+    """
     return (
         isinstance(item, dict)
         and item.get("__enc__") == 1
-        and isinstance(item.get("kid"), str)
-        and isinstance(item.get("payload"), str)
-        and isinstance(item.get("v"), int)
+        and item.keys() in (_KEYS, _SDK_KEYS)
+        and isinstance(item["kid"], str)
+        and isinstance(item["payload"], str)
+        and has_whole_numbers(item)
     )
 
 
-def new_id() -> str:
-    """Make an envelope's id."""
-    return os.urandom(_ID_BYTES).hex()
+def has_whole_numbers(envelope: Item) -> bool:
+    """Tell whether the numbers of an envelope are no other ones that equal them."""
+    return type(envelope["__enc__"]) is int and type(envelope["v"]) is int
 
 
-def seal(cipher: Fernet, key_id: str, data: bytes, written: int) -> Item:
-    """Put an item's text into an envelope of its own; `written` in Unix seconds."""
-    return reseal(cipher, key_id, new_id(), data, written)
+def new_ids(count: int) -> list[str]:
+    """Make the ids of a batch's envelopes: they rise, and begin with the time."""
+    global _last
+    # Threads at the same microsecond differ in what is random.
+    first = max(time.time_ns() // 1_000, _last + 1)
+    _last = first + count - 1
+    return [_id(first + n, os.urandom(_ID_BYTES - _TIME_BYTES)) for n in range(count)]
 
 
-def reseal(
+def id_of(envelope: Any) -> str:
+    """Give an envelope's id, "" where it has none; nothing says that it opens.
+
+    The SDK's get one that is always the same.
+    """
+    if not is_envelope(envelope):
+        return ""
+    if envelope["v"] != SDK_VERSION:
+        found = envelope.get("id")
+        return found if isinstance(found, str) and _ID.fullmatch(found) else ""
+    token = envelope["payload"]
+    if not _is_token(token):
+        return ""
+    digest = hashlib.sha256(token.encode()).digest()
+    made = min(_written(token) * 1_000_000, 2 ** (8 * _TIME_BYTES) - 1)
+    return _id(made, digest[: _ID_BYTES - _TIME_BYTES])
+
+
+def may_have_copies(ids: Sequence[str]) -> bool:
+    """Tell whether copies may be among envelopes whose originals lie further back.
+
+    `ids` are those of a stretch of a history. They rise, but for writers side by side:
+    one that is lower than one before it may be a copy. Its original would be in sight
+    too if the stretch began well before the time in its id.
+    """
+    highest = lowest = ""
+    for each in ids:
+        if each >= highest:
+            highest = each
+        elif not lowest or each < lowest:
+            lowest = each
+    return bool(lowest) and _time(ids[0]) + _SKEW > _time(lowest)
+
+
+def seal(
     cipher: Fernet, key_id: str, envelope_id: str, data: bytes, written: int
 ) -> Item:
-    """Put it into the same envelope under another key; its id and time stay."""
+    """Put an item's text into an envelope; `written` in Unix seconds.
+
+    Under another key it keeps its id and time.
+    """
     token = cipher.encrypt_at_time(bytes.fromhex(envelope_id) + data, written)
     return {
         "__enc__": 1,
@@ -66,19 +129,34 @@ def unseal(cipher: Fernet, envelope: Item) -> tuple[bytes, int] | None:
 
 
 def unseal_token(cipher: Fernet, token: str) -> tuple[bytes, int] | None:
-    """Open a Fernet token, whatever it holds."""
+    """Open a Fernet token, whatever it holds.
+
+    Its time is read from the bytes that were authenticated: Fernet.decrypt() doesn't
+    tell it, and Fernet.extract_timestamp() would authenticate them once more.
+    """
     from cryptography.fernet import InvalidToken
 
+    if not _is_token(token):
+        return None
     try:
         data = cipher.decrypt(token)
-        # Authentic by now, so that its head needn't be looked at twice.
-        return data, _written(token)
     except (InvalidToken, ValueError):
         return None
+    return data, _written(token)
+
+
+def _is_token(token: str) -> bool:
+    return len(token) % 4 == 0 and _TOKEN.fullmatch(token) is not None
 
 
 def _written(token: str) -> int:
-    from base64 import urlsafe_b64decode
-
-    # One byte of version, eight of time.
+    # One byte of version, eight of time. Nothing is skipped in what is canonical.
     return int.from_bytes(urlsafe_b64decode(token[:12])[1:9], "big")
+
+
+def _id(microseconds: int, tail: bytes) -> str:
+    return (microseconds.to_bytes(_TIME_BYTES, "big") + tail).hex()
+
+
+def _time(envelope_id: str) -> int:
+    return int(envelope_id[: 2 * _TIME_BYTES], 16)

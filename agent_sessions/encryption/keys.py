@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from agent_sessions.encryption.spelling import find_fault, is_hex, is_key
 from agent_sessions.exceptions import InvalidEncryptionKey, MissingExtra
 from agent_sessions.reports import guarded
 
@@ -23,8 +22,6 @@ _ID = b"agent_sessions.key-id.v2"
 _SESSION = b"agent_sessions.session.v2\x00"
 # The SDK's EncryptedSession derives with these, see read_sdk_key().
 _SDK_INFO = b"agents.session-store.hkdf.v1"
-_FERNET = re.compile(r"[A-Za-z0-9_-]{43}=")
-_MALFORMED = re.compile(r"[A-Za-z0-9_+/-]+=+")
 MIN_LENGTH = 16
 GENERATE = (
     'python -c "from cryptography.fernet import Fernet; '
@@ -54,9 +51,11 @@ class MasterKey:
         """Read a key as Fernet.generate_key() makes it, or a long text.
 
         The bytes are those that the SDK's EncryptedSession takes. Raises
-        InvalidEncryptionKey, which doesn't quote the key.
+        InvalidEncryptionKey, also for a text that is nearly a key; it doesn't quote it.
         """
         text = _as_text(key)
+        if (fault := find_fault(text)) is not None:
+            raise InvalidEncryptionKey(fault)
         if text != text.strip():
             raise InvalidEncryptionKey("It has blanks or a line's end around it.")
         if len(text) < MIN_LENGTH:
@@ -65,18 +64,12 @@ class MasterKey:
                 if text
                 else "It is empty."
             )
-        try:
+        if is_key(text):
+            # Standard and URL-safe spelling are the same key.
             secret = base64.urlsafe_b64decode(text)
-        except (binascii.Error, ValueError):
-            secret = b""
-        if len(secret) == 32:
-            strong = bool(_FERNET.fullmatch(text)) and len(set(secret)) >= 8
-            return cls(secret, strong)
-        if _MALFORMED.fullmatch(text):
-            raise InvalidEncryptionKey(
-                "It looks like base64, but not of 32 bytes: a part is missing."
-            )
-        return cls(text.encode(), is_strong=False)
+            return cls(secret, is_strong=_is_mixed(secret))
+        strong = is_hex(text) and _is_mixed(bytes.fromhex(text))
+        return cls(text.encode(), is_strong=strong)
 
 
 class KeyRing:
@@ -125,6 +118,10 @@ class KeyRing:
         """Find a key by its id."""
         return self._keys.get(key_id)
 
+    def beside(self, other: KeyRing) -> KeyRing:
+        """Give a ring that writes as this one does and reads with the other's keys too."""
+        return KeyRing([*self, *other])
+
     def under(self, key: MasterKey) -> KeyRing:
         """Give a ring that writes with another key and reads with all."""
         return KeyRing([key, *self])
@@ -166,6 +163,10 @@ def _derive(secret: bytes, *, salt: bytes | None, info: bytes) -> Fernet:
     return Fernet(base64.urlsafe_b64encode(derived))
 
 
+def _is_mixed(secret: bytes) -> bool:
+    return len(set(secret)) >= 8
+
+
 def _as_text(key: Any) -> str:
     if isinstance(key, bytes):
         try:
@@ -177,4 +178,6 @@ def _as_text(key: Any) -> str:
             ) from None
     if not isinstance(key, str):
         raise InvalidEncryptionKey(f"It is a {type(key).__name__}, not a str.")
+    if any("\ud800" <= character <= "\udfff" for character in key):
+        raise InvalidEncryptionKey("It has characters that can't be encoded.")
     return key

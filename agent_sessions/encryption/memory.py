@@ -1,107 +1,167 @@
-"""What a process remembers of encrypted sessions: derived keys, opened envelopes.
+"""What a process remembers of opened envelopes, for a minute at most.
 
 Each turn reads the same items again, and opening fifty of them takes longer than
-reading them from a database.
+reading them from a database. No key is kept here.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Container, Iterable
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
-if TYPE_CHECKING:
-    from cryptography.fernet import Fernet
+from agent_sessions.encryption.envelopes import has_whole_numbers
 
-# Sessions of which anything is remembered.
-_SESSIONS = 1_024
+# Seconds for which an entry is kept, and between two times that old ones are dropped.
+_AGE = 30.0
 # What an entry takes beside its texts, about.
-_OVERHEAD = 600
+_OVERHEAD = 800
 
 
 class Known(NamedTuple):
-    """An envelope that was opened: what it held, packed, and when it was written."""
+    """An envelope that was opened: its text, when it was written and since when known."""
 
     envelope: dict[str, Any]
-    packed: bytes
+    text: bytes
     written: int
-
-
-class Remembered:
-    """What is remembered of one session: derived keys, opened envelopes by their id."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.ciphers: dict[str, Fernet] = {}
-        self.opened: dict[str, Known] = {}
-        self.size = 0
-        self._max = max_bytes
-
-    def __repr__(self) -> str:
-        return f"<Remembered {len(self.opened)} items>"
-
-    def keep(self, envelope_id: str, known: Known) -> int:
-        """Remember what an envelope held; tell by how much memory grew."""
-        before, more = self.size, _size(known)
-        if more > self._max:
-            return 0
-        self._drop(envelope_id)
-        while self.size + more > self._max:
-            self._drop(next(iter(self.opened)))
-        self.opened[envelope_id] = known
-        self.size += more
-        return self.size - before
-
-    def _drop(self, envelope_id: str) -> None:
-        if (found := self.opened.pop(envelope_id, None)) is not None:
-            self.size -= _size(found)
+    since: float
 
 
 class Memory:
-    """What is remembered of sessions, the longest unused forgotten first.
+    """The envelopes that were opened a short while ago, the oldest dropped first.
 
-    `max_bytes` bounds the opened envelopes, of which one session gets a quarter at
-    most; 0 remembers none.
+    An entry spares opening the very envelope that a row has just given, and is found
+    in no other way. It goes with its session or item, when `max_bytes` are full (0
+    keeps none), and after 30 to 60 seconds, whatever happened to its row elsewhere.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, max_age: float = _AGE) -> None:
         self.max_bytes = max_bytes
-        self._lock = threading.Lock()
-        self._size = 0
-        self._sessions: OrderedDict[bytes, Remembered] = OrderedDict()
+        self.max_age = max_age
+        self.reset()
+        _memories.add(self)
 
     def __repr__(self) -> str:
-        return f"<Memory {len(self._sessions)} sessions>"
+        return f"<Memory {len({context for context, _ in self._entries})} sessions>"
 
-    def of(self, context: bytes) -> Remembered:
-        """Give what is remembered of a session."""
-        with self._lock:
-            return self._of(context)
+    def reset(self) -> None:
+        """Forget everything, also that a thread was about to: after a fork it isn't."""
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._size = 0
+        self._entries: OrderedDict[tuple[bytes, str], Known] = OrderedDict()
 
-    def keep(self, context: bytes, envelope_id: str, known: Known) -> None:
-        """See Remembered.keep()."""
-        if not self.max_bytes:
+    def find_each(
+        self, context: bytes, envelopes: Iterable[Any], key_ids: Container[Any]
+    ) -> list[Known | None]:
+        """Find what envelopes of a session held, as far as their keys are there.
+
+        One is found by its like, the same to the letter.
+        """
+        entries = self._entries
+        found: list[Known | None] = []
+        for envelope in envelopes:
+            try:
+                known = entries[context, envelope["id"]]
+            except (KeyError, TypeError):
+                # Not there, or it is no envelope at all.
+                found.append(None)
+                continue
+            is_same = (
+                known.envelope == envelope
+                and envelope["kid"] in key_ids
+                and has_whole_numbers(envelope)
+            )
+            found.append(known if is_same else None)
+        return found
+
+    def keep(
+        self, context: bytes, envelope: dict[str, Any], text: bytes, written: int
+    ) -> None:
+        """Remember what an envelope of a session held."""
+        known = Known(envelope, text, written, time.monotonic())
+        key = context, envelope["id"]
+        size = _size(known)
+        if size > self.max_bytes // 4:
             return
         with self._lock:
-            self._size += self._of(context).keep(envelope_id, known)
-            while self._size > self.max_bytes:
-                self._size -= self._sessions.popitem(last=False)[1].size
+            self._drop(key)
+            while self._size + size > self.max_bytes:
+                self._drop(next(iter(self._entries)))
+            self._entries[key] = known
+            self._size += size
+            if self._timer is None:
+                self._wait()
+
+    def drop(self, context: bytes, envelope_id: str) -> None:
+        """Forget one envelope of a session: its item was removed."""
+        with self._lock:
+            self._drop((context, envelope_id))
 
     def forget(self, context: bytes) -> None:
         """Forget a session: it was cleared."""
         with self._lock:
-            if (found := self._sessions.pop(context, None)) is not None:
-                self._size -= found.size
+            for key in [key for key in self._entries if key[0] == context]:
+                self._drop(key)
 
-    def _of(self, context: bytes) -> Remembered:
-        found = self._sessions.get(context)
-        if found is None:
-            found = self._sessions[context] = Remembered(self.max_bytes // 4)
-            while len(self._sessions) > _SESSIONS:
-                self._size -= self._sessions.popitem(last=False)[1].size
+    def close(self) -> None:
+        """Forget everything, and wait for nothing more."""
+        with self._lock:
+            self._clear()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _wait(self) -> None:
+        timer = threading.Timer(self.max_age, self._drop_old)
+        timer.daemon = True
+        # As the interpreter ends there are no new threads: then nothing is kept.
+        self._timer = None
+        try:
+            timer.start()
+        except RuntimeError:
+            self._clear()
         else:
-            self._sessions.move_to_end(context)
-        return found
+            self._timer = timer
+
+    def _clear(self) -> None:
+        self._entries.clear()
+        self._size = 0
+
+    def _drop_old(self) -> None:
+        with self._lock:
+            if self._timer is not threading.current_thread():
+                return  # closed meanwhile
+            self._timer = None
+            oldest = time.monotonic() - self.max_age
+            while self._entries:
+                key, known = next(iter(self._entries.items()))
+                if known.since > oldest:
+                    self._wait()
+                    return
+                self._drop(key)
+
+    def _drop(self, key: tuple[bytes, str]) -> None:
+        if (found := self._entries.pop(key, None)) is not None:
+            self._size -= _size(found)
+
+
+_memories: WeakSet[Memory] = WeakSet()
+
+
+def _reset_all() -> None:
+    for memory in _memories:
+        memory.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    # A child has no thread that would drop anything, and perhaps a lock that is held.
+    os.register_at_fork(after_in_child=_reset_all)
 
 
 def _size(known: Known) -> int:
-    return len(known.envelope["payload"]) + len(known.packed) + _OVERHEAD
+    return len(known.envelope["payload"]) + len(known.text) + _OVERHEAD

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import marshal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_sessions.encryption.carriers import AS_IS, Carrier
 from agent_sessions.encryption.envelopes import (
+    SDK_KEY_ID,
     SDK_VERSION,
     VERSION,
+    id_of,
     is_envelope,
-    new_id,
-    reseal,
+    may_have_copies,
+    new_ids,
     seal,
     unseal,
     unseal_token,
@@ -25,19 +26,29 @@ from agent_sessions.encryption.keys import (
     read_sdk_key,
     session_key,
 )
-from agent_sessions.encryption.memory import Known, Memory
-from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
-from agent_sessions.items import Item, decode, encode_texts
+from agent_sessions.encryption.memory import Memory
+from agent_sessions.exceptions import (
+    EncryptionError,
+    UnacceptedEnvelope,
+    UnknownEncryptionKey,
+)
+from agent_sessions.items import Item, decode, decode_all, encode_texts
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
 
+    from agent_sessions.encryption.permit import Permit
+
+# Items among which a pop looks for copies, at first.
+_RECENT = 32
+
 
 class Opened(NamedTuple):
-    """What was in an envelope, and when it was written, in Unix seconds."""
+    """What was in an envelope, when it was written (Unix seconds), and its id."""
 
     item: Item
     written: int
+    envelope_id: str
 
     @property
     def begins_turn(self) -> bool:
@@ -57,8 +68,14 @@ class Vault:
 
     `context` says which session it is, `lifetime` for how many seconds a turn is shown
     and `carrier` how envelopes lie in the store: what is given and taken here is what
-    is stored. Its errors name key ids, and nothing of the contents.
+    is stored. With a `permit` it writes while that is valid. Its errors name key ids,
+    and nothing of the contents.
+
+    It lives for one operation: the keys that it derives go with it.
     """
+
+    # Whether envelopes of the SDK's open, which are bound to the session id alone.
+    accepts_sdk_envelopes = False
 
     def __init__(
         self,
@@ -69,15 +86,16 @@ class Vault:
         lifetime: float | None = None,
         memory: Memory | None = None,
         carrier: Carrier = AS_IS,
+        permit: Permit | None = None,
     ) -> None:
         self.ring = ring
         self.context = context
         self.session_id = session_id
         self.lifetime = lifetime
         self.carrier = carrier
+        self._permit = permit
         self._memory = Memory(0) if memory is None else memory
-        remembered = self._memory.of(context)
-        self._ciphers, self._known = remembered.ciphers, remembered.opened
+        self._ciphers: dict[str, Fernet] = {}
 
     def __repr__(self) -> str:
         return f"<Vault {self.session_id!r}>"
@@ -86,15 +104,18 @@ class Vault:
 
     def seal(self, items: Sequence[Any]) -> list[Item]:
         """Put items into envelopes. Raises InvalidItem, which names the first bad one."""
-        key = self.ring.first
+        key = self._first()
         cipher = self._cipher(key)
         texts = [text.encode() for text in encode_texts(items)]
         now = int(time.time())
-        envelopes = [seal(cipher, key.id, text, now) for text in texts]
+        envelopes = [
+            seal(cipher, key.id, envelope_id, text, now)
+            for envelope_id, text in zip(new_ids(len(texts)), texts, strict=True)
+        ]
         if self._memory.max_bytes:
             # The next turn reads them.
             for envelope, text in zip(envelopes, texts, strict=True):
-                self._keep(envelope, decode(text) or {}, now)
+                self._memory.keep(self.context, envelope, text, now)
         return [self.carrier.load(envelope) for envelope in envelopes]
 
     def reseal(self, stored: Any) -> Item | None:
@@ -111,9 +132,7 @@ class Vault:
         found = self._unseal(envelope)
         if found is None or decode(found[0]) is None:
             return None
-        # The SDK's have no id.
-        envelope_id = envelope["id"] if envelope["v"] == VERSION else new_id()
-        new = reseal(self._cipher(first), first.id, envelope_id, *found)
+        new = seal(self._cipher(self._first()), first.id, id_of(envelope), *found)
         return self.carrier.load(new)
 
     # -- out -----------------------------------------------------------------------
@@ -124,26 +143,61 @@ class Vault:
         None where there is no envelope, or it doesn't open although its key is known:
         it was changed, or is another session's. Raises UnknownEncryptionKey.
         """
-        envelope = self.carrier.unload(stored)
-        envelope_id = envelope.get("id") if isinstance(envelope, dict) else None
-        if isinstance(envelope_id, str):
-            known = self._known.get(envelope_id)
-            # To the last letter: what is the same was found authentic before.
-            if (
-                known is not None
-                and known.envelope == envelope
-                and envelope["kid"] in self.ring
-            ):
-                return Opened(marshal.loads(known.packed), known.written)  # noqa: S302
+        return self.open_each((stored,))[0]
+
+    def open_each(self, found: Iterable[Any]) -> list[Opened | None]:
+        """Open what one read found, oldest first.
+
+        The second time that an envelope comes it doesn't open: it is a copy.
+        """
+        unload = self.carrier.unload
+        envelopes = [unload(stored) for stored in found]
+        # To the last letter: what is the same was found authentic before.
+        known = self._memory.find_each(self.context, envelopes, set(self.ring.ids))
+        # At once, which is faster; what was kept has been read before.
+        items = iter(decode_all([each.text for each in known if each is not None]))
+        opened = [
+            self._open(envelope)
+            if each is None
+            else Opened(next(items), each.written, each.envelope["id"])
+            for envelope, each in zip(envelopes, known, strict=True)
+        ]
+        seen: set[str] = set()
+        for index, one in enumerate(opened):
+            if one is not None:
+                if one.envelope_id in seen:
+                    opened[index] = None
+                seen.add(one.envelope_id)
+        return opened
+
+    def copies(self, stored: Any, found: Iterable[Any]) -> int:
+        """Tell how often one envelope is among what was found. Raises as open() does.
+
+        Only its own like is opened.
+        """
+        wanted = self.id_of(stored)
+        return sum(
+            self.id_of(other) == wanted and self.open(other) is not None
+            for other in found
+            if wanted
+        )
+
+    def id_of(self, stored: Any) -> str:
+        """Give an envelope's id, "" where there is none; nothing says that it opens."""
+        return id_of(self.carrier.unload(stored))
+
+    def may_have_copies(self, found: Iterable[Any]) -> bool:
+        """Tell whether copies may be among what a read found, see envelopes.py."""
+        return may_have_copies([each for each in map(self.id_of, found) if each])
+
+    def _open(self, envelope: Any) -> Opened | None:
         if not is_envelope(envelope):
             return None
         found = self._unseal(envelope)
-        item = None if found is None else decode(found[0])
-        if found is None or item is None:
-            return None
-        if isinstance(envelope_id, str) and envelope["v"] == VERSION:
-            self._keep(envelope, item, found[1])
-        return Opened(item, found[1])
+        opened = None if found is None else _read(id_of(envelope), *found)
+        if opened is not None and found is not None and envelope["v"] == VERSION:
+            self._memory.keep(self.context, envelope, *found)
+        return opened
 
     def is_over(self, opened: Opened) -> bool:
         """Tell whether an item's time is over. A turn's is its newest item's."""
@@ -178,9 +232,9 @@ class Vault:
             )
         return str(opened.item.get("text", ""))
 
-    def forget(self) -> None:
-        """Forget what is remembered of the session: it was cleared."""
-        self._memory.forget(self.context)
+    def drop(self, opened: Opened) -> None:
+        """Forget an item: it was removed."""
+        self._memory.drop(self.context, opened.envelope_id)
 
     # -- keys ----------------------------------------------------------------------
 
@@ -199,22 +253,24 @@ class Vault:
             raise UnknownEncryptionKey(self.session_id, key_id, self.ring.ids)
         return unseal(self._cipher(key), envelope)
 
-    def _unseal_sdk(self, envelope: Item) -> tuple[bytes, int]:
+    def _unseal_sdk(self, envelope: Item) -> tuple[bytes, int] | None:
         """Open an envelope of the SDK's, which doesn't say which key it needs."""
+        if envelope["kid"] != SDK_KEY_ID or "id" in envelope:
+            return None
+        if not self.accepts_sdk_envelopes:
+            raise UnacceptedEnvelope(self.session_id, envelope["kid"])
         for key in self.ring:
-            name = f"sdk {key.id}"
-            cipher = self._ciphers.get(name)
-            if cipher is None:
-                cipher = self._ciphers[name] = read_sdk_key(key, self.session_id)
+            cipher = read_sdk_key(key, self.session_id)
             if (found := unseal_token(cipher, envelope["payload"])) is not None:
                 return found
         # Changed or of another key: nothing tells, so nothing is passed over.
         raise UnknownEncryptionKey(self.session_id, envelope["kid"], self.ring.ids)
 
-    def _keep(self, envelope: Item, item: Item, written: int) -> None:
-        # Unpacked faster than JSON is read, and into fresh objects each time.
-        known = Known(envelope, marshal.dumps(item), written)
-        self._memory.keep(self.context, envelope["id"], known)
+    def _first(self) -> MasterKey:
+        """Give the key to write with. Raises EncryptionError without the right to."""
+        if self._permit is not None:
+            self._permit.assert_valid()
+        return self.ring.first
 
     def _cipher(self, key: MasterKey) -> Fernet:
         cipher = self._ciphers.get(key.id)
@@ -223,85 +279,64 @@ class Vault:
         return cipher
 
 
-class Reading:
-    """A read of the newest `limit` items, whichever way the store is asked.
-
-    Ask it for the newest `window` items (None: all) and feed them, until done.
-    """
-
-    def __init__(self, vault: Vault, limit: int | None) -> None:
-        self.window = limit
-        self.items: list[Item] = []
-        # How many rows didn't open.
-        self.passed_over = 0
-        self._vault = vault
-        self._limit = limit
-
-    def feed(self, found: Sequence[Any]) -> bool:
-        """Take what the store has; tell whether that was enough.
-
-        Raises UnknownEncryptionKey, and EncryptionError where nothing opens: that must
-        not look like an empty history.
-        """
-        opened = [self._vault.open(envelope) for envelope in found]
-        readable = [each for each in opened if each is not None]
-        shown = self._vault.unexpired(readable)
-        self.passed_over = len(found) - len(readable)
-        whole = self.window is None or len(found) < self.window
-        # What comes before an expired turn has expired too.
-        whole = whole or len(shown) < len(readable)
-        if self._limit is not None and len(shown) < self._limit and not whole:
-            # Rows that don't open don't count: look further back.
-            self.window = 2 * (self.window or 1)
-            return False
-        if found and not readable:
-            raise EncryptionError(
-                f"None of the {len(found)} items of session "
-                f"{self._vault.session_id!r} opens: they were not encrypted, were "
-                "changed, or were moved here from another session, owner or alias. "
-                "Nothing was changed."
-            )
-        newest = shown if self._limit is None else shown[-self._limit :]
-        self.items = [each.item for each in newest]
-        return True
+def _read(envelope_id: str, text: bytes, written: int) -> Opened | None:
+    item = decode(text)
+    return None if item is None else Opened(item, written, envelope_id)
 
 
 class Taking:
-    """A pop that removes nothing that it can't open."""
+    """A pop that removes nothing that it can't open, and no copy as if it were new.
+
+    Let it look at the newest `window` items first, until that is enough.
+    """
 
     def __init__(self, vault: Vault) -> None:
+        self.window = _RECENT
         self._vault = vault
+        self._recent: Sequence[Any] = ()
         self._passed_over = 0
+        # How many copies of an envelope were passed over, by its id.
+        self._copies: dict[str, int] = {}
 
-    def accepts(self, envelope: Item) -> bool:
+    def look(self, found: Sequence[Any]) -> bool:
+        """Take what the store has; tell whether that was enough to tell copies."""
+        self._recent = found
+        if len(found) < self.window or not self._vault.may_have_copies(found):
+            return True
+        self.window *= 2
+        return False
+
+    def accepts(self, stored: Any) -> bool:
         """Tell whether this is the item to take, asked from the newest back.
 
         Raises UnknownEncryptionKey, which must leave everything as it is.
         """
-        opened = self._vault.open(envelope)
-        if opened is None:
+        opened = self._vault.open(stored)
+        if opened is None or self._is_copy(stored, opened.envelope_id):
             self._passed_over += 1
-        return opened is not None and not self._vault.is_over(opened)
+            return False
+        return not self._vault.is_over(opened)
 
-    def may_take(self, newest: Sequence[Item]) -> bool:
+    def may_take(self) -> bool:
         """Tell whether a store may pop that can't be told which item to take.
 
         Raises EncryptionError where its newest item doesn't open.
         """
-        if not newest:
+        if not self._recent:
             return False
-        accepted = self.accepts(newest[-1])
+        accepted = self.accepts(self._recent[-1])
         if self._passed_over:
             raise self._closed()
         return accepted
 
-    def end(self, taken: Item | None) -> Item | None:
+    def end(self, taken: Any) -> Item | None:
         """Give what was in the envelope that was taken.
 
         Raises EncryptionError where it doesn't open: back() is to be put back.
         """
         opened = None if taken is None else self._vault.open(taken)
         if opened is not None:
+            self._vault.drop(opened)
             return opened.item
         if taken is not None or self._passed_over:
             raise self._closed()
@@ -311,9 +346,15 @@ class Taking:
         """Give what is to be put back of what end() refused."""
         return [] if taken is None else [self._vault.carrier.again(taken)]
 
+    def _is_copy(self, stored: Any, envelope_id: str) -> bool:
+        copies = self._vault.copies(stored, self._recent)
+        passed = self._copies.get(envelope_id, 0)
+        self._copies[envelope_id] = passed + 1
+        return copies - passed > 1
+
     def _closed(self) -> EncryptionError:
         return EncryptionError(
             f"The newest items of session {self._vault.session_id!r} don't open: they "
-            "were not encrypted, were changed, or were moved here from another "
-            "session, owner or alias. Nothing was removed."
+            "were not encrypted, were changed, or were copied or moved here. Nothing "
+            "was removed."
         )

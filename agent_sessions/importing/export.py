@@ -12,6 +12,7 @@ from django.db.models import OuterRef, Subquery
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.reading import read_history
 from agent_sessions.characters import ascii_json
 from agent_sessions.exceptions import InvalidItem
 from agent_sessions.handler import sessions
@@ -110,17 +111,6 @@ def export_session(row: AgentSession, tally: Tally | None = None) -> Iterator[st
         tally.opened += backend.encrypts
 
 
-def read_items(backend: BaseSessionBackend, key: SessionKey) -> Iterator[StoredItem]:
-    """Read a whole history, oldest first, a page at a time."""
-    # Positions count from 1.
-    page = backend.page(key, after=0, limit=_PAGE)
-    while page.items:
-        yield from page.items
-        if not page.has_later:
-            return
-        page = backend.page(key, after=page.items[-1].position, limit=_PAGE)
-
-
 def _encode(value: Any) -> str:
     return ascii_json(_encoder.encode(value))
 
@@ -149,7 +139,7 @@ def _only(backend: BaseSessionBackend, row: AgentSession) -> dict[str, Any]:
 def _counted(backend: BaseSessionBackend, row: AgentSession) -> Iterator[StoredItem]:
     """Read a history with its turns as the user's messages make them."""
     turn = 0
-    for item in read_items(backend, SessionKey(row.session_id, row.user_id)):
+    for item in read_history(backend, SessionKey(row.session_id, row.user_id)):
         turn += item.item is not None and begins_turn(item.item)
         yield replace(item, turn=turn)
 

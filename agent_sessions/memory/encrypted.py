@@ -21,7 +21,6 @@ from agent_sessions.backends.arguments import check_limit
 from agent_sessions.backends.base import settle
 from agent_sessions.encryption import (
     KeyRing,
-    Memory,
     Reading,
     Vault,
     carrier_for,
@@ -49,7 +48,6 @@ logger = logging.getLogger("agent_sessions.backends")
 _METHODS = ("get_items", "add_items", "pop_item", "clear_session")
 # As in EncryptedBackend.
 _MANY = 100
-_CACHE_BYTES = 2 * 2**20
 
 
 class SealedCompaction:
@@ -84,13 +82,18 @@ class SealedCompaction:
         found = await reader(limit)
         if found is None:
             return None
-        opened = [vault.open(envelope) for envelope in reversed(found.items)]
-        readable = list(takewhile(lambda each: each is not None, opened))[::-1]
+        if not found.complete and vault.may_have_copies(found.items):
+            return None
+        opened = vault.open_each(found.items)
+        newest = takewhile(lambda each: each is not None, reversed(opened))
+        readable = list(newest)[::-1]
         items = vault.unexpired([each for each in readable if each is not None])
         hidden = len(found.items) - len(items)
 
         async def replace_suffix(start: int, output: list[Any]) -> bool:
-            replaced = await found.replace_suffix(hidden + start, vault.seal(output))
+            # The model has summarized meanwhile, and the key may have changed.
+            _, newest = await self._sealed()
+            replaced = await found.replace_suffix(hidden + start, newest.seal(output))
             return bool(replaced)
 
         return type(found)(
@@ -128,9 +131,10 @@ class EncryptedSession(SealedCompaction, SessionABC):
     """Encrypt what another session object stores: `EncryptedSession(inner, key)`.
 
     `keys` in the place of `encryption_key` is a list: the first one writes, all read.
-    Keys are those of `Fernet.generate_key()`. Histories that the SDK's own
-    EncryptedSession wrote under the same session id are read. `lifetime` is a number
-    of seconds after which a turn is hidden, whole; by default nothing is.
+    Keys are those of `Fernet.generate_key()`. `lifetime` is a number of seconds after
+    which a turn is hidden, whole; by default nothing is. With `accept_sdk_envelopes`
+    histories open that the SDK's own EncryptedSession wrote under the same session id;
+    those are bound to nothing else, so it is off.
     """
 
     def __init__(
@@ -140,6 +144,7 @@ class EncryptedSession(SealedCompaction, SessionABC):
         *,
         keys: Iterable[str | bytes] | None = None,
         lifetime: float | None = None,
+        accept_sdk_envelopes: bool = False,
     ) -> None:
         require_cryptography(type(self).__name__)
         if (encryption_key is None) == (keys is None):
@@ -147,7 +152,7 @@ class EncryptedSession(SealedCompaction, SessionABC):
         self.inner_session = inner_session
         self._ring = KeyRing.parse([encryption_key] if keys is None else keys)
         self._lifetime = lifetime
-        self._memory = Memory(_CACHE_BYTES)
+        self._accepts_sdk_envelopes = accept_sdk_envelopes
         self._is_conversation = isinstance(inner_session, OpenAIConversationsSession)
         store = getattr(inner_session, "backend", None)
         self._carrier = IN_MESSAGES if self._is_conversation else carrier_for(store)
@@ -229,7 +234,9 @@ class EncryptedSession(SealedCompaction, SessionABC):
             if not self._has_id():
                 return None
             taking = Taking(self._vault())
-            if not taking.may_take(await self._read(1, wrapper)):
+            while not taking.look(await self._read(taking.window, wrapper)):
+                pass
+            if not taking.may_take():
                 return None
             return await settle(self._take(taking, wrapper))
 
@@ -247,7 +254,6 @@ class EncryptedSession(SealedCompaction, SessionABC):
                 for envelope in await self._read(1, wrapper):
                     vault.open(envelope)
             await self._call(self.inner_session.clear_session, wrapper)
-            vault.forget()
 
     async def clear(self) -> None:
         """See clear_session()."""
@@ -318,14 +324,15 @@ class EncryptedSession(SealedCompaction, SessionABC):
         owner = getattr(getattr(self.inner_session, "key", None), "user_id", None)
         session_id = self.session_id if self._has_id() else ""
         context = session_context("", None if owner is None else str(owner), session_id)
-        return Vault(
+        vault = Vault(
             self._ring,
             context,
             session_id,
             lifetime=self._lifetime,
-            memory=self._memory,
             carrier=self._carrier,
         )
+        vault.accepts_sdk_envelopes = self._accepts_sdk_envelopes
+        return vault
 
 
 def _has_methods_of(base: type[SessionABC], session: SessionABC) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -15,6 +14,7 @@ from agent_sessions.backends.openai.backend import (
     DELETING,
     OpenAIConversationsBackend,
 )
+from agent_sessions.forks import new_lock
 from agent_sessions.memory.base import BackendSession
 from agent_sessions.memory.openai_client import Conversations, http_client
 from agent_sessions.reports import guard_public_methods
@@ -104,7 +104,7 @@ class _Standalone(OpenAIConversationsBackend):
         self.name = name or ""
         self._given = client
         self._home: ref[asyncio.AbstractEventLoop] | None = None
-        self._naming = threading.Lock()
+        self._naming = new_lock()
 
     async def find(self, key: SessionKey) -> str | None:
         return self.name

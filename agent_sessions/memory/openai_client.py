@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import cache
@@ -22,17 +23,17 @@ from agent_sessions.exceptions import (
     PartlyWritten,
     StorageError,
     StoreBusy,
-    StoreRefused,
     StoreUnavailable,
 )
 from agent_sessions.items import Item
+from agent_sessions.memory.openai_errors import NotSent, named, unsure, wait_after
 
 T = TypeVar("T")
 
 # The service's own limits.
 WRITE_SIZE = 20
 PAGE_SIZE = 100
-# A longer wait than this is the caller's business.
+# Longer than this (s) nothing is tried again: a longer wait is the caller's business.
 LONGEST_WAIT = 10.0
 # How often a reading is begun again whose place in the history was popped.
 _READINGS = 5
@@ -75,8 +76,8 @@ def _certificates() -> ssl.SSLContext:
 class Conversations:
     """The remote conversations, as one event loop sees them.
 
-    Nothing that changes one is sent twice, except where the service said that it
-    refused the first: 429. Reads are retried as the client is set to.
+    Nothing that changes one is sent twice, except where the service said that it did
+    nothing, or where it was not reached. Reads are retried as the client is set to.
     """
 
     def __init__(self, client: AsyncOpenAI) -> None:
@@ -205,8 +206,10 @@ class Conversations:
                 with suppress(HistoryGone):
                     await self._remove(conversation, left[-1])
                 left.pop()
-        unsure = isinstance(cause, StoreUnavailable)
-        if not left and not unsure:
+        doubtful = isinstance(cause, StoreUnavailable) and not isinstance(
+            cause, NotSent
+        )
+        if not left and not doubtful:
             return
         end = min(start + WRITE_SIZE, total)
         told = [
@@ -215,13 +218,13 @@ class Conversations:
             if left
             else f"the first {start} items of a batch of {total} were removed again"
         ]
-        if unsure:
+        if doubtful:
             told.append(f"items {start + 1} to {end} may have arrived")
         raise PartlyWritten(
             f"OpenAI stopped answering in the middle of a write: {', and '.join(told)}. "
             "Read the session before you send the batch again.",
             stored=len(left),
-            unsure=range(start, end) if unsure else range(0),
+            unsure=range(start, end) if doubtful else range(0),
         ) from cause
 
     async def _get(self, path: str, query: dict[str, Any]) -> Any:
@@ -245,31 +248,34 @@ class Conversations:
                 path, cast_to=httpx2.Response, content=content, options=options
             )
 
-        for left in range(self.client.max_retries, -1, -1):
-            try:
-                return await self._ask(request, writing=True)
-            except StoreBusy as exc:
-                wait = 1.0 if exc.retry_after is None else exc.retry_after
-                if not left or wait > LONGEST_WAIT:
-                    raise
-                await asyncio.sleep(wait)
-        raise AssertionError("the last turn returns or raises")
+        return await self._ask(request, writing=True)
 
     async def _ask(
         self, request: Callable[[], Awaitable[httpx2.Response]], *, writing: bool
     ) -> Any:
         """Send a request; give the JSON of its answer. Raises StorageError."""
-        try:
-            response = await request()
-        except openai.OpenAIError as exc:
-            # Not the cause: its text and request may quote the items or the key.
-            raise _named(exc, writing=writing) from None
-        except UnicodeError:
-            # Before anything is sent. Its text and its object hold the header.
-            raise StorageError(
-                "The request to OpenAI can't be written: the option 'api_key', or "
-                "another header, is not ASCII. Run manage.py check."
-            ) from None
+        begun, tries = time.monotonic(), 0
+        while True:
+            try:
+                response = await request()
+            except openai.OpenAIError as exc:
+                left = LONGEST_WAIT - (time.monotonic() - begun)
+                most = self.client.max_retries
+                wait = wait_after(exc, tries, most, writing=writing)
+                if wait is None or wait > left:
+                    # Not the cause: its text and request may quote the items or the
+                    # key.
+                    raise named(exc, writing=writing) from None
+            except UnicodeError:
+                # Before anything is sent. Its text and its object hold the header.
+                raise StorageError(
+                    "The request to OpenAI can't be written: the option 'api_key', or "
+                    "another header, is not ASCII. Run manage.py check."
+                ) from None
+            else:
+                break
+            tries += 1
+            await asyncio.sleep(wait)
         try:
             answer = json.loads(response.content)
         except ValueError:
@@ -277,7 +283,7 @@ class Conversations:
         if not isinstance(answer, dict):
             raise StoreUnavailable(
                 "What answered at OpenAI's address speaks no JSON. Check the option "
-                "'base_url'." + _unsure(writing)
+                "'base_url'." + unsure(writing)
             )
         return answer
 
@@ -292,82 +298,3 @@ class PlaceLost(Exception):
 
 def _path(*parts: str) -> str:
     return "/conversations/" + "/".join(quote(part, safe="") for part in parts)
-
-
-def _unsure(writing: bool) -> str:
-    if not writing:
-        return ""
-    return (
-        " The write may have arrived: read the session before you try again, since "
-        "it is not sent a second time."
-    )
-
-
-def _named(exc: openai.OpenAIError, *, writing: bool) -> StorageError:
-    """Give the error of ours that says what to do, without any contents."""
-    if isinstance(exc, openai.APITimeoutError):
-        return StoreUnavailable(
-            "OpenAI didn't answer in time. Look at status.openai.com, or raise the "
-            "option 'timeout'." + _unsure(writing)
-        )
-    if isinstance(exc, openai.APIConnectionError):
-        reached = not isinstance(exc.__cause__, httpx2.ConnectError)
-        return StoreUnavailable(
-            "OpenAI can't be reached. Check the network and the option 'base_url'."
-            + (_unsure(writing) if reached else " Nothing was sent.")
-        )
-    if not isinstance(exc, openai.APIStatusError):
-        return StorageError(f"OpenAI's client failed ({type(exc).__name__}).")
-    about = _about(exc)
-    if isinstance(exc, openai.NotFoundError):
-        return HistoryGone(
-            f"OpenAI has no such conversation any more ({about}). It was deleted there, "
-            "or belongs to another project's key. Clear the session to begin anew."
-        )
-    if isinstance(exc, openai.RateLimitError):
-        return _busy(exc, about)
-    if isinstance(exc, openai.AuthenticationError | openai.PermissionDeniedError):
-        return StoreRefused(
-            f"OpenAI refused the API key ({about}). Check OPENAI_API_KEY, or the "
-            "option 'api_key', and the key's permissions."
-        )
-    if exc.status_code >= 500 or exc.status_code == 408:
-        return StoreUnavailable(
-            f"OpenAI failed ({about}). Look at status.openai.com." + _unsure(writing)
-        )
-    return StorageError(
-        f"OpenAI refused a request ({about}); nothing was written. The service takes "
-        "only items that it knows."
-    )
-
-
-def _busy(exc: openai.RateLimitError, about: str) -> StorageError:
-    wait = _retry_after(exc.response)
-    if exc.code == "insufficient_quota":
-        return StoreRefused(
-            f"The quota at OpenAI is used up ({about}); nothing was written. Look at "
-            "the project's billing and limits."
-        )
-    when = "" if wait is None else f" in {wait:g} seconds"
-    return StoreBusy(
-        f"OpenAI takes no more requests for now ({about}); nothing was written. Try "
-        f"again{when}.",
-        retry_after=wait,
-    )
-
-
-def _retry_after(response: httpx2.Response) -> float | None:
-    for name, divisor in (("retry-after-ms", 1000), ("retry-after", 1)):
-        try:
-            return max(0.0, float(response.headers[name]) / divisor)
-        except (KeyError, ValueError):
-            continue
-    return None
-
-
-def _about(exc: openai.APIStatusError) -> str:
-    """Tell an error's status, code and number; its message may quote the items."""
-    parts = [f"status {exc.status_code}"]
-    parts += [f"code {exc.code}"] if exc.code else []
-    parts += [f"request {exc.request_id}"] if exc.request_id else []
-    return ", ".join(parts)

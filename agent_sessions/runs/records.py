@@ -6,16 +6,24 @@ All functions here are synchronous and run in a database thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Q
 from django.utils import timezone
 
 from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.usage import opening
+from agent_sessions.backends.leases import (
+    RUN_SILENCE,
+    DatabaseNow,
+    is_over,
+    is_silent,
+    judged,
+)
 from agent_sessions.backends.places import is_in_rows
+from agent_sessions.backends.processes import is_dead, this_process
 from agent_sessions.exceptions import (
     InterruptsPending,
     SessionBusy,
@@ -24,7 +32,6 @@ from agent_sessions.exceptions import (
 )
 from agent_sessions.models import AgentRun, AgentSession, Branch
 from agent_sessions.runs.conversation import Conversation
-from agent_sessions.runs.process import is_dead, this_process
 from agent_sessions.usage import Spent
 
 if TYPE_CHECKING:
@@ -122,11 +129,12 @@ def _take(
     state = AgentSession.State.WAITING if resuming else AgentSession.State.IDLE
     # The write comes first: on SQLite a transaction that reads first may not write.
     if not _compare_and_set(conversation, run_id, state):
-        row = conversation.rows().first()
+        silence = timedelta(seconds=stale_after)
+        row = judged(conversation.rows(), silence).first()
         if row is None:
             raise SessionDoesNotExist(conversation.session_id)
-        if row.run_id and _is_over(row, timezone.now(), stale_after):
-            abandon(conversation, row.run_id)
+        if row.run_id and is_over(row):
+            abandon(conversation, row, silence)
             row.refresh_from_db()
         if not _compare_and_set(conversation, run_id, state):
             raise _refusal(row)
@@ -141,7 +149,7 @@ def _compare_and_set(conversation: Conversation, run_id: str, state: str) -> boo
         .update(
             run_id=run_id,
             run_owner=this_process(),
-            run_seen_at=timezone.now(),
+            run_seen_at=DatabaseNow(),
             fence=F("fence") + 1,
             state=AgentSession.State.RUNNING,
         )
@@ -159,21 +167,18 @@ def _refusal(row: AgentSession) -> Exception:
     return UnknownInterrupt("Nothing waits for approval in this conversation.")
 
 
-def _is_over(row: AgentSession, now: datetime, stale_after: float) -> bool:
-    seen = row.run_seen_at
-    return (
-        seen is None
-        or now - seen > timedelta(seconds=stale_after)
-        or is_dead(row.run_owner)
-    )
+def abandon(
+    conversation: Conversation, row: AgentSession, silence: timedelta = RUN_SILENCE
+) -> None:
+    """Free a session from the run that its row names, if that is over.
 
-
-def abandon(conversation: Conversation, run_id: str) -> None:
-    """Free a session from a run whose process is gone."""
-    using = conversation.backend.directory.using
+    A run that has been heard of since the row was read keeps its lease.
+    """
+    using, run_id = conversation.backend.directory.using, row.run_id
+    gone = Q() if is_dead(row.run_owner) else is_silent("run_seen_at", silence)
     freed = (
         conversation.rows()
-        .filter(run_id=run_id)
+        .filter(gone, run_id=run_id, fence=row.fence)
         .update(
             run_id="",
             run_owner="",
@@ -197,7 +202,7 @@ def beat(conversation: Conversation, lease: Lease) -> bool:
     updated: int = (
         conversation.rows()
         .filter(run_id=lease.run.run_id, fence=lease.fence)
-        .update(run_seen_at=timezone.now())
+        .update(run_seen_at=DatabaseNow())
     )
     return bool(updated)
 
@@ -233,12 +238,13 @@ def last_run(conversation: Conversation) -> AgentRun | None:
 
 def free(conversation: Conversation, stale_after: float) -> AgentSession | None:
     """Read the session's row, freed first from a run that ended without saying so."""
-    row: AgentSession | None = conversation.rows().first()
+    silence = timedelta(seconds=stale_after)
+    row: AgentSession | None = judged(conversation.rows(), silence).first()
     if row is None:
         return None
-    if row.run_id and _is_over(row, timezone.now(), stale_after):
+    if row.run_id and is_over(row):
         with transaction.atomic(conversation.backend.directory.using):
-            abandon(conversation, row.run_id)
+            abandon(conversation, row, silence)
         row.refresh_from_db()
     return row
 

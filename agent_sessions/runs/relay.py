@@ -9,9 +9,9 @@ import logging
 from collections import deque
 from typing import Any
 
+from agent_sessions.backends.processes import this_process
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.log import Frame
-from agent_sessions.runs.process import this_process
 
 logger = logging.getLogger("agent_sessions.runs")
 

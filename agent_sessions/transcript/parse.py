@@ -32,7 +32,8 @@ def parse(item: Any, raw: str = "") -> Entry:
     """
     if not isinstance(item, dict):
         return _unreadable(raw)
-    if item.get("__enc__") == 1:
+    # An item that only holds such a mark is shown as what it is.
+    if item.get("__enc__") == 1 and item.keys().isdisjoint({"type", "role"}):
         return Entry(
             Kind.ENCRYPTED,
             name=string(item.get("kid")),

@@ -35,7 +35,8 @@ class Fault:
     """What happens instead of an answer, or after the work is done.
 
     `status` is answered with `headers`; 0 hangs up, and None answers as if nothing
-    was. `after` does the work first; `seconds` are let pass before the answer.
+    was. `after` does the work first; `seconds` are let pass before the answer. `stops`
+    is the last answer of the server.
     """
 
     method: str = ""
@@ -47,6 +48,7 @@ class Fault:
     code: str = "fault"
     after: bool = False
     seconds: float = 0
+    stops: bool = False
 
 
 class Refused(Exception):
@@ -67,11 +69,16 @@ class ConversationsServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.conversations: dict[str, list[dict[str, Any]]] = {}
         self.requests: list[tuple[str, str]] = []
+        # The headers of the last one.
+        self.headers: dict[str, str] = {}
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
         self.made = 0
         # Takes items of the API's own types only, as the service does.
         self.knows_types = False
+        # Conversations on which another request is at work, until when.
+        self.locked: dict[str, float] = {}
+        self.locked_status = 400
         # Refuses all connections while it is set, as a stopped server would.
         self.down = False
         self._clients: set[socket.socket] = set()
@@ -86,6 +93,8 @@ class ConversationsServer(ThreadingHTTPServer):
             self.conversations.clear()
             self.requests.clear()
             self.faults.clear()
+            self.locked.clear()
+            self.locked_status = 400
             self.made = 0
             self.knows_types = False
             self.down = False
@@ -180,7 +189,19 @@ class ConversationsServer(ThreadingHTTPServer):
             items = items[self.index(items, after) + 1 :]
         return self.page(items[:limit], has_more=len(items) > limit)
 
+    def hold(self, seconds: float) -> None:
+        """Let another request work on every conversation for so long."""
+        until = time.monotonic() + seconds
+        self.locked = dict.fromkeys(self.conversations, until)
+
     def history(self, conversation: str) -> list[dict[str, Any]]:
+        if time.monotonic() < self.locked.get(conversation, 0):
+            raise Refused(
+                self.locked_status,
+                "conversation_locked",
+                "Another process is currently operating on this conversation. Please "
+                "retry in a few seconds.",
+            )
         try:
             return self.conversations[conversation]
         except KeyError:
@@ -248,11 +269,16 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         with self.server.lock:
             self.server.requests.append((self.command, path))
+            self.server.headers = {k.lower(): v for k, v in self.headers.items()}
             fault = self.server.due_fault(self.command, path)
             status, answer = 0, None
             if fault is None or fault.after or fault.status is None:
                 status, answer = self.work(path, parse_qs(url.query), body)
         if fault is not None:
+            if fault.stops:
+                # It listens until the server's loop has looked at it once more.
+                self.close_connection = True
+                self.server.socket.close()
             time.sleep(fault.seconds)
             if fault.status == 0:
                 self.close_connection = True
@@ -260,7 +286,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault.status is not None:
                 self.say(fault.status, error(fault.code, "As asked."), fault.headers)
                 return
-        self.say(status, answer)
+        self.say(status, answer, {} if fault is None else fault.headers)
 
     def work(self, path: str, query: Any, body: bytes) -> tuple[int, Any]:
         if self.headers.get("Authorization") != f"Bearer {KEY}":
@@ -276,8 +302,9 @@ class Handler(BaseHTTPRequestHandler):
         self, status: int, answer: Any, headers: dict[str, str] | None = None
     ) -> None:
         text = json.dumps(answer).encode()
-        self.send_response(status)
-        for name, value in (headers or {}).items():
+        self.send_response_only(status)
+        headers = {"Date": self.date_time_string(), **(headers or {})}
+        for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))

@@ -17,7 +17,7 @@ from agent_sessions.backends.addresses import (
     is_printable,
 )
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.dapr.client import open_client, require_dapr
+from agent_sessions.backends.dapr.client import Client, open_client, require_dapr
 from agent_sessions.backends.dapr.history import History
 from agent_sessions.backends.dapr.reading import Rules
 from agent_sessions.backends.dapr.records import head_key
@@ -77,8 +77,13 @@ class DaprBackend(RemoteBackend):
         super().__init__(alias, options, listed=listed)
         self._check_values()
         require_dapr("DaprBackend")
+        self._knows_health_timeout = "health_timeout" in options
         self._rules = Rules(self.options["segment_size"], self._ttl())
-        self._places = PerLoop(self._make_place, self._close_place)
+        self._places = PerLoop(
+            self._make_place,
+            lambda place: place.sidecar.close(),
+            put_away=lambda place: place.sidecar.put_away(),
+        )
 
     def _check_values(self) -> None:
         options = self.options
@@ -145,20 +150,26 @@ class DaprBackend(RemoteBackend):
     # -- the sidecar -----------------------------------------------------------------
 
     async def _make_place(self) -> _Place:
-        client = self.options["client"]
-        if client is None:
-            client = await open_client(
-                self.options["address"], self.options["health_timeout"]
-            )
+        given = self.options["client"]
+        opening = self._open_client if given is None else None
         sidecar = Sidecar(
-            client,
+            await self._open_client() if given is None else given,
             self.options["store_name"],
             consistency=self.options["consistency"],
             timeout=self.options["timeout"],
+            open_client=opening,
         )
-        if not sidecar.blocks:
-            self._check_loop(client)
+        if given is not None and not sidecar.blocks:
+            self._check_loop(given)
         return _Place(sidecar)
+
+    async def _open_client(self) -> Client:
+        seconds = self.options["health_timeout"]
+        if not self._knows_health_timeout and os.environ.get("DAPR_HEALTH_TIMEOUT"):
+            from dapr.conf import settings
+
+            seconds = float(settings.DAPR_HEALTH_TIMEOUT)
+        return await open_client(self.options["address"], seconds)
 
     def _check_loop(self, client: Any) -> None:
         """Refuse an asyncio client of another loop: it fails in ways hard to read."""
@@ -169,10 +180,6 @@ class DaprBackend(RemoteBackend):
                 "dapr.clients, which serves all loops and threads, or make one of "
                 "dapr.aio.clients in each loop."
             )
-
-    async def _close_place(self, place: _Place) -> None:
-        if self.options["client"] is None:
-            await place.sidecar.client.close()
 
     # -- storage ---------------------------------------------------------------------
 
@@ -218,5 +225,8 @@ class DaprBackend(RemoteBackend):
 
         fenced = self.listed and key.fence is not None
         return History(
-            place.sidecar, head_key(key), self._rules, admit if fenced else None
+            place.sidecar,
+            head_key(key, self.namespace),
+            self._rules,
+            admit if fenced else None,
         )

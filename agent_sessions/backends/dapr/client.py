@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from functools import cache
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from math import inf
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from agent_sessions.backends.dapr.sidecar import Unreachable
+from agent_sessions.backends.dapr.sidecar import TRIES, Unreachable
 from agent_sessions.exceptions import MissingExtra, StorageError
 
 if TYPE_CHECKING:
-    from dapr.aio.clients import DaprClient
+    import grpc
+    from dapr.clients.grpc._request import TransactionalStateOperation
+    from dapr.clients.grpc._state import StateOptions
 
 # After a sidecar's restart gRPC waits up to two minutes with its own defaults.
 RECONNECT_OPTIONS = [
@@ -22,6 +25,9 @@ RECONNECT_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
 
+# What gRPC takes in one message unless it is told otherwise.
+INBOUND_BYTES = 4 * 1024 * 1024
+
 
 def require_dapr(feature: str) -> None:
     """Pass where the extra is installed. Raises MissingExtra that names it."""
@@ -29,7 +35,7 @@ def require_dapr(feature: str) -> None:
         raise MissingExtra(feature, "dapr")
 
 
-async def open_client(address: str | None, health_timeout: float | None) -> DaprClient:
+async def open_client(address: str | None, health_timeout: float | None) -> Client:
     """Make a client for the running loop, once the sidecar says that it is healthy.
 
     `address` is the sidecar's gRPC address, else what the DAPR_* variables say.
@@ -39,11 +45,9 @@ async def open_client(address: str | None, health_timeout: float | None) -> Dapr
     await asyncio.to_thread(import_module, "dapr.aio.clients")
     if health_timeout is not None:
         await _await_health(health_timeout)
-    from dapr.clients.exceptions import DaprInternalError
-
     try:
-        return _client_class()(address)
-    except DaprInternalError:
+        return Client(address)
+    except ValueError:
         raise StorageError(
             "The address of the Dapr sidecar can't be read. Write it as host:port, in "
             "the option address or in DAPR_GRPC_ENDPOINT."
@@ -67,43 +71,132 @@ async def _await_health(seconds: float) -> None:
         ) from None
 
 
-@cache
-def _client_class() -> type[DaprClient]:
-    import grpc
-    from dapr.aio.clients import DaprClient
-    from dapr.aio.clients.grpc import interceptors as headers
-    from dapr.clients.grpc._channel import resolve_grpc_endpoint
-    from dapr.clients.retry import RetryPolicy
-    from dapr.conf import settings
-    from dapr.proto import api_service_v1
+class Client:
+    """What is asked of a state store, through the sidecar's own protocol.
 
-    class Client(DaprClient):
-        """The package's client without the blocking health check of its start."""
+    The package's asyncio client asks for the sidecar's health with a blocking request
+    when it is made, takes no options for its channel, and sends a save again of which
+    it can't know whether it arrived. The methods are those of it that are used here.
+    """
 
-        def __init__(self, address: str | None) -> None:
-            # Does what the base does, but that: it would stop the loop for up to a
-            # minute, and in a thread of its own the channel can't be made.
-            self.retry_policy = RetryPolicy()
-            self.invocation_client = None
-            self._uri = resolve_grpc_endpoint(address)
-            chain: list[Any] = [headers.DaprClientTimeoutInterceptorAsync()]
-            if token := settings.DAPR_API_TOKEN:
-                chain.append(
-                    headers.DaprClientInterceptorAsync([("dapr-api-token", token)])
-                )
-            if self._uri.tls:
-                self._channel = grpc.aio.secure_channel(
-                    self._uri.endpoint,
-                    self.get_credentials(),  # type: ignore[no-untyped-call]
-                    options=RECONNECT_OPTIONS,
-                    interceptors=chain,
-                )
-            else:
-                self._channel = grpc.aio.insecure_channel(
-                    self._uri.endpoint, RECONNECT_OPTIONS, interceptors=chain
-                )
-            self._stub = api_service_v1.DaprStub(  # type: ignore[no-untyped-call]
-                self._channel
+    def __init__(self, address: str | None) -> None:
+        """Connect to the sidecar. Raises ValueError where the address is none."""
+        from dapr.conf import settings
+        from dapr.proto import api_service_v1
+
+        self.channel = _channel(address)
+        self._stub: Any = api_service_v1.DaprStub(  # type: ignore[no-untyped-call]
+            self.channel
+        )
+        # Of a record that an answer can carry, beside what goes with it.
+        most = settings.DAPR_GRPC_MAX_INBOUND_MESSAGE_SIZE_BYTES or INBOUND_BYTES
+        self.most_bytes = most - 1024
+        # How often a read is tried; -1 means for ever, as the package reads it.
+        tries = settings.DAPR_API_MAX_RETRIES
+        self.tries = inf if tries < 0 else max(TRIES, tries)
+        seconds = settings.DAPR_API_TIMEOUT_SECONDS
+        token = settings.DAPR_API_TOKEN
+        self._given = {
+            "timeout": float(seconds) if seconds else None,
+            "metadata": [("dapr-api-token", token)] if token else None,
+        }
+
+    async def close(self) -> None:
+        """Close the channel; what is under way is cancelled."""
+        await self.channel.close()
+
+    async def get_state(
+        self, *, store_name: str, key: str, state_metadata: dict[str, str]
+    ) -> Any:
+        from dapr.proto import api_v1
+
+        request = api_v1.GetStateRequest(
+            store_name=store_name, key=key, metadata=state_metadata
+        )
+        return await self._stub.GetState(request, **self._given)
+
+    async def get_bulk_state(
+        self,
+        *,
+        store_name: str,
+        keys: Sequence[str],
+        parallelism: int,
+        states_metadata: dict[str, str],
+    ) -> Any:
+        from dapr.proto import api_v1
+
+        request = api_v1.GetBulkStateRequest(
+            store_name=store_name,
+            keys=keys,
+            parallelism=parallelism,
+            metadata=states_metadata,
+        )
+        return await self._stub.GetBulkState(request, **self._given)
+
+    async def save_state(
+        self,
+        *,
+        store_name: str,
+        key: str,
+        value: bytes,
+        etag: str | None,
+        options: StateOptions,
+        state_metadata: dict[str, str],
+    ) -> None:
+        from dapr.proto import api_v1
+
+        state = _state(key, value, etag, state_metadata)
+        proto = options.get_proto()  # type: ignore[no-untyped-call]
+        state.options.CopyFrom(proto)
+        request = api_v1.SaveStateRequest(store_name=store_name, states=[state])
+        await self._stub.SaveState(request, **self._given)
+
+    async def delete_state(self, *, store_name: str, key: str) -> None:
+        from dapr.proto import api_v1
+
+        request = api_v1.DeleteStateRequest(store_name=store_name, key=key)
+        await self._stub.DeleteState(request, **self._given)
+
+    async def execute_state_transaction(
+        self, *, store_name: str, operations: Sequence[TransactionalStateOperation]
+    ) -> None:
+        from dapr.proto import api_v1
+
+        given = [
+            api_v1.TransactionalStateOperation(
+                operationType=each.operation_type.value,
+                request=_state(each.key, each.data, each.etag, each.metadata),
             )
+            for each in operations
+        ]
+        request = api_v1.ExecuteStateTransactionRequest(
+            storeName=store_name, operations=given
+        )
+        await self._stub.ExecuteStateTransaction(request, **self._given)
 
-    return Client
+
+def _state(
+    key: str, value: Any, etag: str | None, metadata: dict[str, str] | None
+) -> Any:
+    from dapr.proto import common_v1
+
+    given = {} if etag is None else {"etag": common_v1.Etag(value=etag)}
+    return common_v1.StateItem(key=key, value=value, metadata=metadata, **given)
+
+
+def _channel(address: str | None) -> grpc.aio.Channel:
+    """Open the channel that the DAPR_* variables ask for."""
+    import grpc
+    from dapr.conf import settings
+    from dapr.conf.helpers import GrpcEndpoint
+
+    host = f"{settings.DAPR_RUNTIME_HOST}:{settings.DAPR_GRPC_PORT}"
+    endpoint = GrpcEndpoint(address or settings.DAPR_GRPC_ENDPOINT or host)
+    options: list[tuple[str, Any]] = [*RECONNECT_OPTIONS]
+    if most := settings.DAPR_GRPC_MAX_INBOUND_MESSAGE_SIZE_BYTES:
+        options.append(("grpc.max_receive_message_length", most))
+    if endpoint.tls:
+        return grpc.aio.secure_channel(
+            endpoint.endpoint, grpc.ssl_channel_credentials(), options=options
+        )
+    return grpc.aio.insecure_channel(endpoint.endpoint, options=options)

@@ -41,8 +41,9 @@ TOGETHER_BYTES = 1024 * 1024
 # Of an emptied session the head stays for a day (s), so that writers who read it
 # before are found out. It holds no content.
 EMPTY_TTL = 24 * 60 * 60
-# Segments outlive their head, so that a history never ends in parts.
-SPARE_TTL = 60
+# Segments outlive their head (s), so that a history never ends in parts, also where the
+# clocks of those who write differ by so much.
+SPARE_TTL = 60 * 60
 
 
 class History(Reader):
@@ -219,6 +220,7 @@ class History(Reader):
         if head.is_empty:
             ttl = min(ttl or EMPTY_TTL, EMPTY_TTL)
         last = Write(self.key, encode_head(head), found.etag, ttl)
+        self.sidecar.check_sizes([*writes, last])
         if self._fit_together(found, writes):
             # The only thing that a transaction changes is how many requests there
             # are: some stores apply a refused one in part, and that must do no harm.

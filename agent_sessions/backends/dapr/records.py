@@ -112,15 +112,20 @@ def new_head(size: int, created: int) -> Head:
     return Head(size=size, generations=((0, new_name()),), created=created)
 
 
-def head_key(key: SessionKey) -> str:
+def head_key(key: SessionKey, namespace: str = "") -> str:
     """Name a session's head record, as the SDK does where there is no owner.
 
-    The ends of the three forms differ, and no owner's part holds a colon, so no two
-    sessions have the same key.
+    `namespace` is the alias that wraps the backend. The ends of the forms differ, and
+    neither it nor an owner's part holds a colon, so no two sessions have the same key.
     """
     session_id = key.session_id
-    if key.user_id is not None:
-        owner = _quoted(str(key.user_id)).replace(":", "%3A")
+    owner = None if key.user_id is None else _part(str(key.user_id))
+    if namespace:
+        alias = _part(namespace)
+        if owner is None:
+            return f"{_quoted(session_id)}:in:{alias}:wrapped"
+        return f"{_quoted(session_id)}:user:{owner}:in:{alias}:wrapped-owned"
+    if owner is not None:
         return f"{_quoted(session_id)}:user:{owner}:owned"
     if "||" in session_id:
         # Dapr refuses it in keys, so the SDK can't have stored such an id.
@@ -251,6 +256,10 @@ def _entry(value: Any) -> Entry:
         return Entry(text, int(turn or 0), int(created or 0))
     # Kept as it is, to be read or passed over like any other item's text.
     return Entry(_encode(value))
+
+
+def _part(text: str) -> str:
+    return _quoted(text).replace(":", "%3A")
 
 
 def _quoted(text: str) -> str:

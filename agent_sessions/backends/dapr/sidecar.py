@@ -82,14 +82,23 @@ class Write:
 class Sidecar:
     """Reads and writes records of one state store.
 
-    `client` is a DaprClient, of either kind: what blocks runs in a thread. `timeout`
-    are the seconds that a request may take.
+    `client` is a DaprClient, of either kind: what blocks runs in a thread. `open_client`
+    makes another after put_away(). `timeout` are the seconds that a request may take.
     """
 
     def __init__(
-        self, client: Any, store_name: str, *, consistency: str, timeout: float
+        self,
+        client: Any,
+        store_name: str,
+        *,
+        consistency: str,
+        timeout: float,
+        open_client: Callable[[], Awaitable[Any]] | None = None,
     ) -> None:
         self.client = client
+        self._open_client = open_client
+        self._opening = asyncio.Lock()
+        self._under_way = 0
         self.store_name = store_name
         self.consistency = consistency
         self.timeout = timeout
@@ -212,16 +221,63 @@ class Sidecar:
             if isinstance(outcome, BaseException):
                 raise outcome
 
+    def check_sizes(self, writes: Iterable[Write]) -> None:
+        """Pass where what is to be written can be read again. Raises TooLarge."""
+        most = getattr(self.client, "most_bytes", None)
+        if most is None:
+            # A client that was given has limits of its own.
+            return
+        for write in writes:
+            if len(write.data) > most:
+                raise TooLarge(
+                    f"A record has {len(write.data)} bytes and could not be read "
+                    f"again; nothing was written. {_ADVICE['RESOURCE_EXHAUSTED']}"
+                )
+
     async def _retried(self, request: Callable[[], Awaitable[T]]) -> T:
-        for attempt in range(1, TRIES):
+        attempt = 1
+        while True:
             try:
                 return await request()
             except Unreachable:
+                if attempt >= getattr(self.client, "tries", TRIES):
+                    raise
                 await pause(attempt, first=0.1)
-        return await request()
+                attempt += 1
+
+    async def close(self) -> None:
+        """Close the client, if it is our own."""
+        client = self.client
+        if self._open_client is not None and client is not None:
+            self.client = None
+            await client.close()
+
+    async def put_away(self) -> None:
+        """Close our own client when no request is under way; the next opens another."""
+        if self._open_client is None or self.client is None:
+            return
+        closing, self.client = self.client, None
+        # Meanwhile no request may open another.
+        if self._under_way:
+            async with self._opening:
+                while self._under_way:  # noqa: ASYNC110 - a fork is rare
+                    await asyncio.sleep(0.005)
+                await closing.close()
+        else:
+            await closing.close()
+
+    async def _opened(self) -> Any:
+        if self._open_client is None:
+            return self.client
+        async with self._opening:
+            if self.client is None:
+                self.client = await self._open_client()
+            return self.client
 
     async def _call(self, name: str, **arguments: Any) -> Any:
-        method = getattr(self.client, name)
+        client = self.client or await self._opened()
+        method = getattr(client, name)
+        self._under_way += 1
         try:
             async with asyncio.timeout(self.timeout):
                 if self.blocks:
@@ -234,6 +290,8 @@ class Sidecar:
         except Exception as exc:
             # Not the cause: its details and its request may quote the items.
             raise self._translated(exc) from None
+        finally:
+            self._under_way -= 1
 
     def _translated(self, exc: Exception) -> Exception:
         """Turn an error of the client into one of ours, without its details."""
@@ -269,7 +327,7 @@ async def pause(attempt: int, *, first: float) -> None:
 
     `attempt` is how many were made, `first` the longest wait (s) after one of them.
     """
-    longest = min(first * 2 ** (attempt - 1), 0.5)
+    longest = min(first * 2 ** min(attempt - 1, 10), 0.5)
     await asyncio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - no secret
 
 

@@ -28,12 +28,18 @@ class Tries:
 
     def __init__(self) -> None:
         self._written: set[str] = set()
-        self._doubtful: dict[str, Draft] = {}
+        self._drafts: dict[str, Draft] = {}
+        self._doubts = 0
         self._writes = 0
 
     def refused(self, draft: Draft) -> None:
-        """Note that a draft's head was not written; its segments may lie there."""
+        """Note that a draft's head was refused; its segments may lie there.
+
+        So may the head: the sidecar and clients try again by themselves, and are then
+        told of their own first write.
+        """
         self._written |= draft.segments.keys()
+        self._drafts[draft.head.recent[-1]] = draft
 
     def doubt(self, head: Head, draft: Draft, exc: Unreachable) -> None:
         """Note that nobody knows whether a draft of a head was written.
@@ -41,24 +47,24 @@ class Tries:
         Raises StorageError where that was so too often.
         """
         self.refused(draft)
-        if not self._doubtful:
+        if not self._doubts:
             self._writes = head.writes
-        self._doubtful[draft.head.recent[-1]] = draft
-        if len(self._doubtful) >= TRIES:
+        self._doubts += 1
+        if self._doubts >= TRIES:
             raise self.failure(exc) from exc
 
     def arrived(self, head: Head) -> Draft | None:
-        """Give the draft that was written although no answer came."""
-        for mark, draft in self._doubtful.items():
+        """Give the draft that was written although no answer said so."""
+        for mark, draft in self._drafts.items():
             if mark in head.recent:
                 return draft
-        if self._doubtful and head.writes - self._writes > RECENT:
+        if self._doubts and head.writes - self._writes > RECENT:
             raise self.failure(None)
         return None
 
     def failure(self, exc: Unreachable | None) -> StorageError:
         """Make the error for a change that is given up."""
-        if self._doubtful:
+        if self._doubts:
             return Unreachable(
                 f"{exc or _CROWDED} The last change is stored whole or not at all, but "
                 "which of both is not known. Read the session before you write it again."

@@ -7,11 +7,13 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
+from agent_sessions import forks
 from agent_sessions.reports import clear, drop_frame
 
 T = TypeVar("T")
@@ -53,6 +55,7 @@ class WarmExecutor:
         self._idle: list[Lane] = []
         self._waiting: deque[_Work] = deque()
         self._ended = False
+        forks.pools.add(self)
 
     def run(self, call: Callable[[], T], *, settles: bool = False) -> asyncio.Future[T]:
         """Call in the most recently used idle thread, else when one is free.
@@ -110,6 +113,25 @@ class WarmExecutor:
         if wait:
             for lane in lanes:
                 lane.join()
+
+    def before_fork(self) -> None:
+        """Let no call begin, and wait for those under way.
+
+        SQLite's locks of an open transaction would be copied to the child for ever.
+        """
+        deadline = time.monotonic() + forks.PATIENCE
+        mine = any(lane is threading.current_thread() for lane in self._lanes)
+        while True:
+            self._lock.acquire()
+            at_rest = len(self._idle) == len(self._lanes)
+            if at_rest or mine or time.monotonic() > deadline:
+                return
+            self._lock.release()
+            time.sleep(0.001)
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Let calls begin again; the owner's pid tells a child to make threads anew."""
+        self._lock.release()
 
     def _new_lane(self) -> Lane:
         if not self._lanes:

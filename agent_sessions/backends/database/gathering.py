@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
 from agent_sessions.backends.database.executor import Outcome, WarmExecutor, tell
 from agent_sessions.exceptions import StorageError
+from agent_sessions.forks import new_lock
 from agent_sessions.reports import clear, drop_frame
 
 A = TypeVar("A")
@@ -33,7 +33,7 @@ class Gathering(Generic[A]):
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._waiting: list[tuple[A, asyncio.Future[None]]] = []
 
     def alone(self, argument: A) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.direct import is_watched, with_question_marks
 from agent_sessions.backends.database.statements import Text
 from agent_sessions.backends.database.threads import DatabaseThreads
+from agent_sessions.forks import new_lock
 
 # What the event loop reads at most, in rows and in characters: it has others to serve,
 # though a thread that decodes as much holds it up as well.
@@ -33,7 +33,7 @@ class ShortReads:
 
     def __init__(self, threads: DatabaseThreads) -> None:
         self.threads = threads
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         # Of sessions that a thread has read, whether more than that isn't known.
         self._short: dict[_Name, bool] = {}
         self._modes: WeakKeyDictionary[BaseDatabaseWrapper, _Mode] = WeakKeyDictionary()

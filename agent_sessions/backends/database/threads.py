@@ -18,6 +18,7 @@ from agent_sessions.backends.base import settle
 from agent_sessions.backends.database.executor import WarmExecutor
 from agent_sessions.backends.database.freshness import is_fresh, refresh
 from agent_sessions.backends.database.gathering import Gathering, Outcomes
+from agent_sessions.forks import new_lock
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -34,7 +35,7 @@ class DatabaseThreads:
     def __init__(self, database: str, size: int) -> None:
         self.database = database
         self.size = size
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._pid = 0
         self._pool: WarmExecutor | None = None
         self._lender: WarmExecutor | None = None

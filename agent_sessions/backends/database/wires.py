@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from agent_sessions.backends.database.prepared import (
     wire_values,
 )
 from agent_sessions.backends.database.threads import close_all
+from agent_sessions.forks import new_lock
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
@@ -42,7 +42,7 @@ class Wires:
         self.database = database
         self.size = size
         self.prepared = prepared
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._begin()
 
     def _begin(self) -> None:

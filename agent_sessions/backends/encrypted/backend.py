@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -25,7 +25,12 @@ from agent_sessions.backends.encrypted.operations import (
     read,
 )
 from agent_sessions.backends.encrypted.options import DEFAULTS, read_options
-from agent_sessions.backends.encrypted.pages import assert_open, is_closed, open_page
+from agent_sessions.backends.encrypted.pages import (
+    assert_open,
+    is_closed,
+    may_have_copies,
+    open_page,
+)
 from agent_sessions.backends.encrypted.source import KeySource
 from agent_sessions.encryption import (
     KeyRing,
@@ -42,7 +47,9 @@ from agent_sessions.items import Item, encode_batch
 if TYPE_CHECKING:
     from agent_sessions.backends.database.threads import DatabaseThreads
     from agent_sessions.backends.directory import Directory
+    from agent_sessions.backends.encrypted.permits import Permits
     from agent_sessions.backends.encrypted.secrets import KnownSecrets, SessionSecrets
+    from agent_sessions.encryption.permit import Permit
     from agent_sessions.memory import BackendSession
 
 T = TypeVar("T")
@@ -59,8 +66,10 @@ class EncryptedBackend(BaseSessionBackend):
     which the first writes and all read, or the dotted path of a function that gives
     one; `lifetime`, for how long a turn is shown; `session_keys`, whether each session
     has a key of its own that clearing destroys; `clear_without_key`, whether a history
-    may be cleared whose key is missing; `name`, what items are bound to in the place
-    of the alias; `cache_bytes`, how much opened text a process remembers.
+    may be cleared whose key is missing; `accept_sdk_envelopes`, whether items open that
+    the SDK's EncryptedSession wrote; `name`, what items are bound to in the place of
+    the alias; `cache_bytes`, how much opened text a process remembers for a minute;
+    `key_refresh`, for how many seconds it may write without asking for its keys again.
     """
 
     required_options = frozenset({"backend", "keys"})
@@ -72,8 +81,10 @@ class EncryptedBackend(BaseSessionBackend):
         super().__init__(alias, options)
         require_cryptography(type(self).__name__)
         self.settings = read_options(alias, self.options)
-        self.source = KeySource(alias, self.options["keys"])
+        self.source = KeySource(alias, self.options["keys"], self.settings.key_refresh)
         self._memory = Memory(self.settings.cache_bytes)
+        # By database: a router may have one for each tenant.
+        self._permits: dict[str, Permits] = {}
         # The sessions' keys lie in a database: async callers need a thread.
         self._is_threaded = self.settings.session_keys
 
@@ -118,13 +129,10 @@ class EncryptedBackend(BaseSessionBackend):
         limit: int = 100,
     ) -> Page:
         found = self.inner.page(key, before=before, after=after, limit=limit)
-
-        def later(position: int, limit: int) -> Page:
-            return self.inner.page(key, after=position, limit=limit)
-
-        page = open_page(self._page_vault(key), found, later=later)
+        read = partial(self.inner.page, key)
+        page = open_page(self._page_vault(key), found, read)
         if is_closed(page) and self.source.renew():
-            page = open_page(self._page_vault(key), found, later=later)
+            page = open_page(self._page_vault(key), found, read)
         return page
 
     # -- async -------------------------------------------------------------------
@@ -133,8 +141,11 @@ class EncryptedBackend(BaseSessionBackend):
         if self._is_threaded:
             await settle(self.threads.run(self.append, key, items))
         elif items:
-            await self._load()
-            await self.inner.aappend(key, self._vault(key).seal(items))
+            permit = await self.permits.atake(self.threads)
+            vault = self._vault(key, permit=permit)
+            await self.inner.aappend(key, vault.seal(items))
+            if permit.is_over or not self.threads.serves_caller():
+                await self.threads.run(self._confirm, key, permit)
 
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
         if self._is_threaded:
@@ -174,15 +185,16 @@ class EncryptedBackend(BaseSessionBackend):
         after: int | None = None,
         limit: int = 100,
     ) -> Page:
+        place: Any = {"before": before, "after": after, "limit": limit}
         if self._is_threaded or self.settings.lifetime is not None:
-            return await self.threads.run(
-                self.page, key, before=before, after=after, limit=limit
-            )
-        await self._load()
+            return await self.threads.run(self.page, key, **place)
+        await self.source.load()
         found = await self.inner.apage(key, before=before, after=after, limit=limit)
-        page = open_page(self._vault(key), found, later=_unasked)
+        if may_have_copies(self._vault(key), found):
+            return await self.threads.run(self.page, key, **place)
+        page = open_page(self._vault(key), found, _unasked)
         if is_closed(page) and await sync_to_async(self.source.renew)():
-            page = open_page(self._vault(key), found, later=_unasked)
+            page = open_page(self._vault(key), found, _unasked)
         return page
 
     # -- the wrapped backend ---------------------------------------------------------
@@ -219,7 +231,7 @@ class EncryptedBackend(BaseSessionBackend):
         return EncryptedBackendSession(self, key, **options)
 
     def close(self) -> None:
-        self._memory = Memory(self.settings.cache_bytes)
+        self._memory.close()
         if (inner := self.__dict__.pop("inner", None)) is not None:
             inner.close()
 
@@ -261,17 +273,52 @@ class EncryptedBackend(BaseSessionBackend):
         return self._reader(key, purpose)
 
     async def avault(self, key: SessionKey) -> Vault:
-        """See vault()."""
+        """See writer()."""
         if self._is_threaded:
-            return await self.threads.run(self._reader, key)
-        await self._load()
-        return self._vault(key)
+            return await self.threads.run(self.writer, key)
+        permit = await self.permits.atake(self.threads)
+        return self._vault(key, permit=permit)
 
-    def rewrap(self, key: SessionKey) -> bool:
-        """Put a session's own key under the first one; tell whether that was due."""
-        if self._secrets is None:
-            return False
-        return self._secrets.rewrap(key, self._vault(key, purpose=SECRETS))
+    def writer(
+        self, key: SessionKey, purpose: bytes = b"", permit: Permit | None = None
+    ) -> Vault:
+        """Give what opens a session's items, and writes them while a permit lasts.
+
+        Raises UnknownEncryptionKey, and what Permits.take() does.
+        """
+        return self._reader(key, purpose, permit or self.permits.take())
+
+    @property
+    def permits(self) -> Permits:
+        """Who may write with which key, by the rows of the directory's database."""
+        using = self.directory.using
+        found = self._permits.get(using)
+        if found is None:
+            from agent_sessions.backends.encrypted.permits import Permits
+
+            found = self._permits[using] = Permits(self.alias, using, self.source)
+        return found
+
+    def _confirm(self, key: SessionKey, permit: Permit) -> None:
+        """Look after what was stored when the permit was over, or will be later."""
+        from agent_sessions.backends.encrypted.rotation import confirm
+
+        confirm(self, key, permit)
+
+    def rewrap(self, key: SessionKey, permit: Permit | None = None) -> bool:
+        """Put a session's own key under the first one; tell whether that was due.
+
+        One that has none, being older than `session_keys`, gets one.
+        """
+        from agent_sessions.backends.encrypted.secrets import SessionSecrets
+
+        permit = permit or self.permits.take()
+        vault = self._vault(key, purpose=SECRETS, permit=permit)
+        secrets = SessionSecrets(self.alias, self.permits.using)
+        if self.settings.session_keys and secrets.ensure(key, vault):
+            return True
+        # Those of the time when `session_keys` was on are there too.
+        return secrets.rewrap(key, vault)
 
     @cached_property
     def _secrets(self) -> SessionSecrets | None:
@@ -282,35 +329,52 @@ class EncryptedBackend(BaseSessionBackend):
         return SessionSecrets(self.alias, self.directory.using)
 
     def _vault(
-        self, key: SessionKey, ring: KeyRing | None = None, purpose: bytes = b""
+        self,
+        key: SessionKey,
+        ring: KeyRing | None = None,
+        purpose: bytes = b"",
+        permit: Permit | None = None,
     ) -> Vault:
-        return Vault(
-            self.source.ring() if ring is None else ring,
+        if ring is None:
+            ring = self.source.ring() if permit is None else permit.ring
+        vault = Vault(
+            ring,
             self._context(key) + purpose,
             key.session_id,
             lifetime=self.settings.lifetime,
-            memory=self._memory,
+            # A session's own key is read from its row each time.
+            memory=None if purpose else self._memory,
             # What lies beside items is a text of ours.
             carrier=AS_IS if purpose else carrier_for(self.inner),
+            permit=permit,
         )
+        # The SDK seals items only: what is bound to the id alone is no text or key.
+        vault.accepts_sdk_envelopes = not purpose and self.settings.accept_sdk_envelopes
+        return vault
 
     def _context(self, key: SessionKey) -> bytes:
         owner = None if key.user_id is None else str(key.user_id)
         return session_context(self.settings.name, owner, key.session_id)
 
     def _reader(
-        self, key: SessionKey, purpose: bytes = b"", known: KnownSecrets | None = None
+        self,
+        key: SessionKey,
+        purpose: bytes = b"",
+        permit: Permit | None = None,
+        known: KnownSecrets | None = None,
     ) -> Vault:
         secrets = known or self._secrets
         if secrets is None:
-            return self._vault(key, purpose=purpose)
-        secret = secrets.find(key, self._vault(key, purpose=SECRETS))
-        ring = self.source.ring()
-        return self._vault(key, ring if secret is None else ring.under(secret), purpose)
+            return self._vault(key, purpose=purpose, permit=permit)
+        masters = self._vault(key, purpose=SECRETS, permit=permit)
+        secret = secrets.find(key, masters)
+        if secret is None:
+            return self._vault(key, purpose=purpose, permit=permit)
+        # What is under the session's own key needs no permit.
+        return self._vault(key, masters.ring.under(secret), purpose)
 
     def _forget(self, key: SessionKey) -> None:
-        for purpose in (b"", TEXTS, SECRETS):
-            self._memory.forget(self._context(key) + purpose)
+        self._memory.forget(self._context(key))
 
     def _page_vault(self, key: SessionKey) -> Vault:
         """Give what opens a page, of which what doesn't open is shown as closed."""
@@ -322,11 +386,14 @@ class EncryptedBackend(BaseSessionBackend):
 
     @contextmanager
     def _writing(self, key: SessionKey, purpose: bytes = b"") -> Iterator[Vault]:
+        permit = self.permits.take()
         if self._secrets is None:
-            yield self._vault(key, purpose=purpose)
-            return
-        with self._secrets.held(key, self._vault(key, purpose=SECRETS)) as secret:
-            yield self._vault(key, self.source.ring().under(secret), purpose)
+            yield self._vault(key, purpose=purpose, permit=permit)
+        else:
+            sealing = self._vault(key, purpose=SECRETS, permit=permit)
+            with self._secrets.held(key, sealing) as secret:
+                yield self._vault(key, permit.ring.under(secret), purpose)
+        self._confirm(key, permit)
 
     def _with_keys(
         self,
@@ -337,16 +404,16 @@ class EncryptedBackend(BaseSessionBackend):
     ) -> T:
         """Use a session's keys, again where the provider has others by now."""
         try:
-            return use(self._reader(key, purpose, known))
+            return use(self._reader(key, purpose, known=known))
         except UnknownEncryptionKey:
             if not self.source.renew():
                 raise
-            return use(self._reader(key, purpose, known))
+            return use(self._reader(key, purpose, known=known))
 
     async def _awith_keys(
         self, key: SessionKey, use: Callable[[Vault], Awaitable[T]]
     ) -> T:
-        await self._load()
+        await self.source.load()
         try:
             return await use(self._vault(key))
         except UnknownEncryptionKey:
@@ -354,11 +421,6 @@ class EncryptedBackend(BaseSessionBackend):
                 raise
             return await use(self._vault(key))
 
-    async def _load(self) -> None:
-        # A provider may take its time, which the loop hasn't.
-        if not self.source.is_ready:
-            await sync_to_async(self.source.ring)()
 
-
-def _unasked(position: int, limit: int) -> Page:
-    raise AssertionError("without a lifetime nobody looks further")
+def _unasked(**place: int) -> Page:
+    raise AssertionError("may_have_copies() says when others are looked at")

@@ -45,9 +45,11 @@ async def aread(
 def pop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None:
     """Remove and return the newest item. Raises EncryptionError; it then stays."""
     taking = Taking(vault)
+    while not taking.look(inner.latest(key, taking.window)):
+        pass
     if inner.supports_pop_if:
         return taking.end(inner.pop_if(key, taking.accepts))
-    if not taking.may_take(inner.latest(key, 1)):
+    if not taking.may_take():
         return None
     taken = inner.pop(key)
     try:
@@ -61,9 +63,11 @@ def pop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None
 async def apop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None:
     """See pop()."""
     taking = Taking(vault)
+    while not taking.look(await inner.alatest(key, taking.window)):
+        pass
     if inner.supports_pop_if:
         return taking.end(await inner.apop_if(key, taking.accepts))
-    if not taking.may_take(await inner.alatest(key, 1)):
+    if not taking.may_take():
         return None
     taken = await inner.apop(key)
     try:

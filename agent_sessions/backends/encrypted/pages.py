@@ -4,69 +4,119 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from agent_sessions.backends.base import Page
-from agent_sessions.encryption import Vault, is_envelope
+from agent_sessions.encryption import Vault
 from agent_sessions.encryption.vault import Opened
 from agent_sessions.exceptions import EncryptionError
-from agent_sessions.items import StoredItem, encode_batch
+from agent_sessions.items import StoredItem, encode_texts
 
 # Items that are looked at to find a turn's end.
 _AHEAD = 50
+# Items of a step back, to find the originals of copies.
+_BACK = 500
 
 
-def open_page(vault: Vault, page: Page, *, later: Callable[[int, int], Page]) -> Page:
+def open_page(vault: Vault, page: Page, read: Callable[..., Page]) -> Page:
     """Open a page's items.
 
     What needs an unknown key stays in its envelope, for readers to tell; what doesn't
-    open with its own key has no item. `later(position, limit)` reads what follows,
-    and is asked only where turns have a lifetime.
+    open with its own key, or is a copy, has no item. `read` reads other pages, as
+    page() does; it is asked where turns have a lifetime, or may_have_copies() says so.
     """
-    pairs = [_open(vault, stored) for stored in page.items]
+    seen = _originals(vault, page, read)
+    pairs = [_open(vault, stored, seen) for stored in page.items]
     if vault.lifetime is not None:
-        kept = _unexpired(vault, pairs, page, later)
+        kept = _unexpired(vault, pairs, page, read)
         if len(kept) < len(pairs):
             return Page([stored for stored, _ in kept], False, page.has_later)
     return Page([stored for stored, _ in pairs], page.has_earlier, page.has_later)
 
 
+def may_have_copies(vault: Vault, page: Page) -> bool:
+    """Tell whether copies may be on a page of what lies before it."""
+    return page.has_earlier and vault.may_have_copies([s.item for s in page.items])
+
+
 def is_closed(page: Page) -> bool:
     """Tell whether items of an opened page are still in their envelopes."""
-    return any(is_envelope(stored.item) for stored in page.items)
+    return any(stored.is_closed and stored.item is not None for stored in page.items)
 
 
 def assert_open(page: Page) -> None:
     """Pass where no item of an opened page is still in its envelope.
 
-    Raises EncryptionError.
+    Raises EncryptionError, also where none opens: that must not look like an empty
+    history.
     """
     for stored in page.items:
-        if stored.item is not None and is_envelope(stored.item):
+        if stored.is_closed and stored.item is not None:
             raise EncryptionError(
                 "The history has items under the encryption key "
-                f"{stored.item['kid']!r}, which is not configured here."
+                f"{stored.missing_key!r}, which do not open here. Add that key behind "
+                "the others, or set accept_sdk_envelopes=True if the SDK's "
+                "EncryptedSession wrote them; nothing was changed."
             )
+    if page.items and all(stored.is_closed for stored in page.items):
+        raise EncryptionError(
+            f"None of {len(page.items)} items of the history opens: they were not "
+            "encrypted, were changed, or were copied or moved here. Nothing was "
+            "changed."
+        )
 
 
-def _open(vault: Vault, stored: StoredItem) -> tuple[StoredItem, Opened | None]:
+def _originals(vault: Vault, page: Page, read: Callable[..., Page]) -> set[str]:
+    """Give the ids of a page's envelopes that lie before it, as far as may be."""
+    wanted = {vault.id_of(stored.item) for stored in page.items} - {""}
+    found: list[Any] = [stored.item for stored in page.items]
+    seen: set[str] = set()
+    while page.has_earlier and page.items and vault.may_have_copies(found):
+        page = read(before=page.items[0].position, limit=_BACK)
+        items = [stored.item for stored in page.items]
+        found = [*items, *found]
+        # What opens nowhere is no original.
+        originals = (each for each in items if vault.id_of(each) in wanted)
+        seen |= {vault.id_of(each) for each in originals if _opens(vault, each)}
+    return seen
+
+
+def _opens(vault: Vault, stored: Any) -> bool:
+    try:
+        return vault.open(stored) is not None
+    except EncryptionError:
+        return False
+
+
+def _open(
+    vault: Vault, stored: StoredItem, seen: set[str]
+) -> tuple[StoredItem, Opened | None]:
     try:
         opened = vault.open(stored.item)
     except EncryptionError:
-        return replace(stored, item=vault.carrier.unload(stored.item)), None
-    if opened is None:
-        return replace(stored, item=None), None
-    text = encode_batch([opened.item]).rows[0].data
-    return replace(stored, item=opened.item, raw=text), opened
+        envelope = vault.carrier.unload(stored.item)
+        key_id = envelope["kid"]
+        return replace(stored, item=envelope, is_closed=True, missing_key=key_id), None
+    if opened is None or opened.envelope_id in seen:
+        return replace(stored, item=None, is_closed=True), None
+    seen.add(opened.envelope_id)
+    opened_item = replace(
+        stored,
+        item=opened.item,
+        raw=encode_texts([opened.item])[0],
+        envelope_id=opened.envelope_id,
+    )
+    return opened_item, opened
 
 
 def _unexpired(
     vault: Vault,
     pairs: list[tuple[StoredItem, Opened | None]],
     page: Page,
-    later: Callable[[int, int], Page],
+    read: Callable[..., Page],
 ) -> list[tuple[StoredItem, Opened | None]]:
     """Leave out whole turns, as Vault.unexpired() does: by their newest item."""
-    ends_turn = not page.has_later or not _goes_on(vault, pairs, later)
+    ends_turn = not page.has_later or not _goes_on(vault, pairs, read)
     for index in range(len(pairs) - 1, -1, -1):
         opened = pairs[index][1]
         if opened is None:
@@ -80,14 +130,15 @@ def _unexpired(
 def _goes_on(
     vault: Vault,
     pairs: list[tuple[StoredItem, Opened | None]],
-    later: Callable[[int, int], Page],
+    read: Callable[..., Page],
 ) -> bool:
     """Tell whether the last turn of a page has later items whose time isn't over."""
     position = pairs[-1][0].position if pairs else 0
+    seen = {opened.envelope_id for _, opened in pairs if opened is not None}
     while True:
-        page = later(position, _AHEAD)
+        page = read(after=position, limit=_AHEAD)
         for stored in page.items:
-            opened = _open(vault, stored)[1]
+            opened = _open(vault, stored, seen)[1]
             if opened is None:
                 continue
             if opened.begins_turn:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from django.db import connections, transaction
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.encrypted.backend import TEXTS, EncryptedBackend
-from agent_sessions.encryption import Vault
-from agent_sessions.exceptions import UnknownEncryptionKey
+from agent_sessions.encryption import KeyRing, Vault, carrier_for
+from agent_sessions.encryption.permit import Permit
+from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
 from agent_sessions.items import Item, decode
-from agent_sessions.models import AgentRun, AgentSession
+from agent_sessions.models import AgentRun, AgentSession, SessionSecret
 from agent_sessions.reports import guarded
+
+# Rows of one transaction where nobody chooses.
+_BATCH = 500
 
 
 @dataclass(slots=True)
@@ -27,6 +35,8 @@ class Rotated:
     fixed: int = 0
     # Rows by the id of a key that isn't in the ring.
     unknown: dict[str, int] = field(default_factory=dict)
+    # The ids of the keys under which something was found.
+    older: set[str] = field(default_factory=set)
 
     @property
     def left(self) -> int:
@@ -42,6 +52,11 @@ class Rotated:
         self.fixed += other.fixed
         for key_id, count in other.unknown.items():
             self.unknown[key_id] = self.unknown.get(key_id, 0) + count
+        self.older |= other.older
+
+    def miss(self, key_id: str) -> None:
+        """Count a row that needs a key which isn't there."""
+        self.unknown[key_id] = self.unknown.get(key_id, 0) + 1
 
 
 class Rotation:
@@ -51,70 +66,160 @@ class Rotation:
     goes on where it was. Writers needn't wait: each row is compared before it changes.
     """
 
-    def __init__(self, backend: EncryptedBackend, row: AgentSession) -> None:
+    def __init__(
+        self,
+        backend: EncryptedBackend,
+        row: AgentSession,
+        former: KeyRing | None = None,
+    ) -> None:
+        """Take a session; `former` keys read too, though they may be gone by now."""
         self._backend = backend
         self._row = row
+        self._former = former
         self._key = SessionKey(row.session_id, row.user_id)
+        self._taken: Permit | None = None
+        self._permit: Permit | None = None
+        self._vaults: dict[bytes, Vault] = {}
         self.done = Rotated()
 
     @guarded
     def run(self, *, batch_size: int) -> Rotated:
         """Rotate what is there now. Raises StorageError."""
         try:
-            self.done.keys += self._backend.rewrap(self._key)
-            vault = self._backend.vault(self._key)
+            self.done.keys += self._backend.rewrap(self._key, self._take())
+            first = self._vault().ring.first.id
         except UnknownEncryptionKey as exc:
             # The session's own key doesn't open, so nothing of the session does.
-            self._miss(exc.key_id)
+            self.done.miss(exc.key_id)
             return self.done
-        first = vault.ring.first.id
         if self._backend.inner.supports_rewriting:
             self.done.items += self._backend.inner.rewrite(
                 self._key,
-                lambda item: self._change(vault, item),
+                self._change,
                 unless=f'"kid":"{first}"',
                 batch_size=batch_size,
             )
         else:
-            self._count_fixed(vault, batch_size)
-        self._rotate_texts(self._backend.vault(self._key, TEXTS))
+            kids = _kids(self._backend, self._key, batch_size)
+            self.done.fixed += sum(kid != first for kid in kids)
+        self._rotate_texts()
         return self.done
 
-    def _count_fixed(self, vault: Vault, batch_size: int) -> None:
-        first, after = vault.ring.first.id, 0
-        while True:
-            page = self._backend.inner.page(self._key, after=after, limit=batch_size)
-            self.done.fixed += sum(
-                stored.item is not None
-                and vault.carrier.unload(stored.item).get("kid") != first
-                for stored in page.items
-            )
-            if not page.items or not page.has_later:
-                return
-            after = page.items[-1].position
+    def _take(self) -> Permit:
+        taken = self._backend.permits.take()
+        if self._permit is None or taken is not self._taken:
+            self._taken = self._permit = taken
+            if self._former is not None:
+                ring = taken.ring.beside(self._former)
+                self._permit = replace(taken, ring=ring)
+        return self._permit
 
-    def _change(self, vault: Vault, item: Item) -> Item | None:
+    def _vault(self, purpose: bytes = b"") -> Vault:
+        """Give what writes now: a long session outlives a permit."""
+        before, permit = self._permit, self._take()
+        if permit is not before:
+            self._vaults = {}
+        if purpose not in self._vaults:
+            vault = self._backend.writer(self._key, purpose, permit)
+            self._vaults[purpose] = vault
+        return self._vaults[purpose]
+
+    def _change(self, item: Item, purpose: bytes = b"") -> Item | None:
+        vault = self._vault(purpose)
         try:
             new = vault.reseal(item)
         except UnknownEncryptionKey as exc:
-            self._miss(exc.key_id)
+            self.done.miss(exc.key_id)
             return None
         kid = vault.carrier.unload(item).get("kid")
-        if new is None and kid != vault.ring.first.id:
+        if new is not None:
+            self.done.older.add(str(kid))
+        elif kid != vault.ring.first.id:
             self.done.unreadable += 1
         return new
 
-    def _rotate_texts(self, vault: Vault) -> None:
+    def _rotate_texts(self) -> None:
         rows = AgentRun.objects.using(self._row._state.db)
         # What is sealed in there binds it to its run, and stays.
         own = rows.filter(session_id=self._row.pk).exclude(state="")
         for pk, text in list(own.values_list("pk", "state")):
             item = decode(text)
-            new = None if item is None else self._change(vault, item)
+            new = None if item is None else self._change(item, TEXTS)
             if new is not None:
                 self.done.texts += rows.filter(pk=pk, state=text).update(
                     state=json.dumps(new)
                 )
 
-    def _miss(self, key_id: str) -> None:
-        self.done.unknown[key_id] = self.done.unknown.get(key_id, 0) + 1
+
+def rotate_rest(backend: EncryptedBackend, batch_size: int) -> Rotated:
+    """Rotate what belongs to sessions without a row. Raises StorageError."""
+    done, first = Rotated(), backend.permits.take().key_id
+    directory = backend.directory
+    rows = SessionSecret.objects.using(directory.using).filter(backend=backend.alias)
+    for row in rows.exclude(key_id=first).order_by("pk").iterator():
+        key = SessionKey(row.session_id, row.owner or None)
+        if directory.rows(key).exists():
+            # Rotation has told of it.
+            continue
+        try:
+            done.keys += backend.rewrap(key)
+        except UnknownEncryptionKey as exc:
+            done.miss(exc.key_id)
+    if getattr(backend.inner, "supports_listing", False):
+        older = set(backend.source.ring().ids) - {first}
+        for session_id in backend.inner.list_ids():  # type: ignore[attr-defined]
+            key = SessionKey(session_id)
+            if not directory.rows(key).exists():
+                # Another alias may have sessions there too.
+                kids = _kids(backend, key, batch_size)
+                done.fixed += sum(kid in older for kid in kids)
+    return done
+
+
+def confirm(backend: EncryptedBackend, key: SessionKey, permit: Permit) -> None:
+    """Put what was stored too late under the key of now, if its own was retired.
+
+    A process or a transaction may stand still between encrypting and storing; an open
+    transaction is waited for. Raises EncryptionError where it can't be done: the
+    retired key must then be kept.
+    """
+    using = backend.permits.using
+    if connections[using].in_atomic_block:
+        call = partial(_confirm, backend, key, permit)
+        transaction.on_commit(call, using=using)
+    else:
+        _confirm(backend, key, permit)
+
+
+def _confirm(backend: EncryptedBackend, key: SessionKey, permit: Permit) -> None:
+    if not permit.is_over or not backend.permits.is_retired(permit.key_id):
+        return
+    cause: EncryptionError | None = None
+    row = backend.directory.rows(key).first()
+    try:
+        if row is not None:
+            rotation = Rotation(backend, row, permit.ring)
+            if not rotation.run(batch_size=_BATCH).left:
+                return
+    except EncryptionError as exc:
+        cause = exc
+    raise EncryptionError(
+        f"What was written to session {key.session_id!r} is stored under key "
+        f"{permit.key_id}, which was retired while the process was held up. Keep that "
+        "key behind the others, and call manage.py rotate_agent_session_keys again."
+    ) from cause
+
+
+def _kids(
+    backend: EncryptedBackend, key: SessionKey, batch_size: int
+) -> Iterator[str | None]:
+    """Give the id of the key of each item that is stored; None for one without."""
+    carrier, after = carrier_for(backend.inner), 0
+    while True:
+        page = backend.inner.page(key, after=after, limit=batch_size)
+        for stored in page.items:
+            if stored.item is not None:
+                yield carrier.unload(stored.item).get("kid")
+        if not page.items or not page.has_later:
+            return
+        after = page.items[-1].position

@@ -14,7 +14,7 @@ from django.db.models import F
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.encryption import MasterKey, Vault
 from agent_sessions.exceptions import StorageError
-from agent_sessions.models import SessionSecret
+from agent_sessions.models import AgentSession, SessionSecret
 from agent_sessions.reports import told
 
 
@@ -79,6 +79,23 @@ class SessionSecrets:
             self._lock(key)
             yield
             self.rows(key).delete()
+
+    def ensure(self, key: SessionKey, vault: Vault) -> bool:
+        """Make the key of a session that has none; tell whether that was due.
+
+        A session that was deleted meanwhile gets none.
+        """
+        if self.rows(key).exists():
+            return False
+        with self._told(), transaction.atomic(self.using):
+            self._make(key, vault)
+            sessions: Any = AgentSession.objects.using(self.using).filter(
+                backend=self.alias, session_id=key.session_id, user_id=key.user_id
+            )
+            if sessions.select_for_update().exists():
+                return True
+            self.rows(key).delete()
+        return False
 
     def rewrap(self, key: SessionKey, vault: Vault) -> bool:
         """Encrypt a session's key under the first master key; tell if that was due."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from agent_sessions.exceptions import (
     StorageError,
     StoreBusy,
 )
+from agent_sessions.forks import new_lock
 from agent_sessions.items import Batch, Item
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         )
         self._places = Places()
         self._counts: OrderedDict[str, int] = OrderedDict()
-        self._counting = threading.Lock()
+        self._counting = new_lock()
 
     def check(self) -> list[checks.CheckMessage]:
         return [*super().check(), *check_options(self.alias, self.options)]

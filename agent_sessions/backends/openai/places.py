@@ -6,13 +6,13 @@ still there has all items before it, since they are removed from the end alone.
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.window import opens_turn, page_of
+from agent_sessions.forks import new_lock
 from agent_sessions.items import Item
 
 # How many conversations a process remembers, and how many places of each.
@@ -87,7 +87,7 @@ class Places:
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, OrderedDict[int, Place]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def find(self, conversation: str, position: int) -> Place:
         """Give the last known place that is not behind a position."""

@@ -22,7 +22,7 @@ from agent_sessions.backends.redis.commands import (
     scan,
 )
 from agent_sessions.backends.redis.errors import named_errors
-from agent_sessions.backends.redis.keys import Names, id_of, pattern
+from agent_sessions.backends.redis.keys import Names, id_of, pattern, unowned
 from agent_sessions.backends.redis.scripts import Script
 from agent_sessions.backends.remote import RemoteBackend, Written
 from agent_sessions.backends.retention import parse_age
@@ -235,7 +235,9 @@ class RedisBackend(RemoteBackend):
 
     def names(self, key: SessionKey) -> Names:
         """Give the names of a session's keys."""
-        return Names(self.key_prefix, key.session_id, self.alias, key.user_id)
+        return Names(
+            self.key_prefix, key.session_id, self.alias, key.user_id, self.namespace
+        )
 
     async def _run(self, script: Script, names: Names, *args: Any) -> Any:
         keys: Sequence[bytes] = names.keys
@@ -370,9 +372,10 @@ class RedisBackend(RemoteBackend):
     async def store_ids(self) -> AsyncIterator[str]:
         client = await self.client()
         seen: set[str] = set()
+        prefix = unowned(self.key_prefix, self.namespace)
         with named_errors(self.alias):
-            async for name in scan(client, pattern(self.key_prefix)):
-                session_id = id_of(self.key_prefix, name)
+            async for name in scan(client, pattern(prefix)):
+                session_id = id_of(prefix, name)
                 if session_id is not None and session_id not in seen:
                     seen.add(session_id)
                     yield session_id

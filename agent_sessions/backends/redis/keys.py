@@ -3,7 +3,8 @@
 Items lie where the SDK's RedisSession keeps them, so that its histories open and it
 can read ours: `<prefix>:<id>:messages`. Whatever else is kept of a session lies beside
 it, in keys whose hash tag puts them into the same slot. Names of owned sessions hold
-the alias and the owner, and can't be the name of a session without one.
+the alias and the owner, and can't be the name of a session without one. Those of a
+backend that another one wraps hold that one's alias, also without an owner.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from urllib.parse import quote
 SLOTS = 16_384
 ITEMS = ":messages"
 OWNED = "-of:"
+WRAPPED = "-in:"
 _BESIDE = (b":notes", b":times", b":calls", b":answers")
 
 
@@ -29,12 +31,14 @@ class Names:
     session_id: str
     alias: str = ""
     user_id: Any = None
+    # The alias that wraps the backend; "" for none.
+    namespace: str = ""
 
     @cached_property
     def stem(self) -> str:
         """What the key of the items begins with."""
         if self.user_id is None:
-            return f"{self.prefix}:{self.session_id}"
+            return f"{unowned(self.prefix, self.namespace)}:{self.session_id}"
         # Quoted, so that neither an alias nor a text key runs into what follows.
         alias, user = quote(self.alias, safe=""), quote(str(self.user_id), safe="")
         return f"{self.prefix}{OWNED}{alias}:{user}:{self.session_id}"
@@ -52,13 +56,18 @@ class Names:
     @property
     def sdk_keys(self) -> tuple[bytes, ...]:
         """What the SDK keeps of a session beside its items; in slots of their own."""
-        if self.user_id is not None:
+        if self.user_id is not None or self.namespace:
             return ()
         return self.stem.encode(), f"{self.stem}:counter".encode()
 
 
+def unowned(prefix: str, namespace: str) -> str:
+    """Give what the names of sessions without an owner begin with."""
+    return f"{prefix}{WRAPPED}{quote(namespace, safe='')}" if namespace else prefix
+
+
 def pattern(prefix: str) -> bytes:
-    """Give the SCAN pattern of all sessions without an owner."""
+    """Give the SCAN pattern of all sessions whose names begin so."""
     escaped = "".join(f"\\{c}" if c in "*?[]\\^-" else c for c in prefix)
     return f"{escaped}:*{ITEMS}".encode()
 

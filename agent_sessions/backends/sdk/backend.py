@@ -38,12 +38,17 @@ WINDOW = 10_000
 _RESERVED = "agent_sessions."
 
 
-def inner_id(key: SessionKey) -> str:
+def inner_id(key: SessionKey, namespace: str = "") -> str:
     """Give the id under which the inner class knows a session.
 
     Without an owner it is the session's own, so that existing histories open. No two
-    keys have the same.
+    keys have the same. `namespace` is the alias that wraps the backend.
     """
+    if namespace:
+        begin = f"{_RESERVED}in/{quote(namespace, safe='')}/"
+        if key.user_id is None:
+            return f"{begin}nobody/{key.session_id}"
+        return f"{begin}user/{quote(str(key.user_id), safe='')}/{key.session_id}"
     if key.user_id is not None:
         return f"{_RESERVED}user/{quote(str(key.user_id), safe='')}/{key.session_id}"
     if key.session_id.startswith(_RESERVED):
@@ -244,7 +249,7 @@ class SDKBackend(RemoteBackend):
     ) -> T:
         try:
             sessions = await self._sessions.get()
-            async with sessions.use(inner_id(key)) as opened:
+            async with sessions.use(inner_id(key, self.namespace)) as opened:
                 return await work(opened)
         except AgentSessionError:
             raise

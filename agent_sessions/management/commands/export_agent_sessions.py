@@ -12,9 +12,10 @@ from typing import IO, Any
 
 from django.core.management.base import CommandError
 
+from agent_sessions.backends.reading import read_history
 from agent_sessions.clearing import store_of
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.importing.export import Tally, export_session, read_items
+from agent_sessions.importing.export import Tally, export_session
 from agent_sessions.items import StoredItem
 from agent_sessions.management.files import unwritable, writing
 from agent_sessions.management.printing import PrintingCommand
@@ -40,7 +41,7 @@ def _as_markdown(row: AgentSession, tally: Tally) -> Iterator[str]:
 
     def items() -> Iterator[StoredItem]:
         nonlocal count
-        for item in read_items(backend, key):
+        for item in read_history(backend, key):
             count += 1
             yield item
 

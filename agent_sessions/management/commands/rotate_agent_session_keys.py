@@ -1,13 +1,16 @@
 from __future__ import annotations
 
-from argparse import ArgumentParser, BooleanOptionalAction
+import math
+import time
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from typing import Any, cast
 
 from django.core.management.base import CommandError
 from django.db import DatabaseError
 
 from agent_sessions.backends.encrypted import EncryptedBackend
-from agent_sessions.backends.encrypted.rotation import Rotated, Rotation
+from agent_sessions.backends.encrypted.retirement import Retirement
+from agent_sessions.backends.encrypted.rotation import Rotated, Rotation, rotate_rest
 from agent_sessions.clearing import Selection
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
@@ -18,15 +21,58 @@ from agent_sessions.reports import guarded
 
 # Beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3
+# Seconds between two looks at who writes.
+_PAUSE = 0.5
+
+
+def _seconds(text: str) -> float:
+    """Read how long to wait, for argparse."""
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ArgumentTypeError("0 or more seconds")
+    return seconds
+
+
+class Job:
+    """What is done for one alias."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        self.backend = cast("EncryptedBackend", sessions[alias])
+        self.retirement = Retirement(self.backend)
+        self.done, self.last = Rotated(), Rotated()
+        self.sessions = 0
+        self.is_complete = False
+
+    def sweep(self, batch_size: int, bar: Progress | None = None) -> None:
+        """Put what is there now under the first key."""
+        self.last = rotate_rest(self.backend, batch_size)
+        self.sessions += self.last.keys
+        for row in Selection(backends=(self.alias,)).rows():
+            rotated = Rotation(self.backend, row).run(batch_size=batch_size)
+            self.last.add(rotated)
+            self.sessions += bool(rotated.items or rotated.texts or rotated.keys)
+            if bar is not None:
+                bar.add(row.item_count)
+        self.done.add(self.last)
+        self.retirement.add(self.last.older)
+
+    def finish(self) -> None:
+        """Find out whether all is under the first key, and will be."""
+        # The keys may have changed meanwhile.
+        first = self.backend.source.ask().first.id
+        unused = self.retirement.look(retire=False) and first == self.retirement.first
+        self.is_complete = unused and not self.last.left
 
 
 class Command(PrintingCommand):
     help = (
         "Encrypt what encrypted backends store under the first of their keys, also "
-        "what is under older ones. Sessions may be written to meanwhile; positions, "
-        "turns and times stay. A call that broke off is simply given again. Exit "
-        "codes: 0 all is under the first key, 1 nothing was written, 3 something is "
-        "still under another key."
+        "what is under older ones, and retire these: no process may write with a "
+        "retired key. Sessions may be written to meanwhile; positions, turns and times "
+        "stay. A call that broke off is simply given again. Exit codes: 0 all is under "
+        "the first key, and stays so, 1 nothing was written, 3 something is still "
+        "under another key, or may yet be written with one."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -45,6 +91,19 @@ class Command(PrintingCommand):
             help="rows to write in one transaction (default: %(default)s)",
         )
         parser.add_argument(
+            "--wait",
+            type=_seconds,
+            default=120.0,
+            metavar="SECONDS",
+            help="how long to wait for processes that may still write with an older "
+            "key (default: %(default)g)",
+        )
+        parser.add_argument(
+            "--reinstate",
+            metavar="KEY_ID",
+            help="only allow processes to write with a retired key again",
+        )
+        parser.add_argument(
             "--progress",
             action=BooleanOptionalAction,
             help="show a progress bar (default: on a terminal)",
@@ -54,9 +113,16 @@ class Command(PrintingCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         self.options = options
         try:
-            left = [alias for alias in self._aliases() if not self._rotate(alias)]
+            if options["reinstate"] is not None:
+                self._reinstate(options["reinstate"])
+                return
+            jobs = [Job(alias) for alias in self._aliases()]
         except AgentSessionError as exc:
             raise CommandError(str(exc)) from exc
+        try:
+            left = self._rotate(jobs)
+        except AgentSessionError as exc:
+            raise CommandError(str(exc), returncode=INCOMPLETE) from exc
         except DatabaseError as exc:
             # The driver's own words may quote contents, so only its kind is told.
             raise CommandError(
@@ -67,7 +133,7 @@ class Command(PrintingCommand):
         if left:
             raise CommandError(
                 f"Keep the older keys of {', '.join(left)}: not everything is under "
-                "the first one.",
+                "the first one, or stays so. Then give the same command again.",
                 returncode=INCOMPLETE,
             )
 
@@ -85,51 +151,110 @@ class Command(PrintingCommand):
             raise CommandError("AGENT_SESSIONS has no EncryptedBackend.")
         return found
 
-    def _rotate(self, alias: str) -> bool:
-        """Rotate one alias; tell whether all of it is under the first key now."""
-        backend = cast("EncryptedBackend", sessions[alias])
-        selection = Selection(backends=(alias,))
-        totals = selection.totals()
+    def _reinstate(self, key_id: str) -> None:
+        for alias in self._aliases():
+            backend = cast("EncryptedBackend", sessions[alias])
+            rows = backend.permits.rows().filter(key_id=key_id)
+            if rows.exclude(retired_at=None).update(retired_at=None):
+                self.stdout.write(f"{alias}: key {key_id} writes again.")
+            else:
+                self.stdout.write(f"{alias}: key {key_id} was not retired.")
+
+    def _rotate(self, jobs: list[Job]) -> list[str]:
+        """Rotate aliases; give those of which something needs an older key, or may."""
+        for job in jobs:
+            bar = self._bar(job.alias)
+            job.sweep(self.options["batch_size"], bar)
+            if bar is not None:
+                bar.close()
+        waiting = [job for job in jobs if job.retirement.writers and not job.last.left]
+        self._wait(waiting)
+        for job in waiting:
+            if not job.retirement.writers:
+                # What was written until the older keys were retired.
+                job.sweep(self.options["batch_size"])
+        for job in jobs:
+            job.finish()
+            self._tell(job)
+        return [job.alias for job in jobs if not job.is_complete]
+
+    def _bar(self, alias: str) -> Progress | None:
         shown = self.options["progress"]
         if shown is None:
             shown = bool(self.options["verbosity"]) and self.stderr.isatty()
+        if not shown:
+            return None
         # Not self.stderr, which ends every line and colours it.
-        bar = Progress(self.stderr.stream, totals.items) if shown else None
-        done, number = Rotated(), 0
-        for row in selection.rows():
-            rotated = Rotation(backend, row).run(batch_size=self.options["batch_size"])
-            done.add(rotated)
-            number += bool(rotated.items or rotated.texts or rotated.keys)
-            if bar is not None:
-                bar.add(row.item_count)
-        if bar is not None:
-            bar.close()
-        self._tell(alias, backend, done, number)
-        return not done.left
+        return Progress(self.stderr.stream, Selection(backends=(alias,)).totals().items)
 
-    def _tell(
-        self, alias: str, backend: EncryptedBackend, done: Rotated, number: int
-    ) -> None:
+    def _wait(self, jobs: list[Job]) -> None:
+        """Wait until nobody writes with older keys, or the time is over."""
+        until = time.monotonic() + self.options["wait"]
+        if jobs and self.options["wait"] and self.options["verbosity"]:
+            names = ", ".join(job.alias for job in jobs)
+            self.stdout.write(
+                f"{names}: waiting for processes that may still write with older keys, "
+                f"up to {self.options['wait']:g} seconds."
+            )
+            self.stdout.flush()
+        while [job for job in jobs if not job.retirement.look()]:
+            if time.monotonic() >= until:
+                return
+            time.sleep(_PAUSE)
+
+    def _tell(self, job: Job) -> None:
+        done, last = job.done, job.last
         if self.options["verbosity"]:
             keys = f", and {counted(done.keys, 'session key')}" if done.keys else ""
             self.stdout.write(
-                f"{alias}: {counted(done.items + done.texts, 'item')}{keys} of "
-                f"{counted(number, 'session')} put under key "
-                f"{backend.source.ring().first.id}."
+                f"{job.alias}: {counted(done.items + done.texts, 'item')}{keys} of "
+                f"{counted(job.sessions, 'session')} put under key "
+                f"{job.retirement.first}."
             )
-        for key_id, missing in sorted(done.unknown.items()):
+        for key_id, missing in sorted(last.unknown.items()):
             self.stderr.write(
-                f"{alias}: {counted(missing, 'row')} under key {key_id}, which is not "
-                "among the keys."
+                f"{job.alias}: {counted(missing, 'row')} under key "
+                f"{key_id}, which is not among the keys."
             )
-        if done.fixed:
+        if last.fixed:
             self.stderr.write(
-                f"{alias}: {counted(done.fixed, 'item')} under other keys, which "
-                f"{type(backend.inner).__name__} can't rewrite. Copy the sessions to "
-                "an alias of the new key with copy_agent_sessions."
+                f"{job.alias}: {counted(last.fixed, 'item')} under other keys, which "
+                f"{type(job.backend.inner).__name__} can't rewrite. Copy the sessions "
+                "to an alias of the new key with copy_agent_sessions."
             )
-        if done.unreadable:
+        if last.unreadable:
             self.stderr.write(
-                f"{alias}: {counted(done.unreadable, 'row')} that don't open: they "
+                f"{job.alias}: {counted(last.unreadable, 'row')} that don't open: they "
                 "were not encrypted, were changed, or moved here."
             )
+        self._tell_keys(job)
+
+    def _tell_keys(self, job: Job) -> None:
+        """Tell which older keys may still be written with, and which may go."""
+        for key_id, writers in sorted(job.retirement.writers.items()):
+            holders = ", ".join(sorted(writers.holders))
+            if holders:
+                self.stderr.write(
+                    f"{job.alias}: key {key_id} was written with meanwhile, "
+                    f"by {holders} (host:process). Give these the current keys, the "
+                    "newest first, and restart them."
+                )
+            else:
+                self.stderr.write(
+                    f"{job.alias}: key {key_id} may be written with for "
+                    f"another {writers.left:.0f} seconds."
+                )
+        if not job.is_complete or not self.options["verbosity"]:
+            return
+        retired = job.retirement.retired()
+        for key_id in retired:
+            self.stdout.write(
+                f"{job.alias}: nothing is under {key_id}, and no process may "
+                "write with it any more: it can be removed."
+            )
+        for key_id in job.backend.source.ring().ids:
+            if key_id not in {job.retirement.first, *retired}:
+                self.stdout.write(
+                    f"{job.alias}: nothing is under {key_id}, with which no process has "
+                    "written. Any may: remove it from the keys if none is to."
+                )

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
+from agent_sessions.backends.reading import read_history
 from agent_sessions.clearing import Selection, store_of
 from agent_sessions.clearing.selection import is_storable
 from agent_sessions.exceptions import AgentSessionError
@@ -119,12 +120,7 @@ def _items(
         if first is None:
             return
         after = first - 1
-    page = backend.page(key, after=after, limit=_PAGE)
-    while page.items:
-        yield from page.items
-        if not page.has_later:
-            return
-        page = backend.page(key, after=page.items[-1].position, limit=_PAGE)
+    yield from read_history(backend, key, after=after)
 
 
 def _first_of_last(

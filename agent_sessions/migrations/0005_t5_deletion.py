@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('agent_sessions', '0003_c_approvals'),
+        ('agent_sessions', '0004_key_use'),
     ]
 
     operations = [
