@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from channels.db import database_sync_to_async
-from channels.layers import get_channel_layer
 from django.db import DatabaseError
 
 from agent_sessions.agui import (
@@ -21,11 +19,17 @@ from agent_sessions.agui import (
     run_error,
 )
 from agent_sessions.backends.processes import this_process
-from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist
+from agent_sessions.exceptions import (
+    AgentSessionError,
+    InvalidConsumer,
+    SessionDoesNotExist,
+    extra,
+)
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
 from agent_sessions.runs.errors import message_for, refusal_code
+from agent_sessions.runs.failures import logs_tracebacks
 from agent_sessions.runs.relay import ChannelRelay
 from agent_sessions.sockets import (
     CLOSE_BAD_FRAMES,
@@ -39,8 +43,14 @@ from agent_sessions.sockets import (
     maybe_await,
 )
 
+with extra("channels", "channels", needed_by=__name__):
+    from channels.db import database_sync_to_async
+    from channels.layers import get_channel_layer
+
 if TYPE_CHECKING:
     from agents import Agent, RunConfig, RunErrorHandlers, RunHooks
+
+    from agent_sessions.runs.active import ActiveRun
 
 __all__ = [
     "CLOSE_BAD_FRAMES",
@@ -60,8 +70,8 @@ class AgentConsumer(GuardedSocket):
     """Run an agent on one conversation of the logged-in user.
 
     `AgentConsumer.as_asgi(agent=support_agent)` under a route with `session_id`.
-    Override get_agent(), get_context(), get_session(), authorize() and the other
-    get_…(), each plain or async. Frames and close codes: docs/websocket.md.
+    Override get_agent(), get_context(), get_session(), authorize(),
+    on_error() and the other get_…(), each plain or async. Frames and close codes: docs/websocket.md.
     """
 
     agent: Agent[Any] | None = None
@@ -86,15 +96,20 @@ class AgentConsumer(GuardedSocket):
     _bad_frames = 0
     _refused_frames = 0
 
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """See GuardedSocket; where nothing chooses an agent, it is refused too."""
+        super().check_options(options)
+        chosen = cls.get_agent is not AgentConsumer.get_agent or "get_agent" in options
+        if not chosen and options.get("agent", cls.agent) is None:
+            raise _without_agent(cls)
+
     # -- to override -----------------------------------------------------------------
 
     def get_agent(self) -> Any:
         """Choose the agent that this socket's runs begin with."""
         if self.agent is None:
-            raise TypeError(
-                "AgentConsumer has no agent. Give one, AgentConsumer.as_asgi("
-                "agent=…), or override get_agent()."
-            )
+            raise _without_agent(type(self))
         return self.agent
 
     def get_run_config(self) -> Any:
@@ -120,6 +135,13 @@ class AgentConsumer(GuardedSocket):
     def get_session(self, session: Any) -> Any:
         """Give the session that a run uses: ours, which it gets, or one around it."""
         return session
+
+    def on_error(self, run: ActiveRun, exc: Exception) -> Any:
+        """Hear that a run failed, for Sentry and the like; the client hears no more.
+
+        `run` has `run_id` and `conversation`. The socket may be gone by then. What
+        this raises is logged and changes nothing.
+        """
 
     async def check_rate(self) -> bool:
         """Count a run; False where the user has had too many in this minute."""
@@ -209,7 +231,12 @@ class AgentConsumer(GuardedSocket):
                 await self._give_up(exc)
                 return
             if code == "internal":
-                logger.error("Run %r can't start: %s", request.run_id, exc)
+                logger.error(
+                    "Run %r can't start: %s",
+                    request.run_id,
+                    exc,
+                    exc_info=exc if logs_tracebacks() else None,
+                )
             await self._refuse(code, request.run_id)
         else:
             if run is None:
@@ -231,6 +258,7 @@ class AgentConsumer(GuardedSocket):
             error_handlers=await maybe_await(self.get_error_handlers()),
             max_turns=await maybe_await(self.get_max_turns()),
             wrap_session=self.get_session,
+            on_error=self.on_error,
         )
 
     async def _catch_up(self, offset: str | None) -> None:
@@ -286,6 +314,14 @@ class AgentConsumer(GuardedSocket):
                 await self._catch_up(None)
             else:
                 await self._send(frame.as_dict())
+
+
+def _without_agent(kind: type[AgentConsumer]) -> InvalidConsumer:
+    name = kind.__name__
+    return InvalidConsumer(
+        f"{name} has no agent. Give one, {name}.as_asgi(agent=…), or override "
+        "get_agent()."
+    )
 
 
 def _size(text: str | None, data: bytes | None) -> int:

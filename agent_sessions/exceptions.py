@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured, ObjectDoesNotExist
+from django.core.exceptions import (
+    ImproperlyConfigured,
+    ObjectDoesNotExist,
+    SynchronousOnlyOperation,
+)
 
 from agent_sessions.characters import printable
 
@@ -35,6 +41,10 @@ class InvalidBackend(AgentSessionError, ImproperlyConfigured):
         self.id = id
 
 
+class InvalidConsumer(AgentSessionError, TypeError):
+    """A consumer was given what it can't use, or lacks what it needs."""
+
+
 class MissingExtra(AgentSessionError, ImportError):
     """An optional dependency is not installed."""
 
@@ -44,6 +54,18 @@ class MissingExtra(AgentSessionError, ImportError):
             f'pip install "django-agent-sessions[{extra}]"'
         )
         self.extra = extra
+
+
+@contextmanager
+def extra(name: str, module: str, *, needed_by: str) -> Iterator[None]:
+    """Import what an extra brings in the block. Raises MissingExtra that names it."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        # What the module itself lacks is not ours to name.
+        if (exc.name or "").partition(".")[0] != module:
+            raise
+        raise MissingExtra(needed_by, name) from exc
 
 
 class SessionDoesNotExist(AgentSessionError, ObjectDoesNotExist):
@@ -79,12 +101,32 @@ class InvalidSessionId(AgentSessionError, ValueError):
 
 
 class InvalidOwner(AgentSessionError, ValueError):
-    """The user who is to own a session is anonymous or not saved yet."""
+    """What is to own a session is no saved user, or can't be loaded here."""
+
+    def __init__(self, reason: str = "it is anonymous or not saved") -> None:
+        super().__init__(
+            f"The session's user can't own it: {reason}. Give a saved user, or "
+            "user=None for a session without an owner."
+        )
+
+
+class UserNotLoaded(InvalidOwner, SynchronousOnlyOperation):
+    """A lazy user, such as `request.user`, was given in async code before its use."""
 
     def __init__(self) -> None:
         super().__init__(
-            "The session's user has no primary key: it is anonymous or not saved. "
-            "Give a saved user, or user=None for a session without an owner."
+            "it is not loaded yet, and loading it here would block the event loop; in "
+            "an async view, give user=await request.auser()"
+        )
+
+
+class BlockingCall(AgentSessionError, SynchronousOnlyOperation):
+    """A method of `session.sync` was called in async code; nothing was done."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(
+            f"session.sync.{method}() would block the event loop. In async code, call "
+            f"await session.{method}()."
         )
 
 

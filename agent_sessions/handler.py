@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import atexit
+import os
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+from django.conf import ENVIRONMENT_VARIABLE
+from django.conf import settings as django_settings
 from django.utils.connection import BaseConnectionHandler
 from django.utils.module_loading import import_string
 
-from agent_sessions.backends.arguments import did_you_mean
+from agent_sessions.backends.spelling import (
+    DEFAULT_ALIAS as DEFAULT_ALIAS,
+)
+from agent_sessions.backends.spelling import (
+    did_you_mean,
+    did_you_mean_alias,
+)
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
 from agent_sessions.reports import guarded
 
@@ -21,7 +30,6 @@ if TYPE_CHECKING:
     from agent_sessions.backends.base import BaseSessionBackend
     from agent_sessions.memory import BackendSession
 
-DEFAULT_ALIAS = "default"
 DATABASE_BACKEND = "agent_sessions.backends.database.DatabaseBackend"
 if TYPE_CHECKING:
     _Handler = BaseConnectionHandler["BaseSessionBackend"]
@@ -54,8 +62,6 @@ class SessionBackendHandler(_Handler):
     @guarded
     def configure_settings(self, settings: dict[str, Any] | None) -> dict[str, Any]:
         if settings is None:
-            from django.conf import settings as django_settings
-
             settings = getattr(django_settings, self.settings_name, None)
         if settings is None:
             return {DEFAULT_ALIAS: {"BACKEND": DATABASE_BACKEND}}
@@ -124,13 +130,28 @@ class SessionBackendHandler(_Handler):
             inner = (params.get("OPTIONS") or {}).get(kind.inner_option)
         return self.create_connection(alias, self.settings[wrapped[1]])
 
+    def expect(self, alias: str) -> None:
+        """Raise InvalidBackend for an alias that there isn't.
+
+        Where there are no settings yet, nothing can be told.
+        """
+        if not django_settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
+            return
+        try:
+            known = self.settings
+        except InvalidBackend:
+            # AGENT_SESSIONS as a whole is wrong, which the checks tell.
+            return
+        if alias not in known and not alias.startswith(UNLISTED):
+            raise self.unknown_alias(alias)
+
     def unknown_alias(self, alias: Any) -> InvalidBackend:
         """Make the error for an alias that AGENT_SESSIONS doesn't have."""
         known = list(map(str, self.settings))
         return InvalidBackend(
             f"AGENT_SESSIONS has no alias {alias!r}; it has: "
             f"{', '.join(sorted(known)) or 'none'}.",
-            hint=did_you_mean([str(alias)], known)
+            hint=did_you_mean_alias(str(alias), known)
             + f"Add {alias!r} to AGENT_SESSIONS, or use an alias that it has.",
             id="agent_sessions.E002",
         )
@@ -194,7 +215,7 @@ def _check_params(setting: str, alias: Any, params: Any) -> None:
     if unknown := sorted(map(str, params.keys() - _KEYS)):
         raise InvalidBackend(
             f"{setting} has unknown keys: {', '.join(unknown)}.",
-            hint=did_you_mean([key.upper() for key in unknown], _KEYS)
+            hint=did_you_mean(unknown, _KEYS)
             + "Put a backend's own options into OPTIONS.",
             id="agent_sessions.E007",
         )
@@ -270,8 +291,8 @@ def get_session(
     """Open a session of a configured backend for the SDK's Runner.
 
     `user` owns it; None means a session without an owner. Nothing is read or
-    written before the first call of the session's methods. Raises InvalidBackend
-    and InvalidSessionId.
+    written before the first call of the session's methods. Raises InvalidBackend,
+    InvalidSessionId and InvalidOwner.
     """
     return sessions[backend].get_session(session_id, user=user, **options)
 

@@ -11,7 +11,9 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from agent_sessions.deletion import cascade
 from agent_sessions.fields import ExactCharField, RawTextField
+from agent_sessions.owners import user_key
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -29,10 +31,14 @@ def today() -> date:
 
 class SessionQuerySet(models.QuerySet["AgentSession"]):
     def for_user(self, user: AbstractBaseUser | None) -> SessionQuerySet:
-        """Narrow to one owner's sessions; None means those without an owner."""
+        """Narrow to one owner's sessions; None means those without an owner.
+
+        Raises InvalidOwner.
+        """
         if user is None:
             return self.filter(user__isnull=True)
-        return self.filter(user_id=user.pk) if user.pk is not None else self.none()
+        pk = user_key(user)
+        return self.none() if pk is None else self.filter(user_id=pk)
 
 
 _SessionManager = models.Manager.from_queryset(SessionQuerySet)
@@ -50,13 +56,15 @@ class OwnedQuerySet(models.QuerySet[Any]):
     """A query set over rows that belong to a session, by way of `owner_path`."""
 
     def for_user(self, user: AbstractBaseUser | None) -> OwnedQuerySet:
-        """Narrow to the rows of one owner's sessions; None means no owner."""
+        """Narrow to the rows of one owner's sessions; None means no owner.
+
+        Raises InvalidOwner.
+        """
         path = self.model.owner_path
         if user is None:
             return self.filter(**{f"{path}__user__isnull": True})
-        if user.pk is None:
-            return self.none()
-        return self.filter(**{f"{path}__user_id": user.pk})
+        pk = user_key(user)
+        return self.none() if pk is None else self.filter(**{f"{path}__user_id": pk})
 
 
 class AgentSession(models.Model):
@@ -158,7 +166,7 @@ class Branch(models.Model):
     session = models.ForeignKey(
         AgentSession,
         verbose_name=_("session"),
-        on_delete=models.CASCADE,
+        on_delete=cascade,
         related_name="branches",
         # The unique constraint below begins with this column.
         db_index=False,
@@ -251,7 +259,7 @@ class AgentRun(models.Model):
     session = models.ForeignKey(
         AgentSession,
         verbose_name=_("session"),
-        on_delete=models.CASCADE,
+        on_delete=cascade,
         related_name="runs",
         # The unique constraint below begins with this column.
         db_index=False,

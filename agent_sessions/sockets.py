@@ -7,20 +7,30 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Coroutine, Hashable, Iterable
+from collections.abc import Coroutine, Hashable, Iterable, Mapping
 from typing import Any, cast
 
-from channels.exceptions import DenyConnection
-from channels.generic.websocket import AsyncWebsocketConsumer
 from django.db import DatabaseError
 
-from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist
+from agent_sessions.backends.spelling import (
+    did_you_mean,
+)
+from agent_sessions.exceptions import (
+    AgentSessionError,
+    InvalidConsumer,
+    SessionDoesNotExist,
+    extra,
+)
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
 from agent_sessions.runs.rates import Rates
 from agent_sessions.runs.relay import group_of
 from agent_sessions.websocket_auth import SocketUser, origin_is_allowed
+
+with extra("channels", "channels", needed_by=__name__):
+    from channels.exceptions import DenyConnection
+    from channels.generic.websocket import AsyncWebsocketConsumer
 
 logger = logging.getLogger("agent_sessions.consumers")
 
@@ -56,12 +66,8 @@ class GuardedSocket(AsyncWebsocketConsumer):
     def __init__(self, **options: Any) -> None:
         """Take what as_asgi() was given, as Django's View does with as_view()."""
         super().__init__()
+        self._check_names(options)
         for name, value in options.items():
-            if not hasattr(type(self), name) or name.startswith("_"):
-                raise TypeError(
-                    f"{type(self).__name__}.as_asgi() got {name!r}, which is no "
-                    "attribute of the class."
-                )
             setattr(self, name, value)
         self.listener = Subscription()
         self.conversation: Conversation | None = None
@@ -71,6 +77,37 @@ class GuardedSocket(AsyncWebsocketConsumer):
         self._rates = Rates()
         self._seats: list[Hashable] = []
         self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    def as_asgi(cls, **options: Any) -> Any:
+        """Return the application. Raises InvalidConsumer and InvalidBackend."""
+        cls.check_options(options)
+        return super().as_asgi(**options)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse what as_asgi() is given, before there is a socket to fail.
+
+        Raises InvalidConsumer and InvalidBackend.
+        """
+        if cls.__init__ is GuardedSocket.__init__:
+            # One of a subclass may take other names, and passes these on.
+            cls._check_names(options)
+        backend = options.get("backend", cls.backend)
+        if isinstance(backend, str):
+            # Not a property, which each socket asks.
+            sessions.expect(backend)
+
+    @classmethod
+    def _check_names(cls, options: Mapping[str, Any]) -> None:
+        for name in options:
+            if name.startswith("_") or not hasattr(cls, name):
+                known = [each for each in dir(cls) if not each.startswith("_")]
+                raise InvalidConsumer(
+                    f"{cls.__name__}.as_asgi() got {name!r}, which is no attribute of "
+                    f"the class. {did_you_mean([name], known)}Give it what "
+                    "docs/websocket.md names, or add the attribute to the class."
+                )
 
     # -- to override -----------------------------------------------------------------
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse
 
-from channels.security.websocket import OriginValidator
 from django.conf import settings
 from django.contrib.auth import (
     BACKEND_SESSION_KEY,
@@ -17,6 +16,11 @@ from django.contrib.auth import (
 )
 from django.core.exceptions import ValidationError
 from django.utils.crypto import constant_time_compare
+
+from agent_sessions.exceptions import extra
+
+with extra("channels", "channels", needed_by=__name__):
+    from channels.security.websocket import OriginValidator
 
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 

@@ -29,7 +29,7 @@ websocket_urlpatterns: list[Any] = [
         AgentConsumer.as_asgi(
             agent=build_support_agent(),
             stream_options=STREAM_OPTIONS,
-        ),  # type: ignore[arg-type]
+        ),
     )
 ]
 

@@ -24,6 +24,7 @@ from tests.admin_pages import (
     staff,
     url,
 )
+from tests.waiting import wait
 
 pytestmark = pytest.mark.django_db
 
@@ -245,3 +246,61 @@ class TestDelete:
         make("two")
         admin.delete_queryset(rf.get("/"), AgentSession.objects.all())
         assert not SessionItem.objects.exists()
+
+
+class TestWaiting:
+    """A session that waits for an approval, which goes with its history."""
+
+    ONE = "1 session waits for an approval, which nobody can give any more then."
+    TWO = "2 sessions wait for approvals, which nobody can give any more then."
+
+    def test_clearing_says_what_is_withdrawn(self) -> None:
+        row, idle = make(), make("idle")
+        wait(row)
+        client = staff("view", "clear")
+        html = page(client, url("clear", row))
+        assert self.ONE in html
+        assert "waits for an approval" not in page(client, url("clear", idle))
+        response = client.post(
+            url("clear", row), {"post": "yes", "count": "1", "waiting": "1"}
+        )
+        assert response.status_code == 302
+        assert AgentSession.objects.get(pk=row.pk).item_count == 0
+
+    def test_one_that_has_begun_to_wait_is_asked_about_again(self) -> None:
+        row = make()
+        client = staff("view", "clear")
+        page(client, url("clear", row))
+        wait(row)
+        for told in ("0", "2", "none"):
+            response = client.post(
+                url("clear", row), {"post": "yes", "count": "1", "waiting": told}
+            )
+            assert self.ONE in response.content.decode()
+        assert AgentSession.objects.get().item_count == 2
+
+    def test_the_actions_say_so_too(self) -> None:
+        rows = [make(f"chat-{n}") for n in range(3)]
+        for row in rows[:2]:
+            wait(row, run_id=row.session_id)
+        client = staff("view", "clear", "delete")
+        for action in ("clear_history", "delete_selected"):
+            html = client.post(
+                reverse(LIST),
+                {"action": action, "_selected_action": [row.pk for row in rows]},
+            ).content.decode()
+            assert self.TWO in html
+        assert AgentSession.objects.count() == 3
+
+    def test_deleting_says_so_too(self) -> None:
+        row, idle = make(), make("idle")
+        wait(row)
+        client = staff("view", "delete")
+        assert self.ONE in page(client, url("delete", row))
+        assert "waits for an approval" not in page(client, url("delete", idle))
+
+    def test_one_that_is_over_is_not_told(self) -> None:
+        row = make()
+        wait(row, expires_in=-timedelta(minutes=1))
+        client = staff("view", "clear")
+        assert "waits for an approval" not in page(client, url("clear", row))

@@ -30,8 +30,13 @@ def redis_layer(*hosts: Any) -> dict[str, Any]:
 URL = "redis://127.0.0.1"
 REDIS_LAYER = redis_layer({"address": URL, "socket_timeout": None})
 
+
+class SupportConsumer(AgentConsumer):
+    agent: Any = object()
+
+
 # Any, as Channels' types of routes don't meet Django's of path().
-open_consumer: Any = AgentConsumer.as_asgi(validate_origin=False)
+open_consumer: Any = SupportConsumer.as_asgi(validate_origin=False)
 
 
 def nested(route: str, application: Any) -> Any:
@@ -151,7 +156,7 @@ def guarded_consumer() -> Any:
     return OriginValidator(open_consumer, ["example.org"])
 
 
-class OpenConsumer(AgentConsumer):
+class OpenConsumer(SupportConsumer):
     validate_origin = False
 
 
@@ -177,14 +182,16 @@ strange_consumer.consumer_class = StrangeConsumer  # type: ignore[attr-defined]
         (ProtocolTypeRouter({}), []),
         (SimpleNamespace(application_mapping=3, routes=7), []),
         (strange_consumer, []),
-        (AgentConsumer.as_asgi(), []),
+        (SupportConsumer.as_asgi(), []),
         (OpenConsumer.as_asgi(validate_origin=True), []),
         (OpenConsumer.as_asgi(), [""]),
         (open_consumer, [""]),
         (guarded_consumer(), []),
         (router(nested("a/", guarded_consumer())), []),
         (
-            router(nested("a/", open_consumer), nested("b/", AgentConsumer.as_asgi())),
+            router(
+                nested("a/", open_consumer), nested("b/", SupportConsumer.as_asgi())
+            ),
             ["a/"],
         ),
         (
@@ -231,16 +238,16 @@ def validated(*hosts: str, inner: Any = open_consumer) -> Any:
 @pytest.mark.parametrize(
     ("application", "own_hosts", "expected"),
     [
-        (AgentConsumer.as_asgi(), ["*"], [""]),
-        (AgentConsumer.as_asgi(), ["www.example.com", "*"], [""]),
-        (AgentConsumer.as_asgi(), ["www.example.com"], []),
-        (AgentConsumer.as_asgi(), [".example.com"], []),
-        (AgentConsumer.as_asgi(), [], []),
+        (SupportConsumer.as_asgi(), ["*"], [""]),
+        (SupportConsumer.as_asgi(), ["www.example.com", "*"], [""]),
+        (SupportConsumer.as_asgi(), ["www.example.com"], []),
+        (SupportConsumer.as_asgi(), [".example.com"], []),
+        (SupportConsumer.as_asgi(), [], []),
         (validated("*"), ["www.example.com"], ["a/"]),
         (validated("https://www.example.com"), ["*"], []),
-        (validated("*", inner=AgentConsumer.as_asgi()), ["*"], ["a/"]),
-        (validated("*", inner=AgentConsumer.as_asgi()), ["www.example.com"], []),
-        (validated("www.example.com", inner=AgentConsumer.as_asgi()), ["*"], []),
+        (validated("*", inner=SupportConsumer.as_asgi()), ["*"], ["a/"]),
+        (validated("*", inner=SupportConsumer.as_asgi()), ["www.example.com"], []),
+        (validated("www.example.com", inner=SupportConsumer.as_asgi()), ["*"], []),
         (OriginValidator(validated("www.example.com"), ["*"]), ["*"], []),
         (OwnValidator(open_consumer, ["*"]), ["*"], []),
         # Nothing checks this one, which is W023.
@@ -255,7 +262,7 @@ def test_routes_with_a_wildcard(
     assert wildcard_routes(application, own_hosts) == expected
 
 
-closed_application = router(nested("ws/<str:session_id>/", AgentConsumer.as_asgi()))
+closed_application = router(nested("ws/<str:session_id>/", SupportConsumer.as_asgi()))
 
 
 @override_settings(CHANNEL_LAYERS=REDIS_LAYER)

@@ -17,6 +17,7 @@ from django.core.cache import cache
 
 from agent_sessions.agui import StreamOptions
 from agent_sessions.consumers import AgentConsumer
+from agent_sessions.exceptions import InvalidBackend, InvalidConsumer
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.runs import RunLimits, Subscription, get_run_manager
 from tests.chat import Socket, create_conversation, make_user, text_of
@@ -639,9 +640,69 @@ async def test_pings_come_by_themselves() -> None:
     assert json.loads(output["text"]) == {"type": "ping"}
 
 
-def test_as_asgi_refuses_what_the_class_lacks() -> None:
-    with pytest.raises(TypeError, match=r"as_asgi\(\) got 'agnet'"):
-        AgentConsumer(agnet=None)
+class Named(AgentConsumer):
+    agent: Any = object()
+
+
+class Choosing(AgentConsumer):
+    async def get_agent(self) -> Any:
+        return object()
+
+
+class Computed(AgentConsumer):
+    @property
+    def agent(self) -> Any:  # type: ignore[override]
+        return object()
+
+    @property
+    def backend(self) -> Any:  # type: ignore[override]
+        return "default"
+
+
+class Taking(Named):
+    def __init__(self, *, tenant: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.tenant = tenant
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "error", "said"),
+    [
+        (Named, {"agnet": None}, InvalidConsumer, "got 'agnet'.*mean 'agent'"),
+        (Named, {"_over": True}, InvalidConsumer, "got '_over'"),
+        (Named, {"backend": "nowhere"}, InvalidBackend, "no alias 'nowhere'"),
+        (AgentConsumer, {}, InvalidConsumer, r"as_asgi\(agent=…\), or override"),
+        (AgentConsumer, {"agent": None}, InvalidConsumer, "has no agent"),
+        (Named, {"agent": None}, InvalidConsumer, "Named has no agent"),
+        (Taking, {"tenant": "a", "backend": "nowhere"}, InvalidBackend, "nowhere"),
+    ],
+)
+def test_as_asgi_refuses_what_no_socket_could_use(
+    kind: Any, options: dict[str, Any], error: Any, said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        kind.as_asgi(**options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (AgentConsumer, {"agent": object()}),
+        (Named, {"backend": "default", "max_sockets": 1}),
+        (Choosing, {}),
+        (Computed, {}),
+        (Taking, {"tenant": "a"}),
+    ],
+)
+def test_as_asgi_takes_what_the_class_does(kind: Any, options: dict[str, Any]) -> None:
+    assert kind.as_asgi(**options).consumer_initkwargs == options
+    kind(**options)
+
+
+def test_a_socket_refuses_what_its_own_class_passes_on() -> None:
+    application = Taking.as_asgi(tenant="a", agnet=None)
+    with pytest.raises(InvalidConsumer, match="got 'agnet'"):
+        application.consumer_class(**application.consumer_initkwargs)
 
 
 async def test_a_consumer_without_an_agent_says_what_to_do() -> None:

@@ -434,7 +434,11 @@ def test_an_encrypted_history_is_copied_and_says_the_same() -> None:
         assert items_of("s-1", "private", alice) == session.sync.get_items()
         assert row_of("s-1", "private").title == ""
         assert not [t for t in OtherLists.histories[alice.pk, "s-1"] if "Text" in t]
-        copy("s-1", "--from=private", "--to=lists")
+        # What would be in clear from then on has to be asked for.
+        said = copy("s-1", "--from=private", "--to=lists", code=1)
+        assert "would be stored in clear. Add --in-clear" in said
+        assert (alice.pk, "s-1") not in ListBackend.histories
+        copy("s-1", "--from=private", "--to=lists", "--in-clear")
         assert items_of("s-1", "lists", alice) == session.sync.get_items()
         assert "unchanged 1" in copy("s-1", "--from=default", "--to=private")
 

@@ -10,8 +10,13 @@ import pytest
 from django.test import override_settings
 
 from agent_sessions import DjangoSession, get_session, sessions
-from agent_sessions.backends.base import BaseSessionBackend
+from agent_sessions.backends.base import (
+    BaseSessionBackend,
+)
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.spelling import (
+    did_you_mean,
+)
 from agent_sessions.exceptions import (
     AgentSessionError,
     InvalidBackend,
@@ -313,3 +318,40 @@ class TestDjangoSession:
     def test_refuses_an_unknown_database(self) -> None:
         with pytest.raises(InvalidBackend, match="DATABASES has no alias 'elsewhere'"):
             DjangoSession("chat", database="elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("setting", "alias", "said"),
+    [
+        (
+            {"defalt": {"BACKEND": DATABASE_BACKEND}},
+            "default",
+            "If 'defalt' is a misspelt 'default', rename it.",
+        ),
+        (
+            {"default": {"BACKEND": DATABASE_BACKEND}},
+            "defalt",
+            "Did you mean 'default'?",
+        ),
+        (
+            {"default": {"BACKEND": DATABASE_BACKEND}},
+            "Default",
+            "Did you mean 'default'?",
+        ),
+        ({"room": {"BACKEND": DATABASE_BACKEND}}, "default", "it has: room. Add"),
+    ],
+)
+def test_nothing_misspelt_is_suggested(
+    setting: dict[str, Any], alias: str, said: str
+) -> None:
+    with override_settings(AGENT_SESSIONS=setting), pytest.raises(InvalidBackend) as e:
+        get_session("room", backend=alias)
+    assert said in str(e.value)
+    assert "Did you mean 'defalt'" not in str(e.value)
+
+
+def test_a_word_that_is_spelt_right_is_not_suggested() -> None:
+    assert did_you_mean(["threads"], ["threads", "thread"]) == ""
+    assert did_you_mean(["options", "THREADS"], ["OPTIONS", "threads"]) == (
+        "Did you mean 'OPTIONS' or 'threads'? "
+    )

@@ -20,6 +20,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from agent_sessions import clearing
 from agent_sessions.admin.session_rules import Rows, SessionRules
+from agent_sessions.approvals import find_states
 from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentSession
@@ -82,6 +83,8 @@ class ClearingMixin(SessionRules):
                 "owners": len({row.user_id for row in rows} - {None}),
             },
             "named": [self.label(request, row) for row in named],
+            "waiting": _count_waiting(rows),
+            "warning": _warning(rows),
             "more": len(rows) - len(named),
             "is_action": is_action,
             "action_checkbox_name": ACTION_CHECKBOX_NAME,
@@ -191,6 +194,8 @@ class ClearingMixin(SessionRules):
         ]
         if more := len(rows) - len(names):
             names.append(ngettext("and %d more", "and %d more", more) % more)
+        if warning := _warning(rows):
+            names.insert(0, warning)
         counts = {
             str(self.opts.verbose_name_plural): len(rows),
             _("items"): sum(row.item_count for row in rows),
@@ -214,9 +219,33 @@ class ClearingMixin(SessionRules):
 
 
 def _is_confirmed(request: HttpRequest, rows: list[AgentSession]) -> bool:
-    """Tell whether the reader has agreed to clear as many sessions as there are."""
+    """Tell whether the reader has agreed to clear as many sessions as there are.
+
+    The page also says how many of them wait for an approval, and asks again where one
+    has begun to wait since.
+    """
     posted = request.POST
-    return "post" in posted and posted.get("count") == str(len(rows))
+    if "post" not in posted or posted.get("count") != str(len(rows)):
+        return False
+    told = posted.get("waiting")
+    return told is None or told == str(_count_waiting(rows))
+
+
+def _count_waiting(rows: list[AgentSession]) -> int:
+    states = find_states(rows)
+    return sum(state == AgentSession.State.WAITING for state in states.values())
+
+
+def _warning(rows: list[AgentSession]) -> str:
+    """Say what is withdrawn with sessions; "" where nothing is."""
+    if not (count := _count_waiting(rows)):
+        return ""
+    text = ngettext(
+        "%(count)d session waits for an approval, which nobody can give any more then.",
+        "%(count)d sessions wait for approvals, which nobody can give any more then.",
+        count,
+    )
+    return text % {"count": count}
 
 
 def _some(names: Iterable[str]) -> str:

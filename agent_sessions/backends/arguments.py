@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any
 
 from agent_sessions.exceptions import InvalidBackend, InvalidLimit, InvalidSessionId
@@ -52,11 +50,3 @@ def check_run_session(alias: str, wrap: Any) -> None:
             "the one that the Runner uses.",
             id="agent_sessions.E008",
         )
-
-
-def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
-    """Ask for the known words that misspelt ones come near to, or say nothing."""
-    known = list(known)
-    near = [get_close_matches(word, known, n=1) for word in words]
-    found = list(dict.fromkeys(match for matches in near for match in matches))
-    return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""

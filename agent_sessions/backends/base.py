@@ -16,12 +16,13 @@ from django.views.decorators.debug import sensitive_variables
 from agent_sessions.backends.arguments import (
     check_run_session,
     check_session_id,
-    did_you_mean,
 )
 from agent_sessions.backends.retention import read_retention
 from agent_sessions.backends.signed import open_or_none, sign, unsign
-from agent_sessions.exceptions import InvalidBackend, InvalidOwner
+from agent_sessions.backends.spelling import did_you_mean
+from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.items import Item, StoredItem
+from agent_sessions.owners import owner_key
 from agent_sessions.reports import guard_methods
 
 if TYPE_CHECKING:
@@ -418,9 +419,7 @@ def make_key(
 ) -> SessionKey:
     """Check an id and its owner. Raises InvalidSessionId and InvalidOwner."""
     check_session_id(session_id)
-    if user is not None and user.pk is None:
-        raise InvalidOwner
-    return SessionKey(session_id, None if user is None else user.pk, branch)
+    return SessionKey(session_id, None if user is None else owner_key(user), branch)
 
 
 async def settle(awaitable: Awaitable[T]) -> T:

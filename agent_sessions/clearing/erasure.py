@@ -25,6 +25,7 @@ from agent_sessions.clearing.traces import (
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession, PendingClear
+from agent_sessions.owners import owner_key
 from agent_sessions.pending import retry_pending
 
 FORMAT = "agent-sessions/erasure-1"
@@ -94,8 +95,10 @@ def erase_user(user: AbstractBaseUser, receipt: Receipt, *, batch_size: int) -> 
 
     What the admin's log calls them goes too; who did something, and when, stays there.
     The user stays. A session with an active run and one whose store can't be reached
-    are left and told; a later call goes on with them. Raises InvalidBackend.
+    are left and told; a later call goes on with them. Raises InvalidBackend and
+    InvalidOwner.
     """
+    owner_key(user)
     how = Removal(delete=True, waiting=True, batch_size=batch_size)
     databases, began, gone = _databases(), timezone.now(), list[Any]()
     # First: whose an entry is can't be told once the rows are gone.

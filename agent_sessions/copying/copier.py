@@ -63,7 +63,13 @@ class Copier:
         *,
         move: bool = False,
         batch_size: int = 200,
+        in_clear: bool = False,
     ) -> None:
+        if source.encrypts and not (target.encrypts or in_clear):
+            raise CopyProblem(
+                f"{source.alias!r} encrypts and {target.alias!r} does not: what is "
+                "copied would be stored in clear. Add --in-clear if that is meant."
+            )
         self.source = source
         self.target = target
         self.move = move

@@ -70,13 +70,18 @@ class AdvancedSource(TableSource):
         return {
             branch.name
             for branch in session.branches
-            if _new_ids(session, branch, marks.get(branch.name, Mark()))
+            if self._proved(
+                _own_ids(session, branch),
+                marks.get(branch.name, Mark()),
+                f"branch {branch.name!r}",
+            )
         }
 
     def items(
         self, session: SourceSession, branch: SourceBranch, mark: Mark
     ) -> Iterator[list[SourceItem]]:
-        return self._pages(_new_ids(session, branch, mark))
+        own = _own_ids(session, branch)
+        return self._pages(after_mark(own, mark, f"branch {branch.name!r}"))
 
     def _names(self, session_id: Any) -> list[str]:
         """Name the branches that show something as the source does; main comes first."""
@@ -208,12 +213,11 @@ def _own_name(name: str) -> str:
     return name.replace("~", "-")
 
 
-def _new_ids(session: SourceSession, branch: SourceBranch, mark: Mark) -> array[int]:
-    """Give the ids of a branch's own items after a mark. Raises ImportProblem."""
+def _own_ids(session: SourceSession, branch: SourceBranch) -> array[int]:
+    """Give the ids of a branch's own items."""
     _, histories = session.key
     ids: array[int] = histories.get(branch.name, array("q"))
-    own = ids[branch.fork_position or 0 :]
-    return after_mark(own, mark, f"branch {branch.name!r}")
+    return ids[branch.fork_position or 0 :]
 
 
 def _shared(one: array[int], other: array[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -49,7 +49,16 @@ _PAGE = 200
 _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-def export_session(row: AgentSession) -> Iterator[str]:
+@dataclass(slots=True)
+class Tally:
+    """What an export has written so far."""
+
+    items: int = 0
+    # Sessions whose items are encrypted in their store, and in clear in the export.
+    opened: int = 0
+
+
+def export_session(row: AgentSession, tally: Tally | None = None) -> Iterator[str]:
     """Give the pieces of a session's line, its newline included.
 
     Memory doesn't grow with the history. What other stores than Django's databases
@@ -70,7 +79,10 @@ def export_session(row: AgentSession) -> Iterator[str]:
         [_branch(branch) for branch in branches] if stored else [_only(backend, row)]
     )
     yield f'{{"format":{_encode(FORMAT)},"session":'
-    yield _encode(describe_session(row) | ({} if stored else {"branch": MAIN_BRANCH}))
+    # An import keeps what is in clear in the file in clear, so it has to know.
+    facts: dict[str, Any] = {"encrypted": True} if backend.encrypts else {}
+    facts |= {} if stored else {"branch": MAIN_BRANCH}
+    yield _encode(describe_session(row) | facts)
     yield ',"branches":'
     yield _encode(described)
     yield ',"runs":['
@@ -88,10 +100,15 @@ def export_session(row: AgentSession) -> Iterator[str]:
         if stored
         else (_item(MAIN_BRANCH, item) for item in _counted(backend, row))
     )
+    count = 0
     for item in found:
         yield separator + item
         separator = ","
+        count += 1
     yield "]}\n"
+    if tally is not None:
+        tally.items += count
+        tally.opened += backend.encrypts
 
 
 def _encode(value: Any) -> str:

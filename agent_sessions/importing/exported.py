@@ -8,10 +8,12 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
-from agent_sessions.exceptions import InvalidItem
+from agent_sessions.exceptions import AgentSessionError, InvalidItem
+from agent_sessions.handler import sessions
 from agent_sessions.importing.checks import MOST_POSITIONS, MOST_TURNS
 from agent_sessions.importing.databases import ITEM_BYTES, as_text, as_time
 from agent_sessions.importing.export import FORMAT, RUN_COLUMNS
+from agent_sessions.importing.formats import check_text, read_head
 from agent_sessions.importing.records import (
     ImportProblem,
     Mark,
@@ -21,6 +23,8 @@ from agent_sessions.importing.records import (
     SourceRun,
     SourceSession,
     UnreadableSource,
+    changed,
+    extend,
 )
 from agent_sessions.importing.runs import TOKENS
 from agent_sessions.importing.stream import Broken, Stream, TooMuch
@@ -53,6 +57,7 @@ class ExportSource(Source):
             if not Path(path).is_file():
                 # Pipes and devices may never end, or never begin.
                 raise UnreadableSource(f"There is no regular file {path!r}.")
+            check_text(as_text(path), read_head(path))
             # Closed by close(). A byte that is no UTF-8 breaks its own line only: what
             # it becomes is no JSON.
             self._file = Path(path).open(  # noqa: SIM115
@@ -92,7 +97,7 @@ class ExportSource(Source):
         if not self._file.seekable():
             return set()
         place = self._stream.place()
-        positions, is_whole = self._positions()
+        positions, digests, is_whole = self._positions(marks)
         self._stream.go_back(place)
         self._first, self._next = True, None
         found = set()
@@ -102,7 +107,9 @@ class ExportSource(Source):
                 if len(own) < mark.count and not is_whole:
                     continue
                 if len(own) < mark.count or own[mark.count - 1] != mark.last:
-                    raise _changed(branch)
+                    raise _removed(branch)
+                if digests[branch.name] != mark.digest:
+                    raise changed(f"branch {branch.name!r}")
             if len(own) > (mark.count if mark else 0):
                 found.add(branch.name)
         return found
@@ -117,7 +124,7 @@ class ExportSource(Source):
             seen += 1
             if seen <= mark.count:
                 if seen == mark.count and item.id != mark.last:
-                    raise _changed(branch)
+                    raise _removed(branch)
                 continue
             page.append(item)
             size += len(item.data)
@@ -125,7 +132,7 @@ class ExportSource(Source):
                 yield page
                 page, size = [], 0
         if seen < mark.count:
-            raise _changed(branch)
+            raise _removed(branch)
         if branch is session.branches[-1] and self._next is not None:
             raise ImportProblem(
                 f"line {self._stream.line}: its items aren't in its branches' order."
@@ -182,17 +189,26 @@ class ExportSource(Source):
             except _WRONG:
                 raise self._broken() from None
 
-    def _positions(self) -> tuple[dict[str, array[int]], bool]:
-        """Read on to the line's end; tell too whether it was reached."""
+    def _positions(
+        self, marks: Mapping[str, Mark]
+    ) -> tuple[dict[str, array[int]], dict[str, str], bool]:
+        """Read on to the line's end; tell too whether it was reached.
+
+        With the positions of each branch comes the hash of its items up to its mark.
+        """
         positions: dict[str, array[int]] = {}
+        digests: dict[str, str] = {}
         try:
             while (found := self._look()) is not None:
                 self._next = None
-                own = positions.setdefault(found["branch"], array("q"))
+                name = found["branch"]
+                own = positions.setdefault(name, array("q"))
+                if name in marks and len(own) < marks[name].count:
+                    digests[name] = extend(digests.get(name, ""), [_item(found)])
                 own.append(int(found["position"]))
         except (ImportProblem, *_WRONG):
-            return positions, False
-        return positions, True
+            return positions, digests, False
+        return positions, digests, True
 
     def _look(self) -> dict[str, Any] | None:
         """Look at the next item; None after the last one."""
@@ -225,7 +241,7 @@ class ExportSource(Source):
         )
 
 
-def _changed(branch: SourceBranch) -> ImportProblem:
+def _removed(branch: SourceBranch) -> ImportProblem:
     return ImportProblem(
         f"the file no longer has all items of branch {branch.name!r} that were "
         "imported before. Delete the imported session and import again."
@@ -279,7 +295,16 @@ def _session(found: dict[str, Any]) -> SourceSession:
             "expires_at": as_time(row.get("expires_at"), UTC),
             **sums,
         },
+        opened=row.get("encrypted") is True or _encrypts(row.get("backend")),
     )
+
+
+def _encrypts(alias: Any) -> bool:
+    """Tell whether an alias of ours encrypts: lines of older releases don't say."""
+    try:
+        return isinstance(alias, str) and sessions[alias].encrypts
+    except AgentSessionError:
+        return False
 
 
 def _word(value: Any) -> str | None:

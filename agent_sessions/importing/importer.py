@@ -76,11 +76,14 @@ class Importer:
         batch_size: int = 1_000,
         dry_run: bool = False,
         only: Sequence[str] = (),
+        in_clear: bool = False,
     ) -> None:
         self.source = source
         self.backend = backend
         self.owners = owners
         self.dry_run = dry_run
+        # Whether what was encrypted elsewhere may be stored in clear.
+        self.in_clear = in_clear
         self.report = Report(missing=set(only))
         self._batches = Batches(backend.using, batch_size)
         # Told how many items each page had.
@@ -103,6 +106,12 @@ class Importer:
 
     def _import(self, session: SourceSession) -> None:
         check_session(session)
+        if session.opened and not (self.in_clear or self.backend.encrypts):
+            raise ImportProblem(
+                "its items are encrypted where they are from, and would be stored in "
+                "clear. Add --in-clear if that is meant; copy_agent_sessions goes from "
+                "one encrypted backend to another."
+            )
         owner = self.owners.of(session)
         target = Target(
             self.backend,

@@ -11,6 +11,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 
 from agent_sessions.backends.arguments import is_text
+from agent_sessions.importing.formats import check_text, read_head
 from agent_sessions.importing.records import (
     ImportProblem,
     SourceSession,
@@ -107,6 +108,7 @@ class OwnersFromFile(Owners):
                     f"--owners-csv: can't read {path}: it is no file of up to "
                     f"{_MOST_BYTES:,} bytes."
                 )
+            check_text(f"--owners-csv: {path}", read_head(path))
             with Path(path).open(encoding="utf-8-sig", newline="") as file:
                 rows = [row for row in csv.reader(file) if row]
         except (OSError, ValueError, csv.Error) as exc:
@@ -116,7 +118,15 @@ class OwnersFromFile(Owners):
                 f"--owners-csv: row {wrong[0]} has not two columns, a session's id and "
                 "a user's name."
             )
-        self._names = dict(rows)
+        self._names: dict[str, str] = {}
+        first: dict[str, int] = {}
+        for number, (session_id, name) in enumerate(rows, 1):
+            if first.setdefault(session_id, number) != number:
+                raise UnreadableSource(
+                    f"--owners-csv: rows {first[session_id]} and {number} are of the "
+                    f"same session, {session_id[:255]!r}. Keep the one that is right."
+                )
+            self._names[session_id] = name
 
     def of(self, session: SourceSession) -> Any:
         try:

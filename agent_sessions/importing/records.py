@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -22,10 +23,14 @@ class UnreadableSource(AgentSessionError):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How far a branch has been imported: how many items, and the last one's id."""
+    """How far a branch has been imported: how many items, and the last one's id.
+
+    `digest` is a hash over all of them, which tells them from any others.
+    """
 
     count: int = 0
     last: int | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,8 @@ class SourceSession:
     runs: list[SourceRun] = field(default_factory=list)
     # Values of the session's row: title, metadata, agent_name.
     columns: dict[str, Any] = field(default_factory=dict)
+    # Whether its items were encrypted where they are from, and are in clear here.
+    opened: bool = False
     # What the source itself shows nowhere, and so isn't imported.
     left_out: int = 0
     # Why the source can't give it whole; it is then refused by name.
@@ -123,6 +130,24 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections."""
+
+
+def extend(digest: str, items: Iterable[SourceItem]) -> str:
+    """Go on with the hash of what was taken. Each item is a step: pages may differ."""
+    for item in items:
+        step = hashlib.sha256(f"{digest}\n{item.id}\n".encode())
+        step.update(item.data.encode("utf-8", "surrogatepass"))
+        digest = step.hexdigest()
+    return digest
+
+
+def changed(what: str) -> ImportProblem:
+    """Make the error for a source that has something else than was imported."""
+    return ImportProblem(
+        f"the items of {what} that were imported before are others in the source now: "
+        "they were changed, or it is another conversation of this id. Delete the "
+        "imported session and import again, or import into another --backend."
+    )
 
 
 def after_mark(ids: array[int], mark: Mark, what: str) -> array[int]:

@@ -7,7 +7,6 @@ query goes on for longer than a file of this size can need.
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 from array import array
@@ -15,7 +14,6 @@ from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote as quote_url
 
 from django.db import connections
 
@@ -26,6 +24,7 @@ from agent_sessions.importing.databases import (
     TooLong,
     as_text,
 )
+from agent_sessions.importing.places import Place
 from agent_sessions.importing.records import UnreadableSource
 from agent_sessions.reports import told
 
@@ -51,12 +50,13 @@ class SQLiteFile(Database):
         self.name = as_text(str(path.resolve()))
         self._most = _STEPS + _STEPS_PER_BYTE * path.stat().st_size
         self._steps = 0
-        uri = f"file:{quote_url(os.fsencode(path.resolve()))}?mode=ro"
+        self._place = Place(path.resolve(), self.name)
         try:
             self._connection = sqlite3.connect(
-                uri, uri=True, timeout=20, isolation_level=None
+                self._place.uri, uri=True, timeout=20, isolation_level=None
             )
         except _ERRORS as exc:
+            self._place.close()
             raise UnreadableSource(f"Can't open {self.name}: {told(exc)}.") from None
         self._connection.text_factory = _text
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
@@ -98,17 +98,21 @@ class SQLiteFile(Database):
         self._begin(longest)
         try:
             with closing(self._connection.execute(sql, tuple(params))) as cursor:
-                return cursor.fetchall()
+                found = cursor.fetchall()
         except _ERRORS as exc:
             raise self._problem(exc) from None
+        self._place.check()
+        return found
 
     def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
         self._begin()
         try:
             with closing(self._connection.execute(sql, tuple(params))) as cursor:
-                return array("q", (row[0] for row in cursor))
+                found = array("q", (row[0] for row in cursor))
         except _ERRORS as exc:
             raise self._problem(exc) from None
+        self._place.check()
+        return found
 
     def columns(self, table: str) -> set[str]:
         self._begin()
@@ -124,6 +128,7 @@ class SQLiteFile(Database):
 
     def close(self) -> None:
         self._connection.close()
+        self._place.close()
 
     def _begin(self, longest: int = CELL_BYTES) -> None:
         """Set the limits of a query."""
@@ -188,6 +193,7 @@ class SQLiteFile(Database):
         return False
 
     def _problem(self, exc: Exception) -> UnreadableSource:
+        self._place.check()
         if isinstance(exc, sqlite3.OperationalError) and self._steps > self._most:
             return UnreadableSource(
                 f"Can't read {self.name}: a query takes more steps than a file of this "

@@ -26,6 +26,8 @@ from agent_sessions.importing.records import (
     SourceSession,
     UnreadableSource,
     after_mark,
+    changed,
+    extend,
 )
 from agent_sessions.models import MAIN_BRANCH
 
@@ -117,7 +119,8 @@ class TableSource(Source):
 
     def grown(self, session: SourceSession, marks: Mapping[str, Mark]) -> set[str]:
         mark = marks.get(MAIN_BRANCH, Mark())
-        return {MAIN_BRANCH} if self._new_ids(session.key, mark) else set()
+        new = self._proved(self._ids(session.key), mark, "the session")
+        return {MAIN_BRANCH} if new else set()
 
     def items(
         self, session: SourceSession, branch: SourceBranch, mark: Mark
@@ -200,6 +203,19 @@ class TableSource(Source):
 
     def _new_ids(self, key: Any, mark: Mark) -> array[int]:
         return after_mark(self._ids(key), mark, "the session")
+
+    def _proved(self, ids: array[int], mark: Mark, what: str) -> array[int]:
+        """Give the ids after a mark, once what is before them is what was taken.
+
+        Raises ImportProblem.
+        """
+        new = after_mark(ids, mark, what)
+        digest = ""
+        for page in self._pages(ids[: mark.count]):
+            digest = extend(digest, page)
+        if digest != mark.digest:
+            raise changed(what)
+        return new
 
     def _ids(self, key: Any) -> array[int]:
         """Give the ids of a session's messages in their order, 8 bytes each."""

@@ -20,6 +20,7 @@ from agent_sessions.importing.records import (
     SourceBranch,
     SourceItem,
     SourceSession,
+    extend,
 )
 from agent_sessions.models import MAIN_BRANCH, AgentSession, Branch, SessionItem
 
@@ -179,11 +180,14 @@ class Target:
             for branch in Branch.objects.using(self.using).filter(session_id=row.pk)
         }
         self._names = set(found)
-        for name, (pk, count, last, head) in row.metadata[MARKER]["branches"].items():
+        for name, known in row.metadata[MARKER]["branches"].items():
+            # Without a hash, nothing can be proved: see Mark.
+            pk, count, last, head, digest = [*known, ""][:5]
             branch = found.get(name)
             moved = branch is None or branch.pk != pk or branch.head != head
             turn = 0 if branch is None else branch.turn
-            self.lines[name] = Line(branch, Mark(count, last), head, turn, moved)
+            mark = Mark(count, last, digest)
+            self.lines[name] = Line(branch, mark, head, turn, moved)
 
     # -- branches ------------------------------------------------------------------
 
@@ -255,7 +259,9 @@ class Target:
         if line.moved:
             raise _gone_on(name)
         rows = self._item_rows(line, items, page)
-        line.mark = Mark(line.mark.count + len(items), items[-1].id)
+        line.mark = Mark(
+            line.mark.count + len(items), items[-1].id, extend(line.mark.digest, items)
+        )
         if rows:
             line.head, line.turn = rows[-1][1:3]
         if self.dry_run or line.branch is None or self.row is None:
@@ -362,7 +368,13 @@ class Target:
             **({"backend": self._came_from} if self._came_from else {}),
             "complete": complete,
             "branches": {
-                name: [line.branch.pk, line.mark.count, line.mark.last, line.head]
+                name: [
+                    line.branch.pk,
+                    line.mark.count,
+                    line.mark.last,
+                    line.head,
+                    line.mark.digest,
+                ]
                 for name, line in self.lines.items()
                 if line.branch is not None
             },

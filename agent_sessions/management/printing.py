@@ -18,6 +18,7 @@ from django.core.management.base import (
 from django.core.management.color import no_style
 
 from agent_sessions.characters import ascii_json, printable, printable_lines
+from agent_sessions.management.failures import explain
 
 # Rows by which the widths of columns are chosen.
 _PAGE = 100
@@ -69,6 +70,9 @@ class Output(OutputWrapper):
 class PrintingCommand(BaseCommand):
     """The base of every command here: nothing is printed but by the table."""
 
+    # The exit code of a call that has done nothing.
+    nothing_done = 1
+
     stdout: Output
     stderr: Output
 
@@ -98,7 +102,10 @@ class PrintingCommand(BaseCommand):
             return super().execute(*args, **options)
         except Exception as exc:
             _clean_messages(exc)
-            raise
+            if (told := explain(exc, nothing_done=self.nothing_done)) is None:
+                raise
+            _clean_messages(told)
+            raise told from exc
 
     def check(self, *args: Any, **kwargs: Any) -> None:
         """Let Django print its checks: many lines, and without colours of theirs."""

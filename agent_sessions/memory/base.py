@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agents.memory import SessionABC, SessionSettings
 from agents.memory.session_settings import (
@@ -20,13 +22,15 @@ from agent_sessions.backends.base import (
     BaseSessionBackend,
     SessionKey,
 )
-from agent_sessions.exceptions import SessionDoesNotExist
+from agent_sessions.exceptions import BlockingCall, SessionDoesNotExist
 from agent_sessions.memory.context import names_other
 from agent_sessions.reports import guard_public_methods, leave, unwrapped
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
     from agents.run_context import RunContextWrapper
+
+T = TypeVar("T")
 
 
 @guard_public_methods
@@ -192,7 +196,27 @@ class BackendSession(SessionABC):
         return limit
 
 
+def blocking(kind: type[T]) -> type[T]:
+    """Decorate a synchronous face so that its methods say what to call in async code."""
+    for name, method in list(vars(kind).items()):
+        if inspect.isfunction(method) and not name.startswith("_"):
+            setattr(kind, name, _told(method))
+    return kind
+
+
+def _told(method: Any) -> Any:
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except SynchronousOnlyOperation:
+            raise BlockingCall(method.__name__) from None
+
+    return call
+
+
 @guard_public_methods
+@blocking
 class SyncSession:
     """The synchronous face of a session, on the caller's own connection."""
 

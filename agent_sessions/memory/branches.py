@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from agent_sessions.backends.arguments import check_limit
 from agent_sessions.backends.database import turns, undo
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.memory.base import BackendSession, SyncSession
+from agent_sessions.memory.base import BackendSession, SyncSession, blocking
 from agent_sessions.models import MAIN_BRANCH
 from agent_sessions.reports import guard_public_methods, unwrapped
 
@@ -196,6 +196,7 @@ class BranchingSession(BackendSession):
 
 
 @guard_public_methods
+@blocking
 class SyncBranchingSession(SyncSession):
     """The synchronous face of a session whose history can fork."""
 

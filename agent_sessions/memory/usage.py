@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from agents import AgentsException
 
 from agent_sessions.backends.database import usage
+from agent_sessions.memory.base import blocking
 from agent_sessions.memory.branches import BranchingSession, SyncBranchingSession
 from agent_sessions.reports import guard_public_methods
 from agent_sessions.usage import Spent, model_of, recorded_as, trace_of
@@ -66,6 +67,7 @@ class UsageSession(BranchingSession):
 
 
 @guard_public_methods
+@blocking
 class SyncUsageSession(SyncBranchingSession):
     """The synchronous face of a session that knows what its runs used."""
 

@@ -29,6 +29,7 @@ from agent_sessions.reports import guarded
 from agent_sessions.runs import pausing, records
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.errors import failure_code, message_for
+from agent_sessions.runs.failures import log_failure, report_failure
 from agent_sessions.runs.log import Event, EventLog, Frame
 from agent_sessions.runs.resuming import dump_state
 from agent_sessions.runs.retrying import drop_unanswered
@@ -114,6 +115,7 @@ class ActiveRun:
         self._publish([self._mapper.started(self.request.user_messages)])
         heartbeat = asyncio.create_task(self._keep_lease())
         limit = asyncio.timeout(self.setup.limits.run_timeout)
+        failure: Exception | None = None
         try:
             async with limit:
                 await self._stream(state)
@@ -125,10 +127,8 @@ class ActiveRun:
             await self._end_failed("interrupted", Status.INTERRUPTED)
         except Exception as exc:
             code = "timeout" if limit.expired() else failure_code(exc)
-            # The run's id finds the row; what was said stays out of the log.
-            logger.warning(
-                "Run %r failed: %s (%s)", self.run_id, code, type(exc).__name__
-            )
+            failure = exc
+            log_failure(self.run_id, code, exc)
             await self._end_failed(code, Status.FAILED)
         else:
             await self._end()
@@ -138,6 +138,9 @@ class ActiveRun:
                 self._base.set_result(0)
             self._flush()
             self.ended = True
+        if failure is not None:
+            # Clients have heard of the end by now, and wait for nothing here.
+            await report_failure(self, failure)
 
     # -- running -------------------------------------------------------------------
 

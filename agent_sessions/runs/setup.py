@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from agents import Agent, RunConfig, RunErrorHandlers, RunHooks
     from agents.memory import Session
 
+    from agent_sessions.runs.active import ActiveRun
+
 
 @dataclass(frozen=True, slots=True)
 class RunLimits:
@@ -55,6 +57,8 @@ class RunSetup:
     max_turns: int | None = None
     # Gets the store's session, gives the Runner's; plain or async.
     wrap_session: Callable[[Any], Any] | None = None
+    # Called with the run and its error once it has failed, plain or async.
+    on_error: Callable[[ActiveRun, Exception], Any] | None = None
 
 
 async def open_session(

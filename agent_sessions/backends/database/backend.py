@@ -21,7 +21,6 @@ from django.db import (
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from agent_sessions.backends.arguments import did_you_mean
 from agent_sessions.backends.base import (
     BaseSessionBackend,
     Page,
@@ -43,6 +42,9 @@ from agent_sessions.backends.database.threads import DatabaseThreads
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.database.wires import Wires
 from agent_sessions.backends.directory import Directory
+from agent_sessions.backends.spelling import (
+    did_you_mean_alias,
+)
 from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Item
 from agent_sessions.models import AgentSession
@@ -79,7 +81,7 @@ class DatabaseBackend(BaseSessionBackend):
             raise InvalidBackend(
                 f"AGENT_SESSIONS[{alias!r}]: DATABASES has no alias "
                 f"{self.database!r}; it has: {', '.join(sorted(connections))}.",
-                hint=did_you_mean([str(self.database)], connections)
+                hint=did_you_mean_alias(str(self.database), connections)
                 + "Leave the option database out for the router's choice.",
                 id="agent_sessions.E011",
             )

@@ -13,9 +13,11 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from django.utils.module_loading import import_string
 
 from agent_sessions.backends.addresses import ENCODE, is_misread
-from agent_sessions.backends.arguments import did_you_mean
 from agent_sessions.backends.redis.commands import is_cluster
-from agent_sessions.exceptions import InvalidBackend
+from agent_sessions.backends.spelling import (
+    did_you_mean_alias,
+)
+from agent_sessions.exceptions import InvalidBackend, MissingExtra
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
@@ -150,14 +152,17 @@ def from_url(
 
 
 def from_cache(alias: str, options: dict[str, Any]) -> Place:
-    """Read an alias of CACHES that django-redis serves. Raises InvalidBackend."""
+    """Read an alias of CACHES that django-redis serves.
+
+    Raises InvalidBackend and MissingExtra.
+    """
     from django.conf import settings
 
     caches = settings.CACHES
     if alias not in caches:
         raise InvalidBackend(
             f"The option cache names {alias!r}, which CACHES doesn't have.",
-            hint=did_you_mean([str(alias)], caches)
+            hint=did_you_mean_alias(str(alias), caches)
             + f"CACHES has: {', '.join(sorted(caches)) or 'none'}.",
             id=CHECK_ID,
         )
@@ -221,7 +226,7 @@ def _is_django_redis(path: Any) -> bool:
     from importlib.util import find_spec
 
     if find_spec("django_redis") is None:
-        return False
+        raise MissingExtra("RedisBackend's option cache", "redis")
     from django_redis.cache import RedisCache
 
     try:

@@ -12,7 +12,6 @@ from urllib.parse import quote
 from django.core import checks
 
 from agent_sessions.backends.addresses import ENCODE, is_address, is_misread
-from agent_sessions.backends.arguments import did_you_mean
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.loops import PerLoop
 from agent_sessions.backends.remote import RemoteBackend, Written
@@ -21,6 +20,9 @@ from agent_sessions.backends.sdk.signatures import (
     NotFound,
     Signature,
     read_signature,
+)
+from agent_sessions.backends.spelling import (
+    did_you_mean,
 )
 from agent_sessions.backends.window import page_of
 from agent_sessions.exceptions import AgentSessionError, InvalidBackend, StorageError

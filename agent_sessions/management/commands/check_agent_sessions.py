@@ -28,6 +28,7 @@ INTERVAL = 2.0
 
 
 class Command(PrintingCommand):
+    nothing_done = NOT_EXAMINED
     help = (
         "Look for what is broken in stored sessions: outputs without calls, repeated "
         "messages, unreadable rows, wrong counters, runs that died. Nothing is written "

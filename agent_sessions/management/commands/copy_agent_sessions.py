@@ -56,6 +56,11 @@ class Command(PrintingCommand):
             help="items of one append (default: %(default)s)",
         )
         parser.add_argument(
+            "--in-clear",
+            action="store_true",
+            help="store in clear what the source encrypts, where the target doesn't",
+        )
+        parser.add_argument(
             "--noinput", action="store_true", help="don't ask before removing"
         )
         parser.add_argument(
@@ -87,11 +92,15 @@ class Command(PrintingCommand):
     def _copy(self, ids: tuple[str, ...], options: dict[str, Any]) -> Report:
         source, target = sessions[options["from_alias"]], sessions[options["to_alias"]]
         user = None if options["user"] is None else find_user(options["user"])
+        copier = Copier(
+            source,
+            target,
+            move=options["move"],
+            batch_size=options["batch_size"],
+            in_clear=options["in_clear"],
+        )
         if options["move"] and not options["noinput"]:
             self._confirm(options)
-        copier = Copier(
-            source, target, move=options["move"], batch_size=options["batch_size"]
-        )
         chosen = find_sources(source, session_ids=ids, user=user)
         shown = options["progress"]
         if shown is None:

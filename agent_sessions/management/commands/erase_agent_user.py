@@ -23,6 +23,7 @@ NOT_DONE = 2
 
 
 class Command(PrintingCommand):
+    nothing_done = NOT_DONE
     help = (
         "Erase all sessions of a user, in every backend, with their items, runs and "
         "approvals, and print a receipt as JSON: what was erased, what could not be "

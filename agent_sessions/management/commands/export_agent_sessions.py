@@ -15,7 +15,8 @@ from django.core.management.base import CommandError
 from agent_sessions.backends.reading import read_history
 from agent_sessions.clearing import store_of
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.importing.export import export_session
+from agent_sessions.importing.export import Tally, export_session
+from agent_sessions.items import StoredItem
 from agent_sessions.management.files import unwritable, writing
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import (
@@ -34,19 +35,29 @@ INCOMPLETE = 3
 _HELD = 4 * 1024 * 1024
 
 
-def _as_markdown(row: AgentSession) -> Iterator[str]:
+def _as_markdown(row: AgentSession, tally: Tally) -> Iterator[str]:
     backend, key = store_of(row)
+    count = 0
+
+    def items() -> Iterator[StoredItem]:
+        nonlocal count
+        for item in read_history(backend, key):
+            count += 1
+            yield item
+
     facts = (
         ("Backend", row.backend),
         ("Owner", "" if row.user is None else row.user.get_username()),
         ("Created", row.created_at.isoformat()),
         ("Last activity", row.updated_at.isoformat()),
     )
-    for line in markdown(read_history(backend, key), title=row.session_id, facts=facts):
+    for line in markdown(items(), title=row.session_id, facts=facts):
         yield f"{line}\n"
+    tally.items += count
+    tally.opened += backend.encrypts
 
 
-FORMATS: dict[str, tuple[Callable[[AgentSession], Iterator[str]], str]] = {
+FORMATS: dict[str, tuple[Callable[[AgentSession, Tally], Iterator[str]], str]] = {
     "json": (export_session, "jsonl"),
     "markdown": (_as_markdown, "md"),
 }
@@ -85,7 +96,7 @@ class Command(PrintingCommand):
                 if selection.session_ids
                 else selection.rows()
             )
-            done, items, failed = self._export(rows, options)
+            done, tally, failed = self._export(rows, options)
         except AgentSessionError as exc:
             raise CommandError(str(exc)) from exc
         except (OSError, ValueError) as exc:
@@ -93,8 +104,14 @@ class Command(PrintingCommand):
         if options["verbosity"]:
             # Standard output may be the export.
             self.stderr.write(
-                f"Exported {counted(done, 'session')} with {counted(items, 'item')}."
+                f"Exported {counted(done, 'session')} with "
+                f"{counted(tally.items, 'item')}."
             )
+            if tally.opened:
+                self.stderr.write(
+                    f"{counted(tally.opened, 'session')} of these: encrypted in the "
+                    "store, and in clear in the export."
+                )
         if failed:
             raise CommandError(
                 f"{counted(failed, 'session')} could not be exported.",
@@ -103,15 +120,16 @@ class Command(PrintingCommand):
 
     def _export(
         self, rows: Iterable[AgentSession], options: dict[str, Any]
-    ) -> tuple[int, int, int]:
+    ) -> tuple[int, Tally, int]:
         """Export one session after the other; count them, their items and failures."""
         make, ending = FORMATS[options["format"]]
-        done = items = failed = 0
+        done = failed = 0
+        tally = Tally()
         with self._target(options, ending) as take:
             for row in rows:
                 with SpooledTemporaryFile(max_size=_HELD) as whole:
                     try:
-                        for piece in make(row):
+                        for piece in make(row, tally):
                             whole.write(piece.encode("utf-8", "replace"))
                     except AgentSessionError as exc:
                         failed += 1
@@ -119,8 +137,8 @@ class Command(PrintingCommand):
                         continue
                     whole.seek(0)
                     take(row, whole)
-                done, items = done + 1, items + row.item_count
-        return done, items, failed
+                done += 1
+        return done, tally, failed
 
     @contextmanager
     def _target(

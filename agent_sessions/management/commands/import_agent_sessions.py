@@ -89,6 +89,11 @@ class Command(PrintingCommand):
             help="items of one transaction (default: %(default)s)",
         )
         parser.add_argument(
+            "--in-clear",
+            action="store_true",
+            help="store in clear what was encrypted where the export is from",
+        )
+        parser.add_argument(
             "--dry-run", action="store_true", help="write nothing, say what would be"
         )
         parser.add_argument(
@@ -133,6 +138,7 @@ class Command(PrintingCommand):
             batch_size=options["batch_size"],
             dry_run=options["dry_run"],
             only=options["session_id"],
+            in_clear=options["in_clear"],
         )
 
     def _run(
