@@ -30,6 +30,7 @@ from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs.conversation import create_conversation
 from agent_sessions.runs.sync import shown
+from agent_sessions.times import iso
 
 logger = logging.getLogger("agent_sessions.views")
 
@@ -125,7 +126,7 @@ class SessionListView(SessionAPIView):
                     {
                         "id": row.session_id,
                         "title": row.title,
-                        "updatedAt": row.updated_at.isoformat(),
+                        "updatedAt": iso(row.updated_at),
                         "state": states[row.pk],
                     }
                     for row in page
@@ -157,7 +158,7 @@ class SessionView(SessionAPIView):
             return error_response("session_busy", 409)
         self.store.clear(key)
         with transaction.atomic(self.store.directory.using):
-            row.delete()
+            row.delete(using=row._state.db)
         return HttpResponse(status=204)
 
 

@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from agent_sessions.admin.approvals import approvals
+from agent_sessions.admin.databases import database
 from agent_sessions.admin.filters import StartedFilter
 from agent_sessions.admin.lines import lay_out
 from agent_sessions.admin.paginator import CappedPaginator
@@ -23,7 +24,7 @@ from agent_sessions.admin.transcript import PAGE_LENGTH, item_url, owner_url
 from agent_sessions.admin.words import grouped, how_long, in_words
 from agent_sessions.approvals import waiting as find_waiting
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.models import REMOVED, AgentRun, AgentSession
+from agent_sessions.models import AgentRun
 from agent_sessions.transcript.parts import json_part
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ class AgentRunAdmin(_ModelAdmin):
         "error_code",
     )
     list_filter = ("status", StartedFilter)
-    list_select_related = ("session",)
     list_per_page = 50
     # Keys ascend with time, and every database has them in order.
     ordering = ("-pk",)
@@ -102,10 +102,10 @@ class AgentRunAdmin(_ModelAdmin):
     # -- list ----------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AgentRun]:
-        rows = super().get_queryset(request).defer("state", "session__metadata")
-        # Few sessions, found by index: a join would lead SQLite to begin with all.
-        removed = AgentSession._base_manager.filter(backend=REMOVED).values("pk")
-        return rows.exclude(session_id__in=removed)
+        # What a run leads to comes along: by itself Django asks a router for it.
+        rows = super().get_queryset(request).using(database())
+        rows = rows.select_related("session__user", "branch")
+        return rows.defer("state", "session__metadata")
 
     def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
         # The link from a session's page to its runs.
@@ -118,7 +118,7 @@ class AgentRunAdmin(_ModelAdmin):
     ) -> Any:
         waiting = 0
         if self.has_view_permission(request):
-            waiting = find_waiting(AgentRun.objects.all()).count()
+            waiting = find_waiting(AgentRun.objects.using(database())).count()
         context = {"waiting": waiting_text(waiting) if waiting else ""}
         return super().changelist_view(request, {**context, **(extra_context or {})})
 

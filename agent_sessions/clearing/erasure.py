@@ -26,6 +26,7 @@ from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession, PendingClear
 from agent_sessions.pending import retry_pending
+from agent_sessions.times import iso
 
 FORMAT = "agent-sessions/erasure-1"
 
@@ -172,4 +173,4 @@ def _left(row: AgentSession, code: str, reason: str) -> Left:
 
 
 def _now() -> str:
-    return timezone.now().isoformat()
+    return iso(timezone.now())

@@ -18,6 +18,7 @@ from django.core.management.base import (
 from django.core.management.color import no_style
 
 from agent_sessions.characters import ascii_json, printable, printable_lines
+from agent_sessions.times import iso
 
 # Rows by which the widths of columns are chosen.
 _PAGE = 100
@@ -118,8 +119,8 @@ class PrintingCommand(BaseCommand):
 
 
 def moment(when: datetime | None) -> str:
-    """Give a time to the second."""
-    return "" if when is None else when.isoformat(" ", "seconds")
+    """Give a time to the second, with its offset."""
+    return "" if when is None else iso(when, " ", "seconds")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.directory import forget_history
+from agent_sessions.backends.directory import active, forget_history
 from agent_sessions.items import Item, StoredItem, decode
 from agent_sessions.models import (
     MAIN_BRANCH,
@@ -77,16 +77,18 @@ def pop_newest(
                 continue
             opens = (kind, role) == ("message", "user")
             before = max(turn - 1, 0) if opens else turn
-            children = Branch.objects.using(branches.using).filter(
+            children = Branch._base_manager.using(branches.using).filter(
                 parent_id=owner, fork_position__gte=position
             )
             if owner != branch.pk or children.exists():
                 branches.replace(branch, position - 1, before)
             else:
-                SessionItem.objects.using(branches.using).filter(pk=pk).delete()
+                SessionItem._base_manager.using(branches.using).filter(pk=pk).delete()
                 _uncount(branches.using, session)
                 if opens:
-                    own = Branch.objects.using(branches.using).filter(pk=branch.pk)
+                    own = Branch._base_manager.using(branches.using).filter(
+                        pk=branch.pk
+                    )
                     own.update(turn=before)
             return item
         if seen + len(found) < window:
@@ -101,8 +103,8 @@ def clear_history(using: str, session: int, *, keep_lease: bool) -> int:
     twice, and so do their names: a stale session can't write into another's.
     """
     now = timezone.now()
-    branches = Branch.objects.using(using).filter(session_id=session)
-    items = SessionItem.objects.using(using).filter(
+    branches = Branch._base_manager.using(using).filter(session_id=session)
+    items = SessionItem._base_manager.using(using).filter(
         branch_id__in=list(branches.values_list("pk", flat=True))
     )
     count, _ = items.delete()
@@ -119,5 +121,5 @@ def clear_history(using: str, session: int, *, keep_lease: bool) -> int:
 
 def _uncount(using: str, session: int) -> None:
     AgentSession.objects.using(using).filter(pk=session).update(
-        item_count=F("item_count") - 1, updated_at=timezone.now()
+        item_count=F("item_count") - 1, **active(timezone.now())
     )

@@ -80,7 +80,9 @@ def store(branches: Branches, run: Finished) -> None:
     branch = branches.current()
     if branch is None:
         return
-    runs = AgentRun.objects.using(branches.using).filter(session_id=branch.session_id)
+    runs = AgentRun._base_manager.using(branches.using).filter(
+        session_id=branch.session_id
+    )
     if run.run_id is not None and runs.filter(run_id=run.run_id).exists():
         return
     opened = opening(branches.using, branches.lineages, branch.pk)
@@ -185,8 +187,8 @@ def _rows(
     if names.are_none:
         branches.directory.assert_own(branches.key)
     sessions = branches.directory.rows(branches.key).values("pk")
-    item = SessionItem.objects.using(using).filter(pk=OuterRef("turn_item"))
-    runs = AgentRun.objects.using(using).filter(session_id__in=sessions)
+    item = SessionItem._base_manager.using(using).filter(pk=OuterRef("turn_item"))
+    runs = AgentRun._base_manager.using(using).filter(session_id__in=sessions)
     if turn is not None:
         runs = runs.filter(turn=turn)
     columns = [field.name for field in fields(_Row)[1:]]
@@ -219,7 +221,7 @@ class _Names:
     """
 
     def __init__(self, branches: Branches) -> None:
-        rows = Branch.objects.using(branches.using).filter(
+        rows = Branch._base_manager.using(branches.using).filter(
             session_id__in=branches.directory.rows(branches.key).values("pk")
         )
         columns = ("name", "archived_at", "created_at")
