@@ -68,12 +68,18 @@ class Branches:
         return branch
 
     def named(self, name: str | None) -> Branch | None:
-        """Find a branch by name, or the current one. Raises BranchDoesNotExist."""
+        """Find a branch by name, or the current one.
+
+        None is given for the main branch of a session that has no row yet. Raises
+        SessionDoesNotExist for someone else's and BranchDoesNotExist.
+        """
         if name is None:
             return self.current()
         branch: Branch | None = self._all().filter(name=name, archived_at=None).first()
-        if branch is None and name != MAIN_BRANCH:
-            raise BranchDoesNotExist(self.key.session_id, name)
+        if branch is None:
+            self.directory.assert_own(self.key)
+            if name != MAIN_BRANCH:
+                raise BranchDoesNotExist(self.key.session_id, name)
         return branch
 
     def archived(self, name: str) -> Branch:

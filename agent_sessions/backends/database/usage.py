@@ -140,7 +140,9 @@ def _stored(
 
 
 def session_usage(branches: Branches, name: str | None) -> dict[str, int] | None:
-    """Sum up what all branches used, or one."""
+    """Sum up what all branches used, or one. Raises BranchDoesNotExist."""
+    if name:
+        branches.named(name)
     rows = [row for row in _rows(branches) if not name or row.branch == name]
     if not rows:
         return None
@@ -151,10 +153,12 @@ def session_usage(branches: Branches, name: str | None) -> dict[str, int] | None
 def turn_usage(
     branches: Branches, turn: int | None, name: str | None
 ) -> list[dict[str, Any]] | dict[str, Any]:
-    """Tell what each turn of a branch used, or what one did; {} where nothing is."""
-    if name is None:
-        branch = branches.current()
-        name = MAIN_BRANCH if branch is None else branch.name
+    """Tell what each turn of a branch used, or what one did; {} where nothing is.
+
+    Raises BranchDoesNotExist.
+    """
+    branch = branches.named(name)
+    name = MAIN_BRANCH if branch is None else branch.name
     by_turn: dict[int, list[_Row]] = {}
     for row in _rows(branches, turn, details=True):
         if row.branch == name:
