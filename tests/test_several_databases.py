@@ -172,6 +172,7 @@ class TestALaggingReplica:
     def test_check_and_clear(self) -> None:
         converse(user=make_owner())
         assert examine().sessions == 1
+        assert examine(AgentSession.objects.all()).sessions == 1
         report = json.loads(run("check_agent_sessions", json=True, user="ann"))
         assert report["findings"] == []
         run("clear_agent_sessions", "chat", interactive=False)
@@ -268,6 +269,10 @@ class TestAnotherDatabaseThanTheUsers:
         response = client.post(url("delete", row), {"post": "yes"})
         assert response.status_code == 302
         assert not AgentSession.objects.using("agents").exists()
+
+    def test_the_doctor_finds_them_too(self) -> None:
+        get_session("chat").sync.add_items([{"role": "user", "content": "hello"}])
+        assert examine().sessions == 1
 
 
 def remove_connection(alias: str) -> None:
