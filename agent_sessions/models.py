@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import date
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from django.conf import settings
 from django.db import models
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
 MAIN_BRANCH = "main"
+_M = TypeVar("_M", bound=models.Model, covariant=True)
 # The backend of what has been removed and is still to be deleted, see
 # backends/database/removal.py; no alias can be told by it.
 REMOVED = "~removed"
@@ -69,23 +70,23 @@ class OwnedQuerySet(models.QuerySet[Any]):
         return self.filter(**{f"{path}__user_id": user.pk})
 
 
-_OwnedManager = models.Manager.from_queryset(OwnedQuerySet)
-
-
-class OwnedManager(_OwnedManager[Any]):
+class LiveManager(models.Manager[_M]):
     """Every row but those of removed sessions.
 
     Which those are is asked apart: a join would keep databases from reading a history
     in the order of its index.
     """
 
-    def get_queryset(self) -> OwnedQuerySet:
-        to_session, _, rest = self.model.owner_path.partition("__")
-        parents: Any = self.model._meta.get_field(to_session).related_model
+    def get_queryset(self) -> models.QuerySet[_M]:
+        model: Any = self.model
+        to_session, _, rest = model.owner_path.partition("__")
+        parents = model._meta.get_field(to_session).related_model
         backend = f"{rest}__backend" if rest else "backend"
         removed = parents._base_manager.filter(**{backend: REMOVED}).values("pk")
-        rows = super().get_queryset().exclude(**{f"{to_session}_id__in": removed})
-        return cast("OwnedQuerySet", rows)
+        return super().get_queryset().exclude(**{f"{to_session}_id__in": removed})
+
+
+OwnedManager = LiveManager.from_queryset(OwnedQuerySet)
 
 
 class StoredModel(models.Model):
@@ -93,6 +94,9 @@ class StoredModel(models.Model):
 
     A replica that lags behind would tell of an older lease, or of no row at all.
     """
+
+    if TYPE_CHECKING:
+        _base_manager: ClassVar[models.Manager[Any]]
 
     class Meta:
         abstract = True

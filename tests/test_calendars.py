@@ -161,7 +161,7 @@ class TestWithoutTimeZones:
     def test_the_export_of_the_admin(self) -> None:
         row, client = self.make(), staff("view", "read")
         for form in ("json", "markdown"):
-            text = b"".join(client.post(url("export", row, form))).decode()  # type: ignore[call-overload]
+            text = b"".join(client.post(url("export", row, form))).decode()
             assert "2026-05-01T13:37:00+09:00" in text
 
     def test_the_http_view(self) -> None:
@@ -171,7 +171,8 @@ class TestWithoutTimeZones:
         self.make(user)
         request = RequestFactory().get("/")
         request.user = user
-        found = list(times_of(json.loads(SessionListView.as_view()(request).content)))
+        response: Any = SessionListView.as_view()(request)
+        found = list(times_of(json.loads(response.content)))
         assert found
         assert all(OFFSET.search(text) for text in found)
 
@@ -209,7 +210,7 @@ def link(client: Client, wanted: str) -> str:
         r'<a href="(\?[^"]*updated_at__gte[^"]*)"[^>]*>\s*([^<]+)<', html
     )
     [found] = [link for link, text in links if text.strip() == wanted]
-    return reverse(LIST) + found.replace("&amp;", "&")
+    return f"{reverse(LIST)}{found.replace('&amp;', '&')}"
 
 
 def used(name: str, when: datetime) -> None:

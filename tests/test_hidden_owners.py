@@ -33,14 +33,15 @@ class LiveManager(UserManager[User]):
 @pytest.fixture(autouse=True)
 def _soft_deletion() -> Iterator[None]:
     manager: Any = LiveManager()
+    options: Any = User._meta
     User.add_to_class("live", manager)
     User._meta.default_manager_name = "live"
-    User._meta._expire_cache()
+    options._expire_cache()
     yield
     User._meta.default_manager_name = None
     User._meta.local_managers.remove(manager)
     del User.live  # type: ignore[attr-defined]
-    User._meta._expire_cache()
+    options._expire_cache()
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_it_is_gone_in_the_end_and_ids_can_be_used_again(
     finish_removals()
     for model in OWNED:
         assert model._base_manager.count() == model.objects.count()
-    session = DjangoSession("hers", user=ann).sync
+    session: Any = DjangoSession("hers", user=ann).sync
     session.add_items([message("again")])
     assert len(session.get_items()) == 1
 

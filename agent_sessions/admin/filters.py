@@ -43,7 +43,8 @@ class ActivityFilter(DateFieldListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         found: QuerySet[Any] = super().queryset(request, queryset)  # type: ignore[assignment]
         for bound in ("gte", "lt"):
-            for text in self.used_parameters.get(f"{self.field_path}__{bound}", ()):
+            given: Any = self.used_parameters.get(f"{self.field_path}__{bound}", ())
+            for text in given:
                 when = parse_datetime(str(text))
                 if when is not None and is_aware(when) == settings.USE_TZ:
                     day = "active_on__gte" if bound == "gte" else "active_on__lte"

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
@@ -20,7 +20,6 @@ from agent_sessions.models import (
     AgentRun,
     AgentSession,
     Branch,
-    OwnedQuerySet,
     SessionQuerySet,
 )
 from agent_sessions.times import day_of
@@ -57,7 +56,7 @@ class Directory:
         """Give the key's own session, as a query set of at most one row."""
         return self._any_owner(key).filter(user_id=key.user_id)
 
-    def branches(self, key: SessionKey) -> OwnedQuerySet:
+    def branches(self, key: SessionKey) -> QuerySet[Branch]:
         """Give the branch that a key means, as a query set of at most one row."""
         branches = Branch._base_manager.using(self.using)
         if key.branch is None:

@@ -16,7 +16,7 @@ from agent_sessions.backends.database.statements import (
     held,
 )
 from agent_sessions.fields import CHARSET
-from agent_sessions.items import Batch
+from agent_sessions.items import Batch, EncodedItem
 from agent_sessions.models import AgentSession, SessionItem
 
 # What a character is refused with that a column's set lacks: wrong value for a field,
@@ -87,7 +87,11 @@ class MySQLStatements(Statements):
             return None
         held = _Held(connection)
         rows = tuple(
-            row._replace(**{name: held.of(name, getattr(row, name)) for name in _WORDS})
+            EncodedItem(
+                row.data,
+                row.turn,
+                *(held.of(name, getattr(row, name)) for name in _WORDS),
+            )
             for row in batch
         )
         return Batch(rows, batch.turns, held.of("title", batch.title))
