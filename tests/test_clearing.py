@@ -27,7 +27,7 @@ from agent_sessions.clearing import (
 )
 from agent_sessions.exceptions import StorageError
 from agent_sessions.handler import DATABASE_BACKEND
-from agent_sessions.models import AgentSession, SessionItem
+from agent_sessions.models import AgentSession, Branch, SessionItem
 from tests.test_pending import FailingBackend
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.one_database]
@@ -115,7 +115,7 @@ def test_items_that_came_late_are_found_when_it_looks_again() -> None:
     row = make("long", 9)
     remove(row, Removal(batch_size=2))
     grave = AgentSession._base_manager.exclude(backend="default").get()
-    branch = grave.branches.get()
+    branch = Branch._base_manager.get(session=grave)
     late: list[int] = []
 
     def write(count: int) -> None:
