@@ -128,7 +128,7 @@ def find_states(rows: Iterable[AgentSession]) -> dict[int, str]:
     using = next((row._state.db for row in rows), None)
     waiting = [pk for pk, state in states.items() if state == State.WAITING]
     if waiting:
-        runs = AgentRun.objects.using(using).filter(session_id__in=waiting)
+        runs = AgentRun._base_manager.using(using).filter(session_id__in=waiting)
         opened = {run.session_id for run, _ in find_open(runs)}
         states |= {pk: State.IDLE.value for pk in waiting if pk not in opened}
     return states

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import models
 
+# What MariaDB and MySQL call UTF-8.
+CHARSET = "utf8mb4"
+
 if TYPE_CHECKING:
     _CharField = models.CharField[str, str]
     _TextField = models.TextField[str, str]
@@ -15,14 +18,29 @@ else:
     _TextField = models.TextField
 
 
-class ExactCharField(_CharField):
-    """A CharField that tells "a" from "A", "é" and "a ", on MariaDB and MySQL too."""
+def _of_every_character(db_type: str | None, connection: Any) -> str | None:
+    """Let a column of MariaDB or MySQL take more than its database's characters."""
+    if connection.vendor == "mysql" and db_type:
+        return f"{db_type} CHARACTER SET {CHARSET}"
+    return db_type
+
+
+class WideCharField(_CharField):
+    """A CharField that holds every character, whatever its database's others hold."""
 
     def db_type(self, connection: Any) -> str | None:
-        db_type = super().db_type(connection)
-        if connection.vendor == "mysql" and db_type:
-            return f"{db_type} CHARACTER SET utf8mb4"
-        return db_type
+        return _of_every_character(super().db_type(connection), connection)
+
+
+class WideTextField(_TextField):
+    """A TextField that holds every character, whatever its database's others hold."""
+
+    def db_type(self, connection: Any) -> str | None:
+        return _of_every_character(super().db_type(connection), connection)
+
+
+class ExactCharField(WideCharField):
+    """A CharField that tells "a" from "A", "é" and "a ", on MariaDB and MySQL too."""
 
     def db_parameters(self, connection: Any) -> Any:
         parameters = super().db_parameters(connection)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import date
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
 from django.db import models
@@ -12,62 +12,64 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from agent_sessions.deletion import cascade
-from agent_sessions.fields import ExactCharField, RawTextField
-from agent_sessions.owners import user_key
+from agent_sessions.fields import (
+    ExactCharField,
+    RawTextField,
+    WideCharField,
+    WideTextField,
+)
+from agent_sessions.managers import (
+    REMOVED,
+    OwnedManager,
+    OwnedQuerySet,
+    SessionManager,
+    SessionQuerySet,
+)
+from agent_sessions.times import day_of
 
-if TYPE_CHECKING:
-    from django.contrib.auth.base_user import AbstractBaseUser
+__all__ = [
+    "MAIN_BRANCH",
+    "REMOVED",
+    "AgentRun",
+    "AgentSession",
+    "Branch",
+    "OwnedManager",
+    "OwnedQuerySet",
+    "PendingClear",
+    "SessionItem",
+    "SessionManager",
+    "SessionQuerySet",
+    "SessionSecret",
+]
 
 MAIN_BRANCH = "main"
-# The backend of what has been removed and is still to be deleted, see
-# backends/database/removal.py; no alias can be told by it.
-REMOVED = "~removed"
 
 
 def today() -> date:
-    """Give the day of last activity: UTC's where USE_TZ is on."""
-    return timezone.now().date()
+    """Return the day of an activity now, see day_of()."""
+    return day_of(timezone.now())
 
 
-class SessionQuerySet(models.QuerySet["AgentSession"]):
-    def for_user(self, user: AbstractBaseUser | None) -> SessionQuerySet:
-        """Narrow to one owner's sessions; None means those without an owner.
+class StoredModel(models.Model):
+    """A row that is read again from where it lies, whatever a router says of reading.
 
-        Raises InvalidOwner.
-        """
-        if user is None:
-            return self.filter(user__isnull=True)
-        pk = user_key(user)
-        return self.none() if pk is None else self.filter(user_id=pk)
+    A replica that lags behind would tell of an older lease, or of no row at all.
+    """
 
+    if TYPE_CHECKING:
+        _base_manager: ClassVar[models.Manager[Any]]
 
-_SessionManager = models.Manager.from_queryset(SessionQuerySet)
+    class Meta:
+        abstract = True
 
-
-class SessionManager(_SessionManager["AgentSession"]):
-    """Every session but those that have been removed and are still to be deleted."""
-
-    def get_queryset(self) -> SessionQuerySet:
-        rows = super().get_queryset().exclude(backend=REMOVED)
-        return cast("SessionQuerySet", rows)
+    def refresh_from_db(
+        self, using: str | None = None, fields: Any = None, from_queryset: Any = None
+    ) -> None:
+        """Read the row, or its deferred fields, from its own database."""
+        super().refresh_from_db(using or self._state.db, fields, from_queryset)
 
 
-class OwnedQuerySet(models.QuerySet[Any]):
-    """A query set over rows that belong to a session, by way of `owner_path`."""
-
-    def for_user(self, user: AbstractBaseUser | None) -> OwnedQuerySet:
-        """Narrow to the rows of one owner's sessions; None means no owner.
-
-        Raises InvalidOwner.
-        """
-        path = self.model.owner_path
-        if user is None:
-            return self.filter(**{f"{path}__user__isnull": True})
-        pk = user_key(user)
-        return self.none() if pk is None else self.filter(**{f"{path}__user_id": pk})
-
-
-class AgentSession(models.Model):
+class AgentSession(StoredModel):
     """One conversation: who owns it, where its items lie, what it has used."""
 
     class State(models.TextChoices):
@@ -87,7 +89,7 @@ class AgentSession(models.Model):
         # The owner's index below begins with this column.
         db_index=False,
     )
-    title = models.CharField(_("title"), max_length=200, blank=True)
+    title = WideCharField(_("title"), max_length=200, blank=True)
     metadata = models.JSONField(_("metadata"), default=dict, blank=True)
     branch = models.ForeignKey(
         "Branch",
@@ -108,7 +110,7 @@ class AgentSession(models.Model):
     output_tokens = models.BigIntegerField(_("output tokens"), default=0)
     cached_tokens = models.BigIntegerField(_("cached tokens"), default=0)
     reasoning_tokens = models.BigIntegerField(_("reasoning tokens"), default=0)
-    agent_name = models.CharField(_("last agent"), max_length=255, blank=True)
+    agent_name = WideCharField(_("last agent"), max_length=255, blank=True)
     state = models.CharField(
         _("state"), max_length=16, choices=State.choices, default=State.IDLE
     )
@@ -118,7 +120,8 @@ class AgentSession(models.Model):
     fence = models.BigIntegerField(_("fencing number"), default=0)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     # Not indexed: every append changes it, and PostgreSQL would then rewrite every
-    # index entry of the row. `active_on` changes once a day and orders lists.
+    # index entry of the row. `active_on` changes once a day and orders lists: it is
+    # this time's day, see day_of(), and changes with it.
     updated_at = models.DateTimeField(_("last activity"), default=timezone.now)
     active_on = models.DateField(_("last active on"), default=today)
     expires_at = models.DateTimeField(
@@ -158,7 +161,7 @@ class AgentSession(models.Model):
         return str(uuid.uuid4())
 
 
-class Branch(models.Model):
+class Branch(StoredModel):
     """A line of a session's history; its items follow its parent's up to the fork."""
 
     owner_path = "session"
@@ -188,7 +191,7 @@ class Branch(models.Model):
     # and its rows are there for the branches that grew from it.
     archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
 
-    objects = OwnedQuerySet.as_manager()
+    objects = OwnedManager()
 
     class Meta:
         verbose_name = _("branch")
@@ -203,7 +206,7 @@ class Branch(models.Model):
         return str(self.name)
 
 
-class SessionItem(models.Model):
+class SessionItem(StoredModel):
     """One item of a history, as JSON text, with the columns drawn from it."""
 
     owner_path = "branch__session"
@@ -220,15 +223,15 @@ class SessionItem(models.Model):
     turn = models.IntegerField(_("turn"), default=0)
     # Text, not JSONField: jsonb refuses NUL and lone surrogates and rewrites 1e22.
     data = RawTextField(_("data"))
-    type = models.CharField(_("type"), max_length=64, blank=True)
-    role = models.CharField(_("role"), max_length=32, blank=True)
-    call_id = models.CharField(_("call id"), max_length=255, blank=True)
-    tool_name = models.CharField(_("tool name"), max_length=255, blank=True)
-    text = models.TextField(_("text"), blank=True)
+    type = WideCharField(_("type"), max_length=64, blank=True)
+    role = WideCharField(_("role"), max_length=32, blank=True)
+    call_id = WideCharField(_("call id"), max_length=255, blank=True)
+    tool_name = WideCharField(_("tool name"), max_length=255, blank=True)
+    text = WideTextField(_("text"), blank=True)
     size = models.IntegerField(_("size in bytes"), default=0)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
 
-    objects = OwnedQuerySet.as_manager()
+    objects = OwnedManager()
 
     class Meta:
         verbose_name = _("item")
@@ -243,7 +246,7 @@ class SessionItem(models.Model):
         return f"{self.type or '?'} #{self.position}"
 
 
-class AgentRun(models.Model):
+class AgentRun(StoredModel):
     """One run of an agent on a session: how it went and what it used."""
 
     owner_path = "session"
@@ -281,8 +284,8 @@ class AgentRun(models.Model):
         null=True,
         blank=True,
     )
-    agent_name = models.CharField(_("agent"), max_length=255, blank=True)
-    model = models.CharField(_("model"), max_length=255, blank=True)
+    agent_name = WideCharField(_("agent"), max_length=255, blank=True)
+    model = WideCharField(_("model"), max_length=255, blank=True)
     status = models.CharField(
         _("status"), max_length=16, choices=Status.choices, default=Status.RUNNING
     )
@@ -302,15 +305,15 @@ class AgentRun(models.Model):
     reasoning_tokens = models.PositiveBigIntegerField(_("reasoning tokens"), default=0)
     total_tokens = models.PositiveBigIntegerField(_("total tokens"), default=0)
     usage = models.JSONField(_("usage details"), default=dict, blank=True)
-    error_code = models.CharField(_("error code"), max_length=64, blank=True)
-    trace_id = models.CharField(_("trace id"), max_length=64, blank=True)
+    error_code = WideCharField(_("error code"), max_length=64, blank=True)
+    trace_id = WideCharField(_("trace id"), max_length=64, blank=True)
     # What a paused run waits for and goes on from, sealed for it: see approvals.py.
-    state = models.TextField(_("run state"), blank=True)
-    sdk_version = models.CharField(_("SDK version"), max_length=32, blank=True)
+    state = WideTextField(_("run state"), blank=True)
+    sdk_version = WideCharField(_("SDK version"), max_length=32, blank=True)
     # For queries: the time that counts is sealed too.
     expires_at = models.DateTimeField(_("approval expires"), null=True, blank=True)
 
-    objects = OwnedQuerySet.as_manager()
+    objects = OwnedManager()
 
     class Meta:
         verbose_name = _("agent run")
@@ -339,12 +342,12 @@ class PendingClear(models.Model):
     backend = ExactCharField(_("backend"), max_length=64)
     session_id = ExactCharField(_("session id"), max_length=255)
     # Text, not a foreign key: the user is deleted. Empty means no owner.
-    owner = models.CharField(_("owner"), max_length=255, blank=True)
+    owner = ExactCharField(_("owner"), max_length=255, blank=True)
     remote_id = ExactCharField(_("remote id"), max_length=255, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     tried_at = models.DateTimeField(_("last tried"), null=True, blank=True)
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
-    error_code = models.CharField(_("error code"), max_length=64, blank=True)
+    error_code = WideCharField(_("error code"), max_length=64, blank=True)
 
     class Meta:
         verbose_name = _("pending clear")
@@ -360,7 +363,7 @@ class SessionSecret(models.Model):
     backend = ExactCharField(_("backend"), max_length=64)
     session_id = ExactCharField(_("session id"), max_length=255)
     # Text, as in PendingClear; empty means no owner.
-    owner = models.CharField(_("owner"), max_length=255, blank=True)
+    owner = ExactCharField(_("owner"), max_length=255, blank=True)
     key_id = models.CharField(_("key id"), max_length=64)
     wrapped = models.TextField(_("wrapped key"))
     created_at = models.DateTimeField(_("created"), default=timezone.now)

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import SynchronousOnlyOperation, ValidationError
+from django.db import router
 from django.db.models import Model
 
 from agent_sessions.exceptions import InvalidOwner, UserNotLoaded
@@ -53,3 +54,13 @@ def _as_key(pk: Any) -> Any:
         return get_user_model()._meta.pk.to_python(pk)
     except ValidationError:
         raise InvalidOwner("its key is none of the user model") from None
+
+
+def owners() -> Any:
+    """Return every user, those that the default manager leaves out among them.
+
+    A person who is hidden still has sessions to list, move and erase. Users are read
+    from where they are written: a replica may lag behind.
+    """
+    model = get_user_model()
+    return model._base_manager.using(router.db_for_write(model))

@@ -102,7 +102,7 @@ def keeps_outside(row: AgentSession, using: str) -> bool:
         return sessions[row.backend].keeps_outside
     except InvalidBackend:
         # Of an alias that is configured no longer only its rows can tell.
-        branches = Branch.objects.using(using).filter(session_id=row.pk)
+        branches = Branch._base_manager.using(using).filter(session_id=row.pk)
         return not branches.filter(head__gt=0).exists()
 
 

@@ -32,6 +32,7 @@ from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
 from agent_sessions.runs.conversation import create_conversation
 from agent_sessions.runs.sync import shown
+from agent_sessions.times import iso
 
 logger = logging.getLogger("agent_sessions.views")
 
@@ -132,7 +133,7 @@ class SessionListView(SessionAPIView):
                     {
                         "id": row.session_id,
                         "title": row.title,
-                        "updatedAt": row.updated_at.isoformat(),
+                        "updatedAt": iso(row.updated_at),
                         "state": states[row.pk],
                     }
                     for row in page
@@ -164,7 +165,7 @@ class SessionView(SessionAPIView):
             return error_response("session_busy", 409)
         self.store.clear(key)
         with transaction.atomic(self.store.directory.using):
-            row.delete()
+            row.delete(using=row._state.db)
         return HttpResponse(status=204)
 
 

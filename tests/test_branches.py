@@ -11,12 +11,17 @@ import pytest
 from agents import Agent, Runner
 from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from agent_sessions import DjangoSession
 from agent_sessions.doctor import examine
-from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
+from agent_sessions.exceptions import (
+    BranchDoesNotExist,
+    InvalidBranch,
+    SessionDoesNotExist,
+)
 from agent_sessions.models import AgentSession, Branch, SessionItem
 from tests.usages import advanced
 
@@ -607,3 +612,63 @@ class TestLongHistories:
             session.create_branch_from_turn(5_000, "late")
         assert len(captured) <= 25
         assert len(session.get_items()) == 4_999
+
+
+READS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("get_items", (), {}),
+    ("get_items", (0,), {}),
+    ("get_items", (3,), {}),
+    ("get_conversation_turns", (), {}),
+    ("get_conversation_turns", (), {"limit": 0}),
+    ("find_turns_by_content", ("first",), {}),
+    ("get_conversation_by_turns", (), {}),
+    ("get_tool_usage", (), {}),
+    ("get_session_usage", (), {}),
+    ("get_turn_usage", (), {}),
+    ("get_turn_usage", (1,), {}),
+]
+
+
+@pytest.mark.parametrize(("method", "args", "options"), READS)
+class TestABranchThatIsNotThere:
+    async def test_every_read_of_it_raises(
+        self, method: str, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        session = DjangoSession("s")
+        await three_turns(session)
+        await session.create_branch_from_turn(2, "gone")
+        await session.delete_branch("gone", force=True)
+        await session.undo_turn()
+        [archived] = await session.list_archived()
+        for name in ("never", "gone", archived):
+            with pytest.raises(BranchDoesNotExist, match="does not exist"):
+                await getattr(session, method)(*args, branch_id=name, **options)
+        with pytest.raises(BranchDoesNotExist):
+            await getattr(DjangoSession("new"), method)(
+                *args, branch_id="never", **options
+            )
+
+    def test_without_an_event_loop_too(
+        self, method: str, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        session = DjangoSession("s").sync
+        session.add_items([user("first")])
+        with pytest.raises(BranchDoesNotExist):
+            getattr(session, method)(*args, branch_id="never", **options)
+
+    async def test_the_main_branch_of_an_empty_session_reads_as_empty(
+        self, method: str, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        assert not await getattr(DjangoSession("new"), method)(
+            *args, branch_id="main", **options
+        )
+
+    async def test_somebody_elses_session_does_not_exist(
+        self, method: str, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        await three_turns(DjangoSession("s"))
+        stranger = await get_user_model().objects.acreate_user("stranger")
+        session = DjangoSession("s", user=stranger)
+        for name in ("main", "never"):
+            with pytest.raises(SessionDoesNotExist):
+                await getattr(session, method)(*args, branch_id=name, **options)

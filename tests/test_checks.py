@@ -21,9 +21,8 @@ from django.test import override_settings
 from agent_sessions import checks as our_checks
 from agent_sessions import sessions
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.backends.database.checks import check_database, check_tables
+from agent_sessions.backends.database.checks import check_database
 from agent_sessions.handler import DATABASE_BACKEND
-from tests.settings import DATABASE_KIND
 from tests.test_handler import WRONG
 
 ROOT = Path(__file__).parents[1]
@@ -231,21 +230,6 @@ def test_an_unknown_kind_of_database_is_an_error() -> None:
 def test_the_test_database_is_fine() -> None:
     assert run_ids(databases=["default"]) == []
     assert our_checks.check_databases(databases=None) == []
-
-
-@pytest.mark.django_db(transaction=True)
-def test_tables_in_another_character_set_are_told() -> None:
-    if DATABASE_KIND != "mariadb":
-        # The others have one character set, which holds everything.
-        assert check_tables(DatabaseBackend("default", {})) == []
-        return
-    change = "ALTER TABLE agent_sessions_sessionitem MODIFY text longtext"
-    with connections["default"].cursor() as cursor:
-        cursor.execute(f"{change} CHARACTER SET utf8mb3 NOT NULL")
-        try:
-            assert run_ids(databases=["default"]) == ["W005"]
-        finally:
-            cursor.execute(f"{change} CHARACTER SET utf8mb4 NOT NULL")
 
 
 @pytest.mark.django_db

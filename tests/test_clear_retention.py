@@ -293,7 +293,7 @@ class TestTurns:
 
     def test_a_session_that_can_t_be_shortened_is_named(self) -> None:
         make("one", items=5)
-        SessionItem.objects.filter(position=4).update(turn=1)
+        SessionItem._base_manager.filter(position=4).update(turn=1)
         for dry in ((), ("--dry-run",)):
             _, err = run("one", "--keep-last-turns", "1", *dry, code=3)
             assert "Mend it with check_agent_sessions --repair.\n" in err
@@ -369,7 +369,7 @@ class TestProgress:
         out = run("--all", "--noinput", "--progress", stderr=err)[0]
         assert out == f"Cleared 2 sessions with {BATCH_SIZE + 103} items.\n"
         assert "100% 603/603 items" in err.getvalue().splitlines()[-1]
-        assert not SessionItem.objects.exists()
+        assert not SessionItem._base_manager.exists()
 
     def test_there_is_none_where_nobody_looks(self) -> None:
         make("one")
@@ -386,7 +386,7 @@ class TestProgress:
             "Deleted 9 items that an earlier call had removed.\n"
             "Cleared 1 session with 2 items.\n"
         )
-        assert not SessionItem.objects.exists()
+        assert not SessionItem._base_manager.exists()
 
     @pytest.mark.parametrize("size", ["0", "-1", "many", "1.5"])
     def test_a_batch_has_at_least_one_row(self, size: str) -> None:
@@ -425,7 +425,7 @@ def test_two_processes_at_once_clear_everything_once(
     assert filled() == {"stays"}
     # Each leaves to the other what that one holds, and the last one has finished.
     run()
-    assert SessionItem.objects.count() == 3
+    assert SessionItem._base_manager.count() == 3
     assert unfinished_items() == 0
 
 
@@ -445,6 +445,6 @@ def test_a_process_that_is_killed_leaves_nothing_for_ever(
     process.kill()
     process.communicate()
     assert filled() == set()
-    assert 0 < SessionItem.objects.count() == unfinished_items() < 1_500
+    assert 0 < SessionItem._base_manager.count() == unfinished_items() < 1_500
     run("long")
-    assert not SessionItem.objects.exists()
+    assert not SessionItem._base_manager.exists()

@@ -63,7 +63,7 @@ def backend() -> DatabaseBackend:
 def nothing_is_left() -> bool:
     return not (
         AgentSession._base_manager.filter(backend=REMOVED).exists()
-        or Branch.objects.exclude(session__backend="default").exists()
+        or Branch._base_manager.exclude(session__backend="default").exists()
     )
 
 
@@ -81,13 +81,13 @@ def test_a_long_history_is_deleted_in_steps(told: list[tuple[str, int]]) -> None
     # The last finds nothing, as the branches go.
     assert deletions(queries) == 4
     assert session.sync.get_items() == []
-    assert SessionItem.objects.count() == 2
+    assert SessionItem._base_manager.count() == 2
     assert nothing_is_left()
     assert told == [("s", LONG)]
     session.sync.add_items(said("next"))
     assert session.sync.get_items() == said("next")
     # Positions are never given twice.
-    assert SessionItem.objects.latest("position").position == LONG + 1
+    assert SessionItem._base_manager.latest("position").position == LONG + 1
 
 
 def test_where_no_position_is_missing_a_step_is_three_statements() -> None:
@@ -101,7 +101,7 @@ def test_where_no_position_is_missing_a_step_is_three_statements() -> None:
     # The log is written back less often while rows are deleted.
     looks, sets = ["PRAGMA"] * 2, ["PRAGMA"]
     assert said == [*looks, "BEGIN", "UPDATE", "DELETE", "UPDATE", "COMMIT", *sets]
-    assert SessionItem.objects.count() == LONG - 2 * STEP
+    assert SessionItem._base_manager.count() == LONG - 2 * STEP
 
 
 @pytest.mark.parametrize("usual", [0, 1_000, 9_000])
@@ -141,11 +141,11 @@ def test_a_short_one_at_once(told: list[tuple[str, int]]) -> None:
 
 def test_what_a_pop_left_out_ends_no_step() -> None:
     session = filled("s", 3)
-    SessionItem.objects.filter(position=3).update(position=5_000)
-    Branch.objects.update(head=5_000)
+    SessionItem._base_manager.filter(position=3).update(position=5_000)
+    Branch._base_manager.update(head=5_000)
     session.sync.add_items(said(*range(STEP)))
     assert backend().clear(SessionKey("s")) == 3 + STEP
-    assert not SessionItem.objects.exists()
+    assert not SessionItem._base_manager.exists()
     assert nothing_is_left()
 
 
@@ -182,7 +182,7 @@ def test_a_cancelled_clear_is_finished_first() -> None:
 
     session = filled("s", LONG)
     asyncio.run(main())
-    assert not SessionItem.objects.exists()
+    assert not SessionItem._base_manager.exists()
     assert nothing_is_left()
 
 

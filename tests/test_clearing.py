@@ -27,7 +27,7 @@ from agent_sessions.clearing import (
 )
 from agent_sessions.exceptions import StorageError
 from agent_sessions.handler import DATABASE_BACKEND
-from agent_sessions.models import AgentSession, SessionItem
+from agent_sessions.models import AgentSession, Branch, SessionItem
 from tests.test_pending import FailingBackend
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.one_database]
@@ -115,18 +115,20 @@ def test_items_that_came_late_are_found_when_it_looks_again() -> None:
     row = make("long", 9)
     remove(row, Removal(batch_size=2))
     grave = AgentSession._base_manager.exclude(backend="default").get()
-    branch = grave.branches.get()
+    branch = Branch._base_manager.get(session=grave)
     late: list[int] = []
 
     def write(count: int) -> None:
         # Before what was deleted last, as no append does it.
         if not late:
-            item = SessionItem.objects.create(branch=branch, position=0, data="{}")
+            item = SessionItem._base_manager.create(
+                branch=branch, position=0, data="{}"
+            )
             late.append(item.pk)
 
     assert finish_removals(batch_size=2, progress=write) == 10
     assert late
-    assert not SessionItem.objects.exists()
+    assert not SessionItem._base_manager.exists()
     assert unfinished_items() == 0
 
 
@@ -141,7 +143,7 @@ def test_a_session_that_is_branched_all_the_time_is_told() -> None:
 
     with pytest.raises(StorageError, match="makes branches of the session all the"):
         trim(row, 2, Removal(batch_size=1, still=branch))
-    assert SessionItem.objects.count() == 9
+    assert SessionItem._base_manager.count() == 9
 
 
 def test_a_database_that_refuses_is_told_by_its_errors_kind() -> None:

@@ -116,7 +116,7 @@ def test_nothing_of_the_contents_is_in_any_column(
         assert session.get_items() == items
         assert TREASURE not in stored()
         assert "function_call" not in stored()
-        for item in SessionItem.objects.all():
+        for item in SessionItem._base_manager.all():
             assert (item.type, item.role, item.text) == ("", "", "")
             assert (item.call_id, item.tool_name) == ("", "")
         row = AgentSession.objects.get()
@@ -172,11 +172,11 @@ async def test_a_history_without_its_key_is_cleared_where_that_is_wanted() -> No
     with under(NEW, clear_without_key=True):
         await private().clear()
         assert await private().get_items() == []
-        assert await SessionItem.objects.acount() == 0
+        assert await SessionItem._base_manager.acount() == 0
 
 
 def data(session_id: str) -> Any:
-    rows = SessionItem.objects.filter(branch__session__session_id=session_id)
+    rows = SessionItem._base_manager.filter(branch__session__session_id=session_id)
     return rows.order_by("position")
 
 
@@ -259,7 +259,7 @@ def test_a_lifetime_hides_whole_turns_on_every_page(
         monkeypatch.setattr("time.time", lambda: 9999.0)
         assert session.get_items() == []
         assert session.pop_item() is None
-        assert SessionItem.objects.count() == 6
+        assert SessionItem._base_manager.count() == 6
         monkeypatch.undo()
 
 
@@ -331,13 +331,13 @@ def test_a_long_history_is_removed_in_small_steps(options: Any, delete: bool) ->
         private().sync.add_items([said(f"{n}") for n in range(11)])
         row = AgentSession.objects.get()
         assert remove(row, Removal(delete=delete, batch_size=4)) == 11
-        assert unfinished_items() == SessionItem.objects.count() == 11
+        assert unfinished_items() == SessionItem._base_manager.count() == 11
         assert not SessionSecret.objects.exists()
         assert private().sync.get_items() == []
         private().sync.add_items([said("new")])
         assert finish_removals(batch_size=4) == 11
         assert private().sync.get_items() == [said("new")]
-        assert SessionItem.objects.count() == 1
+        assert SessionItem._base_manager.count() == 1
 
 
 def test_a_history_without_its_key_is_not_removed() -> None:
@@ -377,13 +377,13 @@ async def test_a_clear_beside_writers_leaves_nothing_that_no_key_opens() -> None
 
         await asyncio.gather(write("a"), write("b"), clear())
         found = await session.get_items()
-        assert len(found) == await SessionItem.objects.acount()
+        assert len(found) == await SessionItem._base_manager.acount()
 
 
 async def test_a_stolen_secret_can_not_be_put_in_from_an_item() -> None:
     with under(NEW, session_keys=True):
         await private().add_items([{"text": "A" * 44}])
-        item = await SessionItem.objects.aget()
+        item = await SessionItem._base_manager.aget()
         await SessionSecret.objects.aupdate(wrapped=item.data)
         with pytest.raises(EncryptionError):
             await private().get_items()
@@ -457,7 +457,7 @@ def test_the_admin_shows_locks_without_the_key_and_texts_with_it(options: Any) -
     with under(OLD, **options):
         html = page(client, url("change", row))
         assert TREASURE not in html
-        assert json.loads(SessionItem.objects.get().data)["kid"] in html
+        assert json.loads(SessionItem._base_manager.get().data)["kid"] in html
         assert "Encrypted" in html
     assert TREASURE not in page(staff("view", name="other"), url("change", row))
 
@@ -504,7 +504,7 @@ async def test_compaction_writes_no_plain_text(
         assert TREASURE not in text
         assert "cmp_1" not in text
         # In one step where the store has the hooks: the originals stay, sealed.
-        assert await SessionItem.objects.acount() == (1 if options else 3)
+        assert await SessionItem._base_manager.acount() == (1 if options else 3)
 
 
 async def test_compaction_around_a_session_object(compactor: Compactor) -> None:
@@ -513,7 +513,7 @@ async def test_compaction_around_a_session_object(compactor: Compactor) -> None:
     text = await sync_to_async(stored)()
     assert TREASURE not in text
     assert "cmp_1" not in text
-    assert await SessionItem.objects.acount() == 3
+    assert await SessionItem._base_manager.acount() == 3
     assert await session._atomic_replace_items([said("all")])
     assert await session.get_items() == [said("all")]
     await get_session("s").add_items([said("plain")])

@@ -67,7 +67,7 @@ def graves() -> Any:
 def nothing_is_left() -> bool:
     return not (
         graves().exists()
-        or Branch.objects.exclude(session__backend="default").exists()
+        or Branch._base_manager.exclude(session__backend="default").exists()
         or unfinished_items()
     )
 
@@ -75,7 +75,7 @@ def nothing_is_left() -> bool:
 def test_a_short_history_is_deleted_at_once() -> None:
     row = make(items=FEW)
     assert take_out(row) == FEW
-    assert not SessionItem.objects.exists()
+    assert not SessionItem._base_manager.exists()
     assert nothing_is_left()
 
 
@@ -87,12 +87,12 @@ def test_a_long_one_is_gone_for_readers_before_its_rows_are() -> None:
     assert sessions["default"].page(KEY, limit=100).items == []
     fresh = row_of()
     assert (fresh.item_count, fresh.title) == (0, "")
-    assert SessionItem.objects.count() == 14
+    assert SessionItem._base_manager.count() == 14
     assert unfinished_items() == 11
     steps: list[int] = []
     assert finish_removals(batch_size=FEW, progress=steps.append) == 11
     assert [count for count in steps if count] == [4, 4, 3]
-    assert SessionItem.objects.count() == 3
+    assert SessionItem._base_manager.count() == 3
     assert nothing_is_left()
     assert texts("other") == ["0", "1", "2"]
 
@@ -104,7 +104,7 @@ def test_what_is_written_meanwhile_stays() -> None:
     assert texts() == ["new"]
     assert row_of().item_count == 1
     # Positions are never given twice.
-    assert SessionItem.objects.get().position == 12
+    assert SessionItem._base_manager.get().position == 12
 
 
 def test_who_is_killed_is_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_who_is_killed_is_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         finish_removals(batch_size=FEW, progress=killed)
-    assert SessionItem.objects.count() == 7
+    assert SessionItem._base_manager.count() == 7
     assert unfinished_items() == 7
     assert finish_removals(batch_size=FEW) == 7
     assert nothing_is_left()
@@ -151,13 +151,13 @@ class TestDelete:
 
     def test_a_session_with_many_runs_goes_in_steps_too(self) -> None:
         row = make(items=1)
-        AgentRun.objects.bulk_create(
+        AgentRun._base_manager.bulk_create(
             AgentRun(session=row, branch=row.branch, run_id=f"r{n}") for n in range(9)
         )
         take_out(row, delete=True)
-        assert AgentRun.objects.count() == 9
+        assert AgentRun._base_manager.count() == 9
         finish_removals(batch_size=FEW)
-        assert not AgentRun.objects.exists()
+        assert not AgentRun._base_manager.exists()
         assert nothing_is_left()
 
     def test_a_short_session_is_deleted_at_once(self) -> None:
@@ -191,22 +191,22 @@ class TestBranches:
         for _ in range(3):
             DjangoSession("s").sync.undo_turn()
         take_out(row)
-        names = Branch.objects.filter(session=row).values_list("name", flat=True)
+        names = Branch._base_manager.filter(session=row).values_list("name", flat=True)
         assert list(names) == ["main"]
         finish_removals(batch_size=FEW)
-        assert not SessionItem.objects.exists()
+        assert not SessionItem._base_manager.exists()
         assert nothing_is_left()
         assert backend.ask(KEY, lambda branches: branches.archived_names()) == []
 
     def test_runs_stay_with_a_session_that_is_only_cleared(self) -> None:
         row = make()
-        AgentRun.objects.bulk_create(
+        AgentRun._base_manager.bulk_create(
             AgentRun(session=row, branch=row.branch, run_id=f"r{n}", input_tokens=n)
             for n in range(9)
         )
         take_out(row)
         finish_removals(batch_size=FEW)
-        assert AgentRun.objects.filter(session=row, branch=None).count() == 9
+        assert AgentRun._base_manager.filter(session=row, branch=None).count() == 9
         assert nothing_is_left()
 
 

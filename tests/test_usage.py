@@ -15,7 +15,7 @@ from agent_sessions import DjangoSession
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.usage import since, snapshot
-from tests.usages import advanced, agent, ask, call, say, store, used
+from tests.usages import advanced, agent, ask, call, nothing, say, store, used
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -35,12 +35,12 @@ async def two_turns(session: Any) -> list[Any]:
     return [
         await session.get_session_usage(),
         await session.get_session_usage("main"),
-        await session.get_session_usage("nowhere"),
+        await nothing(session.get_session_usage("nowhere")),
         await session.get_turn_usage(1),
         await session.get_turn_usage(user_turn_number=2, branch_id="main"),
         await session.get_turn_usage(3),
         await session.get_turn_usage(),
-        await session.get_turn_usage(branch_id="nowhere"),
+        await nothing(session.get_turn_usage(branch_id="nowhere")),
     ]
 
 
@@ -83,12 +83,15 @@ async def after_a_clear_on_a_branch(session: Any) -> list[Any]:
     await session.create_branch_from_turn(2, "side")
     await session.store_run_usage(await ask(session, "on the side", used(100, 1)))
     await session.clear_session()
-    seen = [await session.get_session_usage(), await session.get_session_usage("side")]
+    seen = [
+        await session.get_session_usage(),
+        await nothing(session.get_session_usage("side")),
+    ]
     await session.store_run_usage(await ask(session, "new"))
     return [
         *seen,
         await session.get_session_usage(),
-        await session.get_session_usage("side"),
+        await nothing(session.get_session_usage("side")),
         await session.get_turn_usage(),
     ]
 
@@ -125,7 +128,7 @@ async def on_branches(session: Any) -> list[Any]:
     return [
         *seen,
         await session.get_session_usage(),
-        await session.get_turn_usage(branch_id="side"),
+        await nothing(session.get_turn_usage(branch_id="side")),
     ]
 
 

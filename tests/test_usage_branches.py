@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from agent_sessions import DjangoSession
+from agent_sessions.exceptions import BranchDoesNotExist
 from agent_sessions.models import AgentRun, AgentSession
-from tests.usages import advanced, store
+from tests.usages import advanced, nothing, store
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -88,7 +89,12 @@ async def after_the_deletion_of_a_fork(session: Any) -> list[Any]:
     await session.create_branch_from_turn(2, "side")
     await store(session, 100)
     await session.delete_branch("side", force=True)
-    return await told(session, "main", "side")
+    return [
+        *await told(session, "main"),
+        await nothing(session.get_session_usage("side")),
+        await nothing(session.get_turn_usage(None, "side")),
+        await nothing(session.get_turn_usage(1, "side")),
+    ]
 
 
 async def after_pops_on_a_fork(session: Any) -> list[Any]:
@@ -108,8 +114,9 @@ async def on_names_that_begin_alike(session: Any) -> list[Any]:
     await session.switch_to_branch("main")
     await session.create_branch_from_turn(2, f"{SHARED}b")
     await store(session, 100)
-    names = ("main", f"{SHARED}a", f"{SHARED}b", SHARED)
+    names = ("main", f"{SHARED}a", f"{SHARED}b")
     seen = await told(session, *names)
+    seen.append(await nothing(session.get_session_usage(SHARED)))
     await session.switch_to_branch(f"{SHARED}a")
     # The name of the row that this archives is cut.
     await session.pop_item()
@@ -227,5 +234,6 @@ async def test_an_archived_name_is_no_branch_to_ask_for() -> None:
     await session.undo_turn()
     await store(session, 20)
     (archived,) = await session.list_archived()
-    assert await session.get_session_usage(archived) is None
-    assert await session.get_turn_usage(None, archived) == []
+    for usage in (session.get_session_usage, session.get_turn_usage):
+        with pytest.raises(BranchDoesNotExist):
+            await usage(branch_id=archived)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from openai.types.responses.response_usage import (
     InputTokensDetails,
     OutputTokensDetails,
 )
+
+from agent_sessions.exceptions import BranchDoesNotExist
 
 
 def used(
@@ -85,3 +87,14 @@ def standing() -> tuple[FunctionTool, asyncio.Event]:
         return "never"
 
     return function_tool(stand_still), called
+
+
+async def nothing(reading: Awaitable[Any]) -> bool:
+    """Tell that a branch that isn't there has nothing to read.
+
+    That is empty in the SDK and an error here: the one documented difference.
+    """
+    try:
+        return not await reading
+    except BranchDoesNotExist:
+        return True

@@ -30,6 +30,7 @@ from agent_sessions.backends.reading import read_history
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.importing.export import export_session
 from agent_sessions.models import AgentSession
+from agent_sessions.times import iso
 from agent_sessions.transcript.markdown import markdown
 
 # Sessions of one file.
@@ -42,8 +43,8 @@ def _as_markdown(row: AgentSession) -> Iterator[str]:
     facts = (
         (_("Store"), row.backend),
         (_("Owner"), "" if row.user is None else row.user.get_username()),
-        (_("Created"), row.created_at.isoformat()),
-        (_("Last activity"), row.updated_at.isoformat()),
+        (_("Created"), iso(row.created_at)),
+        (_("Last activity"), iso(row.updated_at)),
     )
     items = read_history(*clearing.store_of(row))
     # Read now, so that a store that fails does so before anything is sent.

@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from agent_sessions.admin.approvals import approvals
+from agent_sessions.admin.databases import database
 from agent_sessions.admin.filters import StartedFilter
 from agent_sessions.admin.guarding import GuardedAdmin
 from agent_sessions.admin.lines import lay_out
@@ -33,7 +34,7 @@ from agent_sessions.admin.transcript import PAGE_LENGTH, item_url, owner_url
 from agent_sessions.admin.words import grouped, how_long, in_words
 from agent_sessions.approvals import waiting as find_waiting
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.models import REMOVED, AgentRun, AgentSession
+from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.transcript.parts import json_part
 
 _COUNTS = (
@@ -62,7 +63,6 @@ class AgentRunAdmin(GuardedAdmin, RowRules):
         "error_code",
     )
     list_filter: ClassVar[Any] = ("status", StartedFilter)
-    list_select_related = ("session__user",)
     list_per_page = 50
     # Keys ascend with time, and every database has them in order.
     ordering = ("-pk",)
@@ -159,10 +159,10 @@ class AgentRunAdmin(GuardedAdmin, RowRules):
     # -- list ----------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AgentRun]:
-        rows = super().get_queryset(request).defer("state", "session__metadata")
-        # Few sessions, found by index: a join would lead SQLite to begin with all.
-        removed = AgentSession._base_manager.filter(backend=REMOVED).values("pk")
-        rows = rows.exclude(session_id__in=removed)
+        # What a run leads to comes along: by itself Django asks a router for it.
+        rows = super().get_queryset(request).using(database())
+        rows = rows.select_related("session__user", "branch")
+        rows = rows.defer("state", "session__metadata")
         admin_of_sessions = registered(self, AgentSession)
         sessions = admin_of_sessions and narrowed(admin_of_sessions, request)
         if sessions is None:

@@ -12,8 +12,9 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from agent_sessions.admin.clearing import ClearingMixin
+from agent_sessions.admin.databases import database
 from agent_sessions.admin.exporting import ExportMixin
-from agent_sessions.admin.filters import StoreFilter
+from agent_sessions.admin.filters import ActivityFilter, StoreFilter
 from agent_sessions.admin.guarding import GuardedAdmin
 from agent_sessions.admin.overview import OverviewMixin
 from agent_sessions.admin.paginator import CappedPaginator
@@ -41,10 +42,9 @@ class AgentSessionAdmin(
     list_filter: ClassVar[Any] = (
         StoreFilter,
         "state",
-        ("active_on", admin.DateFieldListFilter),
+        ("updated_at", ActivityFilter),
         ("user", admin.EmptyFieldListFilter),
     )
-    list_select_related = ("user",)
     list_per_page = 50
     # The index serves this order; the time of last activity has none, see the model.
     ordering = ("-active_on", "-pk")
@@ -70,7 +70,9 @@ class AgentSessionAdmin(
     # -- list ----------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> Rows:
-        return super().get_queryset(request).defer("metadata")
+        # The owner and branch come along: by itself Django asks a router for them.
+        rows = super().get_queryset(request).using(database())
+        return rows.select_related("user", "branch").defer("metadata")
 
     def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
         # A title quotes the first message.

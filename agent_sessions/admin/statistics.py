@@ -9,12 +9,24 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db.models import Count, F, QuerySet, Sum, Value
+from django.db.models import (
+    Case,
+    Count,
+    F,
+    IntegerField,
+    QuerySet,
+    Sum,
+    Value,
+    When,
+)
 from django.utils import timezone
 
+from agent_sessions.admin.databases import database
 from agent_sessions.approvals import waiting
 from agent_sessions.models import AgentRun, AgentSession
+from agent_sessions.times import day_of
 
+_DAY = timedelta(days=1)
 # Rows of each table of names.
 TOP = 10
 # The index begins with the status: named all, a range of days is read from it.
@@ -68,8 +80,12 @@ class Statistics:
 class Source:
     """The rows that are counted: those that the reader may view."""
 
-    sessions: QuerySet[Any] = field(default_factory=AgentSession.objects.order_by)
-    runs: QuerySet[Any] = field(default_factory=AgentRun.objects.order_by)
+    sessions: QuerySet[Any] = field(
+        default_factory=lambda: AgentSession.objects.using(database())
+    )
+    runs: QuerySet[Any] = field(
+        default_factory=lambda: AgentRun.objects.using(database())
+    )
 
 
 def gather(length: int, source: Source | None = None) -> Statistics:
@@ -126,16 +142,24 @@ def _count_sessions(
 ) -> list[Tally]:
     """Count sessions by the day of their last activity, and sum them up by store."""
     backends: dict[str, Tally] = {}
+    number = Case(
+        *(
+            When(updated_at__lt=_midnight(day + _DAY), then=Value(number))
+            for number, day in enumerate(days)
+        ),
+        output_field=IntegerField(),
+    )
     rows = (
         _sessions(source, days)
-        .values("active_on", "backend")
+        .annotate(number=number)
+        .values("number", "backend")
         .annotate(
             count=Count("pk"), given=Sum("input_tokens"), made=Sum("output_tokens")
         )
-        .values_list("active_on", "backend", "count", "given", "made")
+        .values_list("number", "backend", "count", "given", "made")
     )
-    for day, backend, count, given, made in rows:
-        tallies[day].sessions += count
+    for index, backend, count, given, made in rows:
+        tallies[days[index]].sessions += count
         tally = backends.setdefault(backend, Tally(backend))
         tally.sessions += count
         tally.input_tokens += given
@@ -175,14 +199,21 @@ def _runs(source: Source, first: date, last: date) -> QuerySet[Any]:
     return source.runs.filter(
         status__in=STATUSES,
         started_at__gte=_midnight(first),
-        started_at__lt=_midnight(last + timedelta(days=1)),
+        started_at__lt=_midnight(last + _DAY),
     ).order_by()
 
 
 def _sessions(source: Source, days: list[date]) -> QuerySet[Any]:
-    """Give the sessions that were last active in a range of days."""
+    """Give the sessions that were last active in a range of the reader's days.
+
+    The index has the day that day_of() gives: it narrows, the time decides.
+    """
+    since, until = _midnight(days[0]), _midnight(days[-1] + _DAY)
     return source.sessions.filter(
-        active_on__gte=days[0], active_on__lte=days[-1]
+        active_on__gte=day_of(since),
+        active_on__lte=day_of(until),
+        updated_at__gte=since,
+        updated_at__lt=until,
     ).order_by()
 
 

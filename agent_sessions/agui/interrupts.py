@@ -9,6 +9,7 @@ from typing import Any
 from agent_sessions.agui.content import as_dict, clean, string
 from agent_sessions.agui.options import StreamOptions
 from agent_sessions.agui.tools import Call, exposed_arguments
+from agent_sessions.times import iso
 
 RESPONSE_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -43,7 +44,7 @@ def interrupts(
                 "toolCallId": call_id,
                 **({"message": clean(message(tool))} if message else {}),
                 "responseSchema": RESPONSE_SCHEMA,
-                **({"expiresAt": expires_at.isoformat()} if expires_at else {}),
+                **({"expiresAt": iso(expires_at)} if expires_at else {}),
                 "metadata": {
                     "toolName": tool,
                     "arguments": clean(item.arguments or ""),

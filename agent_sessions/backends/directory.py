@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
@@ -20,9 +20,9 @@ from agent_sessions.models import (
     AgentRun,
     AgentSession,
     Branch,
-    OwnedQuerySet,
     SessionQuerySet,
 )
+from agent_sessions.times import day_of
 
 # The columns of a session in which no run is going on.
 NO_RUN: dict[str, Any] = {
@@ -31,6 +31,11 @@ NO_RUN: dict[str, Any] = {
     "run_seen_at": None,
     "state": AgentSession.State.IDLE,
 }
+
+
+def active(now: datetime) -> dict[str, Any]:
+    """Give the columns that say when a session was last used."""
+    return {"updated_at": now, "active_on": day_of(now)}
 
 
 class Seen(NamedTuple):
@@ -51,9 +56,9 @@ class Directory:
         """Give the key's own session, as a query set of at most one row."""
         return self._any_owner(key).filter(user_id=key.user_id)
 
-    def branches(self, key: SessionKey) -> OwnedQuerySet:
+    def branches(self, key: SessionKey) -> QuerySet[Branch]:
         """Give the branch that a key means, as a query set of at most one row."""
-        branches = Branch.objects.using(self.using)
+        branches = Branch._base_manager.using(self.using)
         if key.branch is None:
             return branches.filter(pk__in=self.rows(key).values("branch_id"))
         return branches.filter(
@@ -96,7 +101,7 @@ class Directory:
         )
         if session.user_id != key.user_id:
             raise SessionDoesNotExist(key.session_id)
-        branch, _ = Branch.objects.using(self.using).get_or_create(
+        branch, _ = Branch._base_manager.using(self.using).get_or_create(
             session=session, name=MAIN_BRANCH
         )
         sessions.filter(pk=session.pk, branch=None).update(branch=branch)
@@ -120,7 +125,7 @@ class Directory:
         if title:
             rows.filter(title="").update(title=title)
         counted = {} if count is None else {"item_count": count}
-        return bool(rows.update(updated_at=now, active_on=now.date(), **counted))
+        return bool(rows.update(**active(now), **counted))
 
     def look(self, key: SessionKey) -> Seen | None:
         """Return what the row of the key's own session says; None where it has none."""
@@ -157,11 +162,11 @@ def forget_history(
     the rest.
     """
     now = timezone.now()
-    AgentRun.objects.using(using).filter(
+    AgentRun._base_manager.using(using).filter(
         session_id=session, status=AgentRun.Status.WAITING
     ).update(status=AgentRun.Status.CANCELLED, finished_at=now, state="")
     if not keep_lease:
         columns |= {"fence": F("fence") + 1, **NO_RUN}
     AgentSession.objects.using(using).filter(pk=session).update(
-        item_count=0, title="", updated_at=now, **columns
+        item_count=0, title="", **active(now), **columns
     )

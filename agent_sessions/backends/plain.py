@@ -60,7 +60,7 @@ class PlainRun:
             # The session's row first, as every other writer takes it.
             rows.update(agent_name=agent_name[:255])
             session = rows.values_list("pk", flat=True).get()
-            runs = AgentRun.objects.using(using).filter(session_id=session)
+            runs = AgentRun._base_manager.using(using).filter(session_id=session)
             # A run without a last word: nothing tells when a plain run breaks off.
             runs.filter(status=Status.RUNNING, run_id__startswith=PREFIX).update(
                 status=Status.INTERRUPTED,
@@ -90,7 +90,7 @@ class PlainRun:
                 agent_name=self.agent_name[:255],
                 **{name: F(name) + used for name, used in more.items() if used},
             )
-            AgentRun.objects.using(using).filter(pk=self._pk).update(
+            AgentRun._base_manager.using(using).filter(pk=self._pk).update(
                 status=self.status,
                 agent_name=self.agent_name[:255],
                 error_code=self.error_code,
@@ -110,7 +110,7 @@ class PlainRun:
                 "last_position": newest.position,
                 "turn": newest.turn,
             }
-        heads = Branch.objects.using(using).filter(pk=self._branch)
+        heads = Branch._base_manager.using(using).filter(pk=self._branch)
         head = heads.values_list("head", flat=True).first()
         if self._branch is None or not head:
             return {}

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from django.core.checks import CheckMessage, Error
+from django.contrib.auth import get_user_model
+from django.core.checks import CheckMessage, Error, Warning
+from django.db import connections, router
 
 from agent_sessions.backends.base import BaseSessionBackend
+from agent_sessions.backends.database.columns import check_columns
 from agent_sessions.checks.messages import printed
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
@@ -30,6 +33,7 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
             messages.append(_error(exc))
         else:
             messages += _check_inner(backend)
+            messages += _check_owners(backend)
             messages += backend.check()
     return messages
 
@@ -43,12 +47,17 @@ def check_databases(
     Django names them where `check --database` or `migrate` runs.
     """
     messages: list[CheckMessage] = []
+    asked: set[str] = set()
     for alias in _aliases() if databases else ():
         try:
-            messages += sessions[alias].check_databases(databases or ())
+            backend = sessions[alias]
+            asked.add(backend.directory.using)
         except InvalidBackend:
             # Told by check_backends.
             continue
+        messages += backend.check_databases(databases or ())
+    for using in sorted(asked & set(databases or ())):
+        messages += check_columns(using)
     return messages
 
 
@@ -58,6 +67,35 @@ def _aliases() -> list[str]:
     except InvalidBackend:
         # Told by check_backends.
         return []
+
+
+def _check_owners(backend: BaseSessionBackend) -> list[CheckMessage]:
+    """Report sessions in another database than the users that may own them."""
+    try:
+        using = backend.directory.using
+    except InvalidBackend:
+        # Told for the alias that it wraps.
+        return []
+    users = router.db_for_write(get_user_model())
+    if _place(using) == _place(users):
+        return []
+    return [
+        Warning(
+            f"AGENT_SESSIONS[{backend.alias!r}] keeps its sessions in the database "
+            f"{using!r}, but users are in {users!r}: a session that has an owner can't "
+            "be stored, since no foreign key leads to another database.",
+            hint=f"Let the option database name {users!r}, or leave it out. Where only "
+            f"sessions without an owner are kept, or {using!r} has the same users, "
+            "silence this warning.",
+            id="agent_sessions.W008",
+        )
+    ]
+
+
+def _place(using: str) -> tuple[str, ...]:
+    """Say which database an alias leads to: several may lead to one."""
+    settings = connections[using].settings_dict
+    return tuple(str(settings[name]) for name in ("ENGINE", "HOST", "PORT", "NAME"))
 
 
 def _check_inner(backend: BaseSessionBackend) -> list[CheckMessage]:

@@ -27,6 +27,7 @@ from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession, PendingClear
 from agent_sessions.owners import owner_key
 from agent_sessions.pending import retry_pending
+from agent_sessions.times import iso
 
 FORMAT = "agent-sessions/erasure-1"
 
@@ -175,4 +176,4 @@ def _left(row: AgentSession, code: str, reason: str) -> Left:
 
 
 def _now() -> str:
-    return timezone.now().isoformat()
+    return iso(timezone.now())

@@ -33,7 +33,7 @@ def is_waiting(row: AgentSession) -> bool:
     """Tell whether an approval of the session can still be given."""
     if row.state != AgentSession.State.WAITING:
         return False
-    runs = AgentRun.objects.using(row._state.db).filter(session_id=row.pk)
+    runs = AgentRun._base_manager.using(row._state.db).filter(session_id=row.pk)
     run = approvals.waiting(runs).select_related("session").order_by("-pk").first()
     if run is None:
         return False
@@ -61,9 +61,9 @@ def delete(row: AgentSession) -> int:
     if backend.keeps_outside:
         # No transaction is held while another store is asked: SQLite has one writer.
         count = backend.clear(key)
-        is_cleared(row).delete()
+        is_cleared(row).delete(using=row._state.db)
         return count
     with transaction.atomic(row._state.db):
         count = backend.clear(key)
-        is_cleared(row).delete()
+        is_cleared(row).delete(using=row._state.db)
     return count

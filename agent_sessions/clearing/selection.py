@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db.models import Count, Q, QuerySet, Sum
@@ -15,6 +15,7 @@ from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import InvalidSessionId
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession
+from agent_sessions.times import day_of
 
 # Rows and ids of one query.
 CHUNK = 500
@@ -184,8 +185,7 @@ def is_storable(session_id: str) -> bool:
 
 def _inactive(since: datetime) -> Q:
     # The day has an index, the time hasn't: every append would have to move it.
-    day = since.astimezone(UTC) if timezone.is_aware(since) else since
-    return Q(active_on__lte=day.date(), updated_at__lt=since)
+    return Q(active_on__lte=day_of(since), updated_at__lt=since)
 
 
 def _before(now: datetime, age: timedelta) -> datetime:

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import ValidationError
+from django.db import router
 from django.db.models import Model
 
 from agent_sessions.backends.leftovers import owner_text
@@ -95,8 +96,12 @@ def _entries(model: type[Model]) -> Iterator[list[tuple[int, str | None]]]:
     from django.contrib.admin.models import LogEntry
     from django.contrib.contenttypes.models import ContentType
 
-    kind = ContentType.objects.get_for_model(model, for_concrete_model=False)
-    entries = LogEntry.objects.filter(content_type=kind).exclude(object_id=None)
+    # From where they are written: a replica may lag behind.
+    using = router.db_for_write(LogEntry)
+    kinds = ContentType.objects.db_manager(using)
+    kind = kinds.get_for_model(model, for_concrete_model=False)
+    entries = LogEntry.objects.using(using).filter(content_type=kind)
+    entries = entries.exclude(object_id=None)
     after = 0
     while chunk := list(
         entries.filter(pk__gt=after)

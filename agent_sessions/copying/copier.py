@@ -129,7 +129,7 @@ class Copier:
         self._check_owner(chosen.key)
         if chosen.row is None:
             return
-        branches = Branch.objects.using(self.source.directory.using)
+        branches = Branch._base_manager.using(self.source.directory.using)
         own = branches.filter(session_id=chosen.row.pk, head__gt=0)
         if own.exclude(pk=chosen.row.branch_id).exists():
             if self.move:
@@ -285,5 +285,5 @@ class Copier:
         self.source.clear(key)
         row = rows.first()
         if row is not None:
-            is_cleared(row).delete()
+            is_cleared(row).delete(using=row._state.db)
         self.report.moved += 1

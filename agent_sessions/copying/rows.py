@@ -13,9 +13,11 @@ from django.db.models import F
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.directory import active
 from agent_sessions.backends.reading import read_history
 from agent_sessions.importing.target import MARKER as IMPORTED
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
+from agent_sessions.times import aware, stored
 from agent_sessions.usage import COUNTERS
 
 # The key of a copy's metadata: of which backend it is, and what was counted then.
@@ -68,7 +70,7 @@ class Places:
         ):
             places.here.append(here.position)
             places.there.append(there.position)
-            places.times.append(here.created_at)
+            places.times.append(stored(aware(here.created_at)))
             item = here.item or {}
             if item.get("role") == "user" and item.get("type") in {None, "message"}:
                 places.openings.append(number)
@@ -128,11 +130,10 @@ def finish_row(
         AgentSession.objects.using(using).filter(pk=there.pk).update(
             **wanted,
             **more,
-            updated_at=here.updated_at,
-            active_on=here.active_on,
+            **active(here.updated_at),
         )
         copies = [_copied(target, run, there, places) for run in runs]
-        AgentRun.objects.using(using).bulk_create(copies, batch_size=200)
+        AgentRun._base_manager.using(using).bulk_create(copies, batch_size=200)
         if isinstance(target, DatabaseBackend):
             _set_times(using, there, places)
     return True
@@ -140,17 +141,17 @@ def finish_row(
 
 def _new_runs(using: str, here: AgentSession, there: AgentSession) -> list[AgentRun]:
     known = set(
-        AgentRun.objects.using(using)
+        AgentRun._base_manager.using(using)
         .filter(session_id=there.pk)
         .values_list("run_id", flat=True)
     )
-    runs = AgentRun.objects.using(here._state.db).filter(session_id=here.pk)
+    runs = AgentRun._base_manager.using(here._state.db).filter(session_id=here.pk)
     return [run for run in runs.order_by("pk") if run.run_id not in known]
 
 
 def _set_times(using: str, there: AgentSession, places: Places) -> None:
     """Say of each item when it was written first."""
-    items = SessionItem.objects.using(using).filter(branch_id=there.branch_id)
+    items = SessionItem._base_manager.using(using).filter(branch_id=there.branch_id)
     for start in range(0, len(places.there), _CHUNK):
         times = dict(
             zip(
@@ -182,7 +183,7 @@ def _copied(
     opening = places.turn_of(first, last)
     if opening is not None and isinstance(target, DatabaseBackend):
         found = (
-            SessionItem.objects.using(target.using)
+            SessionItem._base_manager.using(target.using)
             .filter(branch_id=there.branch_id, position=places.there[opening])
             .values_list("pk", "turn")
             .first()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Protocol
 
 from django.db import DatabaseError, router
@@ -150,16 +151,35 @@ def _examine(
 
 
 def _each(sessions: Iterable[AgentSession] | None) -> Iterator[AgentSession]:
-    """Give the sessions; from a query in chunks, with no cursor held between them."""
+    """Give the sessions, read from where they are written."""
     if sessions is None:
-        sessions = AgentSession.objects.using(router.db_for_write(AgentSession)).all()
-    if not isinstance(sessions, QuerySet):
+        for using in _databases():
+            yield from _chunks(AgentSession.objects.using(using))
+    elif isinstance(sessions, QuerySet):
+        if sessions.db == router.db_for_read(AgentSession):
+            # Nobody has named a database, and a replica may lag behind.
+            sessions = sessions.using(router.db_for_write(AgentSession))
+        yield from _chunks(sessions)
+    else:
         yield from sessions
-        return
+
+
+def _chunks(rows: QuerySet[AgentSession]) -> Iterator[AgentSession]:
+    """Read a query in chunks, with no cursor held between them."""
     after = 0
     while True:
-        chunk = list(sessions.filter(pk__gt=after).order_by("pk")[:_CHUNK])
+        chunk = list(rows.filter(pk__gt=after).order_by("pk")[:_CHUNK])
         yield from chunk
         if len(chunk) < _CHUNK:
             return
         after = chunk[-1].pk
+
+
+def _databases() -> list[str]:
+    """Name the Django databases that may have sessions."""
+    found = {backends.database().directory.using}
+    for alias in backends:
+        # What can't be built is told of each of its sessions.
+        with suppress(InvalidBackend):
+            found.add(backends[alias].directory.using)
+    return sorted(found)

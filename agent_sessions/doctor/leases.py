@@ -29,7 +29,9 @@ class Leases:
         self.backend = backend
         self.row = row
         self._key = SessionKey(row.session_id, row.user_id)
-        self._runs = AgentRun.objects.using(backend.using).filter(session_id=row.pk)
+        self._runs = AgentRun._base_manager.using(backend.using).filter(
+            session_id=row.pk
+        )
         self._unfinished = self._runs.filter(
             status=Status.RUNNING, started_at__lt=timezone.now() - RUN_LENGTH
         ).exclude(run_id=row.run_id or None)

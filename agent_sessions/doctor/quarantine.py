@@ -31,7 +31,7 @@ def is_quarantine(branch: Branch) -> bool:
 
 def put_away(using: str, branch: Branch, pks: Iterable[Any]) -> None:
     """Move rows of a branch into its quarantine; the caller holds the session."""
-    family = Branch.objects.using(using).filter(session_id=branch.session_id)
+    family = Branch._base_manager.using(using).filter(session_id=branch.session_id)
     children = family.filter(parent_id=branch.pk).order_by("pk")
     place = next(filter(is_quarantine, children), None)
     if place is None:
@@ -43,7 +43,7 @@ def put_away(using: str, branch: Branch, pks: Iterable[Any]) -> None:
             fork_position=0,
             archived_at=timezone.now(),
         )
-    SessionItem.objects.using(using).filter(pk__in=list(pks)).update(branch=place)
+    SessionItem._base_manager.using(using).filter(pk__in=list(pks)).update(branch=place)
 
 
 def _free_name(family: Any, base: str) -> str:
@@ -89,7 +89,7 @@ def restore(session: AgentSession, position: int, *, branch: str | None = None) 
                 f"Several branches lost a row of position {position}: name the branch."
             )
         pk, home = rows.values_list("pk", "branch__parent_id").get()
-        SessionItem.objects.using(using).filter(pk=pk).update(branch_id=home)
+        SessionItem._base_manager.using(using).filter(pk=pk).update(branch_id=home)
         renumber(using, session.pk)
 
     _hold(backend, session, move)
@@ -100,7 +100,7 @@ def _hold(backend: DatabaseBackend, row: AgentSession, change: Any) -> None:
 
 
 def _quarantined(using: str, session: Any) -> Any:
-    return SessionItem.objects.using(using).filter(
+    return SessionItem._base_manager.using(using).filter(
         branch__session_id=session,
         branch__name__startswith=PREFIX,
         branch__archived_at__isnull=False,

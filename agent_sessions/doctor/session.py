@@ -53,8 +53,10 @@ class Examination:
         self.findings: list[Finding] = []
         self.items = 0
         self._sessions = AgentSession.objects.using(self.using).filter(pk=row.pk)
-        self._items = SessionItem.objects.using(self.using)
-        self._branches = Branch.objects.using(self.using).filter(session_id=row.pk)
+        self._items = SessionItem._base_manager.using(self.using)
+        self._branches = Branch._base_manager.using(self.using).filter(
+            session_id=row.pk
+        )
         self._changed = False
 
     @guarded
@@ -90,7 +92,7 @@ class Examination:
         main = next((b for b in branches if b.name == MAIN_BRANCH), None)
         if self.repair:
             if main is None:
-                main = Branch.objects.using(self.using).create(
+                main = Branch._base_manager.using(self.using).create(
                     session_id=self.row.pk, name=MAIN_BRANCH
                 )
             self._branches.filter(pk=main.pk).update(archived_at=None)
@@ -148,7 +150,7 @@ class Examination:
                 rows.update(**columns_of(fault))
             if fault.instead is not None:
                 # What was used to answer the message counts for the one that stays.
-                AgentRun.objects.using(self.using).filter(
+                AgentRun._base_manager.using(self.using).filter(
                     session_id=self.row.pk, turn_item=fault.row.pk
                 ).update(turn_item=fault.instead)
         self._changed = True

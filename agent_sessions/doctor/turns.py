@@ -35,7 +35,7 @@ def read_pages(
 
 def shown_rows(using: str, branch: Branch) -> QuerySet[Any]:
     """Give a branch's own rows, but those before its fork, which are no part of it."""
-    rows = SessionItem.objects.using(using).filter(branch_id=branch.pk)
+    rows = SessionItem._base_manager.using(using).filter(branch_id=branch.pk)
     return rows.filter(position__gt=branch.fork_position or 0)
 
 
@@ -50,7 +50,7 @@ def turns_before(using: str, inherited: tuple[Segment, ...]) -> int:
 def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
     """Give the rows of a session that is held the turns that user messages make."""
     lineages = Lineages(using)
-    branches = Branch.objects.using(using).filter(session_id=session)
+    branches = Branch._base_manager.using(using).filter(session_id=session)
     for branch in branches.order_by("pk"):
         if is_quarantine(branch):
             continue
@@ -67,8 +67,8 @@ def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
         if branch.archived_at is None and branch.turn != turn:
             branches.filter(pk=branch.pk).update(turn=turn)
     # Runs tell the turn by the message that opens it.
-    items = SessionItem.objects.using(using).filter(branch__session_id=session)
-    runs = AgentRun.objects.using(using).filter(session_id=session)
+    items = SessionItem._base_manager.using(using).filter(branch__session_id=session)
+    runs = AgentRun._base_manager.using(using).filter(session_id=session)
     for pk, opened in runs.exclude(turn_item=None).values_list("pk", "turn_item"):
         turns = items.filter(pk=opened).values("turn")
         if turns.exists():
@@ -76,4 +76,6 @@ def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
 
 
 def _move(using: str, by: int, pks: list[Any]) -> None:
-    SessionItem.objects.using(using).filter(pk__in=pks).update(turn=F("turn") + by)
+    SessionItem._base_manager.using(using).filter(pk__in=pks).update(
+        turn=F("turn") + by
+    )

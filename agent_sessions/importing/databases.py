@@ -8,13 +8,13 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
-from django.conf import settings
 from django.db import DatabaseError, connections
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from agent_sessions.importing.records import UnreadableSource
 from agent_sessions.reports import told
+from agent_sessions.times import stored
 
 # Bytes of an id, a name or a time in a source: many times what one has.
 CELL_BYTES = 64 * 1024
@@ -191,4 +191,4 @@ def as_time(value: Any, zone: tzinfo) -> datetime | None:
         return None
     aware = value if value.utcoffset() is not None else value.replace(tzinfo=zone)
     aware = aware.astimezone(timezone.get_fixed_timezone(timedelta(0)))
-    return aware if settings.USE_TZ else timezone.make_naive(aware)
+    return stored(aware)

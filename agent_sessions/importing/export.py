@@ -27,6 +27,7 @@ from agent_sessions.models import (
     Branch,
     SessionItem,
 )
+from agent_sessions.times import iso
 
 FORMAT = "agent-sessions/1"
 # What a run's object has beside its id, branch and times. Not its state: that is
@@ -69,12 +70,12 @@ def export_session(row: AgentSession, tally: Tally | None = None) -> Iterator[st
     using = row._state.db or backend.directory.using
     stored = isinstance(backend, DatabaseBackend)
     branches = list(
-        Branch.objects.using(using)
+        Branch._base_manager.using(using)
         .filter(session_id=row.pk)
         .select_related("parent")
         .order_by("pk")
     )
-    runs = AgentRun.objects.using(using).filter(session_id=row.pk)
+    runs = AgentRun._base_manager.using(using).filter(session_id=row.pk)
     described = (
         [_branch(branch) for branch in branches] if stored else [_only(backend, row)]
     )
@@ -86,7 +87,7 @@ def export_session(row: AgentSession, tally: Tally | None = None) -> Iterator[st
     yield ',"branches":'
     yield _encode(described)
     yield ',"runs":['
-    opened = SessionItem.objects.using(using).filter(pk=OuterRef("turn_item"))
+    opened = SessionItem._base_manager.using(using).filter(pk=OuterRef("turn_item"))
     runs = runs.select_related("branch").annotate(
         opened_on=Subquery(opened.values("branch__name")),
         opened_at=Subquery(opened.values("position")),
@@ -163,13 +164,19 @@ def describe_session(row: AgentSession) -> dict[str, Any]:
         "user": None if row.user is None else row.user.get_username(),
         "title": row.title,
         "metadata": {key: value for key, value in metadata.items() if key != MARKER},
-        "branch": None if row.branch is None else row.branch.name,
+        "branch": _branch_name(row),
         "agent_name": row.agent_name,
         "created_at": _time(row.created_at),
         "updated_at": _time(row.updated_at),
         "expires_at": _time(row.expires_at),
         **{name: getattr(row, name) for name in TOKENS},
     }
+
+
+def _branch_name(row: AgentSession) -> str | None:
+    """Read the current branch's name where the row lies: a replica may lag behind."""
+    branches = Branch._base_manager.using(row._state.db).filter(pk=row.branch_id)
+    return branches.values_list("name", flat=True).first()
 
 
 def _branch(branch: Branch) -> dict[str, Any]:
@@ -200,7 +207,7 @@ def _run(run: Any) -> dict[str, Any]:
 
 def _rows(using: str, branch: Branch) -> Iterator[SessionItem]:
     """Give a branch's own rows, a page at a time."""
-    rows = SessionItem.objects.using(using).filter(branch_id=branch.pk)
+    rows = SessionItem._base_manager.using(using).filter(branch_id=branch.pk)
     last = -1
     while True:
         page = list(rows.filter(position__gt=last).order_by("position")[:_PAGE])
@@ -227,4 +234,4 @@ def _item(branch: str | None, row: StoredItem) -> str:
 
 
 def _time(value: datetime | None) -> str | None:
-    return None if value is None else value.isoformat()
+    return None if value is None else iso(value)

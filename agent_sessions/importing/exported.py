@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC
+from datetime import tzinfo
 from pathlib import Path
 from typing import Any
+
+from django.utils.timezone import get_default_timezone
 
 from agent_sessions.exceptions import AgentSessionError, InvalidItem
 from agent_sessions.handler import sessions
@@ -48,7 +50,11 @@ _ENDED = {
 class ExportSource(Source):
     """A file of our own export; sessions and items are read in the file's order."""
 
-    def __init__(self, path: str, *, only: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: str, *, zone: tzinfo | None = None, only: Sequence[str] = ()
+    ) -> None:
+        # What was exported without an offset came from a project without USE_TZ.
+        self.zone = zone or get_default_timezone()
         self.only = frozenset(only)
         # The lines that ids were found on: a second one would pass for growth.
         self._seen: dict[str, int] = {}
@@ -178,14 +184,14 @@ class ExportSource(Source):
         stream.take("[")
         self._first = True
         self._next = None
-        return _session(found)
+        return _session(found, self.zone)
 
     def _own(self, branch: SourceBranch) -> Iterator[SourceItem]:
         """Give the items that follow, as long as they are the branch's."""
         while (found := self._look()) is not None and found["branch"] == branch.name:
             self._next = None
             try:
-                yield _item(found)
+                yield _item(found, self.zone)
             except _WRONG:
                 raise self._broken() from None
 
@@ -204,7 +210,9 @@ class ExportSource(Source):
                 name = found["branch"]
                 own = positions.setdefault(name, array("q"))
                 if name in marks and len(own) < marks[name].count:
-                    digests[name] = extend(digests.get(name, ""), [_item(found)])
+                    digests[name] = extend(
+                        digests.get(name, ""), [_item(found, self.zone)]
+                    )
                 own.append(int(found["position"]))
         except (ImportProblem, *_WRONG):
             return positions, digests, False
@@ -248,7 +256,7 @@ def _removed(branch: SourceBranch) -> ImportProblem:
     )
 
 
-def _item(found: dict[str, Any]) -> SourceItem:
+def _item(found: dict[str, Any], zone: tzinfo) -> SourceItem:
     position, turn = int(found["position"]), int(found["turn"])
     if position > MOST_POSITIONS or not 0 <= turn <= MOST_TURNS:
         raise ValueError
@@ -260,17 +268,17 @@ def _item(found: dict[str, Any]) -> SourceItem:
             data = encode_batch([item]).rows[0].data
         except InvalidItem as exc:
             raise ValueError from exc
-    created_at = as_time(found.get("created_at"), UTC)
+    created_at = as_time(found.get("created_at"), zone)
     return SourceItem(position, data, created_at, position, turn)
 
 
-def _session(found: dict[str, Any]) -> SourceSession:
+def _session(found: dict[str, Any], zone: tzinfo) -> SourceSession:
     row = found["session"]
     session_id = _word(row["id"])
     if session_id is None:
         raise TypeError
-    runs = [_run(run) for run in found.get("runs", ())]
-    branches = [_branch(branch) for branch in found["branches"]]
+    runs = [_run(run, zone) for run in found.get("runs", ())]
+    branches = [_branch(branch, zone) for branch in found["branches"]]
     # The sums hold runs too that are no longer there; those that are add themselves.
     sums = {
         name: max(
@@ -280,8 +288,8 @@ def _session(found: dict[str, Any]) -> SourceSession:
     }
     return SourceSession(
         session_id,
-        as_time(row.get("created_at"), UTC),
-        as_time(row.get("updated_at"), UTC),
+        as_time(row.get("created_at"), zone),
+        as_time(row.get("updated_at"), zone),
         _word(row.get("user")),
         # Lines of older releases have none.
         _word(row.get("backend")),
@@ -292,7 +300,7 @@ def _session(found: dict[str, Any]) -> SourceSession:
             "title": as_text(row.get("title"))[:200],
             "metadata": dict(row.get("metadata") or {}),
             "agent_name": as_text(row.get("agent_name"))[:255],
-            "expires_at": as_time(row.get("expires_at"), UTC),
+            "expires_at": as_time(row.get("expires_at"), zone),
             **sums,
         },
         opened=row.get("encrypted") is True or _encrypts(row.get("backend")),
@@ -314,25 +322,25 @@ def _word(value: Any) -> str | None:
     return value
 
 
-def _branch(found: dict[str, Any]) -> SourceBranch:
+def _branch(found: dict[str, Any], zone: tzinfo) -> SourceBranch:
     fork = found.get("fork_position")
     return SourceBranch(
         str(found["name"]),
         _word(found.get("parent")),
         None if fork is None else int(fork),
-        as_time(found.get("created_at"), UTC),
+        as_time(found.get("created_at"), zone),
         bool(found.get("archived")),
         int(found.get("head") or 0),
         int(found.get("turn") or 0),
     )
 
 
-def _run(found: dict[str, Any]) -> SourceRun:
+def _run(found: dict[str, Any], zone: tzinfo) -> SourceRun:
     columns = {name: found[name] for name in RUN_COLUMNS if name in found}
     status = AgentRun.Status(columns["status"])
     columns["status"] = _ENDED.get(status, status)
-    started_at = as_time(found.get("started_at"), UTC)
-    finished_at = as_time(found.get("finished_at"), UTC)
+    started_at = as_time(found.get("started_at"), zone)
+    finished_at = as_time(found.get("finished_at"), zone)
     times = {"started_at": started_at} if started_at else {}
     opening = found.get("opening")
     return SourceRun(

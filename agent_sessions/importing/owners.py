@@ -17,6 +17,7 @@ from agent_sessions.importing.records import (
     SourceSession,
     UnreadableSource,
 )
+from agent_sessions.owners import owners
 
 # How many owners are remembered, so that memory stays bounded.
 _KNOWN = 10_000
@@ -145,7 +146,7 @@ def _find(field: str, value: str) -> Any:
     try:
         if not is_text(value):
             raise ValueError
-        return model._default_manager.get(**{names.get(field, "pk"): value}).pk
+        return owners().get(**{names.get(field, "pk"): value}).pk
     except (model.DoesNotExist, ValueError, ValidationError):
         raise ImportProblem(f"there is no user whose {field} is {value!r}.") from None
     except model.MultipleObjectsReturned:

@@ -30,7 +30,7 @@ def write_runs(target: Target) -> int:
     row = target.row
     if row is None:
         return len(session.runs)
-    runs: Any = AgentRun.objects.using(target.using).filter(session_id=row.pk)
+    runs: Any = AgentRun._base_manager.using(target.using).filter(session_id=row.pk)
     known = {run.run_id: run for run in runs}
     places = _Places(target)
     added = dict.fromkeys(TOKENS, 0)
@@ -48,7 +48,7 @@ def write_runs(target: Target) -> int:
         else:
             changed.append((run, columns))
     if not target.dry_run:
-        AgentRun.objects.using(target.using).bulk_create(new, batch_size=200)
+        AgentRun._base_manager.using(target.using).bulk_create(new, batch_size=200)
         for run, columns in changed:
             runs.filter(pk=run.pk).update(**columns)
         if new or changed:
@@ -75,7 +75,7 @@ class _Places:
         self.branches = {
             name: line.branch for name, line in target.lines.items() if line.branch
         }
-        self.items = SessionItem.objects.using(target.using)
+        self.items = SessionItem._base_manager.using(target.using)
         runs = target.session.runs
         self._by_number = (
             self._read_numbered() if any(run.turn is not None for run in runs) else {}

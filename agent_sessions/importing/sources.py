@@ -26,19 +26,20 @@ def open_source(
     *,
     sessions_table: str = "agent_sessions",
     messages_table: str = "agent_messages",
-    zone: tzinfo = UTC,
+    zone: tzinfo | None = None,
     only: Sequence[str] = (),
 ) -> Source:
     """Open a source: a file, or an alias of DATABASES. Raises UnreadableSource.
 
-    `zone` is that of times without an offset, and `only` names the sessions wanted.
+    `zone` is that of times without an offset: UTC if none is given, and in our own
+    export the project's TIME_ZONE. `only` names the sessions wanted.
     """
     if kind not in KINDS:
         raise UnreadableSource(
             f"There is no kind {kind!r} of source; there are: {', '.join(KINDS)}."
         )
     if kind == "export":
-        return ExportSource(place, only=only)
+        return ExportSource(place, zone=zone, only=only)
     database = open_database(place)
     if kind == "advanced-sqlite":
         if database.vendor != "sqlite":
@@ -52,7 +53,7 @@ def open_source(
             "sqlite" if kind == "advanced-sqlite" else kind,
             sessions_table=sessions_table,
             messages_table=messages_table,
-            zone=zone,
+            zone=zone or UTC,
             only=only,
         )
     except UnreadableSource:

@@ -23,6 +23,7 @@ from agent_sessions.importing.records import (
     extend,
 )
 from agent_sessions.models import MAIN_BRANCH, AgentSession, Branch, SessionItem
+from agent_sessions.times import day_of
 
 # The key of a session's metadata that says where it comes from and how far it is.
 MARKER = "import"
@@ -105,7 +106,7 @@ class Target:
             user_id=self.owner_id,
             created_at=created_at,
             updated_at=updated_at,
-            active_on=updated_at.date(),
+            active_on=day_of(updated_at),
             metadata=metadata,
             **columns,
         )
@@ -177,7 +178,9 @@ class Target:
     def _read_lines(self, row: AgentSession) -> None:
         found = {
             branch.name: branch
-            for branch in Branch.objects.using(self.using).filter(session_id=row.pk)
+            for branch in Branch._base_manager.using(self.using).filter(
+                session_id=row.pk
+            )
         }
         self._names = set(found)
         for name, known in row.metadata[MARKER]["branches"].items():
@@ -216,7 +219,7 @@ class Target:
             return Line(None, head=fork)
         parent = self.lines[source.parent].branch if source.parent else None
         turn = 0 if parent is None else self._turn_at(parent, fork)
-        branch = Branch.objects.using(self.using).create(
+        branch = Branch._base_manager.using(self.using).create(
             session_id=self.row.pk,
             name=source.name,
             parent=parent,
@@ -238,11 +241,11 @@ class Target:
         }
         # Lines of branches may be long.
         while parent.parent_id and position <= (parent.fork_position or 0):
-            parent = own.get(parent.parent_id) or Branch.objects.using(self.using).get(
-                pk=parent.parent_id
-            )
+            parent = own.get(parent.parent_id) or Branch._base_manager.using(
+                self.using
+            ).get(pk=parent.parent_id)
         turn: int | None = (
-            SessionItem.objects.using(self.using)
+            SessionItem._base_manager.using(self.using)
             .filter(branch_id=parent.pk, position__lte=position)
             .order_by("-position")
             .values_list("turn", flat=True)
@@ -267,7 +270,7 @@ class Target:
         if self.dry_run or line.branch is None or self.row is None:
             return
         insert(self.using, rows)
-        Branch.objects.using(self.using).filter(pk=line.branch.pk).update(
+        Branch._base_manager.using(self.using).filter(pk=line.branch.pk).update(
             head=line.head, turn=line.turn
         )
         title = page.batch.title if name == self.session.current else ""
@@ -341,7 +344,7 @@ class Target:
             return
         row.metadata = {**row.metadata, MARKER: self._marker(complete=complete)}
         row.updated_at = max(row.updated_at, latest or row.updated_at)
-        row.active_on = row.updated_at.date()
+        row.active_on = day_of(row.updated_at)
         row.item_count += count
         row.title = row.title or title
         row.save(

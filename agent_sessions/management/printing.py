@@ -19,6 +19,7 @@ from django.core.management.color import no_style
 
 from agent_sessions.characters import ascii_json, printable, printable_lines
 from agent_sessions.management.failures import explain
+from agent_sessions.times import iso
 
 # Rows by which the widths of columns are chosen.
 _PAGE = 100
@@ -125,8 +126,8 @@ class PrintingCommand(BaseCommand):
 
 
 def moment(when: datetime | None) -> str:
-    """Give a time to the second."""
-    return "" if when is None else when.isoformat(" ", "seconds")
+    """Give a time to the second, with its offset."""
+    return "" if when is None else iso(when, " ", "seconds")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:

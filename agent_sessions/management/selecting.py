@@ -15,6 +15,7 @@ from agent_sessions.backends.arguments import is_text
 from agent_sessions.backends.retention import parse_age
 from agent_sessions.clearing import Selection
 from agent_sessions.models import AgentSession
+from agent_sessions.owners import owners
 
 # The largest number that an option takes: databases count rows with it.
 MOST = 2**31 - 1
@@ -89,12 +90,28 @@ def find_named(selection: Selection, *, undone: str) -> list[AgentSession]:
 
 
 def find_user(name: str, *, returncode: int = 1) -> Any:
-    """Find an owner by the name that people log in with. Raises CommandError."""
-    model = get_user_model()
-    # Databases refuse to look for what they can't hold.
-    if is_text(name):
-        with suppress(model.DoesNotExist, ValueError, ValidationError):
-            return model._default_manager.get_by_natural_key(name)
+    """Find an owner by the name that people log in with. Raises CommandError.
+
+    That of a user whom the default manager leaves out counts too.
+    """
+    model: Any = get_user_model()
+    users = owners()
+    try:
+        # Databases refuse to look for what they can't hold.
+        if is_text(name):
+            with suppress(model.DoesNotExist):
+                return users.get(**{model.USERNAME_FIELD: name})
+            # A project's own rule for names, such as one that ignores case.
+            manager = model._default_manager.db_manager(users.db)
+            return manager.get_by_natural_key(name)
+    except model.MultipleObjectsReturned:
+        raise CommandError(
+            f"Several users are called {name!r}, some of them perhaps hidden. Give "
+            "each a name of its own first.",
+            returncode=returncode,
+        ) from None
+    except (model.DoesNotExist, ValueError, ValidationError):
+        pass
     raise CommandError(f"There is no user {name!r}.", returncode=returncode)
 
 

@@ -40,6 +40,7 @@ from agent_sessions.runs.setup import (
     runner_options,
 )
 from agent_sessions.runs.sync import shown
+from agent_sessions.times import aware
 from agent_sessions.usage import Spent, remember, since, snapshot, trace_of
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class ActiveRun:
             self.conversation,
             self.lease,
             await self._outcome(Status.WAITING, ""),
-            Paused(state, asked, expires_at.timestamp()),
+            Paused(state, asked, aware(expires_at).timestamp()),
         )
         page = await self.conversation.backend.apage(self.conversation.key)
         messages, before = shown(page, self.setup.options)

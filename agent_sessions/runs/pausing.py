@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
@@ -26,6 +25,7 @@ from agent_sessions.exceptions import (
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import records
 from agent_sessions.runs.conversation import Conversation
+from agent_sessions.times import stored
 
 logger = logging.getLogger("agent_sessions.runs")
 
@@ -59,7 +59,7 @@ def pause(
     using = backend.directory.using
     with transaction.atomic(using):
         records.close(conversation, lease, outcome)
-        AgentRun.objects.using(using).filter(pk=lease.run.pk).update(
+        AgentRun._base_manager.using(using).filter(pk=lease.run.pk).update(
             state=approvals.seal(backend, key, lease.run, lease.fence, paused),
             expires_at=_column(paused.expires_at),
             finished_at=None,
@@ -124,7 +124,7 @@ def withdraw(conversation: Conversation, fence: int, *, error_code: str = "") ->
             .update(state=AgentSession.State.IDLE, fence=F("fence") + 1)
         )
         if freed:
-            AgentRun.objects.using(using).filter(
+            AgentRun._base_manager.using(using).filter(
                 session_id=conversation.pk, status=AgentRun.Status.WAITING
             ).update(
                 status=AgentRun.Status.CANCELLED,
@@ -162,7 +162,7 @@ def _waiting(conversation: Conversation) -> AgentRun | None:
     After a newer run the conversation has gone on without the answer.
     """
     run: AgentRun | None = (
-        AgentRun.objects.using(conversation.backend.directory.using)
+        AgentRun._base_manager.using(conversation.backend.directory.using)
         .filter(session_id=conversation.pk)
         .select_related("session")
         .order_by("-pk")
@@ -177,5 +177,4 @@ def _is_late(run: AgentRun) -> bool:
 
 
 def _column(moment: float) -> datetime:
-    expires_at = datetime.fromtimestamp(moment, UTC)
-    return expires_at if settings.USE_TZ else timezone.make_naive(expires_at)
+    return stored(datetime.fromtimestamp(moment, UTC))

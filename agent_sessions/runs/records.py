@@ -85,9 +85,9 @@ def begin(
     using = conversation.backend.directory.using
     with transaction.atomic(using):
         row = _take(conversation, run_id, stale_after, resuming=answers is not None)
-        branch = Branch.objects.using(using).filter(pk=row.branch_id).first()
+        branch = Branch._base_manager.using(using).filter(pk=row.branch_id).first()
         previous = last_run(conversation)
-        run = AgentRun.objects.using(using).create(
+        run = AgentRun._base_manager.using(using).create(
             session=row,
             branch=branch,
             run_id=run_id,
@@ -111,7 +111,7 @@ def _claim(answers: Pending, row: AgentSession, run: AgentRun) -> None:
     """Close the paused run, which `run` goes on from, if it is still as it was read."""
     # The lease that was just taken follows the one that paused it, and no other.
     is_next = row.fence == answers.fence + 1
-    paused = AgentRun.objects.using(run._state.db).filter(
+    paused = AgentRun._base_manager.using(run._state.db).filter(
         pk=answers.run.pk, session_id=row.pk, status=AgentRun.Status.WAITING
     )
     if not is_next or not paused.update(
@@ -188,7 +188,7 @@ def abandon(
         )
     )
     if freed:
-        AgentRun.objects.using(using).filter(
+        AgentRun._base_manager.using(using).filter(
             session_id=conversation.pk, run_id=run_id, status=AgentRun.Status.RUNNING
         ).update(
             status=AgentRun.Status.INTERRUPTED,
@@ -219,7 +219,7 @@ def find_run(conversation: Conversation, run_id: str) -> AgentRun | None:
     """Find a run of this session by the id its client gave it."""
     using = conversation.backend.directory.using
     return (
-        AgentRun.objects.using(using)
+        AgentRun._base_manager.using(using)
         .filter(session_id=conversation.pk, run_id=run_id)
         .first()
     )
@@ -229,7 +229,7 @@ def last_run(conversation: Conversation) -> AgentRun | None:
     """Find the session's newest run."""
     using = conversation.backend.directory.using
     return (
-        AgentRun.objects.using(using)
+        AgentRun._base_manager.using(using)
         .filter(session_id=conversation.pk)
         .order_by("-pk")
         .first()
@@ -254,7 +254,7 @@ def close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
     using, run = conversation.backend.directory.using, lease.run
     base, head = lease.base, outcome.head
     if base is not None:
-        heads = Branch.objects.using(using).filter(pk=run.branch_id)
+        heads = Branch._base_manager.using(using).filter(pk=run.branch_id)
         head = heads.values_list("head", flat=True).first()
     else:
         base = outcome.base
@@ -264,7 +264,7 @@ def close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
     opened = None
     if kept and lease.base is not None and run.branch_id is not None:
         opened = opening(using, Lineages(using), run.branch_id)
-    AgentRun.objects.using(using).filter(pk=run.pk).update(
+    AgentRun._base_manager.using(using).filter(pk=run.pk).update(
         status=outcome.status,
         agent_name=outcome.agent_name[:255],
         error_code=outcome.error_code,

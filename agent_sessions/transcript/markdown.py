@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from agent_sessions.characters import printable_lines
 from agent_sessions.items import StoredItem
+from agent_sessions.times import aware
 from agent_sessions.transcript.entries import Entry, Kind, Part, PartKind
 from agent_sessions.transcript.join import HANDOFF_PREFIX, IDLE_GAP
 from agent_sessions.transcript.parse import parse
@@ -100,7 +101,7 @@ def _heading(row: StoredItem, entry: Entry, name: str) -> Iterator[str]:
         words[-1] += f": {_span(entry.status)}"
     yield " ".join(words)
     yield ""
-    yield f"{row.created_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    yield f"{aware(row.created_at).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     yield ""
 
 

@@ -111,6 +111,16 @@ class DatabaseBackend(BaseSessionBackend):
 
     def append_batch(self, key: SessionKey, batch: AnyBatch) -> None:
         """Store a batch that is encoded, as append() does."""
+        try:
+            self._append_batch(key, batch)
+        except (StorageError, UnicodeEncodeError) as exc:
+            connection = connections[self.using]
+            narrowed = self.statements(connection).narrowed(connection, batch, exc)
+            if narrowed is None:
+                raise
+            self._append_batch(key, narrowed)
+
+    def _append_batch(self, key: SessionKey, batch: AnyBatch) -> None:
         connection = connections[self.using]
         statements = self.statements(connection)
         alone = statements.appends_alone(connection, batch)
@@ -286,11 +296,6 @@ class DatabaseBackend(BaseSessionBackend):
         from agent_sessions.backends.database.checks import check_database
 
         return check_database(self)
-
-    def check_databases(self, databases: Sequence[str]) -> list[checks.CheckMessage]:
-        from agent_sessions.backends.database.checks import check_tables
-
-        return check_tables(self) if self.using in databases else []
 
     def close(self) -> None:
         threads, self._threads = self._threads, None

@@ -19,6 +19,7 @@ from agent_sessions.backends.database.seeking import first_of_turn
 from agent_sessions.backends.directory import Directory
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
 from agent_sessions.models import MAIN_BRANCH, AgentSession, Branch, SessionItem
+from agent_sessions.times import iso
 
 NAME_LENGTH = 255
 # How much of a branch's name the name of its archived row keeps.
@@ -59,7 +60,7 @@ class Branches:
     def current(self) -> Branch | None:
         """Find the branch that the key means; None where the session has no row."""
         if self._current is not None:
-            held: Branch = Branch.objects.using(self.using).get(pk=self._current)
+            held: Branch = Branch._base_manager.using(self.using).get(pk=self._current)
             return held
         branch: Branch | None = self.directory.branches(self.key).first()
         if branch is None:
@@ -67,12 +68,18 @@ class Branches:
         return branch
 
     def named(self, name: str | None) -> Branch | None:
-        """Find a branch by name, or the current one. Raises BranchDoesNotExist."""
+        """Find a branch by name, or the current one.
+
+        None is given for the main branch of a session that has no row yet. Raises
+        SessionDoesNotExist for someone else's and BranchDoesNotExist.
+        """
         if name is None:
             return self.current()
         branch: Branch | None = self._all().filter(name=name, archived_at=None).first()
-        if branch is None and name != MAIN_BRANCH:
-            raise BranchDoesNotExist(self.key.session_id, name)
+        if branch is None:
+            self.directory.assert_own(self.key)
+            if name != MAIN_BRANCH:
+                raise BranchDoesNotExist(self.key.session_id, name)
         return branch
 
     def archived(self, name: str) -> Branch:
@@ -122,7 +129,7 @@ class Branches:
 
     def _all(self) -> Any:
         sessions = self.directory.rows(self.key).values("pk")
-        return Branch.objects.using(self.using).filter(session_id__in=sessions)
+        return Branch._base_manager.using(self.using).filter(session_id__in=sessions)
 
     # -- listing -------------------------------------------------------------------
 
@@ -135,7 +142,7 @@ class Branches:
                 "message_count": self.items(branch).count(),
                 "user_turns": branch.turn,
                 "is_current": current is not None and branch.pk == current.pk,
-                "created_at": branch.created_at.isoformat(sep=" "),
+                "created_at": iso(branch.created_at, " "),
             }
             for branch in self._all().filter(archived_at=None).order_by("pk")
         ]
@@ -166,7 +173,7 @@ class Branches:
         """Make a branch that shows `source` up to a position, and switch to it."""
         self._check_name(source.session_id, name)
         parent = segment_of(self.segments(source), position)
-        branch: Branch = Branch.objects.using(self.using).create(
+        branch: Branch = Branch._base_manager.using(self.using).create(
             session_id=source.session_id,
             name=name,
             parent_id=parent.branch_id,
@@ -185,13 +192,13 @@ class Branches:
         The old branch is archived under another name: lineages never change. The
         history may be that of another branch, which is `shown`.
         """
-        rows = Branch.objects.using(self.using).filter(pk=source.pk)
+        rows = Branch._base_manager.using(self.using).filter(pk=source.pk)
         # What was imported may have the name of a row that is made here.
         name = self.free_name(f"{source.name[:NAME_KEPT]}~{source.pk}")
         rows.update(name=name, archived_at=timezone.now())
         shown = source if shown is None else shown
         parent = segment_of(self.segments(shown), position)
-        branch: Branch = Branch.objects.using(self.using).create(
+        branch: Branch = Branch._base_manager.using(self.using).create(
             session_id=source.session_id,
             name=source.name,
             parent_id=parent.branch_id,
@@ -214,7 +221,9 @@ class Branches:
             raise InvalidBranch(
                 f"A branch name has up to {NAME_LENGTH} characters, and neither NUL nor ~."
             )
-        named = Branch.objects.using(self.using).filter(session_id=session, name=name)
+        named = Branch._base_manager.using(self.using).filter(
+            session_id=session, name=name
+        )
         if name == QUARANTINE or named.exists():
             raise InvalidBranch(
                 f"Branch ID {name!r} has already been used. Choose a new branch ID: "
@@ -267,12 +276,12 @@ class Branches:
             if (main := self.named(MAIN_BRANCH)) is not None:
                 pointed.update(branch=main)
                 self.point_at(main)
-        branches = Branch.objects.using(self.using)
+        branches = Branch._base_manager.using(self.using)
         branches.filter(pk=branch.pk).update(archived_at=timezone.now())
         needed = branches.filter(parent_id=branch.pk).aggregate(
             upto=Max("fork_position")
         )["upto"]
-        rows = SessionItem.objects.using(self.using).filter(branch_id=branch.pk)
+        rows = SessionItem._base_manager.using(self.using).filter(branch_id=branch.pk)
         if needed is not None:
             rows = rows.filter(position__gt=needed)
         count, _ = rows.delete()

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections
 
-from agent_sessions.models import SessionItem
-
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -42,33 +40,6 @@ def check_database(backend: DatabaseBackend) -> list[CheckMessage]:
             )
         ]
     return check(backend, connection, connection.settings_dict.get("OPTIONS") or {})
-
-
-def check_tables(backend: DatabaseBackend) -> list[CheckMessage]:
-    """Report a MySQL or MariaDB database that can't hold every character."""
-    connection = connections[backend.using]
-    if connection.vendor != "mysql":
-        return []
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT COALESCE((SELECT character_set_name FROM "
-            "information_schema.columns WHERE table_schema = DATABASE() "
-            "AND table_name = %s AND column_name = 'text'), @@character_set_database)",
-            [SessionItem._meta.db_table],
-        )
-        (charset,) = cursor.fetchone()
-    if charset == "utf8mb4":
-        return []
-    return [
-        Warning(
-            f"DATABASES[{backend.using!r}] keeps texts as {charset}, which has no "
-            "emoji: a message that holds one can't be stored.",
-            hint="ALTER DATABASE … CHARACTER SET utf8mb4 before the first migrate, "
-            "later also ALTER TABLE … CONVERT TO CHARACTER SET utf8mb4 for each table "
-            "of agent_sessions.",
-            id="agent_sessions.W005",
-        )
-    ]
 
 
 def _check_sqlite(

@@ -13,6 +13,7 @@ from django.utils import timezone
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.statements import Place
 from agent_sessions.backends.database.vendors import statements_for
+from agent_sessions.backends.directory import active
 from agent_sessions.items import Batch, Item, decode
 from agent_sessions.models import Branch
 
@@ -90,9 +91,9 @@ def _append(branches: Branches, branch: Branch, batch: Batch) -> None:
         statements.insert(
             cursor, Place(branch.pk, branch.head, branch.turn), batch, now
         )
-    Branch.objects.using(branches.using).filter(pk=branch.pk).update(
+    Branch._base_manager.using(branches.using).filter(pk=branch.pk).update(
         head=F("head") + len(batch), turn=F("turn") + batch.turns
     )
     branches.directory.rows(branches.key).update(
-        item_count=F("item_count") + len(batch), updated_at=now
+        item_count=F("item_count") + len(batch), **active(now)
     )

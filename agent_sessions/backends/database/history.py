@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.directory import forget_history
+from agent_sessions.backends.directory import active, forget_history
 from agent_sessions.items import Item, StoredItem, decode
 from agent_sessions.models import (
     MAIN_BRANCH,
@@ -84,10 +84,12 @@ def pop_newest(
             if owner != branch.pk or is_shared:
                 branches.replace(branch, position - 1, before)
             else:
-                SessionItem.objects.using(branches.using).filter(pk=pk).delete()
+                SessionItem._base_manager.using(branches.using).filter(pk=pk).delete()
                 _uncount(branches.using, session)
                 if opens:
-                    own = Branch.objects.using(branches.using).filter(pk=branch.pk)
+                    own = Branch._base_manager.using(branches.using).filter(
+                        pk=branch.pk
+                    )
                     own.update(turn=before)
             return item
         if seen + len(found) < window:
@@ -102,8 +104,8 @@ def clear_history(using: str, session: int, *, keep_lease: bool) -> int:
     twice, and so do their names: a stale session can't write into another's.
     """
     now = timezone.now()
-    branches = Branch.objects.using(using).filter(session_id=session)
-    items = SessionItem.objects.using(using).filter(
+    branches = Branch._base_manager.using(using).filter(session_id=session)
+    items = SessionItem._base_manager.using(using).filter(
         branch_id__in=list(branches.values_list("pk", flat=True))
     )
     count, _ = items.delete()
@@ -120,5 +122,5 @@ def clear_history(using: str, session: int, *, keep_lease: bool) -> int:
 
 def _uncount(using: str, session: int) -> None:
     AgentSession.objects.using(using).filter(pk=session).update(
-        item_count=F("item_count") - 1, updated_at=timezone.now()
+        item_count=F("item_count") - 1, **active(timezone.now())
     )

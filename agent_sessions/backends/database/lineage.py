@@ -45,7 +45,7 @@ class Lineages:
     def of(self, branch_id: int) -> tuple[Segment, ...]:
         """Return a branch's segments, newest first."""
         if branch_id not in self._families:
-            branches = Branch.objects.using(self.using)
+            branches = Branch._base_manager.using(self.using)
             session = branches.filter(pk=branch_id).values("session_id")
             rows = branches.filter(session_id__in=session)
             self._families |= family(
@@ -80,7 +80,7 @@ def visible(using: str, segments: tuple[Segment, ...]) -> QuerySet[Any]:
         if segment.upto is not None:
             part &= Q(position__lte=segment.upto)
         shown |= part
-    return SessionItem.objects.using(using).filter(shown)
+    return SessionItem._base_manager.using(using).filter(shown)
 
 
 def segment_of(segments: tuple[Segment, ...], position: int) -> Segment:

@@ -9,6 +9,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.statements import Own, Text
 from agent_sessions.items import Item, decode_all
+from agent_sessions.models import MAIN_BRANCH
 
 if TYPE_CHECKING:
     from agent_sessions.backends.database.backend import DatabaseBackend
@@ -50,7 +51,7 @@ def _texts(
     if own.is_all(window):
         return own.texts
     segments = statements.lineage(connection, key)
-    if segments is None:
+    if segments is None or not (segments or key.branch in {None, MAIN_BRANCH}):
         backend.directory.assert_own(key)
         return own.texts
     if own.branch_id not in {None, *(segment.branch_id for segment in segments[:1])}:

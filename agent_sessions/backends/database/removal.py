@@ -82,7 +82,7 @@ def remove_history(
             return count
         count = clear_history(backend.using, row.pk, keep_lease=False)
         if delete:
-            row.delete()
+            row.delete(using=backend.using)
         return count
 
     removed = backend.change(key, remove)
@@ -198,13 +198,13 @@ def _tell_cleared(backend: DatabaseBackend, key: SessionKey, count: int) -> None
 
 def _is_long(using: str, row: AgentSession, most: int, *, delete: bool) -> bool:
     """Tell whether a session has more rows than are deleted at once."""
-    branches = Branch.objects.using(using).filter(session_id=row.pk)
-    items = SessionItem.objects.using(using).filter(
+    branches = Branch._base_manager.using(using).filter(session_id=row.pk)
+    items = SessionItem._base_manager.using(using).filter(
         branch_id__in=list(branches.values_list("pk", flat=True))
     )
     if items[: most + 1].count() > most:
         return True
-    runs = AgentRun.objects.using(using).filter(session_id=row.pk)
+    runs = AgentRun._base_manager.using(using).filter(session_id=row.pk)
     return delete and runs[: most + 1].count() > most
 
 
@@ -232,9 +232,12 @@ def _bury_branches(using: str, row: AgentSession) -> int:
     grave = AgentSession.objects.using(using).create(
         backend=REMOVED, session_id=AgentSession.new_id(), item_count=row.item_count
     )
-    branches = Branch.objects.using(using)
+    branches = Branch._base_manager.using(using)
     old = list(branches.filter(session_id=row.pk))
     branches.filter(session_id=row.pk).update(session=grave)
+    # The runs stay with their session, and lead to nothing that is removed.
+    runs = AgentRun._base_manager.using(using).filter(session_id=row.pk)
+    runs.exclude(branch=None).update(branch=None)
     now = timezone.now()
     for branch in old:
         # The other names are made by us, from numbers that are never given twice.
@@ -293,7 +296,7 @@ class _Grave:
         self._is_drained = False
         self.has_items = True
         self._row = _graves(using).filter(pk=pk)
-        self._branches = Branch.objects.using(using).filter(session_id=pk)
+        self._branches = Branch._base_manager.using(using).filter(session_id=pk)
         # Nobody gives a grave another branch.
         self._pks: list[int] | None = None
         # Where the last step ended: looking from the beginning again, PostgreSQL would
@@ -323,7 +326,7 @@ class _Grave:
         if self.has_items:
             self._is_drained = True
             return 0
-        runs = AgentRun.objects.using(self.using)
+        runs = AgentRun._base_manager.using(self.using)
         own = runs.filter(session_id=self.pk).order_by("pk")
         # The runs of a session that was only cleared stay with it.
         others = runs.filter(branch_id__in=self._pks).order_by("pk")
@@ -355,7 +358,7 @@ class _Grave:
         PostgreSQL walks over all that was deleted, as it would when the branches are
         deleted; once walked over it is passed by quickly.
         """
-        items = SessionItem.objects.using(self.using)
+        items = SessionItem._base_manager.using(self.using)
         if items.filter(
             branch_id__in=list(self._branches.values_list("pk", flat=True))
         ).exists():
@@ -374,7 +377,7 @@ class _Grave:
         return self._row.select_for_update(skip_locked=skip).first() is not None
 
     def _delete_items(self, branch: int) -> int:
-        items = SessionItem.objects.using(self.using).filter(branch_id=branch)
+        items = SessionItem._base_manager.using(self.using).filter(branch_id=branch)
         after = self._after.get(branch, -1)
         count = self._delete_after(items, branch, after) if self._was_full else 0
         if not count:

@@ -36,7 +36,7 @@ class Rewriting:
         self.backend = backend
         self._change = change
         self._size = batch_size
-        rows = SessionItem.objects.using(backend.using).filter(
+        rows = SessionItem._base_manager.using(backend.using).filter(
             branch__session__in=backend.directory.rows(key).values("pk")
         )
         self._rows = rows.exclude(data__contains=unless) if unless else rows
@@ -68,7 +68,7 @@ class Rewriting:
         return new
 
     def _write(self, new: list[tuple[int, str, str]]) -> int:
-        rows = SessionItem.objects.using(self.backend.using)
+        rows = SessionItem._base_manager.using(self.backend.using)
         return sum(
             rows.filter(pk=pk, data=old).update(data=text, size=len(text))
             for pk, old, text in new

@@ -229,6 +229,12 @@ class Statements:
         """Make ready what append() takes. Raises InvalidItem."""
         return encode_batch(items)
 
+    def narrowed(
+        self, connection: BaseDatabaseWrapper, batch: AnyBatch, error: Exception
+    ) -> AnyBatch | None:
+        """Return a batch without the characters that made it fail; None if none did."""
+        return None
+
     def append(
         self,
         connection: BaseDatabaseWrapper,

@@ -92,7 +92,7 @@ class _Step:
         self.is_last = is_last
         self.guard = guard
         self.using = plan.using
-        self.items = SessionItem.objects.using(plan.using)
+        self.items = SessionItem._base_manager.using(plan.using)
         self.sessions = AgentSession.objects.using(plan.using).filter(pk=plan.row.pk)
 
     def __call__(self, branches: Branches) -> bool:
@@ -139,14 +139,16 @@ class _Step:
                 rows = rows.filter(position__lte=last)
             rows.update(turn=F("turn") - by)
         for pk, by in self.plan.branch_shifts():
-            Branch.objects.using(self.using).filter(pk=pk, turn__gte=by).update(
+            Branch._base_manager.using(self.using).filter(pk=pk, turn__gte=by).update(
                 turn=F("turn") - by
             )
         openers = self.items.filter(
             branch__session_id=self.plan.row.pk, type="message", role="user"
         )
         turns = dict(openers.values_list("pk", "turn"))
-        runs = AgentRun.objects.using(self.using).filter(session_id=self.plan.row.pk)
+        runs = AgentRun._base_manager.using(self.using).filter(
+            session_id=self.plan.row.pk
+        )
         _in_chunks(list(turns), lambda pks: _renumber_runs(runs, turns, pks))
 
 

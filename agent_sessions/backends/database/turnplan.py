@@ -45,7 +45,7 @@ class TurnPlan:
         self.row = row
         self.cuts: dict[int, int] = {}
         self._branches = list(
-            Branch.objects.using(using).filter(session_id=row.pk).order_by("pk")
+            Branch._base_manager.using(using).filter(session_id=row.pk).order_by("pk")
         )
         self._state = self._read_state()
         self._own: dict[int, list[Group]] = {}
@@ -115,7 +115,7 @@ class TurnPlan:
     # -- reading -------------------------------------------------------------------
 
     def _read_state(self) -> set[tuple[int, bool]]:
-        branches = Branch.objects.using(self.using).filter(session_id=self.row.pk)
+        branches = Branch._base_manager.using(self.using).filter(session_id=self.row.pk)
         return {
             (pk, archived is None)
             for pk, archived in branches.values_list("pk", "archived_at")
@@ -124,7 +124,7 @@ class TurnPlan:
     def _read_groups(self) -> None:
         for branch in self._branches:
             found = (
-                SessionItem.objects.using(self.using)
+                SessionItem._base_manager.using(self.using)
                 .filter(branch_id=branch.pk)
                 .values_list("turn")
                 .annotate(

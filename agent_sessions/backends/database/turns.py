@@ -11,6 +11,7 @@ from typing import Any
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.exceptions import InvalidBranch
 from agent_sessions.items import decode
+from agent_sessions.times import iso
 
 PREVIEW = 100
 
@@ -136,7 +137,7 @@ def _user_rows(
                 "turn": turn,
                 "content": preview(content),
                 "full_content": content,
-                "timestamp": created_at.isoformat(sep=" "),
+                "timestamp": iso(created_at, " "),
                 "can_branch": True,
             },
         )

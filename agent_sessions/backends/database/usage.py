@@ -80,7 +80,9 @@ def store(branches: Branches, run: Finished) -> None:
     branch = branches.current()
     if branch is None:
         return
-    runs = AgentRun.objects.using(branches.using).filter(session_id=branch.session_id)
+    runs = AgentRun._base_manager.using(branches.using).filter(
+        session_id=branch.session_id
+    )
     if run.run_id is not None and runs.filter(run_id=run.run_id).exists():
         return
     opened = opening(branches.using, branches.lineages, branch.pk)
@@ -138,7 +140,9 @@ def _stored(
 
 
 def session_usage(branches: Branches, name: str | None) -> dict[str, int] | None:
-    """Sum up what all branches used, or one."""
+    """Sum up what all branches used, or one. Raises BranchDoesNotExist."""
+    if name:
+        branches.named(name)
     rows = [row for row in _rows(branches) if not name or row.branch == name]
     if not rows:
         return None
@@ -149,10 +153,12 @@ def session_usage(branches: Branches, name: str | None) -> dict[str, int] | None
 def turn_usage(
     branches: Branches, turn: int | None, name: str | None
 ) -> list[dict[str, Any]] | dict[str, Any]:
-    """Tell what each turn of a branch used, or what one did; {} where nothing is."""
-    if name is None:
-        branch = branches.current()
-        name = MAIN_BRANCH if branch is None else branch.name
+    """Tell what each turn of a branch used, or what one did; {} where nothing is.
+
+    Raises BranchDoesNotExist.
+    """
+    branch = branches.named(name)
+    name = MAIN_BRANCH if branch is None else branch.name
     by_turn: dict[int, list[_Row]] = {}
     for row in _rows(branches, turn, details=True):
         if row.branch == name:
@@ -185,8 +191,8 @@ def _rows(
     if names.are_none:
         branches.directory.assert_own(branches.key)
     sessions = branches.directory.rows(branches.key).values("pk")
-    item = SessionItem.objects.using(using).filter(pk=OuterRef("turn_item"))
-    runs = AgentRun.objects.using(using).filter(session_id__in=sessions)
+    item = SessionItem._base_manager.using(using).filter(pk=OuterRef("turn_item"))
+    runs = AgentRun._base_manager.using(using).filter(session_id__in=sessions)
     if turn is not None:
         runs = runs.filter(turn=turn)
     columns = [field.name for field in fields(_Row)[1:]]
@@ -219,7 +225,7 @@ class _Names:
     """
 
     def __init__(self, branches: Branches) -> None:
-        rows = Branch.objects.using(branches.using).filter(
+        rows = Branch._base_manager.using(branches.using).filter(
             session_id__in=branches.directory.rows(branches.key).values("pk")
         )
         columns = ("name", "archived_at", "created_at")

@@ -139,7 +139,7 @@ class Rotation:
         return new
 
     def _rotate_texts(self) -> None:
-        rows = AgentRun.objects.using(self._row._state.db)
+        rows = AgentRun._base_manager.using(self._row._state.db)
         # What is sealed in there binds it to its run, and stays.
         own = rows.filter(session_id=self._row.pk).exclude(state="")
         for pk, text in list(own.values_list("pk", "state")):

@@ -27,6 +27,7 @@ from agent_sessions.management.selecting import (
 )
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
+from agent_sessions.times import iso
 from agent_sessions.transcript.markdown import markdown
 
 # Exit code beside 0 and CommandError's 1, where nothing was exported.
@@ -48,8 +49,8 @@ def _as_markdown(row: AgentSession, tally: Tally) -> Iterator[str]:
     facts = (
         ("Backend", row.backend),
         ("Owner", "" if row.user is None else row.user.get_username()),
-        ("Created", row.created_at.isoformat()),
-        ("Last activity", row.updated_at.isoformat()),
+        ("Created", iso(row.created_at)),
+        ("Last activity", iso(row.updated_at)),
     )
     for line in markdown(items(), title=row.session_id, facts=facts):
         yield f"{line}\n"

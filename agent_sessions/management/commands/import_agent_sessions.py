@@ -79,8 +79,8 @@ class Command(PrintingCommand):
         )
         parser.add_argument(
             "--timezone",
-            default="UTC",
-            help="zone of the source's times that name none (default: UTC)",
+            help="zone of the source's times that name none (default: UTC, and for an "
+            "export TIME_ZONE)",
         )
         parser.add_argument(
             "--batch-size",
@@ -179,12 +179,11 @@ class Command(PrintingCommand):
 
 
 def _source(options: dict[str, Any]) -> Source:
+    name = options["timezone"]
     try:
-        zone = ZoneInfo(options["timezone"])
+        zone = None if name is None else ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise CommandError(
-            f"--timezone: there is no zone {options['timezone']!r}."
-        ) from None
+        raise CommandError(f"--timezone: there is no zone {name!r}.") from None
     for session_id in options["session_id"]:
         check_session_id(session_id)
     return open_source(

@@ -18,6 +18,7 @@ from agent_sessions.management.selecting import (
 )
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
+from agent_sessions.times import iso
 
 LIMIT = 100
 HEADS = (
@@ -125,8 +126,8 @@ def _as_json(row: AgentSession, *, titles: bool) -> dict[str, Any]:
         "input_tokens": row.input_tokens,
         "output_tokens": row.output_tokens,
         "state": row.state,
-        "updated_at": row.updated_at.isoformat(),
-        "created_at": row.created_at.isoformat(),
-        "expires_at": None if row.expires_at is None else row.expires_at.isoformat(),
+        "updated_at": iso(row.updated_at),
+        "created_at": iso(row.created_at),
+        "expires_at": None if row.expires_at is None else iso(row.expires_at),
         **({"title": row.title} if titles else {}),
     }

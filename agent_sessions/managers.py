@@ -1,0 +1,80 @@
+"""Managers that leave out what has been removed and is still to be deleted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from django.db import models
+
+from agent_sessions.owners import user_key
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+    from agent_sessions.models import AgentSession  # noqa: F401 - in strings
+
+_M = TypeVar("_M", bound=models.Model, covariant=True)
+# The backend of what has been removed and is still to be deleted, see
+# backends/database/removal.py; no alias can be told by it.
+REMOVED = "~removed"
+
+
+class SessionQuerySet(models.QuerySet["AgentSession"]):
+    def for_user(self, user: AbstractBaseUser | None) -> SessionQuerySet:
+        """Narrow to one owner's sessions; None means those without an owner.
+
+        Raises InvalidOwner.
+        """
+        if user is None:
+            return self.filter(user__isnull=True)
+        pk = user_key(user)
+        return self.none() if pk is None else self.filter(user_id=pk)
+
+
+_SessionManager = models.Manager.from_queryset(SessionQuerySet)
+
+
+class SessionManager(_SessionManager["AgentSession"]):
+    """Every session but those that have been removed and are still to be deleted.
+
+    So are the other managers here. Code that has a session's key already goes around
+    them, by way of `_base_manager`: what is removed has another key.
+    """
+
+    def get_queryset(self) -> SessionQuerySet:
+        rows = super().get_queryset().exclude(backend=REMOVED)
+        return cast("SessionQuerySet", rows)
+
+
+class OwnedQuerySet(models.QuerySet[Any]):
+    """A query set over rows that belong to a session, by way of `owner_path`."""
+
+    def for_user(self, user: AbstractBaseUser | None) -> OwnedQuerySet:
+        """Narrow to the rows of one owner's sessions; None means no owner.
+
+        Raises InvalidOwner.
+        """
+        path = self.model.owner_path
+        if user is None:
+            return self.filter(**{f"{path}__user__isnull": True})
+        pk = user_key(user)
+        return self.none() if pk is None else self.filter(**{f"{path}__user_id": pk})
+
+
+class LiveManager(models.Manager[_M]):
+    """Every row but those of removed sessions.
+
+    Which those are is asked apart: a join would keep databases from reading a history
+    in the order of its index.
+    """
+
+    def get_queryset(self) -> models.QuerySet[_M]:
+        model: Any = self.model
+        to_session, _, rest = model.owner_path.partition("__")
+        parents = model._meta.get_field(to_session).related_model
+        backend = f"{rest}__backend" if rest else "backend"
+        removed = parents._base_manager.filter(**{backend: REMOVED}).values("pk")
+        return super().get_queryset().exclude(**{f"{to_session}_id__in": removed})
+
+
+OwnedManager = LiveManager.from_queryset(OwnedQuerySet)

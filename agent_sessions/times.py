@@ -1,0 +1,36 @@
+"""Times as they leave the database and come back: with an offset, by day."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+
+from django.conf import settings
+from django.utils import timezone
+
+
+def aware(when: datetime) -> datetime:
+    """Return a time with its offset; one that has none is of the project's TIME_ZONE."""
+    if timezone.is_aware(when):
+        return when
+    return timezone.make_aware(when, timezone.get_default_timezone())
+
+
+def iso(when: datetime, sep: str = "T", timespec: str = "auto") -> str:
+    """Write a time with its offset, so that it means the same everywhere."""
+    return aware(when).isoformat(sep, timespec)
+
+
+def stored(when: datetime) -> datetime:
+    """Return a time that has an offset as the columns take it, see USE_TZ."""
+    if settings.USE_TZ:
+        return when
+    return timezone.make_naive(when, timezone.get_default_timezone())
+
+
+def day_of(when: datetime) -> date:
+    """Return the day that a time has in `active_on`: UTC's where USE_TZ is on.
+
+    It is there for the indexes alone. Pages and filters count days in the calendar of
+    their reader, by the time of last activity.
+    """
+    return (when.astimezone(UTC) if timezone.is_aware(when) else when).date()
