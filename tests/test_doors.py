@@ -48,7 +48,8 @@ class Ruled(Rule, AgentConsumer):
 
 
 def ruled(view: Any) -> Any:
-    return type(f"Ruled{view.__name__}", (Rule, view), {}).as_view()
+    kind: Any = type(f"Ruled{view.__name__}", (Rule, view), {})
+    return kind.as_view()
 
 
 one = "ruled/sessions/<str:session_id>/"
@@ -323,9 +324,10 @@ WALKED_AT = {"HEAD": f"{OF_ONE}messages/", "OPTIONS": OF_ONE}
 
 
 def test_each_request_of_the_code_is_in_the_table_and_is_walked() -> None:
+    patterns: list[Any] = urls.urlpatterns
     found = {
         f"{method.upper()} {pattern.pattern}"
-        for pattern in urls.urlpatterns
+        for pattern in patterns
         for method in ("get", "post", "put", "patch", "delete", "trace")
         if hasattr(pattern.callback.view_class, method)
     }
@@ -395,7 +397,7 @@ def test_a_view_asks_its_rule_before_it_looks(rf: Any, is_async: bool) -> None:
 
     request = rf.delete("/")
     request.user = world.owner
-    view = (Async if is_async else Plain).as_view()
+    view: Any = (Async if is_async else Plain).as_view()
     for session_id in (ID, "unknown"):
         response = view(request, session_id=session_id)
         assert (response.status_code, response.content) == (
@@ -452,7 +454,7 @@ async def test_frames_of_others_are_not_read(person: str) -> None:
     world = await sync_to_async(World)()
     first = await sync_to_async(tab_of)(world, person)
     for name, frame in FRAMES.items():
-        headers = first.communicator.scope["headers"]
+        headers: Any = first.communicator.scope["headers"]
         options: Any = {"consumer": Ruled, "around": AuthMiddlewareStack}
         async with Socket(ID, None, speaker("no"), headers=headers, **options) as tab:
             await tab.send(frame)

@@ -53,21 +53,22 @@ def pair(settings: Any) -> Pair:
 # -- Python ----------------------------------------------------------------------------
 
 
-def refuses(user: Any, *, call: Callable[[Any], Any] = get_session) -> None:
+def refuses(user: Any, *, call: Any = get_session) -> None:
     """Try all that a session does for somebody who isn't its owner."""
-    for act in (
+    acts: list[Callable[[Any], Any]] = [
         lambda sync: sync.get_items(),
         lambda sync: sync.add_items([{"role": "user", "content": "x"}]),
         lambda sync: sync.pop_item(),
         lambda sync: sync.clear_session(),
-    ):
+    ]
+    for act in acts:
         with pytest.raises(SessionDoesNotExist) as error:
             act(call("ours-id", user=user).sync)
         assert not said("ours", str(error.value))
 
 
 def open_for_others(pair: Pair, name: str) -> None:
-    call = get_session if name == "get_session" else agent_sessions.DjangoSession
+    call: Any = getattr(agent_sessions, name)
     for user in (pair.them, None):
         refuses(user, call=call)
     with pytest.raises(InvalidOwner):
@@ -95,7 +96,7 @@ def needs_the_key(pair: Pair, name: str) -> None:
     assert agent_sessions.EncryptSession is encrypted.EncryptedSession
     inner = get_session("sealed", user=pair.us)
     first, second = (Fernet.generate_key().decode() for _ in range(2))
-    item = {"role": "user", "content": "ours-question"}
+    item: Any = {"role": "user", "content": "ours-question"}
     async_to_sync(encrypted.EncryptedSession(inner, first).add_items)([item])
     assert not said("ours", json.dumps(inner.sync.get_items()))
     other = encrypted.EncryptedSession(inner, second)
