@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from asgiref.sync import async_to_sync
 from django.contrib.auth.decorators import login_not_required
-from django.core.exceptions import SuspiciousOperation
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import transaction
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -85,6 +85,8 @@ class SessionAPIView(View):
             if not self._is_authorized(kwargs.get("session_id")):
                 return error_response("forbidden", 403)
             return super().dispatch(request, *args, **kwargs)
+        except PermissionDenied:
+            return error_response("forbidden", 403)
         except SuspiciousOperation:
             # Too many fields in the query string, which is read here first.
             return error_response("bad_request", 400)

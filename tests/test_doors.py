@@ -14,6 +14,7 @@ from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.core.cache import cache
+from django.core.exceptions import PermissionDenied
 from django.test import Client
 from django.urls import include, path, reverse
 
@@ -379,8 +380,8 @@ def test_requests(door: str, person: str, prefix: str) -> None:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("is_async", [True, False])
-def test_a_view_asks_its_rule_before_it_looks(rf: Any, is_async: bool) -> None:
+@pytest.mark.parametrize("way", ["Plain", "Async", "Raising"])
+def test_a_view_asks_its_rule_before_it_looks(rf: Any, way: str) -> None:
     """A coroutine is true, so a rule that is one must be waited for."""
     world = World()
     seen: list[tuple[Any, str | None]] = []
@@ -395,9 +396,15 @@ def test_a_view_asks_its_rule_before_it_looks(rf: Any, is_async: bool) -> None:
             seen.append((user, session_id))
             return False
 
+    class Raising(SessionView):
+        def authorize(self, user: Any, session_id: str | None) -> bool:
+            seen.append((user, session_id))
+            raise PermissionDenied
+
     request = rf.delete("/")
     request.user = world.owner
-    view: Any = (Async if is_async else Plain).as_view()
+    kinds = {kind.__name__: kind for kind in (Plain, Async, Raising)}
+    view: Any = kinds[way].as_view()
     for session_id in (ID, "unknown"):
         response = view(request, session_id=session_id)
         assert (response.status_code, response.content) == (

@@ -37,6 +37,7 @@ from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
 from agent_sessions.runs.process import this_process
 from agent_sessions.runs.rates import Rates
+from agent_sessions.signals import session_cleared
 from tests.test_doors import tables
 from tests.test_doors_inside import Pair, private_settings, said
 
@@ -133,10 +134,26 @@ def records_its_session(pair: Pair, name: str) -> None:
     runs = AgentRun.objects.filter(session=pair.ours)
     before = list(runs.values())
     agent = Agent(name="a", model=ScriptedModel([[assistant_message("hello")]]))
-    session = get_session("ours-id", user=pair.them)
+    hooks = agent_sessions.SessionHooks(get_session("ours-id", user=pair.them))
     with pytest.raises(SessionDoesNotExist):
-        Runner.run_sync(agent, "Hi", hooks=agent_sessions.SessionHooks(session))
+        async_to_sync(Runner.run)(agent, "Hi", hooks=hooks)
     assert list(runs.values()) == before
+
+
+def tells_no_contents(pair: Pair, name: str) -> None:
+    told: list[dict[str, Any]] = []
+
+    def hear(**arguments: Any) -> None:
+        told.append(arguments)
+
+    session_cleared.connect(hear)
+    try:
+        get_session("ours-id", user=pair.us).sync.clear_session()
+    finally:
+        session_cleared.disconnect(hear)
+    (about,) = told
+    assert (about["session_id"], about["user_id"]) == ("ours-id", pair.us.pk)
+    assert not said("ours", str(about))
 
 
 PYTHON: dict[str, Callable[[Pair, str], None]] = {
@@ -152,12 +169,14 @@ PYTHON: dict[str, Callable[[Pair, str], None]] = {
     "sessions": keys_have_owners,
     "for_user": finds_own_rows,
     "Conversation.find": finds_own,
+    "session_cleared": tells_no_contents,
 }
 
 
 def test_each_name_of_the_package_is_in_the_table_and_is_tried() -> None:
     names = set(agent_sessions.__all__) - {"__version__"}
-    assert names | {"for_user", "Conversation.find"} == set(PYTHON)
+    others = {"for_user", "Conversation.find", "session_cleared"}
+    assert names | others == set(PYTHON)
     assert set(tables("Python")) == set(PYTHON)
 
 
@@ -302,6 +321,7 @@ KEPT: dict[str, Callable[[Pair, Any], None]] = {
     "usage.py": recorded,
     "encryption/memory.py": remembered,
     "backends/encrypted/source.py": sourced,
+    "backends/encrypted/permits.py": sourced,
     "backends/database/shortreads.py": short,
     "backends/redis/keys.py": names_differ,
     **dict.fromkeys(PLAIN, texts_say_nothing),
