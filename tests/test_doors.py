@@ -15,7 +15,7 @@ from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.core.cache import cache
 from django.core.exceptions import PermissionDenied
-from django.test import Client
+from django.test import AsyncClient, Client
 from django.urls import include, path, reverse
 
 from agent_sessions import urls
@@ -414,6 +414,20 @@ def test_a_view_asks_its_rule_before_it_looks(rf: Any, way: str) -> None:
         assert response["Cache-Control"] == "private, no-store"
     assert seen == [(world.owner, ID), (world.owner, "unknown")]
     assert world.is_untouched()
+
+
+@pytest.mark.django_db
+async def test_a_view_asks_its_rule_under_asgi() -> None:
+    world = await sync_to_async(World)()
+    client = AsyncClient()
+    await client.aforce_login(world.owner)
+    for path_of, status in (("", 200), (f"{ID}/messages/", 200), ("x/messages/", 404)):
+        response = await client.get(f"/ruled/sessions/{path_of}")
+        assert response.status_code == status
+    await sync_to_async(world.person)("banned owner")
+    for path_of in ("", f"{ID}/messages/", "x/messages/"):
+        response = await client.get(f"/ruled/sessions/{path_of}")
+        assert response.status_code == 403
 
 
 # -- sockets ---------------------------------------------------------------------------

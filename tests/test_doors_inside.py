@@ -173,16 +173,26 @@ COMMANDS: dict[str, tuple[list[list[str]], set[str]]] = {
     "rotate_agent_session_keys": ([["--backend", "private", "--wait", "0"]], set()),
     "show_agent_session": ([["ours-id"]], {"contents"}),
 }
-UNKNOWN = {
-    "check_agent_sessions": (["unknown"], 2),
-    "clear_agent_sessions": (["unknown", "--noinput"], 1),
-    "copy_agent_sessions": (["--user", "unknown", "--from", "default", "--to", "x"], 1),
-    "erase_agent_user": (["unknown", "--noinput"], 2),
-    "export_agent_sessions": (["unknown"], 1),
-    "import_agent_sessions": (["export", "--from", "SOURCE", "--user", "unknown"], 1),
-    "list_agent_sessions": (["unknown"], 1),
-    "rotate_agent_session_keys": (["--backend", "default"], 1),
-    "show_agent_session": (["unknown"], 1),
+FROM = ["--from", "default", "--to", "other"]
+SOURCE = ["export", "--from", "SOURCE"]
+# What is not there, and the exit code.
+UNKNOWN: dict[str, list[tuple[list[str], int]]] = {
+    "check_agent_sessions": [(["unknown"], 2), (["--user", "unknown"], 2)],
+    "clear_agent_sessions": [
+        (["unknown", "--noinput"], 1),
+        (["--user", "unknown", "--noinput"], 1),
+    ],
+    "copy_agent_sessions": [
+        (["unknown", *FROM], 3),
+        (["--user", "unknown", *FROM], 1),
+        (FROM, 1),
+    ],
+    "erase_agent_user": [(["unknown", "--noinput"], 2)],
+    "export_agent_sessions": [(["unknown"], 1), (["--user", "unknown"], 1)],
+    "import_agent_sessions": [([*SOURCE, "--user", "unknown"], 1), (SOURCE, 1)],
+    "list_agent_sessions": [(["unknown"], 1), (["--user", "unknown"], 1)],
+    "rotate_agent_session_keys": [(["--backend", "default"], 1)],
+    "show_agent_session": [(["unknown"], 1)],
 }
 
 
@@ -234,6 +244,8 @@ def test_each_command_is_in_the_table_and_is_called() -> None:
         assert rows[name][2].startswith("contents") is bool(prints), name
         is_quiet = "no contents" in rows[name][2] or "titles" in rows[name][2]
         assert is_quiet is not bool(prints), name
+        told = set(map(int, re.findall(r"exit (\d)", rows[name][3])))
+        assert told == {code for _, code in UNKNOWN[name]}, name
 
 
 @pytest.mark.parametrize(("name", "args"), calls())
@@ -250,11 +262,13 @@ def test_a_command_touches_and_tells_of_what_was_chosen(
     assert snapshot(pair) == before
 
 
-@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize(
+    ("name", "args", "exit_code"),
+    [(name, *call) for name, given in UNKNOWN.items() for call in given],
+)
 def test_a_command_refuses_what_is_not_there(
-    pair: Pair, tmp_path: Path, name: str
+    pair: Pair, tmp_path: Path, name: str, args: list[str], exit_code: int
 ) -> None:
-    args, exit_code = UNKNOWN[name]
     before = list(AgentSession.objects.values()), snapshot(pair)
     printed, code = run(name, args, tmp_path / "all")
     assert code == exit_code
