@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
+from asgiref.sync import async_to_sync
 from django.contrib.auth.decorators import login_not_required
-from django.core.exceptions import SuspiciousOperation
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import transaction
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -48,6 +50,13 @@ class SessionAPIView(View):
     stream_options: StreamOptions = StreamOptions()
     page_size: ClassVar[int] = 50
 
+    def authorize(self, user: Any, session_id: str | None) -> Any:
+        """Tell whether a user may do this, plain or async, as the consumer's does.
+
+        `session_id` is None where sessions are listed and where one is made.
+        """
+        return True
+
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
         # LoginRequiredMiddleware would redirect to a page; dispatch() answers 401.
@@ -74,7 +83,11 @@ class SessionAPIView(View):
         if not (request.user.is_authenticated and request.user.is_active):
             return error_response("not_logged_in", 401)
         try:
+            if not self._is_authorized(kwargs.get("session_id")):
+                return error_response("forbidden", 403)
             return super().dispatch(request, *args, **kwargs)
+        except PermissionDenied:
+            return error_response("forbidden", 403)
         except SuspiciousOperation:
             # Too many fields in the query string, which is read here first.
             return error_response("bad_request", 400)
@@ -89,6 +102,13 @@ class SessionAPIView(View):
         except StorageError as exc:
             logger.warning("A store could not be used (%s)", type(exc).__name__)
             return error_response("unavailable", 503)
+
+    def _is_authorized(self, session_id: str | None) -> bool:
+        answer = self.authorize(self.request.user, session_id)
+        if inspect.isawaitable(answer):
+            # A coroutine is true, whatever it would say.
+            answer = async_to_sync(_wait_for)(answer)
+        return bool(answer)
 
     @property
     def store(self) -> BaseSessionBackend:
@@ -198,3 +218,7 @@ def error_response(
 ) -> JsonResponse:
     """Answer with an error's code."""
     return JsonResponse({"error": code}, status=status, headers=headers)
+
+
+async def _wait_for(answer: Awaitable[Any]) -> Any:
+    return await answer
