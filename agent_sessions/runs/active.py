@@ -15,7 +15,7 @@ from django.views.decorators.debug import sensitive_variables
 from agent_sessions.agui import (
     EventMapper,
     RunRequest,
-    approval_id,
+    call_id_of,
     calls_of,
     interrupts,
     merge,
@@ -378,10 +378,21 @@ async def restore(
         raise InvalidApproval(pending.run.run_id)
     answers = {entry["interruptId"]: entry for entry in request.resume}
     for item in state.get_interruptions():
-        answer = answers[approval_id(item)]
-        payload = answer.get("payload") or {}
-        if answer["status"] == "resolved" and payload.get("approved") is True:
-            state.approve(item)
-        else:
+        # A decision holds for a call's id, so one that was given twice needs both.
+        refusals = [
+            answer
+            for asked in pending.interrupts
+            if asked["toolCallId"] == call_id_of(item)
+            and not _approves(answer := answers[asked["id"]])
+        ]
+        if refusals:
+            payload = refusals[0].get("payload") or {}
             state.reject(item, rejection_message=payload.get("reason") or None)
+        else:
+            state.approve(item)
     return state
+
+
+def _approves(answer: dict[str, Any]) -> bool:
+    payload = answer.get("payload") or {}
+    return answer["status"] == "resolved" and payload.get("approved") is True
