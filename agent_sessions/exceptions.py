@@ -79,12 +79,17 @@ class InvalidSessionId(AgentSessionError, ValueError):
 
 
 class InvalidOwner(AgentSessionError, ValueError):
-    """The user who is to own a session is anonymous or not saved yet."""
+    """The user who is to own a session is anonymous, not saved yet, or no user."""
 
-    def __init__(self) -> None:
+    def __init__(self, other: str = "") -> None:
+        wrong = (
+            f"is a row of {other}, whose keys are no users'"
+            if other
+            else "has no primary key: it is anonymous or not saved"
+        )
         super().__init__(
-            "The session's user has no primary key: it is anonymous or not saved. "
-            "Give a saved user, or user=None for a session without an owner."
+            f"The session's user {wrong}. Give a saved user of AUTH_USER_MODEL, or "
+            "user=None for a session without an owner."
         )
 
 

@@ -7,6 +7,9 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from django.contrib.auth import get_user_model
+from django.db.models import Model
+
 from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.exceptions import InvalidOwner
 from agent_sessions.items import StoredItem
@@ -53,9 +56,20 @@ def make_key(
 ) -> SessionKey:
     """Check an id and its owner. Raises InvalidSessionId and InvalidOwner."""
     check_session_id(session_id)
-    if user is not None and user.pk is None:
-        raise InvalidOwner
+    if user is not None:
+        if not names_user(user):
+            raise InvalidOwner(type(user).__name__)
+        if user.pk is None:
+            raise InvalidOwner
     return SessionKey(session_id, None if user is None else user.pk, branch)
+
+
+def names_user(user: Any) -> bool:
+    """Tell whether the key of what stands for a user is a user's.
+
+    That of another model's row may be anybody's; what is no row vouches for its own.
+    """
+    return not isinstance(user, Model) or isinstance(user, get_user_model())
 
 
 async def settle(awaitable: Awaitable[T]) -> T:
