@@ -32,6 +32,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.executor import WarmExecutor
 from agent_sessions.backends.database.gathering import Gathering
+from agent_sessions.backends.encrypted.source import KeySource
 from agent_sessions.checks import check_backends
 from agent_sessions.encryption import KeyRing, MasterKey
 from agent_sessions.exceptions import (
@@ -226,6 +227,19 @@ def test_a_lost_table_shows_nothing_at_any_door(alias: str) -> None:
         for error in errors:
             assert isinstance(error, StorageError)
             assert_discreet(error, MASTER_KEY)
+
+
+@pytest.mark.one_database
+@pytest.mark.parametrize("asking", ["ring", "newest", "ask", "renew"])
+def test_a_provider_that_fails_shows_no_keys_whoever_asks(asking: str) -> None:
+    def provide() -> list[str]:
+        keys = [MASTER_KEY]
+        raise LookupError(keys)
+
+    source = KeySource("private", provide, 20)
+    error = error_of(getattr(source, asking))
+    assert isinstance(error, EncryptionError)
+    assert_discreet(error, MASTER_KEY)
 
 
 @committed
