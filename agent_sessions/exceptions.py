@@ -152,7 +152,12 @@ class SessionClosed(AgentSessionError, RuntimeError):
 
 
 class StorageError(AgentSessionError):
-    """The store could not be read or written; nothing was half-written."""
+    """The store could not be read or written; nothing was half-written.
+
+    `number` is MySQL's or MariaDB's own number of what it refused.
+    """
+
+    number: int | None = None
 
 
 class StoreUnavailable(StorageError):

@@ -20,6 +20,7 @@ from django.views import View
 from agent_sessions.agui import StreamOptions
 from agent_sessions.approvals import find_states
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey, make_key
+from agent_sessions.backends.keys import names_user
 from agent_sessions.cursors import read_moment, read_number, write_moment
 from agent_sessions.exceptions import (
     EncryptionError,
@@ -80,7 +81,8 @@ class SessionAPIView(View):
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> HttpResponseBase:
         # Some authentication backends let inactive users in; the websocket doesn't.
-        if not (request.user.is_authenticated and request.user.is_active):
+        user = request.user
+        if not (user.is_authenticated and user.is_active and names_user(user)):
             return error_response("not_logged_in", 401)
         try:
             if not self._is_authorized(kwargs.get("session_id")):

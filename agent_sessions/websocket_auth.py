@@ -17,6 +17,7 @@ from django.contrib.auth import (
 from django.core.exceptions import ValidationError
 from django.utils.crypto import constant_time_compare
 
+from agent_sessions.backends.keys import names_user
 from agent_sessions.exceptions import extra
 
 with extra("channels", "channels", needed_by=__name__):
@@ -53,10 +54,11 @@ class SocketUser:
     """The user at the other end of a websocket, read anew each time.
 
     The user whom a middleware has put into the scope counts, and nobody does where it
-    put nobody. As long as that is the user of the Django session, the session has to
-    be there too: the scope's is the one of the handshake, which knows of no log-out.
-    Any other user's row is read by its key, through the default manager, as Django's
-    authentication does. Whoever comes first remains: a socket changes no hands.
+    put nobody, or a row of another model than the users'. As long as that is the user
+    of the Django session, the session has to be there too: the scope's is the one of
+    the handshake, which knows of no log-out. Any other user's row is read by its key,
+    through the default manager, as Django's authentication does. Whoever comes first
+    remains: a socket changes no hands.
     """
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
@@ -91,7 +93,7 @@ class SocketUser:
     def _named(self) -> Any:
         if "user" in self._scope:
             user = self._scope["user"]
-            if user is None or not user.is_authenticated:
+            if user is None or not (user.is_authenticated and names_user(user)):
                 return None
             if not self._is_by_session:
                 users = get_user_model()._default_manager

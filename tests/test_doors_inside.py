@@ -16,10 +16,10 @@ from django.core.cache import cache
 from django.core.management import CommandError, call_command, get_commands
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.processes import this_process
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.runs import Conversation
-from agent_sessions.runs.process import this_process
 from agent_sessions.runs.relay import ABORT, FRAME, ChannelRelay, group_of
 from tests.admin_pages import make, make_run
 from tests.chat import Socket, make_user, text_of

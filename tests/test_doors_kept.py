@@ -24,6 +24,7 @@ from agent_sessions import get_session, sessions, usage
 from agent_sessions.backends.admissions import Admissions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.shortreads import ShortReads
+from agent_sessions.backends.processes import this_process
 from agent_sessions.backends.redis.keys import Names
 from agent_sessions.encryption import Memory
 from agent_sessions.exceptions import (
@@ -35,7 +36,6 @@ from agent_sessions.memory import encrypted
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
-from agent_sessions.runs.process import this_process
 from agent_sessions.runs.rates import Rates
 from agent_sessions.signals import session_cleared
 from tests.test_doors import tables
@@ -317,7 +317,7 @@ KEPT: dict[str, Callable[[Pair, Any], None]] = {
     "ratelimit.py": limits,
     "runs/rates.py": rates,
     "runs/manager.py": managed,
-    "runs/process.py": named,
+    "backends/processes.py": named,
     "usage.py": recorded,
     "encryption/memory.py": remembered,
     "backends/encrypted/source.py": sourced,

@@ -93,6 +93,18 @@ def run(*args: str, code: int = 0, **options: Any) -> tuple[Any, str]:
     return json.loads(out.getvalue() or "null"), err.getvalue()
 
 
+def test_an_answer_that_is_no_text_is_no_consent(
+    alice: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("one", alice)
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", stdin)
+    receipt, err = run("alice", code=2)
+    assert receipt is None
+    assert "nothing was erased" in err
+    assert AgentSession.objects.exists()
+
+
 def test_everything_of_the_person_goes_and_the_receipt_says_so(alice: Any) -> None:
     bob = get_user_model()._default_manager.create_user("bob")
     make("one", alice, items=3)

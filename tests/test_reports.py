@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,11 +19,11 @@ import redis
 from agents import Agent, Runner
 from agents.memory import SessionSettings
 from agents.testing import ScriptedModel, assistant_message
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.management import call_command
 from django.core.signals import got_request_exception
-from django.db import connection
-from django.test import Client, override_settings
+from django.db import DatabaseError, connection
+from django.test import AsyncClient, Client, override_settings
 from django.urls import reverse
 from django.views.debug import ExceptionReporter
 
@@ -31,6 +32,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.executor import WarmExecutor
 from agent_sessions.backends.database.gathering import Gathering
+from agent_sessions.backends.encrypted.source import KeySource
 from agent_sessions.checks import check_backends
 from agent_sessions.encryption import KeyRing, MasterKey
 from agent_sessions.exceptions import (
@@ -39,7 +41,7 @@ from agent_sessions.exceptions import (
     InvalidBackend,
     StorageError,
 )
-from agent_sessions.models import SessionItem
+from agent_sessions.models import AgentSession, SessionItem
 from tests.admin_pages import make, staff
 from tests.admin_pages import url as admin_url
 from tests.chat import Socket, make_user
@@ -225,6 +227,68 @@ def test_a_lost_table_shows_nothing_at_any_door(alias: str) -> None:
         for error in errors:
             assert isinstance(error, StorageError)
             assert_discreet(error, MASTER_KEY)
+
+
+@pytest.mark.one_database
+@pytest.mark.parametrize("asking", ["ring", "newest", "ask", "renew"])
+def test_a_provider_that_fails_shows_no_keys_whoever_asks(asking: str) -> None:
+    def provide() -> list[str]:
+        keys = [MASTER_KEY]
+        raise LookupError(keys)
+
+    source = KeySource("private", provide, 20)
+    error = error_of(getattr(source, asking))
+    assert isinstance(error, EncryptionError)
+    assert_discreet(error, MASTER_KEY)
+
+
+@committed
+@pytest.mark.parametrize("alias", ["default", "private"])
+@pytest.mark.parametrize("form", ["json", "markdown"])
+def test_an_export_that_breaks_off_shows_nothing(alias: str, form: str) -> None:
+    """The server reports it: the view has returned."""
+    with override_settings(AGENT_SESSIONS=aliases({"BACKEND": DATABASE})):
+        stream = iter(export_of_many(alias, form, Client))
+        next(stream)
+        with without_items():
+            error = error_of(lambda: list(stream))
+        assert_discreet(error, MASTER_KEY)
+
+
+@committed
+async def test_an_async_export_that_breaks_off_shows_nothing() -> None:
+    make_export = sync_to_async(export_of_many)
+    stream = (await make_export("default", "json", AsyncClient)).__aiter__()
+    await anext(stream)
+    gone = without_items()
+    await sync_to_async(gone.__enter__)()
+    try:
+        error = await aerror_of(lambda: anext_to_end(stream))
+    finally:
+        await sync_to_async(gone.__exit__)(None, None, None)
+    assert isinstance(error, DatabaseError)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # Django's own hold what was sent last.
+    own = [each for each in frames if "agent_sessions" in each.f_code.co_filename]
+    assert CONTENT not in repr([each.f_locals for each in own])
+
+
+async def anext_to_end(stream: Any) -> None:
+    async for _ in stream:
+        pass
+
+
+def export_of_many(alias: str, form: str, kind: type[Any]) -> Any:
+    """Begin to export a session of many long items; give what is sent."""
+    content = f"{CONTENT} {'x' * 400}"
+    items: Any = [{"role": "user", "content": content}] * 900
+    get_session("s", backend=alias).sync.add_items(items)
+    client = kind()
+    client.cookies = staff("view", "read").cookies
+    place = admin_url("export", AgentSession.objects.get(), form)
+    if kind is Client:
+        return client.get(place).streaming_content
+    return async_to_sync(client.get)(place).streaming_content
 
 
 @committed

@@ -294,7 +294,7 @@ async def test_an_answer_without_always_is_for_one_call() -> None:
         await tab.to_end()
         await tab.answer("r-2", approve("call_1", always=False))
         events = await tab.to_end()
-        assert events[-1]["outcome"]["interrupts"][0]["id"] == "call_2"
+        assert events[-1]["outcome"]["interrupts"][0]["toolCallId"] == "call_2"
     assert refunded == ["1"]
 
 
@@ -316,7 +316,7 @@ async def test_always_is_kept_while_another_tool_asks() -> None:
         await tab.to_end()
         await tab.answer("r-2", approve("call_1", always=True))
         events = await tab.to_end()
-        assert events[-1]["outcome"]["interrupts"][0]["id"] == "call_9"
+        assert events[-1]["outcome"]["interrupts"][0]["toolCallId"] == "call_9"
         await tab.answer("r-3", approve("call_9"))
         assert text_of(await tab.to_end()) == "done"
     assert refunded == ["1", "2"]

@@ -71,7 +71,7 @@ async def test_a_tool_waits_for_approval_and_then_runs_once() -> None:
         await tab.say("r-1", "Refund order 42")
         events = await tab.to_end()
         (interrupt,) = events[-1]["outcome"]["interrupts"]
-        assert interrupt["id"] == "call_1"
+        assert interrupt["toolCallId"] == "call_1"
         assert interrupt["metadata"]["toolName"] == "refund"
         row = await AgentSession.objects.aget(session_id=session_id)
         assert row.state == "waiting"

@@ -182,7 +182,7 @@ async def test_a_tool_waits_for_approval_and_then_runs_once() -> None:
     async with socket(session_id, user, cashier()) as tab:
         await tab.say("r-1", "Refund order 42")
         events = await tab.to_end()
-        assert events[-1]["outcome"]["interrupts"][0]["id"] == "call_1"
+        assert events[-1]["outcome"]["interrupts"][0]["toolCallId"] == "call_1"
         assert (await row_of(session_id)).state == "waiting"
         await tab.answer("r-2", approve())
         assert text_of(await tab.to_end()) == "done"

@@ -115,6 +115,55 @@ async def answer(tab: Socket, run_id: str, **payload: Any) -> str | None:
     return (await tab.to_end())[-1].get("code")
 
 
+async def answer_anew(tab: Socket, run_id: str) -> str | None:
+    """Answer as a page does that was opened later."""
+    await tab.sync()
+    await tab.to_end()
+    return await answer(tab, run_id)
+
+
+async def test_an_answer_to_an_earlier_pause_is_none_to_a_later_one(
+    alias: str,
+) -> None:
+    async with chat(alias, 1, 9999) as tab:
+        await ask(tab, "r-1")
+        stale = approve(tab.asked["call_1"])
+        assert await answer(tab, "r-2", approved=False) is None
+        await ask(tab, "r-3")
+        await tab.answer("r-4", stale)
+        assert (await tab.to_end())[-1]["code"] == "unknown_interrupt"
+        assert paid == []
+        assert await answer(tab, "r-5") is None
+    assert paid == [9999]
+
+
+@pytest.mark.parametrize(("second", "expected"), [(False, []), (True, [1, 2])])
+async def test_calls_of_one_id_are_made_where_each_is_approved(
+    alias: str, second: bool, expected: list[int]
+) -> None:
+    tools: list[Any] = []
+    for amount in (1, 2):
+        model = payer(amount).model
+        inner = Agent(name=f"payer {amount}", model=model, tools=[pay])
+        tools.append(inner.as_tool(f"ask_{amount}", "Ask."))
+    calls = [
+        function_call(f"ask_{n}", {"input": "?"}, call_id=f"outer_{n}") for n in (1, 2)
+    ]
+    steps: list[Any] = [calls, [assistant_message("done")]]
+    agent = Agent(name="outer", model=ScriptedModel(steps), tools=tools)
+    user = await sync_to_async(make_user)()
+    row = await sync_to_async(create_conversation)(user, backend=alias)
+    async with Socket(row.session_id, user, agent, backend=alias) as tab:
+        await tab.say("r-1", "Pay, please")
+        asked = (await tab.to_end())[-1]["outcome"]["interrupts"]
+        assert [each["toolCallId"] for each in asked] == ["call_1", "call_1"]
+        entries = [approve(each["id"]) for each in asked]
+        entries[-1]["payload"] = {"approved": second}
+        await tab.answer("r-2", *entries)
+        assert (await tab.to_end())[-1]["type"] == "RUN_FINISHED"
+    assert sorted(paid) == expected
+
+
 async def put(run: AgentRun, **columns: Any) -> None:
     """Write columns of a run, as who has the database can."""
     await AgentRun.objects.filter(pk=run.pk).aupdate(**columns)
@@ -380,7 +429,7 @@ async def test_what_was_paused_again_is_neither_claimed_nor_withdrawn(
         )
         here = await Conversation.find(tab.session_id, user=user, backend=alias)
         await ask(tab, "r-1")
-        found = await sync_to_async(pausing.claimable)(here, {"call_1"})
+        found = await sync_to_async(pausing.claimable)(here, {tab.asked["call_1"]})
         assert await answer(tab, "r-2") is None
         run = await ask(tab, "r-3")
         assert not await sync_to_async(pausing.withdraw)(here, found.fence)
@@ -444,7 +493,7 @@ async def test_a_restored_backup_opens_again(alias: str) -> None:
                 await sync_to_async(row.save_base)(raw=True)
     row = await AgentSession.objects.select_related("user").aget(state="waiting")
     async with Socket(row.session_id, row.user, payer(), backend=alias) as tab:
-        assert await answer(tab, "r-3") is None
+        assert await answer_anew(tab, "r-3") is None
     assert paid == [5, 5]
 
 
@@ -459,7 +508,9 @@ async def test_copies_and_exports_take_no_approval_along(
         def copy_session() -> str:
             said = StringIO()
             with contextlib.suppress(CommandError):
-                call_command("copy_agent_sessions", *ways, stdout=said, stderr=said)
+                # To an alias that doesn't encrypt.
+                ways_in = (*ways, "--in-clear")
+                call_command("copy_agent_sessions", *ways_in, stdout=said, stderr=said)
             return said.getvalue()
 
         assert "left: it waits for an approval" in await sync_to_async(copy_session)()
@@ -549,7 +600,7 @@ async def test_an_approval_under_a_missing_key_waits_for_the_key(own: bool) -> N
             )
     with under(NEW, session_keys=own):
         async with socket() as tab:
-            assert await answer(tab, "r-4") is None
+            assert await answer_anew(tab, "r-4") is None
     assert paid == [5]
 
 
@@ -563,13 +614,13 @@ async def test_an_approval_outlives_a_rotation(alias: str) -> None:
             await sync_to_async(call_command)("rotate_agent_session_keys")
         with under(OLD, session_keys=own):
             async with Socket(row.session_id, row.user, payer(), backend=alias) as tab:
-                assert await answer(tab, "r-2") is None
+                assert await answer_anew(tab, "r-2") is None
     else:
         with override_settings(
             SECRET_KEY="a new one", SECRET_KEY_FALLBACKS=["only for tests"]
         ):
             async with Socket(row.session_id, row.user, payer(), backend=alias) as tab:
-                assert await answer(tab, "r-2") is None
+                assert await answer_anew(tab, "r-2") is None
     assert paid == [5]
     assert run.state
 
@@ -600,7 +651,7 @@ async def test_an_error_report_shows_nothing_of_it(alias: str, change: Any) -> N
         )
         here = await Conversation.find(tab.session_id, user=user, backend=alias)
         with pytest.raises(InvalidApproval) as caught:
-            await sync_to_async(pausing.claimable)(here, {"call_1"})
+            await sync_to_async(pausing.claimable)(here, {tab.asked["call_1"]})
     reporter = ExceptionReporter(None, caught.type, caught.value, caught.tb)
     with override_settings(DEBUG=False):
         text = reporter.get_traceback_text()

@@ -10,10 +10,14 @@ from asgiref.sync import sync_to_async
 from channels.auth import AuthMiddlewareStack
 from channels.sessions import SessionMiddlewareStack
 from django.contrib.auth import get_user_model
-from django.contrib.auth.models import AnonymousUser, UserManager
+from django.contrib.auth.models import AnonymousUser, Group, UserManager
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
+from django.test import RequestFactory
 
+from agent_sessions import get_session
+from agent_sessions.exceptions import InvalidOwner
+from agent_sessions.views import SessionListView
 from tests.chat import Socket, text_of
 from tests.test_consumer import conversation, speaker
 from tests.test_sockets import (
@@ -98,6 +102,21 @@ async def test_a_user_without_a_session_is_read_again(revoke: Revoke) -> None:
         await sync_to_async(revoke)(there)
         await tab.sync()
         assert await tab.closed() == 4401
+
+
+async def test_a_row_of_another_model_is_nobody() -> None:
+    """Its key is one of users too, of whom it knows nothing."""
+    user, session_id = await conversation()
+    robot: Any = Group(pk=user.pk, name="robot")
+    robot.is_authenticated = robot.is_active = True
+    async with Socket(session_id, robot, speaker()) as tab:
+        assert await tab.closed() == 4401
+    request: Any = RequestFactory().get("/")
+    request.user = robot
+    response = await sync_to_async(SessionListView.as_view())(request)
+    assert response.status_code == 401
+    with pytest.raises(InvalidOwner, match=r"auth\.Group is not the user model"):
+        get_session(session_id, user=robot)
 
 
 async def test_a_user_whom_the_default_manager_hides_is_gone(

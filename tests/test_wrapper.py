@@ -12,8 +12,8 @@ from uuid import UUID
 import pytest
 from agents import RunContextWrapper, Runner
 from asgiref.sync import async_to_sync, sync_to_async
-from django.contrib.auth import get_user, login
-from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth import get_user, get_user_model, login
+from django.contrib.auth.models import AnonymousUser, Group
 from django.contrib.sessions.backends.db import SessionStore
 from django.db import connection
 from django.test import RequestFactory
@@ -204,3 +204,12 @@ def test_keys_are_compared_as_the_user_model_reads_them(
     for text in (str(key), key.hex, str(key).upper()):
         assert not names_other({"user_id": text}, key)
     assert names_other({"user_id": "7"}, key)
+
+
+def test_a_row_of_another_model_is_not_the_owner() -> None:
+    other: Any = Group(pk=7, name="robot")
+    for context in ({"user": other}, SimpleNamespace(scope={"user": other})):
+        assert names_other(context, 7)
+    other.is_authenticated = True
+    assert names_other(other, 7)
+    assert not names_other({"user": get_user_model()(pk=7)}, 7)

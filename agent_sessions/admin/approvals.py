@@ -19,7 +19,7 @@ from agent_sessions.transcript.parts import maybe_json, objects, string
 class Approval:
     """What a person is asked: whether a tool may be called with these arguments."""
 
-    id: str
+    call_id: str
     tool: str
     arguments: tuple[Part, ...]
     expires_at: datetime
@@ -48,7 +48,7 @@ def _approval(interrupt: Mapping[str, Any], expires_at: datetime) -> Approval:
     about = interrupt.get("metadata")
     about = about if isinstance(about, dict) else {}
     return Approval(
-        string(interrupt.get("id")),
+        string(interrupt.get("toolCallId")),
         string(about.get("toolName")),
         maybe_json(about.get("arguments")),
         expires_at,

@@ -30,6 +30,7 @@ from agent_sessions.backends.reading import read_history
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.importing.export import export_session
 from agent_sessions.models import AgentSession
+from agent_sessions.reports import leave
 from agent_sessions.times import iso
 from agent_sessions.transcript.markdown import markdown
 
@@ -157,12 +158,17 @@ def stream(
 def _chunks(pieces: Iterator[str]) -> Iterator[bytes]:
     held: list[str] = []
     length = 0
-    for piece in pieces:
-        held.append(piece)
-        length += len(piece)
-        if length >= _CHUNK:
-            yield "".join(held).encode()
-            held, length = [], 0
+    try:
+        for piece in pieces:
+            held.append(piece)
+            length += len(piece)
+            if length >= _CHUNK:
+                yield "".join(held).encode()
+                held, length = [], 0
+    except Exception as exc:
+        # The view, which is guarded, has returned long ago.
+        leave(exc)
+        raise
     yield "".join(held).encode()
 
 
@@ -171,8 +177,13 @@ async def _stepwise(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     def step() -> bytes | None:
         return next(chunks, None)
 
-    while (chunk := await sync_to_async(step)()) is not None:
-        yield chunk
+    try:
+        while (chunk := await sync_to_async(step)()) is not None:
+            yield chunk
+    except Exception as exc:
+        # What was sent last is still at hand.
+        leave(exc)
+        raise
 
 
 def _file_name(name: str) -> str:

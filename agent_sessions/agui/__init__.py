@@ -13,7 +13,7 @@ from agent_sessions.agui.frames import (
     parse_request,
     user_items,
 )
-from agent_sessions.agui.interrupts import approval_id, calls_of, interrupts
+from agent_sessions.agui.interrupts import call_id_of, calls_of, interrupts
 from agent_sessions.agui.lifecycle import (
     idle_sync,
     run_error,
@@ -34,7 +34,7 @@ __all__ = [
     "RunRequest",
     "StreamOptions",
     "SyncRequest",
-    "approval_id",
+    "call_id_of",
     "calls_of",
     "idle_sync",
     "interrupts",

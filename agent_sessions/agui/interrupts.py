@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -30,16 +31,19 @@ def interrupts(
 ) -> list[dict[str, Any]]:
     """Turn the SDK's approval items into AG-UI interrupts, JSON-able, for the row.
 
-    The id is the call's id. Tool and arguments are always there, in `metadata`, for a
-    person has to decide on them. `message` makes the question from the tool's name.
+    Each has an id of its own, since models give a call's id again: an answer to an
+    earlier pause fits no later one. Tool and arguments are always there, in `metadata`,
+    for a person has to decide on them. `message` makes the question from the tool's
+    name.
     """
     described = []
-    for item in interruptions:
-        call_id = approval_id(item)
+    pause = secrets.token_hex(8)
+    for number, item in enumerate(interruptions):
+        call_id = call_id_of(item)
         tool = clean(item.qualified_name or item.name or "tool")
         described.append(
             {
-                "id": call_id,
+                "id": f"{pause}:{number}",
                 "reason": "tool_call",
                 "toolCallId": call_id,
                 **({"message": clean(message(tool))} if message else {}),
@@ -54,8 +58,8 @@ def interrupts(
     return described
 
 
-def approval_id(item: Any) -> str:
-    """Give the id under which an approval item is asked for and answered."""
+def call_id_of(item: Any) -> str:
+    """Return the id of the call that an approval item asks about."""
     raw = as_dict(item.raw_item)
     return string(item.call_id) or string(raw.get("id"))
 
@@ -63,7 +67,11 @@ def approval_id(item: Any) -> str:
 def calls_of(asked: Iterable[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Give the calls that interrupts ask about, in a fixed order, to compare them."""
     return sorted(
-        (each["id"], each["metadata"]["toolName"], each["metadata"]["arguments"])
+        (
+            each["toolCallId"],
+            each["metadata"]["toolName"],
+            each["metadata"]["arguments"],
+        )
         for each in asked
     )
 
@@ -86,7 +94,9 @@ def add_pending_calls(
     added = []
     for interrupt in open_interrupts:
         metadata = interrupt["metadata"]
-        call = Call(interrupt["id"], metadata["toolName"], metadata["arguments"])
+        call = Call(
+            interrupt["toolCallId"], metadata["toolName"], metadata["arguments"]
+        )
         if call.id not in known:
             known.add(call.id)
             added.append(call_message(call, options))

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core import checks
 from django.views.decorators.debug import sensitive_variables
 
-from agent_sessions.backends.arguments import (
-    check_run_session,
-    check_session_id,
-)
+from agent_sessions.backends.arguments import check_run_session
+from agent_sessions.backends.keys import Page, SessionKey, make_key, settle
 from agent_sessions.backends.retention import read_retention
 from agent_sessions.backends.signed import open_or_none, sign, unsign
 from agent_sessions.backends.spelling import did_you_mean
 from agent_sessions.exceptions import InvalidBackend
-from agent_sessions.items import Item, StoredItem
-from agent_sessions.owners import owner_key
+from agent_sessions.items import Item
 from agent_sessions.reports import guard_methods
 
 if TYPE_CHECKING:
@@ -34,7 +29,14 @@ if TYPE_CHECKING:
     from agent_sessions.backends.directory import Directory
     from agent_sessions.memory import BackendSession
 
-T = TypeVar("T")
+__all__ = [
+    "BaseSessionBackend",
+    "Page",
+    "SessionKey",
+    "did_you_mean",
+    "make_key",
+    "settle",
+]
 
 # Methods that are given contents or keys, or give them. What goes wrong in them is
 # reported without these, in every subclass.
@@ -68,33 +70,6 @@ _GUARDED = frozenset(
         "ahead",
     ]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class SessionKey:
-    """Which session is meant, and who asks.
-
-    `branch` None means the session's current branch. `fence` is the number of the
-    lease under which a run writes; None outside a run.
-    """
-
-    session_id: str
-    user_id: Any = None
-    branch: str | None = None
-    fence: int | None = None
-
-    def fenced(self, fence: int | None) -> SessionKey:
-        """Give the same key as used under a lease."""
-        return replace(self, fence=fence)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A stretch of a history, oldest first, with unreadable rows in their places."""
-
-    items: list[StoredItem]
-    has_earlier: bool
-    has_later: bool = False
 
 
 class BaseSessionBackend(ABC):
@@ -409,34 +384,3 @@ class BaseSessionBackend(ABC):
         from agent_sessions.memory import BackendSession
 
         return BackendSession(self, key, session_settings=session_settings)
-
-
-def make_key(
-    session_id: str,
-    user: AbstractBaseUser | AnonymousUser | None,
-    *,
-    branch: str | None = None,
-) -> SessionKey:
-    """Check an id and its owner. Raises InvalidSessionId and InvalidOwner."""
-    check_session_id(session_id)
-    return SessionKey(session_id, None if user is None else owner_key(user), branch)
-
-
-async def settle(awaitable: Awaitable[T]) -> T:
-    """Wait for a write's outcome even if the caller is cancelled meanwhile.
-
-    The thread or server that writes can't be called back, so a cancelled caller is
-    told only after the write has ended; a failure of the write wins over silence.
-    """
-    task = asyncio.ensure_future(awaitable)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as exc:
-            cancelled = cancelled or exc
-    if cancelled is not None:
-        # Looked at, so that a failed write isn't reported as never retrieved.
-        task.cancelled() or task.exception()
-        raise cancelled
-    return task.result()

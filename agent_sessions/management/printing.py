@@ -117,10 +117,13 @@ class PrintingCommand(BaseCommand):
         self.stdout.has_lines = self.stderr.has_lines = False
         self.style = style
 
-    def ask(self, question: str) -> str:
-        """Ask on the terminal. Raises EOFError where nobody answers."""
+    def ask(self, question: str = "") -> str:
+        """Ask on the terminal, or read what was asked for.
+
+        Raises EOFError where nobody answers.
+        """
         try:
-            return input(printable(question))
+            return input(printable(question)) if question else input()
         except UnicodeDecodeError:
             return ""
 

@@ -8,6 +8,8 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 
+from agent_sessions.backends.keys import names_user
+
 _ABSENT = object()
 
 
@@ -16,7 +18,8 @@ def names_other(context: Any, owner: Any) -> bool:
 
     A context, be it an object or a mapping, names the user of `user`, whose key is
     `user_id`, and who sent its `request` or opened the socket of its `scope`; it may be
-    a request, a consumer, a scope or a user itself. An anonymous user is someone else.
+    a request, a consumer, a scope or a user itself. An anonymous user is someone else,
+    and so is a row of another model.
     A context that has none of these names nobody.
     """
     return any(not _is_owner(named, owner) for named in _named(context))
@@ -25,15 +28,20 @@ def names_other(context: Any, owner: Any) -> bool:
 def _named(context: Any) -> Iterator[Any]:
     """Give the keys of the users whom a context names."""
     if hasattr(context, "is_authenticated") and hasattr(context, "pk"):
-        yield context.pk
+        yield _key_of(context)
         return
     for holder in (context, _member(context, "request"), _member(context, "scope")):
-        pk = getattr(_member(holder, "user"), "pk", _ABSENT)
+        pk = _key_of(_member(holder, "user"))
         if pk is not _ABSENT:
             yield pk
     user_id = _member(context, "user_id")
     if user_id is not None:
         yield user_id
+
+
+def _key_of(user: Any) -> Any:
+    # A row of another model is nobody who could be the owner.
+    return getattr(user, "pk", _ABSENT) if names_user(user) else None
 
 
 def _member(holder: Any, name: str) -> Any:

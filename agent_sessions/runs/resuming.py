@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from django.views.decorators.debug import sensitive_variables
 
-from agent_sessions.agui import RunRequest, approval_id, calls_of, interrupts
+from agent_sessions.agui import RunRequest, call_id_of, calls_of, interrupts
 from agent_sessions.exceptions import InvalidApproval, UnreadableState
 from agent_sessions.runs import pausing
 from agent_sessions.runs.setup import RunSetup
@@ -55,7 +56,7 @@ async def restore(
     if calls_of(restored) != calls_of(pending.interrupts):
         raise InvalidApproval(pending.run.run_id)
     try:
-        _give_answers(state, request)
+        _give_answers(state, pending, request)
     except Exception as exc:
         # The SDK keeps no lasting answer about a tool without a name of its own.
         raise UnreadableState(
@@ -65,7 +66,9 @@ async def restore(
     return state
 
 
-def _give_answers(state: RunState[Any], request: RunRequest) -> None:
+def _give_answers(
+    state: RunState[Any], pending: pausing.Pending, request: RunRequest
+) -> None:
     """Give the lasting answers first, then each call its own.
 
     A lasting one makes the SDK forget what was said about single calls of its tool: a
@@ -73,12 +76,29 @@ def _give_answers(state: RunState[Any], request: RunRequest) -> None:
     refusal is kept.
     """
     answers = {entry["interruptId"]: entry for entry in request.resume}
-    given = [(item, answers[approval_id(item)]) for item in state.get_interruptions()]
+    given = [
+        (
+            item,
+            _decision(
+                answers[each["id"]]
+                for each in pending.interrupts
+                if each["toolCallId"] == call_id_of(item)
+            ),
+        )
+        for item in state.get_interruptions()
+    ]
     lasting = [(item, answer) for item, answer in given if _is_lasting(answer)]
     for item, answer in sorted(lasting, key=lambda each: not _is_approved(each[1])):
         _answer(state, item, answer, always=True)
     for item, answer in given:
         _answer(state, item, answer, always=False)
+
+
+def _decision(answers: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Choose what holds for a call's id, which several calls may have: a refusal."""
+    found = list(answers)
+    refusals = [answer for answer in found if not _is_approved(answer)]
+    return next(filter(_is_lasting, refusals or found), (refusals or found)[0])
 
 
 def _answer(

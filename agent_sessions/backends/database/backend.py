@@ -368,11 +368,14 @@ class DatabaseBackend(BaseSessionBackend):
 
     def storage_error(self, exc: Exception) -> StorageError:
         """Say that the database refused an operation."""
-        return StorageError(
+        error = StorageError(
             f"The database {self.using!r} refused the session's operation "
             f"({told(exc)}). Nothing was half-written. See that it is up, migrated and "
             "reachable, then try again."
         )
+        number = exc.args[0] if exc.args else None
+        error.number = number if isinstance(number, int) else None
+        return error
 
     def statements(self, connection: BaseDatabaseWrapper) -> Statements:
         """Give the statements in the words of a connection's database."""

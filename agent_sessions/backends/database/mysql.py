@@ -81,9 +81,8 @@ class MySQLStatements(Statements):
     def narrowed(
         self, connection: BaseDatabaseWrapper, batch: AnyBatch, error: Exception
     ) -> AnyBatch | None:
-        cause = error.__cause__
-        is_unheld = cause is not None and cause.args[:1] and cause.args[0] in _UNHELD
-        if not is_unheld and not isinstance(error, UnicodeEncodeError):
+        number = getattr(error, "number", None)
+        if number not in _UNHELD and not isinstance(error, UnicodeEncodeError):
             return None
         held = _Held(connection)
         rows = tuple(

@@ -10,7 +10,7 @@ from functools import partial
 from django.db import connections, transaction
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.encrypted.backend import TEXTS, EncryptedBackend
+from agent_sessions.backends.encrypted.keyed import TEXTS, KeyedBackend
 from agent_sessions.encryption import KeyRing, Vault, carrier_for
 from agent_sessions.encryption.permit import Permit
 from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
@@ -68,7 +68,7 @@ class Rotation:
 
     def __init__(
         self,
-        backend: EncryptedBackend,
+        backend: KeyedBackend,
         row: AgentSession,
         former: KeyRing | None = None,
     ) -> None:
@@ -151,7 +151,7 @@ class Rotation:
                 )
 
 
-def rotate_rest(backend: EncryptedBackend, batch_size: int) -> Rotated:
+def rotate_rest(backend: KeyedBackend, batch_size: int) -> Rotated:
     """Rotate what belongs to sessions without a row. Raises StorageError."""
     done, first = Rotated(), backend.permits.take().key_id
     directory = backend.directory
@@ -176,7 +176,7 @@ def rotate_rest(backend: EncryptedBackend, batch_size: int) -> Rotated:
     return done
 
 
-def confirm(backend: EncryptedBackend, key: SessionKey, permit: Permit) -> None:
+def confirm(backend: KeyedBackend, key: SessionKey, permit: Permit) -> None:
     """Put what was stored too late under the key of now, if its own was retired.
 
     A process or a transaction may stand still between encrypting and storing; an open
@@ -191,7 +191,7 @@ def confirm(backend: EncryptedBackend, key: SessionKey, permit: Permit) -> None:
         _confirm(backend, key, permit)
 
 
-def _confirm(backend: EncryptedBackend, key: SessionKey, permit: Permit) -> None:
+def _confirm(backend: KeyedBackend, key: SessionKey, permit: Permit) -> None:
     if not permit.is_over or not backend.permits.is_retired(permit.key_id):
         return
     cause: EncryptionError | None = None
@@ -211,7 +211,7 @@ def _confirm(backend: EncryptedBackend, key: SessionKey, permit: Permit) -> None
 
 
 def _kids(
-    backend: EncryptedBackend, key: SessionKey, batch_size: int
+    backend: KeyedBackend, key: SessionKey, batch_size: int
 ) -> Iterator[str | None]:
     """Give the id of the key of each item that is stored; None for one without."""
     carrier, after = carrier_for(backend.inner), 0

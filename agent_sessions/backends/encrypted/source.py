@@ -211,4 +211,4 @@ def _is_module(name: str) -> bool:
         return False
 
 
-guard_methods(KeySource, ["__init__", "ring", "renew", "check"])
+guard_methods(KeySource, ["__init__", "ring", "newest", "ask", "renew", "check"])

@@ -88,7 +88,7 @@ class Command(PrintingCommand):
         # Standard output is the receipt's.
         self.stderr.write(question, self.style.NOTICE, ending="")
         try:
-            answer = input()
+            answer = self.ask()
         except EOFError:
             raise CommandError(
                 "There is nobody to ask. Use --noinput to go on without."

@@ -1,0 +1,87 @@
+"""Which session is meant, what is read of it, and how a write of it is awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from django.contrib.auth import get_user_model
+from django.db.models import Model
+
+from agent_sessions.backends.arguments import check_session_id
+from agent_sessions.items import StoredItem
+from agent_sessions.owners import owner_key
+
+if TYPE_CHECKING:
+    from django.contrib.auth.base_user import AbstractBaseUser
+    from django.contrib.auth.models import AnonymousUser
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKey:
+    """Which session is meant, and who asks.
+
+    `branch` None means the session's current branch. `fence` is the number of the
+    lease under which a run writes; None outside a run.
+    """
+
+    session_id: str
+    user_id: Any = None
+    branch: str | None = None
+    fence: int | None = None
+
+    def fenced(self, fence: int | None) -> SessionKey:
+        """Give the same key as used under a lease."""
+        return replace(self, fence=fence)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A stretch of a history, oldest first, with unreadable rows in their places."""
+
+    items: list[StoredItem]
+    has_earlier: bool
+    has_later: bool = False
+
+
+def make_key(
+    session_id: str,
+    user: AbstractBaseUser | AnonymousUser | None,
+    *,
+    branch: str | None = None,
+) -> SessionKey:
+    """Check an id and its owner. Raises InvalidSessionId and InvalidOwner."""
+    check_session_id(session_id)
+    return SessionKey(session_id, None if user is None else owner_key(user), branch)
+
+
+def names_user(user: Any) -> bool:
+    """Tell whether the key of what stands for a user is a user's.
+
+    That of another model's row may be anybody's; what is no row vouches for its own.
+    """
+    return not isinstance(user, Model) or isinstance(user, get_user_model())
+
+
+async def settle(awaitable: Awaitable[T]) -> T:
+    """Wait for a write's outcome even if the caller is cancelled meanwhile.
+
+    The thread or server that writes can't be called back, so a cancelled caller is
+    told only after the write has ended; a failure of the write wins over silence.
+    """
+    task = asyncio.ensure_future(awaitable)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as exc:
+            cancelled = cancelled or exc
+    if cancelled is not None:
+        # Looked at, so that a failed write isn't reported as never retrieved.
+        task.cancelled() or task.exception()
+        raise cancelled
+    return task.result()
