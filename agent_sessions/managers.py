@@ -1,8 +1,8 @@
-"""Managers that leave out what has been removed and is still to be deleted."""
+"""Managers that leave out what has been removed, and rows that know where they lie."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from django.db import models
 
@@ -78,3 +78,22 @@ class LiveManager(models.Manager[_M]):
 
 
 OwnedManager = LiveManager.from_queryset(OwnedQuerySet)
+
+
+class StoredModel(models.Model):
+    """A row that is read again from where it lies, whatever a router says of reading.
+
+    A replica that lags behind would tell of an older lease, or of no row at all.
+    """
+
+    if TYPE_CHECKING:
+        _base_manager: ClassVar[models.Manager[Any]]
+
+    class Meta:
+        abstract = True
+
+    def refresh_from_db(
+        self, using: str | None = None, fields: Any = None, from_queryset: Any = None
+    ) -> None:
+        """Read the row, or its deferred fields, from its own database."""
+        super().refresh_from_db(using or self._state.db, fields, from_queryset)

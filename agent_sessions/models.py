@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from datetime import date
-from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
 from django.db import models
@@ -24,6 +23,7 @@ from agent_sessions.managers import (
     OwnedQuerySet,
     SessionManager,
     SessionQuerySet,
+    StoredModel,
 )
 from agent_sessions.times import day_of
 
@@ -48,25 +48,6 @@ MAIN_BRANCH = "main"
 def today() -> date:
     """Return the day of an activity now, see day_of()."""
     return day_of(timezone.now())
-
-
-class StoredModel(models.Model):
-    """A row that is read again from where it lies, whatever a router says of reading.
-
-    A replica that lags behind would tell of an older lease, or of no row at all.
-    """
-
-    if TYPE_CHECKING:
-        _base_manager: ClassVar[models.Manager[Any]]
-
-    class Meta:
-        abstract = True
-
-    def refresh_from_db(
-        self, using: str | None = None, fields: Any = None, from_queryset: Any = None
-    ) -> None:
-        """Read the row, or its deferred fields, from its own database."""
-        super().refresh_from_db(using or self._state.db, fields, from_queryset)
 
 
 class AgentSession(StoredModel):

@@ -11,17 +11,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.answers import Own, Text, own_rows, read_lineage
 from agent_sessions.backends.database.appending import Append
 from agent_sessions.backends.database.direct import is_watched
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.prepared import rows_of
-from agent_sessions.backends.database.statements import (
-    Own,
-    Statements,
-    Text,
-    own_rows,
-    read_lineage,
-)
+from agent_sessions.backends.database.statements import Statements
 from agent_sessions.items import Item, decode_all
 
 if TYPE_CHECKING:

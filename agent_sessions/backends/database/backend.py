@@ -28,6 +28,7 @@ from agent_sessions.backends.base import (
     settle,
 )
 from agent_sessions.backends.database import awaiting
+from agent_sessions.backends.database.answers import Held
 from agent_sessions.backends.database.appending import append_together
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.gathering import Gathering
@@ -37,7 +38,7 @@ from agent_sessions.backends.database.reading import read_newest
 from agent_sessions.backends.database.removal import Clearing
 from agent_sessions.backends.database.rewriting import Rewriting
 from agent_sessions.backends.database.shortreads import ShortReads
-from agent_sessions.backends.database.statements import AnyBatch, Held, Statements
+from agent_sessions.backends.database.statements import AnyBatch, Statements
 from agent_sessions.backends.database.threads import DatabaseThreads
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.database.wires import Wires
@@ -373,8 +374,7 @@ class DatabaseBackend(BaseSessionBackend):
             f"({told(exc)}). Nothing was half-written. See that it is up, migrated and "
             "reachable, then try again."
         )
-        number = exc.args[0] if exc.args else None
-        error.number = number if isinstance(number, int) else None
+        error.number = next((each for each in exc.args if type(each) is int), None)
         return error
 
     def statements(self, connection: BaseDatabaseWrapper) -> Statements:

@@ -10,8 +10,8 @@ from django.db import connections
 from django.db.models import F
 from django.utils import timezone
 
+from agent_sessions.backends.database.answers import Place
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.database.statements import Place
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.directory import active
 from agent_sessions.items import Batch, Item, decode

@@ -8,13 +8,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.statements import (
-    AnyBatch,
-    Held,
-    Place,
-    Statements,
-    held,
-)
+from agent_sessions.backends.database.answers import Held, Place, held
+from agent_sessions.backends.database.statements import AnyBatch, Statements
 from agent_sessions.fields import CHARSET
 from agent_sessions.items import Batch, EncodedItem
 from agent_sessions.models import AgentSession, SessionItem

@@ -13,17 +13,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.answers import Held, Own, Place, held, own_rows
 from agent_sessions.backends.database.prepared import PreparedStatements
-from agent_sessions.backends.database.statements import (
-    COLUMNS,
-    AnyBatch,
-    Held,
-    Own,
-    Place,
-    Statements,
-    held,
-    own_rows,
-)
+from agent_sessions.backends.database.statements import COLUMNS, AnyBatch, Statements
 from agent_sessions.items import Item, encode_batch, look_through
 
 # PostgreSQL takes more rows than these by COPY: reading them from JSON would spill to

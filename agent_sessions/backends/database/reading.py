@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.statements import Own, Text
+from agent_sessions.backends.database.answers import Own, Text
 from agent_sessions.items import Item, decode_all
 from agent_sessions.models import MAIN_BRANCH
 

@@ -386,9 +386,8 @@ class _Grave:
             if first is None:
                 return 0
             count = self._delete_after(items, branch, first - 1)
-        self._row.filter(item_count__gte=count).update(
-            item_count=F("item_count") - count
-        )
+        counted = self._row.filter(item_count__gte=count)
+        counted.update(item_count=F("item_count") - count)
         return count
 
     def _delete_after(

@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.answers import Text
 from agent_sessions.backends.database.direct import is_watched, with_question_marks
-from agent_sessions.backends.database.statements import Text
 from agent_sessions.backends.database.threads import DatabaseThreads
 from agent_sessions.forks import new_lock
 
