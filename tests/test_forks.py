@@ -58,7 +58,7 @@ def fork(work):
     connections.close_all()
     child = os.fork()
     if not child:
-        signal.alarm(60)
+        signal.alarm(120)
         status = 1
         try:
             work()
@@ -79,7 +79,7 @@ def nested(name):
     ended(fork(lambda: use(name + "-nested")))
     use(name + "-after")
 
-signal.alarm(150)
+signal.alarm(220)
 use("parent")
 stop, busy = threading.Event(), []
 
@@ -88,14 +88,14 @@ def work_on():
     while not stop.is_set():
         session.sync.add_items(said(str(len(busy))))
         busy.append(len(busy))
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 def work_on_async():
     async def main():
         session = get_session("busy-async")
         while not stop.is_set():
             await session.add_items(said("x"))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
     asyncio.run(main())
 
 errors = []
@@ -152,7 +152,7 @@ def run(alias: dict[str, Any], environment: dict[str, str], children: int = 3) -
         env=environment | {"OPENAI_AGENTS_DISABLE_TRACING": "1"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=240,
         check=False,
     )
     assert (done.stdout.strip(), done.returncode) == ("done", 0), done.stderr[-6000:]
