@@ -669,14 +669,16 @@ def test_a_copy_is_encrypted_anew_and_needs_the_key() -> None:
     with under(OLD):
         private("s", user=None).sync.add_items([said(TREASURE), said("more")])
     out = StringIO()
+    ways = ("copy_agent_sessions", "--all", "--from=private", "--to=default")
+    # Stored in clear only where that is asked for.
+    with under(NEW, OLD), pytest.raises(CommandError, match="--in-clear"):
+        call_command(*ways)
     with under(NEW), pytest.raises(CommandError, match="could not be copied"):
-        call_command(
-            "copy_agent_sessions", "--all", "--from=private", "--to=default", stderr=out
-        )
+        call_command(*ways, "--in-clear", stderr=out)
     assert key_id(OLD) in out.getvalue()
     assert TREASURE not in stored()
     with under(NEW, OLD):
-        call_command("copy_agent_sessions", "--all", "--from=private", "--to=default")
+        call_command(*ways, "--in-clear")
         assert get_session("s").sync.get_items() == [said(TREASURE), said("more")]
     AgentSession.objects.filter(backend="private").delete()
     with under(NEW):

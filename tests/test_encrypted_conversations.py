@@ -318,7 +318,7 @@ def test_a_rotation_is_refused_by_name_and_a_copy_does_it(
         kept(server).pop()
         copy = ("copy_agent_sessions", "--all", "--from=private")
         call_command(*copy, "--to=renewed")
-        call_command(*copy, "--to=default")
+        call_command(*copy, "--to=default", "--in-clear")
     with under(server, NEW):
         items = get_session("s", backend="renewed").sync.get_items()
         assert items == [said(TREASURE), CALL, said("new")]

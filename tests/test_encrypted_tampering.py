@@ -449,7 +449,8 @@ async def test_what_looks_like_an_envelope_closes_nothing(backend: str) -> None:
     assert [m["content"] for m in shown["messages"]] == ["hello", MARK]
     other = {"default": "private", "private": "default"}[backend]
     await sync_to_async(call_command)(
-        "copy_agent_sessions", "--all", f"--from={backend}", f"--to={other}"
+        *("copy_agent_sessions", "--all", f"--from={backend}", f"--to={other}"),
+        "--in-clear",
     )
     copy = get_session(row.session_id, user=user, backend=other)
     assert await copy.get_items() == items
@@ -509,7 +510,9 @@ def no_door_shows(row: AgentSession, user: Any) -> None:
         assert "forged" not in out.getvalue()
     with pytest.raises(CommandError):
         call_command(
-            "copy_agent_sessions", "--all", "--from=private", "--to=default", stderr=out
+            *("copy_agent_sessions", "--all", "--from=private", "--to=default"),
+            "--in-clear",
+            stderr=out,
         )
     assert not AgentSession.objects.filter(backend="default").exists()
 
