@@ -26,6 +26,7 @@ from agent_sessions.exceptions import (
 from agent_sessions.models import AgentSession, SessionItem, SessionSecret
 from tests.chat import Socket, create_conversation, make_user
 from tests.list_backend import ListBackend
+from tests.test_consumer import speaker
 from tests.test_encrypted import TREASURE, data, key_id, private, under
 from tests.test_encrypted_rotation import rotate
 from tests.test_encryption import NEW, OLD, said
@@ -442,7 +443,7 @@ async def test_what_looks_like_an_envelope_closes_nothing(backend: str) -> None:
     found = await store.apage(SessionKey(row.session_id, user.pk))
     assert [s.item for s in found.items] == items
     store.assert_open(found)
-    async with Socket(row.session_id, user, None, backend=backend) as tab:
+    async with Socket(row.session_id, user, speaker(), backend=backend) as tab:
         await tab.sync()
         events = await tab.to_end()
     (shown,) = (e for e in events if e["type"] == "MESSAGES_SNAPSHOT")
@@ -472,7 +473,7 @@ async def test_no_door_shows_what_does_not_open_as_empty(how: str) -> None:
         await sync_to_async(no_door_shows)(row, user)
         if how == "key":
             await sync_to_async(no_door_deletes)(row, user)
-        async with Socket(row.session_id, user, None, backend="private") as tab:
+        async with Socket(row.session_id, user, speaker(), backend="private") as tab:
             await tab.sync()
             assert await tab.closed() == CLOSE_UNAVAILABLE
 
