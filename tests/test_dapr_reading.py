@@ -14,7 +14,7 @@ from agent_sessions.backends.dapr.records import (
     encode_segment,
     metadata_key,
 )
-from agent_sessions.exceptions import StorageError
+from agent_sessions.exceptions import InvalidBackend, StorageError
 from tests.dapr_stores import (
     HEAD,
     KEY,
@@ -181,10 +181,8 @@ def test_the_address_can_be_given(
 
 
 def test_an_address_that_cant_be_read_is_named(dapr_server: DaprSidecar) -> None:
-    backend = make_backend(address="ftp://nowhere:1:2")
-    with pytest.raises(StorageError, match="host:port"):
-        backend.latest(KEY, None)
-    backend.close()
+    with pytest.raises(InvalidBackend, match="host:port"):
+        make_backend(address="ftp://nowhere:1:2").latest(KEY, None)
 
 
 async def test_one_client_serves_a_loop_and_is_closed_with_it(

@@ -10,7 +10,6 @@ from typing import Any
 from agent_sessions.agui.content import as_dict, clean, string
 from agent_sessions.agui.options import StreamOptions
 from agent_sessions.agui.tools import Call, exposed_arguments
-from agent_sessions.times import iso
 
 RESPONSE_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -36,6 +35,9 @@ def interrupts(
     for a person has to decide on them. `message` makes the question from the tool's
     name.
     """
+    # Late: this room needs no Django but for times without an offset.
+    from agent_sessions.times import iso
+
     described = []
     pause = secrets.token_hex(8)
     for number, item in enumerate(interruptions):
