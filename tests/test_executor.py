@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from agent_sessions import forks
 from agent_sessions.backends.database.executor import WarmExecutor
 
 pytestmark = pytest.mark.one_database
@@ -183,6 +184,7 @@ from django.conf import settings
 settings.configure(INSTALLED_APPS=["django.contrib.auth",
     "django.contrib.contenttypes", "agent_sessions"])
 django.setup()
+from agent_sessions import forks
 from agent_sessions.backends.database.executor import WarmExecutor
 pool = WarmExecutor(2, "exit")
 begun = threading.Event()
@@ -210,3 +212,22 @@ def test_an_interpreter_that_ends_waits_for_what_was_taken() -> None:
     )
     assert done.stdout.split() == ["finished"]
     assert not done.stderr
+
+
+def test_a_fork_does_not_wait_for_an_executor_that_was_shut_down() -> None:
+    executor = WarmExecutor(2)
+
+    async def use() -> None:
+        await asyncio.gather(*(executor.run(lambda: None) for _ in range(4)))
+
+    asyncio.run(use())
+    executor.shutdown()
+    done = threading.Event()
+
+    def fork() -> None:
+        executor.before_fork()
+        executor.after_fork(in_child=False)
+        done.set()
+
+    threading.Thread(target=fork, daemon=True).start()
+    assert done.wait(forks.PATIENCE / 2)

@@ -123,7 +123,9 @@ class WarmExecutor:
         mine = any(lane is threading.current_thread() for lane in self._lanes)
         while True:
             self._lock.acquire()
-            at_rest = len(self._idle) == len(self._lanes)
+            # After a shutdown none is idle and none is left.
+            alive = sum(lane.is_alive() for lane in self._lanes)
+            at_rest = alive <= len(self._idle)
             if at_rest or mine or time.monotonic() > deadline:
                 return
             self._lock.release()
