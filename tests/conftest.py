@@ -260,3 +260,24 @@ def _parts(item: pytest.Item) -> list[str]:
     if DATABASE_KIND != "sqlite" and _touches_database(item):
         parts.append(f"{DATABASE_KIND}_server")
     return parts
+
+
+@pytest.fixture
+def closing_sdk_sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close every SQLiteSession of the SDK's that a test makes and leaves open.
+
+    Python 3.13 warns of each one that is collected with its database open.
+    """
+    from agents import SQLiteSession
+
+    made: list[SQLiteSession] = []
+    begin = SQLiteSession.__init__
+
+    def begin_and_note(self: SQLiteSession, *args: Any, **named: Any) -> None:
+        begin(self, *args, **named)
+        made.append(self)
+
+    monkeypatch.setattr(SQLiteSession, "__init__", begin_and_note)
+    yield
+    for session in made:
+        session.close()

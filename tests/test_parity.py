@@ -50,7 +50,11 @@ from tests.servers import Server
 from tests.servers.dapr import STORE, DaprSidecar
 from tests.servers.redis import url
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.one_database]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.one_database,
+    pytest.mark.usefixtures("closing_sdk_sessions"),
+]
 
 KEY = Fernet.generate_key().decode()
 OTHER = Fernet.generate_key().decode()

@@ -29,7 +29,11 @@ from tests.test_parity import KEY, OTHER, Places, outcome, places, said
 
 __all__ = ["compactor", "places"]
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.one_database]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.one_database,
+    pytest.mark.usefixtures("closing_sdk_sessions"),
+]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,10 @@ from tests.test_compaction import SUMMARY, Compactor, compactor  # noqa: F401
 from tests.test_consumer import conversation, speaker
 from tests.test_runs import approve
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("closing_sdk_sessions"),
+]
 
 KEY = Fernet.generate_key()
 
