@@ -88,6 +88,8 @@ def may_have_copies(ids: Sequence[str]) -> bool:
     one that is lower than one before it may be a copy. Its original would be in sight
     too if the stretch began well before the time in its id.
     """
+    if sorted(ids) == list(ids):
+        return False
     highest = lowest = ""
     for each in ids:
         if each >= highest:

@@ -14,8 +14,6 @@ from collections.abc import Container, Iterable
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from agent_sessions.encryption.envelopes import has_whole_numbers
-
 # Seconds for which an entry is kept, and between two times that old ones are dropped.
 _AGE = 30.0
 # What an entry takes beside its texts, about.
@@ -71,10 +69,12 @@ class Memory:
                 # Not there, or it is no envelope at all.
                 found.append(None)
                 continue
+            # What equals 1 and 2 may be True and 2.0: another envelope.
             is_same = (
                 known.envelope == envelope
                 and envelope["kid"] in key_ids
-                and has_whole_numbers(envelope)
+                and type(envelope["__enc__"]) is int
+                and type(envelope["v"]) is int
             )
             found.append(known if is_same else None)
         return found

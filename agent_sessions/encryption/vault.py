@@ -32,7 +32,7 @@ from agent_sessions.exceptions import (
     UnacceptedEnvelope,
     UnknownEncryptionKey,
 )
-from agent_sessions.items import Item, decode, decode_all, encode_texts
+from agent_sessions.items import Item, decode, decode_known, encode_texts
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -155,13 +155,15 @@ class Vault:
         # To the last letter: what is the same was found authentic before.
         known = self._memory.find_each(self.context, envelopes, set(self.ring.ids))
         # At once, which is faster; what was kept has been read before.
-        items = iter(decode_all([each.text for each in known if each is not None]))
+        items = iter(decode_known([each.text for each in known if each is not None]))
         opened = [
             self._open(envelope)
             if each is None
             else Opened(next(items), each.written, each.envelope["id"])
             for envelope, each in zip(envelopes, known, strict=True)
         ]
+        if len({one.envelope_id for one in opened if one is not None}) == len(opened):
+            return opened
         seen: set[str] = set()
         for index, one in enumerate(opened):
             if one is not None:
