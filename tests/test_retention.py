@@ -71,6 +71,8 @@ def test_a_backend_tells_its_retention() -> None:
         assert not sessions["default"].retention
 
 
+# Django's own checks ask the database what it can.
+@pytest.mark.django_db
 @pytest.mark.parametrize("name", ["max_idle", "max_age"])
 def test_a_wrong_age_is_a_check_error(name: str) -> None:
     with override_settings(AGENT_SESSIONS=configured(**{name: "30 days"})):
