@@ -44,7 +44,7 @@ class Paused:
 
     @property
     def is_over(self) -> bool:
-        """Tell whether the time to answer is over."""
+        """Return whether the time to answer is over."""
         return self.expires_at <= timezone.now().timestamp()
 
 
@@ -119,7 +119,7 @@ def find_open(runs: QuerySet[AgentRun]) -> list[tuple[AgentRun, Paused]]:
 
 
 def find_states(rows: Iterable[AgentSession]) -> dict[int, str]:
-    """Tell what sessions are at, by their keys, in a fixed number of queries.
+    """Return what sessions are at, by their keys, in a fixed number of queries.
 
     Waiting are only those whose approval can be given. Where it can't be, the next
     message is taken, and withdraws it: that session is idle.
@@ -158,7 +158,7 @@ def _read(run: AgentRun, text: str) -> Paused:
 
 
 def _binding(run: AgentRun, fence: int) -> dict[str, Any]:
-    """Give what an approval is bound to, beside its session's id, owner and alias."""
+    """Return what an approval is bound to, beside its session's id, owner and alias."""
     return {
         "kind": _KIND,
         "session": run.session_id,

@@ -121,19 +121,19 @@ class AgentConsumer(GuardedSocket):
         return None
 
     def get_hooks(self) -> Any:
-        """Give the SDK's RunHooks for a run, or None."""
+        """Return the SDK's RunHooks for a run, or None."""
         return self.hooks
 
     def get_error_handlers(self) -> Any:
-        """Give the SDK's RunErrorHandlers for a run, or None."""
+        """Return the SDK's RunErrorHandlers for a run, or None."""
         return self.error_handlers
 
     def get_max_turns(self) -> Any:
-        """Say how many turns a run may take; None leaves it to the limits."""
+        """Return how many turns a run may take; None leaves it to the limits."""
         return self.max_turns
 
     def get_session(self, session: Any) -> Any:
-        """Give the session that a run uses: ours, which it gets, or one around it."""
+        """Return the session that a run uses: ours, which it gets, or one around it."""
         return session
 
     def on_error(self, run: ActiveRun, exc: Exception) -> Any:

@@ -22,7 +22,7 @@ def read_number(text: str) -> int | None:
 
 
 def write_moment(when: datetime, pk: int) -> str:
-    """Give the cursor of a row by its time and primary key."""
+    """Return the cursor of a row by its time and primary key."""
     if is_aware(when):
         when = when.astimezone(UTC)
     return f"{when.isoformat()}~{pk}"

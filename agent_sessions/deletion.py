@@ -34,7 +34,7 @@ def _count(collector: Any, rows: QuerySet[Any], using: str) -> None:
 
 
 def _followers(model: type[Model]) -> list[tuple[type[Model], str]]:
-    """Give the models whose rows go with this one's, each with its field."""
+    """Return the models whose rows go with this one's, each with its field."""
     return [
         (relation.related_model, relation.field.name)
         for relation in _relations(model)
@@ -44,7 +44,7 @@ def _followers(model: type[Model]) -> list[tuple[type[Model], str]]:
 
 
 def _is_known_outside(model: type[Model]) -> bool:
-    """Tell whether a project's own models refer to what would only be counted.
+    """Return whether a project's own models refer to what would only be counted.
 
     Theirs have a word in it: they may be protected, or want rights of their own.
     """

@@ -54,11 +54,11 @@ class RateLimit:
             return True
 
     def wait(self) -> int:
-        """Give the whole seconds until the next window begins."""
+        """Return the whole seconds until the next window begins."""
         return math.ceil(self.seconds - self.now() % self.seconds)
 
     def now(self) -> float:
-        """Tell the time, in seconds since the epoch."""
+        """Return the time, in seconds since the epoch."""
         return time.time()
 
     def _take(self, cache: BaseCache, prefix: str) -> bool:

@@ -112,7 +112,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
     # -- to override -----------------------------------------------------------------
 
     def authorize(self, user: Any, session_id: str) -> Any:
-        """Tell whether a user may talk to this agent; asked again and again."""
+        """Return whether a user may talk to this agent; asked again and again."""
         return True
 
     def background(self) -> Iterable[Coroutine[Any, Any, None]]:
@@ -226,7 +226,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
         return session_id
 
     async def _is_welcome(self, within: float = 0) -> bool:
-        """Tell whether the user may stay; close the socket of one who may not.
+        """Return whether the user may stay; close the socket of one who may not.
 
         People log out, are disabled and lose their sessions meanwhile. An answer counts
         for `within` seconds.

@@ -52,7 +52,7 @@ class SessionAPIView(View):
     page_size: ClassVar[int] = 50
 
     def authorize(self, user: Any, session_id: str | None) -> Any:
-        """Tell whether a user may do this, plain or async, as the consumer's does.
+        """Return whether a user may do this, plain or async, as the consumer's does.
 
         `session_id` is None where sessions are listed and where one is made.
         """

@@ -219,7 +219,7 @@ class ClearingMixin(SessionRules):
 
 
 def _is_confirmed(request: HttpRequest, rows: list[AgentSession]) -> bool:
-    """Tell whether the reader has agreed to clear as many sessions as there are.
+    """Return whether the reader has agreed to clear as many sessions as there are.
 
     The page also says how many of them wait for an approval, and asks again where one
     has begun to wait since.
@@ -237,7 +237,7 @@ def _count_waiting(rows: list[AgentSession]) -> int:
 
 
 def _warning(rows: list[AgentSession]) -> str:
-    """Say what is withdrawn with sessions; "" where nothing is."""
+    """Return what is withdrawn with sessions; "" where nothing is."""
     if not (count := _count_waiting(rows)):
         return ""
     text = ngettext(

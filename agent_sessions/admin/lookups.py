@@ -51,13 +51,13 @@ LOOKUPS = frozenset(
 
 
 def names_column(model: type[Model], lookup: str) -> bool:
-    """Tell whether a look-up begins with a column, relation or key of a model."""
+    """Return whether a look-up begins with a column, relation or key of a model."""
     first = lookup.partition(LOOKUP_SEP)[0]
     return first == "pk" or bool(list(_fields(model, first)))
 
 
 def is_harmless(model: type[Model], columns: Collection[str], lookup: str) -> bool:
-    """Tell whether a look-up compares one of these columns, and nothing behind it."""
+    """Return whether a look-up compares one of these columns, and nothing behind it."""
     first, *rest = lookup.split(LOOKUP_SEP)
     field = next(_fields(model, first), None)
     if first != "pk" and (field is None or field.name not in columns):
@@ -70,7 +70,7 @@ def is_harmless(model: type[Model], columns: Collection[str], lookup: str) -> bo
 
 
 def reaches_contents(model: type[Model], path: str) -> bool:
-    """Tell whether a path leads to a column that holds or quotes what was said."""
+    """Return whether a path leads to a column that holds or quotes what was said."""
     return any(
         field.model._meta.app_label == "agent_sessions"
         and field.name in CONTENTS.get(field.model._meta.model_name, ())

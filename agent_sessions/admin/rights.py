@@ -37,13 +37,13 @@ def registered(model_admin: Any, model: type[Model]) -> Any:
 
 
 def hides(model_admin: Any, request: HttpRequest, row: Any) -> bool:
-    """Tell whether a hook refuses one row to someone who may view others."""
+    """Return whether a hook refuses one row to someone who may view others."""
     view = model_admin.has_view_permission
     return view(request) and not view(request, row)
 
 
 def has_own(model_admin: Any, hook: str, *bases: type) -> bool:
-    """Tell whether a hook is other than those of these classes: a project's own."""
+    """Return whether a hook is other than those of these classes: a project's own."""
     function = getattr(getattr(model_admin, hook), "__func__", None)
     return function not in [getattr(base, hook) for base in bases]
 

@@ -88,11 +88,11 @@ class RowRules(_ModelAdmin):
     harmless: ClassVar[frozenset[str]] = frozenset()
 
     def is_hidden(self, request: HttpRequest, obj: Any) -> bool:
-        """Tell whether a row does not exist for this reader, who may view others."""
+        """Return whether a row does not exist for this reader, who may view others."""
         return hides(self, request, obj)
 
     def asks_rows(self) -> bool:
-        """Tell whether a hook of a project's own may hide single rows."""
+        """Return whether a hook of a project's own may hide single rows."""
         raise NotImplementedError
 
     def shown(self, request: HttpRequest, rows: Iterable[Any]) -> list[Any]:
@@ -102,7 +102,7 @@ class RowRules(_ModelAdmin):
         return [row for row in rows if not self.is_hidden(request, row)]
 
     def reads_all(self, request: HttpRequest) -> bool:
-        """Tell whether the reader may read what was said in every row of the list."""
+        """Return whether the reader may read what was said in every row of the list."""
         raise NotImplementedError
 
     def get_object(
@@ -131,7 +131,7 @@ class RowRules(_ModelAdmin):
         return paginator
 
     def withholds(self, request: HttpRequest, *paths: str) -> bool:
-        """Tell whether one of these paths leads to what the reader may not read."""
+        """Return whether one of these paths leads to what the reader may not read."""
         return any(
             reaches_contents(self.model, path) for path in paths
         ) and not self.reads_all(request)

@@ -55,13 +55,13 @@ class SessionRules(RowRules):
     def has_read_permission(
         self, request: HttpRequest, obj: AgentSession | None = None
     ) -> bool:
-        """Tell whether the reader may see what was said."""
+        """Return whether the reader may see what was said."""
         return self.has_view_permission(request, obj) and may(request, "read")
 
     def has_clear_permission(
         self, request: HttpRequest, obj: AgentSession | None = None
     ) -> bool:
-        """Tell whether the reader may empty sessions."""
+        """Return whether the reader may empty sessions."""
         return may(request, "clear")
 
     def has_delete_permission(
@@ -77,7 +77,7 @@ class SessionRules(RowRules):
     def allows(
         self, request: HttpRequest, right: str, obj: AgentSession | None
     ) -> bool:
-        """Tell whether the reader may view a session and do this to it."""
+        """Return whether the reader may view a session and do this to it."""
         hook: Any = getattr(self, f"has_{right}_permission")
         return self.has_view_permission(request, obj) and hook(request, obj)
 
@@ -115,7 +115,7 @@ class SessionRules(RowRules):
         return self.has_read_permission(request) and not self.has_rules("view", "read")
 
     def has_rules(self, *rights: str) -> bool:
-        """Tell whether a subclass has hooks of its own, which may refuse a row."""
+        """Return whether a subclass has hooks of its own, which may refuse a row."""
         return any(
             has_own(self, f"has_{right}_permission", SessionRules) for right in rights
         )

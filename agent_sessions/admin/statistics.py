@@ -204,7 +204,7 @@ def _runs(source: Source, first: date, last: date) -> QuerySet[Any]:
 
 
 def _sessions(source: Source, days: list[date]) -> QuerySet[Any]:
-    """Give the sessions that were last active in a range of the reader's days.
+    """Return the sessions that were last active in a range of the reader's days.
 
     The index has the day that day_of() gives: it narrows, the time decides.
     """

@@ -67,7 +67,7 @@ def call_id_of(item: Any) -> str:
 
 
 def calls_of(asked: Iterable[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Give the calls that interrupts ask about, in a fixed order, to compare them."""
+    """Return the calls that interrupts ask about, in a fixed order, to compare them."""
     return sorted(
         (
             each["toolCallId"],

@@ -13,12 +13,12 @@ _BLANK = re.compile(r"[\x00-\x20\x7f]")
 
 
 def is_address(value: Any) -> bool:
-    """Tell whether a value is meant as a URL."""
+    """Return whether a value is meant as a URL."""
     return isinstance(value, str) and "://" in value
 
 
 def is_misread(url: str) -> bool:
-    """Tell whether a URL has what its readers take for something else.
+    """Return whether a URL has what its readers take for something else.
 
     A "#" or "/" in a password ends the server's name, for example, and "%41" is an A.
     Readers differ in what they do with the rest; several quote it in their errors.
@@ -37,13 +37,13 @@ def is_misread(url: str) -> bool:
 
 
 def has_password(url: str) -> bool:
-    """Tell whether a URL holds a password."""
+    """Return whether a URL holds a password."""
     user, _, _ = _parts(url)[0].rpartition("@")
     return bool(user.partition(":")[2])
 
 
 def is_printable(secret: Any) -> bool:
-    """Tell whether a key or token can be sent in a header."""
+    """Return whether a key or token can be sent in a header."""
     return isinstance(secret, str) and re.fullmatch(r"[\x21-\x7e]+", secret) is not None
 
 

@@ -29,7 +29,7 @@ def check_session_id(session_id: Any) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Tell whether every database takes a text: no NUL, and no lone surrogate."""
+    """Return whether every database takes a text: no NUL, and no lone surrogate."""
     return "\x00" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 

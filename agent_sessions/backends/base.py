@@ -124,7 +124,7 @@ class BaseSessionBackend(ABC):
 
     @classmethod
     def option_names(cls) -> frozenset[str]:
-        """Give the names that OPTIONS may hold."""
+        """Return the names that OPTIONS may hold."""
         return (
             cls.required_options
             | cls.option_defaults.keys()

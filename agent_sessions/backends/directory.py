@@ -34,7 +34,7 @@ NO_RUN: dict[str, Any] = {
 
 
 def active(now: datetime) -> dict[str, Any]:
-    """Give the columns that say when a session was last used."""
+    """Return the columns that say when a session was last used."""
     return {"updated_at": now, "active_on": day_of(now)}
 
 

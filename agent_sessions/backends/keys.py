@@ -35,7 +35,7 @@ class SessionKey:
     fence: int | None = None
 
     def fenced(self, fence: int | None) -> SessionKey:
-        """Give the same key as used under a lease."""
+        """Return the same key as used under a lease."""
         return replace(self, fence=fence)
 
 
@@ -60,7 +60,7 @@ def make_key(
 
 
 def names_user(user: Any) -> bool:
-    """Tell whether the key of what stands for a user is a user's.
+    """Return whether the key of what stands for a user is a user's.
 
     That of another model's row may be anybody's; what is no row vouches for its own.
     """

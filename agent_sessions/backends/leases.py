@@ -57,12 +57,12 @@ def judged(rows: Any, silence: timedelta = RUN_SILENCE) -> Any:
 
 
 def is_over(row: Any) -> bool:
-    """Tell whether the run that a row of judged() names has ended without a word."""
+    """Return whether the run that a row of judged() names has ended without a word."""
     return bool(row.run_is_silent) or is_dead(row.run_owner)
 
 
 def holds_a_run(row: AgentSession) -> bool:
-    """Tell whether a run that is alive holds a session, as its row says now."""
+    """Return whether a run that is alive holds a session, as its row says now."""
     if not row.run_id:
         return False
     rows = AgentSession.objects.using(row._state.db).filter(pk=row.pk)

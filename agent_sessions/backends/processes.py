@@ -35,7 +35,7 @@ def this_process() -> str:
 
 
 def is_dead(owner: str, *, system: str = os.name) -> bool:
-    """Tell whether a process is known to have ended; False where it can't be known.
+    """Return whether a process is known to have ended; False where it can't be known.
 
     Only a process of the same host and pid namespace can be looked up. Elsewhere the
     lease's age decides, and so it does on Windows, where asking would end the process.

@@ -93,7 +93,7 @@ def _check_owners(backend: BaseSessionBackend) -> list[CheckMessage]:
 
 
 def _place(using: str) -> tuple[str, ...]:
-    """Say which database an alias leads to: several may lead to one."""
+    """Return which database an alias leads to: several may lead to one."""
     settings = connections[using].settings_dict
     return tuple(str(settings[name]) for name in ("ENGINE", "HOST", "PORT", "NAME"))
 

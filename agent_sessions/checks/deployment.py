@@ -112,7 +112,7 @@ def _check_routing(path: str) -> list[CheckMessage]:
 
 
 def _check_hosts() -> list[CheckMessage]:
-    """Say what an AgentConsumer does by itself, where its routes can't be found."""
+    """Return what an AgentConsumer does by itself, where its routes can't be found."""
     return [_wildcard(None)] if "*" in settings.ALLOWED_HOSTS else []
 
 

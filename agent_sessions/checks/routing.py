@@ -36,7 +36,7 @@ def wildcard_routes(application: Any, own_hosts: Collection[str]) -> list[str]:
 def _agent_routes(
     application: Any, own_hosts: Collection[str]
 ) -> Iterator[tuple[str, list[Collection[str]]]]:
-    """Give each route to an AgentConsumer, with what each check on it allows."""
+    """Return each route to an AgentConsumer, with what each check on it allows."""
     consumers = sys.modules.get("agent_sessions.consumers")
     security = sys.modules.get("channels.security.websocket")
     if consumers is None or security is None:
@@ -64,7 +64,7 @@ def _allowed(validator: Any, plain: Any) -> Collection[str]:
 def _walk(
     node: Any, route: str, path: tuple[Any, ...]
 ) -> Iterator[tuple[str, tuple[Any, ...], Any, Mapping[str, Any]]]:
-    """Give the consumers below a node: route, what lies around, class, options."""
+    """Return the consumers below a node: route, what lies around, class, options."""
     if node is None or any(node is one for one in path):
         return
     consumer = _attribute(node, "consumer_class")

@@ -22,7 +22,7 @@ _MOST_KEY = 2**63 - 1
 
 
 def owner_filter(model: type[Model], user_id: Any) -> dict[str, Any] | None:
-    """Say which rows of a model are a person's; None where it has no owner."""
+    """Return which rows of a model are a person's; None where it has no owner."""
     if issubclass(model, AgentSession):
         return {"user_id": user_id}
     if path := getattr(model, "owner_path", ""):
@@ -83,7 +83,7 @@ def delete_lone_keys(user_id: Any, databases: Collection[str], before: datetime)
 
 
 def _logged_models() -> Iterator[type[Model]]:
-    """Give the models of this app, and a project's proxies of them."""
+    """Return the models of this app, and a project's proxies of them."""
     if apps.is_installed("django.contrib.admin"):
         own = tuple(apps.get_app_config("agent_sessions").get_models())
         for model in apps.get_models():
@@ -92,7 +92,7 @@ def _logged_models() -> Iterator[type[Model]]:
 
 
 def _entries(model: type[Model]) -> Iterator[list[tuple[int, str | None]]]:
-    """Give the log's entries about a model that still name something."""
+    """Return the log's entries about a model that still name something."""
     from django.contrib.admin.models import LogEntry
     from django.contrib.contenttypes.models import ContentType
 

@@ -151,7 +151,7 @@ def _examine(
 
 
 def _each(sessions: Iterable[AgentSession] | None) -> Iterator[AgentSession]:
-    """Give the sessions, read from where they are written."""
+    """Return the sessions, read from where they are written."""
     if sessions is None:
         for using in _databases():
             yield from _chunks(AgentSession.objects.using(using))

@@ -38,7 +38,7 @@ class Leases:
 
     @cached_property
     def _waiting(self) -> dict[str, list[AgentRun]]:
-        """Give the runs that wait for approval, by what the approval is."""
+        """Return the runs that wait for approval, by what the approval is."""
         found: dict[str, list[AgentRun]] = {"open": [], "expired": [], "lost": []}
         newest = self._runs.order_by("-pk").values_list("pk", flat=True).first()
         runs = self._runs.filter(status=Status.WAITING).select_related("session")

@@ -35,7 +35,7 @@ _ID = re.compile(f"[0-9a-f]{{{2 * _ID_BYTES}}}")
 
 
 def is_envelope(item: Any) -> bool:
-    """Tell whether an item has the form of an envelope, ours or one of the SDK's.
+    """Return whether an item has the form of an envelope, ours or one of the SDK's.
 
     There is one form: no further keys, and numbers that are whole numbers.
     """
@@ -50,7 +50,7 @@ def is_envelope(item: Any) -> bool:
 
 
 def has_whole_numbers(envelope: Item) -> bool:
-    """Tell whether the numbers of an envelope are no other ones that equal them."""
+    """Return whether the numbers of an envelope are no other ones that equal them."""
     return type(envelope["__enc__"]) is int and type(envelope["v"]) is int
 
 
@@ -64,7 +64,7 @@ def new_ids(count: int) -> list[str]:
 
 
 def id_of(envelope: Any) -> str:
-    """Give an envelope's id, "" where it has none; nothing says that it opens.
+    """Return an envelope's id, "" where it has none; nothing says that it opens.
 
     The SDK's get one that is always the same.
     """
@@ -82,7 +82,7 @@ def id_of(envelope: Any) -> str:
 
 
 def may_have_copies(ids: Sequence[str]) -> bool:
-    """Tell whether copies may be among envelopes whose originals lie further back.
+    """Return whether copies may be among envelopes whose originals lie further back.
 
     `ids` are those of a stretch of a history. They rise, but for writers side by side:
     one that is lower than one before it may be a copy. Its original would be in sight

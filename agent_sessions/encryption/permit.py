@@ -48,17 +48,17 @@ class Permit:
 
     @property
     def is_due(self) -> bool:
-        """Tell whether it is to be renewed."""
+        """Return whether it is to be renewed."""
         return clock() >= self.due
 
     @property
     def is_valid(self) -> bool:
-        """Tell whether something may be encrypted now."""
+        """Return whether something may be encrypted now."""
         return clock() < self.until
 
     @property
     def is_over(self) -> bool:
-        """Tell whether what is stored only now came too late."""
+        """Return whether what is stored only now came too late."""
         return clock() >= self.over
 
     def assert_valid(self) -> None:

@@ -28,17 +28,17 @@ _RANDOM = 0.4
 
 
 def is_key(text: str) -> bool:
-    """Tell whether a text is 32 bytes as base64, in either alphabet."""
+    """Return whether a text is 32 bytes as base64, in either alphabet."""
     return bool(_KEY.fullmatch(text))
 
 
 def is_hex(text: str) -> bool:
-    """Tell whether a text is 32 bytes in hexadecimal digits."""
+    """Return whether a text is 32 bytes in hexadecimal digits."""
     return bool(_HEX.fullmatch(text))
 
 
 def find_fault(text: str) -> str | None:
-    """Say what is wrong with a text that is nearly a key; None for any other text.
+    """Return what is wrong with a text that is nearly a key; None for any other text.
 
     What is said doesn't quote the text.
     """

@@ -173,7 +173,7 @@ class Vault:
         return opened
 
     def copies(self, stored: Any, found: Iterable[Any]) -> int:
-        """Tell how often one envelope is among what was found. Raises as open() does.
+        """Return how often one envelope is among what was found. Raises as open() does.
 
         Only its own like is opened.
         """
@@ -189,7 +189,7 @@ class Vault:
         return id_of(self.carrier.unload(stored))
 
     def may_have_copies(self, found: Iterable[Any]) -> bool:
-        """Tell whether copies may be among what a read found, see envelopes.py."""
+        """Return whether copies may be among what a read found, see envelopes.py."""
         return may_have_copies([each for each in map(self.id_of, found) if each])
 
     def _open(self, envelope: Any) -> Opened | None:
@@ -269,7 +269,7 @@ class Vault:
         raise UnknownEncryptionKey(self.session_id, envelope["kid"], self.ring.ids)
 
     def _first(self) -> MasterKey:
-        """Give the key to write with. Raises EncryptionError without the right to."""
+        """Return the key to write with. Raises EncryptionError without the right to."""
         if self._permit is not None:
             self._permit.assert_valid()
         return self.ring.first

@@ -200,7 +200,7 @@ class AdvancedSource(TableSource):
 
 
 def _wrong(names: list[Any]) -> str:
-    """Say what is wrong with the names of a session's branches; "" for nothing."""
+    """Return what is wrong with the names of a session's branches; "" for nothing."""
     if len(names) > MOST_BRANCHES:
         return f"it has more than {MOST_BRANCHES:,} branches. Delete some there."
     if not all(isinstance(name, str) for name in names):
@@ -214,7 +214,7 @@ def _own_name(name: str) -> str:
 
 
 def _own_ids(session: SourceSession, branch: SourceBranch) -> array[int]:
-    """Give the ids of a branch's own items."""
+    """Return the ids of a branch's own items."""
     _, histories = session.key
     ids: array[int] = histories.get(branch.name, array("q"))
     return ids[branch.fork_position or 0 :]

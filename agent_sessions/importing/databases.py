@@ -72,7 +72,7 @@ class Database(ABC):
         }.get(self.vendor, column)
 
     def size(self, column: str) -> str:
-        """Give an expression for the bytes of a text."""
+        """Return an expression for the bytes of a text."""
         function = "length" if self.vendor == "sqlite" else "octet_length"
         return f"{function}({self.raw(column)})"
 

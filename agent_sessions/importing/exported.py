@@ -308,7 +308,7 @@ def _session(found: dict[str, Any], zone: tzinfo) -> SourceSession:
 
 
 def _encrypts(alias: Any) -> bool:
-    """Tell whether an alias of ours encrypts: lines of older releases don't say."""
+    """Return whether an alias of ours encrypts: lines of older releases don't say."""
     try:
         return isinstance(alias, str) and sessions[alias].encrypts
     except AgentSessionError:

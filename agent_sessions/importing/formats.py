@@ -81,5 +81,5 @@ def check_sqlite(name: str, head: bytes) -> None:
 
 
 def has_log(head: bytes) -> bool:
-    """Tell whether a file of SQLite keeps a write-ahead log beside it."""
+    """Return whether a file of SQLite keeps a write-ahead log beside it."""
     return head[18:20] == b"\x02\x02"

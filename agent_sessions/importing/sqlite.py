@@ -184,7 +184,7 @@ class SQLiteFile(Database):
         )
 
     def _has_computed_index(self, quoted: str) -> bool:
-        """Tell whether a table has a partial index, or one of expressions."""
+        """Return whether a table has a partial index, or one of expressions."""
         for _, name, _, _, is_partial in self.rows(f"PRAGMA index_list({quoted})"):
             columns = self.rows(f"PRAGMA index_xinfo({_quote(name)})")
             # An expression is column -2, the row's own number -1.
@@ -225,7 +225,7 @@ def open_database(place: str) -> Database:
 
 
 def _name(table: str) -> str:
-    """Give a table's name without its schema."""
+    """Return a table's name without its schema."""
     return table.rpartition(".")[2]
 
 

@@ -205,7 +205,7 @@ class TableSource(Source):
         return after_mark(self._ids(key), mark, "the session")
 
     def _proved(self, ids: array[int], mark: Mark, what: str) -> array[int]:
-        """Give the ids after a mark, once what is before them is what was taken.
+        """Return the ids after a mark, once what is before them is what was taken.
 
         Raises ImportProblem.
         """
@@ -226,7 +226,7 @@ class TableSource(Source):
         )
 
     def _pages(self, ids: array[int]) -> Iterator[list[SourceItem]]:
-        """Give pages of items. Raises ImportProblem before the first one."""
+        """Return pages of items. Raises ImportProblem before the first one."""
         return self._read(ids, self._sizes(ids))
 
     def _sizes(self, ids: array[int]) -> array[int]:

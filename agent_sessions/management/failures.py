@@ -71,7 +71,7 @@ def explain(exc: Exception, *, nothing_done: int) -> CommandError | None:
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:
-    """Give an error and what it was caused by."""
+    """Return an error and what it was caused by."""
     seen: set[int] = set()
     found: BaseException | None = exc
     while found is not None and id(found) not in seen:

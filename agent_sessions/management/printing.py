@@ -129,7 +129,7 @@ class PrintingCommand(BaseCommand):
 
 
 def moment(when: datetime | None) -> str:
-    """Give a time to the second, with its offset."""
+    """Return a time to the second, with its offset."""
     return "" if when is None else iso(when, " ", "seconds")
 
 
@@ -147,7 +147,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """Give a value as JSON in printable ASCII."""
+    """Return a value as JSON in printable ASCII."""
     return ascii_json(json.dumps(value, indent=indent))
 
 

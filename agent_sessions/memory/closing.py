@@ -31,7 +31,7 @@ class ClosableSession(BackendSession):
             await self._release()
 
     async def ping(self) -> bool:
-        """Tell whether the store answers. Raises SessionClosed."""
+        """Return whether the store answers. Raises SessionClosed."""
         self.assert_usable()
         return await self._ping()
 
@@ -55,7 +55,7 @@ class ClosableSession(BackendSession):
         await super()._admit(wrapper)
 
     def _owns_client(self) -> bool:
-        """Tell whether nobody but our own code has the client."""
+        """Return whether nobody but our own code has the client."""
         raise NotImplementedError
 
     async def _release(self) -> None:

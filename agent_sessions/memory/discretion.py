@@ -47,7 +47,7 @@ def _functions_of(found: Any) -> Iterator[FunctionType]:
 
 
 def _codes(function: FunctionType) -> Iterator[CodeType]:
-    """Give the code of a function and of those inside it, if it is a coroutine's."""
+    """Return the code of a function and of those inside it, if it is a coroutine's."""
     waiting = [function.__code__]
     while waiting:
         code = waiting.pop()

@@ -96,7 +96,7 @@ def unsure(writing: bool) -> str:
 
 
 def named(exc: openai.OpenAIError, *, writing: bool) -> StorageError:
-    """Give the error of ours that says what to do, without any contents."""
+    """Return the error of ours that says what to do, without any contents."""
     if isinstance(exc.__cause__, _NOT_CONNECTED):
         return NotSent(
             "OpenAI can't be reached. Check the network and the option 'base_url'. "
@@ -158,7 +158,7 @@ def _busy(exc: openai.APIStatusError, about: str) -> StorageError:
 
 
 def _about(exc: openai.APIStatusError) -> str:
-    """Tell an error's status, code and number; its message may quote the items."""
+    """Return an error's status, code and number; its message may quote the items."""
     parts = [f"status {exc.status_code}"]
     parts += [f"code {exc.code}"] if exc.code else []
     parts += [f"request {exc.request_id}"] if exc.request_id else []

@@ -18,7 +18,7 @@ class Told(str):
 
 
 def told(error: BaseException) -> str:
-    """Tell what a database error is, without what it says of values.
+    """Return what a database error is, without what it says of values.
 
     "IntegrityError: 23514, constraint item_text_check of table item", for example: as
     much as tells the cause, since the error itself is not chained.
@@ -28,7 +28,7 @@ def told(error: BaseException) -> str:
 
 
 def facts_of(error: BaseException) -> str:
-    """Give what may be told of a database error beside its class; "" for nothing."""
+    """Return what may be told of a database error beside its class; "" for nothing."""
     if error.args and isinstance(error.args[0], Told):
         return error.args[0]
     cause: Any = error.__cause__ or error
@@ -73,5 +73,5 @@ def _mysql(cause: Any) -> str:
 
 
 def _line(words: str) -> str:
-    """Give the first line; others hold details."""
+    """Return the first line; others hold details."""
     return words.strip().partition("\n")[0].rstrip(".")

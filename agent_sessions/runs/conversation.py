@@ -51,7 +51,7 @@ class Conversation:
         return self.backend.directory.rows(self.key).filter(pk=self.pk)
 
     def exists(self) -> bool:
-        """Tell whether the session is still there and its owner's."""
+        """Return whether the session is still there and its owner's."""
         found: bool = self.rows().exists()
         return found
 

@@ -84,7 +84,7 @@ async def open_session(
 def runner_options(
     setup: RunSetup, session: Session, session_id: str
 ) -> dict[str, Any]:
-    """Give the arguments that the Runner gets beside agent, input and context."""
+    """Return the arguments that the Runner gets beside agent, input and context."""
     options: dict[str, Any] = {
         "session": session,
         "run_config": _in_group(setup.run_config, session_id),

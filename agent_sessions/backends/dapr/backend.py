@@ -197,7 +197,7 @@ class DaprBackend(RemoteBackend):
             )
 
     async def ping(self) -> bool:
-        """Tell whether the sidecar and its store answer."""
+        """Return whether the sidecar and its store answer."""
         try:
             place = await self._places.get()
             await place.sidecar.read(_PING)
@@ -254,7 +254,7 @@ class DaprBackend(RemoteBackend):
         return (await self._history(place, key).read()).head.count
 
     async def _to_read(self, place: _Place, key: SessionKey) -> History:
-        """Give a history to read, in whose head a run's lease is."""
+        """Return a history to read, in whose head a run's lease is."""
         history = self._history(place, key)
         if self._is_fenced(key) and place.taken.get(history.key) != key.fence:
             async with place.lock(history.key):

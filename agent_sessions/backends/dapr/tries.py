@@ -54,7 +54,7 @@ class Tries:
             raise self.failure(exc) from exc
 
     def arrived(self, head: Head) -> Draft | None:
-        """Give the draft that was written although no answer said so."""
+        """Return the draft that was written although no answer said so."""
         for mark, draft in self._drafts.items():
             if mark in head.recent:
                 return draft

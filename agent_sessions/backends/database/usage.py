@@ -153,7 +153,7 @@ def session_usage(branches: Branches, name: str | None) -> dict[str, int] | None
 def turn_usage(
     branches: Branches, turn: int | None, name: str | None
 ) -> list[dict[str, Any]] | dict[str, Any]:
-    """Tell what each turn of a branch used, or what one did; {} where nothing is.
+    """Return what each turn of a branch used, or what one did; {} where nothing is.
 
     Raises BranchDoesNotExist.
     """

@@ -55,7 +55,7 @@ class KeyedBackend(BaseSessionBackend):
         self._is_threaded = self.settings.session_keys
 
     def vault(self, key: SessionKey, purpose: bytes = b"") -> Vault:
-        """Give what opens a session's items, also those under its own key.
+        """Return what opens a session's items, also those under its own key.
 
         Raises UnknownEncryptionKey and EncryptionError.
         """
@@ -71,7 +71,7 @@ class KeyedBackend(BaseSessionBackend):
     def writer(
         self, key: SessionKey, purpose: bytes = b"", permit: Permit | None = None
     ) -> Vault:
-        """Give what opens a session's items, and writes them while a permit lasts.
+        """Return what opens a session's items, and writes them while a permit lasts.
 
         Raises UnknownEncryptionKey, and what Permits.take() does.
         """
@@ -166,7 +166,7 @@ class KeyedBackend(BaseSessionBackend):
         self._memory.forget(self._context(key))
 
     def _page_vault(self, key: SessionKey) -> Vault:
-        """Give what opens a page, of which what doesn't open is shown as closed."""
+        """Return what opens a page, of which what doesn't open is shown as closed."""
         try:
             return self._reader(key)
         except EncryptionError:

@@ -35,7 +35,7 @@ def open_page(vault: Vault, page: Page, read: Callable[..., Page]) -> Page:
 
 
 def may_have_copies(vault: Vault, page: Page) -> bool:
-    """Tell whether copies may be on a page of what lies before it."""
+    """Return whether copies may be on a page of what lies before it."""
     return page.has_earlier and vault.may_have_copies([s.item for s in page.items])
 
 
@@ -67,7 +67,7 @@ def assert_open(page: Page) -> None:
 
 
 def _originals(vault: Vault, page: Page, read: Callable[..., Page]) -> set[str]:
-    """Give the ids of a page's envelopes that lie before it, as far as may be."""
+    """Return the ids of a page's envelopes that lie before it, as far as may be."""
     wanted = {vault.id_of(stored.item) for stored in page.items} - {""}
     found: list[Any] = [stored.item for stored in page.items]
     seen: set[str] = set()

@@ -47,24 +47,24 @@ class Permits:
         self._lock = new_lock()
 
     def rows(self) -> Any:
-        """Give the rows of the alias's keys, as a query set."""
+        """Return the rows of the alias's keys, as a query set."""
         return KeyUse.objects.using(self.using).filter(backend=self.alias)
 
     def is_retired(self, key_id: str) -> bool:
-        """Tell whether nobody may write with a key any more."""
+        """Return whether nobody may write with a key any more."""
         with told(self.using):
             rows = self.rows().filter(key_id=key_id)
             return bool(rows.exclude(retired_at=None).exists())
 
     def peek(self) -> Permit | None:
-        """Give the permit that is there; None where take() must ask the database."""
+        """Return the permit that is there; None where take() must ask the database."""
         permit = self._held()
         if permit is not None and permit.is_due and not self._lock.locked():
             return None
         return permit
 
     def take(self) -> Permit:
-        """Give a permit to write with the newest key.
+        """Return a permit to write with the newest key.
 
         Raises RetiredEncryptionKey, EncryptionError where the provider of keys fails,
         and StorageError where the database does. While it lasts, the former permit

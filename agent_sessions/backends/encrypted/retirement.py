@@ -80,7 +80,7 @@ class Retirement:
         return not self.writers
 
     def retired(self) -> list[str]:
-        """Give the ids of the keys that nobody may write with any more."""
+        """Return the ids of the keys that nobody may write with any more."""
         with told(self._permits.using):
             rows = self._rows().exclude(retired_at=None).order_by("key_id")
             return list(rows.values_list("key_id", flat=True))

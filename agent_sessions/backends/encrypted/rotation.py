@@ -115,7 +115,7 @@ class Rotation:
         return self._permit
 
     def _vault(self, purpose: bytes = b"") -> Vault:
-        """Give what writes now: a long session outlives a permit."""
+        """Return what writes now: a long session outlives a permit."""
         before, permit = self._permit, self._take()
         if permit is not before:
             self._vaults = {}
@@ -213,7 +213,7 @@ def _confirm(backend: KeyedBackend, key: SessionKey, permit: Permit) -> None:
 def _kids(
     backend: KeyedBackend, key: SessionKey, batch_size: int
 ) -> Iterator[str | None]:
-    """Give the id of the key of each item that is stored; None for one without."""
+    """Return the id of the key of each item that is stored; None for one without."""
     carrier, after = carrier_for(backend.inner), 0
     while True:
         page = backend.inner.page(key, after=after, limit=batch_size)

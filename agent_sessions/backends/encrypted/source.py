@@ -70,15 +70,15 @@ class KeySource:
 
     @property
     def _is_old(self) -> bool:
-        """Tell whether there are no keys yet that may be written with."""
+        """Return whether there are no keys yet that may be written with."""
         return self._ring is None or clock() - self._read > self.seconds
 
     def is_ring(self, ring: KeyRing) -> bool:
-        """Tell whether these are the keys that were fetched last."""
+        """Return whether these are the keys that were fetched last."""
         return ring is self._ring
 
     def ring(self) -> KeyRing:
-        """Give the keys to read with.
+        """Return the keys to read with.
 
         Raises EncryptionError where the provider fails at first; later what it gave
         before is kept.

@@ -99,7 +99,7 @@ def _named(alias: str, exc: Exception) -> AgentSessionError:
 
 
 def _refused(text: str) -> str:
-    """Tell what an ACL refuses, by the server's words, which name commands alone."""
+    """Return what an ACL refuses, by the server's words, which name commands alone."""
     found = re.search(r"'([A-Za-z|]{1,40})' (?:command|subcommand)", text)
     if found is not None:
         return f"the command {found[1].upper()}"
@@ -107,7 +107,7 @@ def _refused(text: str) -> str:
 
 
 def _told(exc: Exception) -> str:
-    """Tell the server's error code, the first word; the others may quote contents."""
+    """Return the server's error code, the first word; the others may quote contents."""
     code = str(exc).partition(" ")[0]
     known = code.isascii() and code.isalpha() and code.isupper() and len(code) <= 16
     return f"{type(exc).__name__}, {code}" if known else type(exc).__name__

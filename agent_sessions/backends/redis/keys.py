@@ -62,12 +62,12 @@ class Names:
 
 
 def unowned(prefix: str, namespace: str) -> str:
-    """Give what the names of sessions without an owner begin with."""
+    """Return what the names of sessions without an owner begin with."""
     return f"{prefix}{WRAPPED}{quote(namespace, safe='')}" if namespace else prefix
 
 
 def pattern(prefix: str) -> bytes:
-    """Give the SCAN pattern of all sessions whose names begin so."""
+    """Return the SCAN pattern of all sessions whose names begin so."""
     escaped = "".join(f"\\{c}" if c in "*?[]\\^-" else c for c in prefix)
     return f"{escaped}:*{ITEMS}".encode()
 

@@ -311,7 +311,7 @@ return {base, count, start, first, texts}
 
 
 def needs_sdk_keys(script: Script, ttl: int) -> bool:
-    """Tell whether a script needs the keys that the SDK keeps beside its items."""
+    """Return whether a script needs the keys that the SDK keeps beside its items."""
     if not ttl:
         return script is CLEAR
     # There they expire with the items.

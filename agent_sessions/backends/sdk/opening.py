@@ -29,7 +29,7 @@ class Opened:
         self.run: RunView | None = None
 
     def view(self, fence: int | None) -> RunView | None:
-        """Give what the run under a lease knows; None outside a run."""
+        """Return what the run under a lease knows; None outside a run."""
         if fence is None:
             return None
         if self.run is None or self.run.fence != fence:

@@ -230,7 +230,7 @@ class Command(PrintingCommand):
         self._tell_keys(job)
 
     def _tell_keys(self, job: Job) -> None:
-        """Tell which older keys may still be written with, and which may go."""
+        """Return which older keys may still be written with, and which may go."""
         for key_id, writers in sorted(job.retirement.writers.items()):
             holders = ", ".join(sorted(writers.holders))
             if holders:
