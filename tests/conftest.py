@@ -262,11 +262,12 @@ def _parts(item: pytest.Item) -> list[str]:
     return parts
 
 
-@pytest.fixture
-def closing_sdk_sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _closed_sdk_sessions() -> Iterator[None]:
     """Close every SQLiteSession of the SDK's that a test makes and leaves open.
 
-    Python 3.13 warns of each one that is collected with its database open.
+    Python 3.13 warns of each one that is collected with its database open, and fails
+    whichever test runs just then.
     """
     from agents import SQLiteSession
 
@@ -277,7 +278,9 @@ def closing_sdk_sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         begin(self, *args, **named)
         made.append(self)
 
-    monkeypatch.setattr(SQLiteSession, "__init__", begin_and_note)
-    yield
+    # Its own, since a test may undo what is patched by the fixture.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SQLiteSession, "__init__", begin_and_note)
+        yield
     for session in made:
         session.close()

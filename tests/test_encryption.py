@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -560,19 +560,8 @@ def test_a_remembered_envelope_is_compared_to_the_last_letter() -> None:
 # -- around any session ------------------------------------------------------------------
 
 
-_made: list[SQLiteSession] = []
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while _made:
-        _made.pop().close()
-
-
 async def made(of: type[SQLiteSession] = SQLiteSession) -> Any:
-    _made.append(await asyncio.to_thread(of, "s"))
-    return _made[-1]
+    return await asyncio.to_thread(of, "s")
 
 
 async def test_both_names_mean_the_same() -> None:
@@ -729,7 +718,6 @@ async def test_the_lines_in_the_docs_work() -> None:
     del os.environ["AGENT_KEY"]
     namespace: dict[str, Any] = {"key": NEW}
     await asyncio.to_thread(exec, blocks[1], namespace)
-    _made.append(namespace["session"].inner_session)
     await namespace["session"].add_items([said("hi")])
     assert await namespace["session"].get_items() == [said("hi")]
     envelope = vault_of().seal([said("hi")])[0]

@@ -53,7 +53,6 @@ from tests.servers.redis import url
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.one_database,
-    pytest.mark.usefixtures("closing_sdk_sessions"),
 ]
 
 KEY = Fernet.generate_key().decode()

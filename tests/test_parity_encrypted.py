@@ -32,7 +32,6 @@ __all__ = ["compactor", "places"]
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.one_database,
-    pytest.mark.usefixtures("closing_sdk_sessions"),
 ]
 
 

@@ -30,7 +30,6 @@ from tests.test_runs import approve
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.usefixtures("closing_sdk_sessions"),
 ]
 
 KEY = Fernet.generate_key()
