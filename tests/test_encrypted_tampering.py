@@ -243,10 +243,10 @@ def test_a_forged_row_with_the_id_hides_nothing() -> None:
 
 @one_database
 def test_a_copy_under_an_older_key_is_one() -> None:
-    with under(OLD):
+    with under(OLD, key_refresh=1):
         private().sync.add_items([said("one"), said("two")])
         old = envelope(1)
-    with under(NEW, OLD):
+    with under(NEW, OLD, key_refresh=1):
         rotate()
         copy_to_the_end(1)
         put(3, old)
@@ -393,9 +393,9 @@ def test_a_rotation_makes_the_key_of_an_older_session() -> None:
 
 @one_database
 def test_a_key_is_made_under_a_new_master_key_too() -> None:
-    with under(OLD):
+    with under(OLD, key_refresh=1):
         private(user=make_user()).sync.add_items([said("one")])
-    with under(NEW, OLD, session_keys=True):
+    with under(NEW, OLD, session_keys=True, key_refresh=1):
         assert "1 item, and 1 session key" in rotate()
     with under(NEW, session_keys=True):
         assert SessionSecret.objects.get().key_id == key_id(NEW)
