@@ -13,6 +13,7 @@ from django.conf import settings as django_settings
 from django.utils.connection import BaseConnectionHandler
 from django.utils.module_loading import import_string
 
+from agent_sessions.backends.keys import SessionKey, make_key
 from agent_sessions.backends.spelling import (
     DEFAULT_ALIAS as DEFAULT_ALIAS,
 )
@@ -24,6 +25,7 @@ from agent_sessions.exceptions import InvalidBackend, MissingExtra
 from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
+    from agents.memory import SessionSettings
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.contrib.auth.models import AnonymousUser
 
@@ -286,15 +288,36 @@ def get_session(
     *,
     user: AbstractBaseUser | AnonymousUser | None = None,
     backend: str = DEFAULT_ALIAS,
-    **options: Any,
+    branch: str | None = None,
+    session_settings: SessionSettings | dict[str, Any] | None = None,
 ) -> BackendSession:
     """Open a session of a configured backend for the SDK's Runner.
 
-    `user` owns it; None means a session without an owner. Nothing is read or
-    written before the first call of the session's methods. Raises InvalidBackend,
-    InvalidSessionId and InvalidOwner.
+    `user` owns it; None means a session without an owner. `branch` names a branch of
+    it, where the store has any. Nothing is read or written before the first call of
+    the session's methods. Raises InvalidBackend, InvalidSessionId and InvalidOwner.
     """
-    return sessions[backend].get_session(session_id, user=user, **options)
+    store = sessions[backend]
+    if branch is not None and not store.supports_branches:
+        raise InvalidBackend(
+            f"{type(store).__name__} keeps no branches; leave branch out."
+        )
+    key = make_key(session_id, user, branch=branch)
+    return open_session(store, key, session_settings=session_settings)
+
+
+def open_session(
+    backend: BaseSessionBackend,
+    key: SessionKey,
+    *,
+    session_settings: SessionSettings | dict[str, Any] | None = None,
+) -> BackendSession:
+    """Open a session whose id and owner have been checked."""
+    kind = import_string(backend.session_class)
+    session: BackendSession = kind.from_key(
+        backend, key, session_settings=session_settings
+    )
+    return session
 
 
 def reset_backends(*, setting: str, **kwargs: Any) -> None:

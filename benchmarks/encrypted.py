@@ -87,6 +87,10 @@ async def measure(
     made: dict[str, BaseSessionBackend], options: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Give the median seconds of a turn for each round, by name."""
+    # Not before Django is set up.
+    from agent_sessions.backends.keys import SessionKey
+    from agent_sessions.handler import open_session
+
     times: dict[str, list[float]] = defaultdict(list)
     names = list(made)
     # The first rounds warm connections, statement caches and the interpreter.
@@ -94,7 +98,7 @@ async def measure(
         # Whoever comes first in a round isn't always the same.
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            session: Any = made[name].get_session(str(uuid.uuid4()))
+            session: Any = open_session(made[name], SessionKey(str(uuid.uuid4())))
             await session.add_items(history(options.items))
             # The first read fills what a session's caches hold.
             await session.get_items(limit=LIMIT)

@@ -12,6 +12,7 @@ from django.test import override_settings
 
 from agent_sessions import DjangoSession, EncryptedSession, RedisSession, sessions
 from agent_sessions.backends.addresses import has_password, is_misread
+from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.dapr import DaprBackend
 from agent_sessions.backends.redis import RedisBackend
 from agent_sessions.backends.redis.clients import Place
@@ -22,6 +23,7 @@ from agent_sessions.checks import (
     check_shown_passwords,
 )
 from agent_sessions.exceptions import InvalidBackend, StorageError
+from agent_sessions.handler import open_session
 from tests.reported import SECRET, aerror_of, assert_discreet, error_of
 
 pytestmark = pytest.mark.one_database
@@ -193,7 +195,7 @@ def test_options_that_redis_refuses_are_not_shown() -> None:
 async def test_an_engine_that_cannot_be_made_is_not_shown(password: str) -> None:
     options = sdk_url(f"postgresql+asyncpg://u:{password}@host/db")["OPTIONS"]
     backend = SDKBackend("sdk", options, listed=False)
-    session = backend.get_session("s")
+    session = open_session(backend, SessionKey("s"))
     error = await aerror_of(session.get_items)
     assert isinstance(error, StorageError)
     assert_discreet(error)
@@ -290,7 +292,7 @@ def made_with_secrets() -> list[Any]:
         return [
             sessions,
             *backends,
-            *(backend.get_session("s") for backend in backends),
+            *(open_session(backend, SessionKey("s")) for backend in backends),
             sessions["private"].inner,
             sessions["private"].source.ring(),  # type: ignore[attr-defined]
             RedisBackend("r", {"url": address}).place,

@@ -308,7 +308,7 @@ PLAIN = [
     "backends/dapr/backend.py",
     "backends/dapr/client.py",
     "memory/redis.py",
-    "memory/openai_client.py",
+    "backends/openai/client.py",
     "memory/encrypted.py",
     "backends/sdk/signatures.py",
 ]

@@ -40,6 +40,7 @@ from agent_sessions.exceptions import (
     SessionDoesNotExist,
     UnknownEncryptionKey,
 )
+from agent_sessions.handler import open_session
 from agent_sessions.models import AgentRun, AgentSession, SessionItem, SessionSecret
 from tests.admin_pages import LIST, page, staff, url
 from tests.approvals import refund, refunded
@@ -278,7 +279,7 @@ async def test_a_lifetime_on_async_pages(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_histories_of_the_sdk_open_in_a_backend() -> None:
     from agents.extensions.memory import EncryptedSession as SDKEncryptedSession
 
-    inner = sessions["private"].inner.open_session(SessionKey("s"))
+    inner = open_session(sessions["private"].inner, SessionKey("s"))
     await SDKEncryptedSession("s", inner, KEY).add_items([said("theirs")])
     with under(KEY, accept_sdk_envelopes=True):
         session = private()

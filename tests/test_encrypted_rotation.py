@@ -19,6 +19,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.encrypted import EncryptedBackend
 from agent_sessions.backends.encrypted.rotation import Rotation
 from agent_sessions.exceptions import InvalidApproval, UnknownEncryptionKey
+from agent_sessions.handler import open_session
 from agent_sessions.models import AgentRun, AgentSession, SessionItem, SessionSecret
 from tests.list_backend import ListBackend
 from tests.test_encrypted import TREASURE, data, key_id, private
@@ -91,7 +92,7 @@ def test_branches_that_were_archived_are_rotated_too() -> None:
 
 def test_histories_of_the_sdk_get_envelopes_of_ours() -> None:
     with under(NEW, OLD, accept_sdk_envelopes=True):
-        inner: Any = sessions["private"].inner.open_session(SessionKey("s"))
+        inner: Any = open_session(sessions["private"].inner, SessionKey("s"))
         theirs = SDKEncryptedSession("s", inner, OLD)
         asyncio.run(theirs.add_items([said("theirs")]))
         assert "1 item of 1 session" in rotate()

@@ -23,6 +23,7 @@ from agent_sessions.exceptions import (
     UnacceptedEnvelope,
     UnknownEncryptionKey,
 )
+from agent_sessions.handler import open_session
 from agent_sessions.models import AgentSession, SessionItem, SessionSecret
 from tests.chat import Socket, create_conversation, make_user
 from tests.list_backend import ListBackend
@@ -301,7 +302,7 @@ async def test_a_copy_around_a_session_object() -> None:
 async def sdk_wrote(*items: Any, key: str = NEW) -> None:
     from agents.extensions.memory import EncryptedSession as SDKEncryptedSession
 
-    inner = sessions["private"].inner.open_session(SessionKey("s"))
+    inner = open_session(sessions["private"].inner, SessionKey("s"))
     await SDKEncryptedSession("s", inner, key).add_items(list(items))
 
 

@@ -17,7 +17,7 @@ from django.test import override_settings
 from agent_sessions import DjangoSession, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.doctor import examine
-from agent_sessions.handler import DATABASE_BACKEND
+from agent_sessions.handler import DATABASE_BACKEND, open_session
 from agent_sessions.importing import export_session
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from tests.import_sources import (
@@ -269,7 +269,7 @@ def test_an_export_beside_a_change_keeps_the_turns(path: Path, change: str) -> N
     path.write_text("".join([*written, *pieces]))
     run_import("export", path, "--backend", "into")
     assert not examine(AgentSession.objects.filter(backend="into")).findings
-    copy: Any = sessions["into"].open_session(SessionKey("one", None))
+    copy: Any = open_session(sessions["into"], SessionKey("one", None))
     left = copy.sync.get_items()[:-1]
     copy.sync.undo_turn()
     assert copy.sync.get_items() == left

@@ -24,9 +24,11 @@ from django.test import override_settings
 from redis.asyncio import Redis as AsyncRedis
 
 from agent_sessions import RedisSession, get_session, sessions
+from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.redis import RedisBackend
 from agent_sessions.checks import check_backends
 from agent_sessions.exceptions import InvalidBackend
+from agent_sessions.handler import open_session
 from agent_sessions.runs.conversation import create_conversation
 from tests.chat import Socket, make_user, text_of
 from tests.servers import Server
@@ -196,7 +198,7 @@ def test_a_function_may_make_the_client(redis_server: Server) -> None:
         return made[-1]
 
     backend = RedisBackend("x", {"client": make}, listed=False)
-    session: Any = backend.get_session(uuid.uuid4().hex)
+    session: Any = open_session(backend, SessionKey(uuid.uuid4().hex))
 
     async def use() -> None:
         await session.add_items(MESSAGES[:1])

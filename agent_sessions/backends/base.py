@@ -21,13 +21,8 @@ from agent_sessions.items import Item
 from agent_sessions.reports import guard_methods
 
 if TYPE_CHECKING:
-    from agents.memory import SessionSettings
-    from django.contrib.auth.base_user import AbstractBaseUser
-    from django.contrib.auth.models import AnonymousUser
-
     from agent_sessions.backends.database.threads import DatabaseThreads
     from agent_sessions.backends.directory import Directory
-    from agent_sessions.memory import BackendSession
 
 __all__ = [
     "BaseSessionBackend",
@@ -102,6 +97,8 @@ class BaseSessionBackend(ABC):
     required_options: ClassVar[frozenset[str]] = frozenset()
     # The option that holds another alias, for a backend that wraps that one.
     inner_option: ClassVar[str | None] = None
+    # The dotted path of the class of this backend's sessions, a BackendSession.
+    session_class: ClassVar[str] = "agent_sessions.memory.base.BackendSession"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -353,34 +350,3 @@ class BaseSessionBackend(ABC):
 
     def close(self) -> None:  # noqa: B027 - most stores hold nothing to close
         """Let go of clients and threads; the next use makes new ones."""
-
-    def get_session(
-        self,
-        session_id: str,
-        *,
-        user: AbstractBaseUser | AnonymousUser | None = None,
-        branch: str | None = None,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
-    ) -> BackendSession:
-        """Open a session for the SDK's Runner; nothing is read or written yet.
-
-        Raises InvalidSessionId, InvalidOwner, and InvalidBackend for a branch where
-        the store has none.
-        """
-        if branch is not None and not self.supports_branches:
-            raise InvalidBackend(
-                f"{type(self).__name__} keeps no branches; leave branch out."
-            )
-        key = make_key(session_id, user, branch=branch)
-        return self.open_session(key, session_settings=session_settings)
-
-    def open_session(
-        self,
-        key: SessionKey,
-        *,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
-    ) -> BackendSession:
-        """Open a session whose id and owner have been checked."""
-        from agent_sessions.memory import BackendSession
-
-        return BackendSession(self, key, session_settings=session_settings)

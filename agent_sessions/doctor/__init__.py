@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent_sessions.doctor.examining import examine
 from agent_sessions.doctor.findings import CODES, Finding, Quarantined, Report, Skipped
-from agent_sessions.doctor.quarantine import restore
+from agent_sessions.doctor.restoring import restore
 
 __all__ = [
     "CODES",

@@ -8,18 +8,12 @@ imported keeps its name, which may tell another branch's key.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from django.db.models import Count
 from django.utils import timezone
 
-from agent_sessions.backends.base import SessionKey
 from agent_sessions.doctor.findings import Quarantined
 from agent_sessions.models import AgentSession, Branch, SessionItem
-from agent_sessions.reports import guarded
-
-if TYPE_CHECKING:
-    from agent_sessions.backends.database import DatabaseBackend
 
 PREFIX = "quarantine~"
 
@@ -54,52 +48,15 @@ def _free_name(family: Any, base: str) -> str:
 
 def list_quarantined(using: str, row: AgentSession) -> list[Quarantined]:
     """List what a session has in quarantine."""
-    found = _quarantined(using, row.pk).order_by("branch__parent", "position")
+    found = quarantined(using, row.pk).order_by("branch__parent", "position")
     return [
         Quarantined(row.pk, row.session_id, name, position)
         for name, position in found.values_list("branch__parent__name", "position")
     ]
 
 
-@guarded
-def restore(session: AgentSession, position: int, *, branch: str | None = None) -> None:
-    """Move a row from the quarantine back to where it was.
-
-    `branch` names the branch that it was on, where several lost a row of that
-    position. Raises SessionItem.DoesNotExist and MultipleObjectsReturned.
-    """
-    from agent_sessions.doctor.examining import backend_of
-    from agent_sessions.doctor.turns import renumber
-
-    backend = backend_of(session)
-    using = backend.using
-
-    def move(_: Any) -> None:
-        rows = _quarantined(using, session.pk).filter(position=position)
-        if branch is not None:
-            rows = rows.filter(branch__parent__name=branch)
-        count = rows.aggregate(count=Count("pk"))["count"]
-        if not count:
-            raise SessionItem.DoesNotExist(
-                f"The session has no quarantined row of position {position}. "
-                "examine() lists those it has."
-            )
-        if count > 1:
-            raise SessionItem.MultipleObjectsReturned(
-                f"Several branches lost a row of position {position}: name the branch."
-            )
-        pk, home = rows.values_list("pk", "branch__parent_id").get()
-        SessionItem._base_manager.using(using).filter(pk=pk).update(branch_id=home)
-        renumber(using, session.pk)
-
-    _hold(backend, session, move)
-
-
-def _hold(backend: DatabaseBackend, row: AgentSession, change: Any) -> None:
-    backend.change(SessionKey(row.session_id, row.user_id), change)
-
-
-def _quarantined(using: str, session: Any) -> Any:
+def quarantined(using: str, session: Any) -> Any:
+    """Return the rows that a session has in quarantine."""
     return SessionItem._base_manager.using(using).filter(
         branch__session_id=session,
         branch__name__startswith=PREFIX,

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # What each derived key is for; one of them tells nothing about another.
 _ID = b"agent_sessions.key-id.v2"
 _SESSION = b"agent_sessions.session.v2\x00"
+# What is sealed beside items; each kind opens in its own place only.
+TEXTS = b"\x00text"
+SECRETS = b"\x00secret"
 # The SDK's EncryptedSession derives with these, see read_sdk_key().
 _SDK_INFO = b"agents.session-store.hkdf.v1"
 MIN_LENGTH = 16

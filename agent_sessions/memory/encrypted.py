@@ -34,6 +34,7 @@ from agent_sessions.encryption.carriers import IN_MESSAGES
 from agent_sessions.encryption.keys import require_cryptography
 from agent_sessions.encryption.vault import Taking
 from agent_sessions.exceptions import EncryptionError, ScanLimitReached
+from agent_sessions.handler import open_session
 from agent_sessions.items import encode_batch
 from agent_sessions.memory.base import BackendSession
 from agent_sessions.memory.wrapping import (
@@ -127,7 +128,7 @@ class EncryptedBackendSession(SealedCompaction, BackendSession):
 
     async def _sealed(self) -> tuple[Any, Vault]:
         backend = cast("EncryptedBackend", self.backend)
-        inner = backend.inner.open_session(self.key)
+        inner = open_session(backend.inner, self.key)
         if backend.settings.session_keys:
             # A key that another process may destroy meanwhile: no hook.
             return None, await backend.avault(self.key)

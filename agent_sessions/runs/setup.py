@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.utils.module_loading import import_string
 
+from agent_sessions import handler
 from agent_sessions.agui import StreamOptions
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.exceptions import InvalidBackend
@@ -69,7 +70,7 @@ async def open_session(
     First that of the alias, then the consumer's. Raises TypeError where that is no
     session, and InvalidBackend.
     """
-    session: Any = store.open_session(key)
+    session: Any = handler.open_session(store, key)
     for name, wrap in (
         ("The option run_session", _option(store)),
         ("get_session()", setup.wrap_session),

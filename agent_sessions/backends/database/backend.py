@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from django.core import checks
 from django.db import (
@@ -51,9 +51,6 @@ from agent_sessions.items import Item
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import leave, told, unwrapped
 
-if TYPE_CHECKING:
-    from agent_sessions.memory import BackendSession
-
 T = TypeVar("T")
 
 # MariaDB's and MySQL's "deadlock found" and "lock wait timeout exceeded".
@@ -73,6 +70,7 @@ class DatabaseBackend(BaseSessionBackend):
     supports_trimming = True
     supports_pop_if = True
     supports_rewriting = True
+    session_class = "agent_sessions.memory.django.DjangoSession"
     option_defaults: ClassVar[dict[str, Any]] = {"database": None, "threads": None}
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
@@ -287,11 +285,6 @@ class DatabaseBackend(BaseSessionBackend):
             )
             self._threads = DatabaseThreads(using, size)
         return self._threads
-
-    def open_session(self, key: SessionKey, **options: Any) -> BackendSession:
-        from agent_sessions.memory import DjangoSession
-
-        return DjangoSession.from_key(self, key, **options)
 
     def check(self) -> list[checks.CheckMessage]:
         from agent_sessions.backends.database.checks import check_database

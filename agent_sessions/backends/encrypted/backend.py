@@ -11,7 +11,7 @@ from asgiref.sync import sync_to_async
 from django.core import checks
 
 from agent_sessions.backends.base import Page, SessionKey, settle
-from agent_sessions.backends.encrypted.keyed import TEXTS, KeyedBackend
+from agent_sessions.backends.encrypted.keyed import KeyedBackend
 from agent_sessions.backends.encrypted.operations import (
     alook,
     apop,
@@ -26,13 +26,13 @@ from agent_sessions.backends.encrypted.pages import (
     may_have_copies,
     open_page,
 )
+from agent_sessions.encryption.keys import TEXTS
 from agent_sessions.exceptions import EncryptionError
 from agent_sessions.items import Item, encode_batch
 
 if TYPE_CHECKING:
     from agent_sessions.backends.database.threads import DatabaseThreads
     from agent_sessions.backends.directory import Directory
-    from agent_sessions.memory import BackendSession
 
 
 class EncryptedBackend(KeyedBackend):
@@ -47,6 +47,8 @@ class EncryptedBackend(KeyedBackend):
     the alias; `cache_bytes`, how much opened text a process remembers for a minute;
     `key_refresh`, for how many seconds it may write without asking for its keys again.
     """
+
+    session_class = "agent_sessions.memory.encrypted.EncryptedBackendSession"
 
     # -- sync --------------------------------------------------------------------
 
@@ -184,11 +186,6 @@ class EncryptedBackend(KeyedBackend):
 
     def check(self) -> list[checks.CheckMessage]:
         return self.source.check()
-
-    def open_session(self, key: SessionKey, **options: Any) -> BackendSession:
-        from agent_sessions.memory.encrypted import EncryptedBackendSession
-
-        return EncryptedBackendSession(self, key, **options)
 
     def close(self) -> None:
         self._memory.close()

@@ -20,7 +20,7 @@ from agent_sessions.encryption import (
     session_context,
 )
 from agent_sessions.encryption.carriers import AS_IS
-from agent_sessions.encryption.keys import require_cryptography
+from agent_sessions.encryption.keys import SECRETS, require_cryptography
 from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from agent_sessions.encryption.permit import Permit
 
 T = TypeVar("T")
-
-# What is sealed beside items; each kind opens in its own place only.
-TEXTS = b"\x00text"
-SECRETS = b"\x00secret"
 
 
 class KeyedBackend(BaseSessionBackend):

@@ -6,17 +6,21 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from django.db import connections, transaction
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.encrypted.keyed import TEXTS, KeyedBackend
 from agent_sessions.encryption import KeyRing, Vault, carrier_for
+from agent_sessions.encryption.keys import TEXTS
 from agent_sessions.encryption.permit import Permit
 from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
 from agent_sessions.items import Item, decode
 from agent_sessions.models import AgentRun, AgentSession, SessionSecret
 from agent_sessions.reports import guarded
+
+if TYPE_CHECKING:
+    from agent_sessions.backends.encrypted.keyed import KeyedBackend
 
 # Rows of one transaction where nobody chooses.
 _BATCH = 500

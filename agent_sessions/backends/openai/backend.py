@@ -24,10 +24,7 @@ from agent_sessions.forks import new_lock
 from agent_sessions.items import Batch, Item
 
 if TYPE_CHECKING:
-    from agents.memory import SessionSettings
-
-    from agent_sessions.memory.openai import ConversationSession
-    from agent_sessions.memory.openai_client import Conversations
+    from agent_sessions.backends.openai.client import Conversations
 
 T = TypeVar("T")
 
@@ -56,6 +53,7 @@ class OpenAIConversationsBackend(RemoteBackend):
     keeps_exactly = False
     # The API knows what items are, and refuses others.
     takes_any_item = False
+    session_class = "agent_sessions.memory.openai.ConversationSession"
     option_defaults: ClassVar[dict[str, Any]] = {
         **RemoteBackend.option_defaults,
         "api_key": None,
@@ -80,19 +78,9 @@ class OpenAIConversationsBackend(RemoteBackend):
     def check(self) -> list[checks.CheckMessage]:
         return [*super().check(), *check_options(self.alias, self.options)]
 
-    def open_session(
-        self,
-        key: SessionKey,
-        *,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
-    ) -> ConversationSession:
-        from agent_sessions.memory.openai import ConversationSession
-
-        return ConversationSession(self, key, session_settings=session_settings)
-
     async def make_client(self) -> Conversations:
         """Make the running loop's client."""
-        from agent_sessions.memory.openai_client import Conversations, make_client
+        from agent_sessions.backends.openai.client import Conversations, make_client
 
         return Conversations(make_client(self.options))
 
@@ -259,7 +247,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         self, c: Conversations, remote: str, stretch: Stretch, used: Any
     ) -> Page:
         """Read from the nearest known place to the end of a page."""
-        from agent_sessions.memory.openai_client import PlaceLost
+        from agent_sessions.backends.openai.client import PlaceLost
 
         begin = stretch.begin(self._places, remote)
         while True:

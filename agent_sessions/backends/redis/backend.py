@@ -30,10 +30,8 @@ from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
 from agent_sessions.items import Batch, Item, StoredItem, decode, encode_batch
 
 if TYPE_CHECKING:
-    from agents.memory import SessionSettings
     from redis.asyncio import Redis, RedisCluster
 
-    from agent_sessions.memory.redis import RedisSession
 
 KEY_PREFIX = "agents:session"
 # Redis takes no larger number of milliseconds, counted from 1970.
@@ -59,6 +57,7 @@ class RedisBackend(RemoteBackend):
 
     supports_listing = True
     supports_pop_if = True
+    session_class = "agent_sessions.memory.redis.RedisSession"
     option_defaults: ClassVar[dict[str, Any]] = {
         **RemoteBackend.option_defaults,
         "cache": None,
@@ -189,17 +188,6 @@ class RedisBackend(RemoteBackend):
                     )
                 ]
         return []
-
-    def open_session(
-        self,
-        key: SessionKey,
-        *,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
-    ) -> RedisSession:
-        """Open a session whose id and owner have been checked."""
-        from agent_sessions.memory.redis import RedisSession
-
-        return RedisSession.from_key(self, key, session_settings=session_settings)
 
     # -- clients -----------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import httpx2
 import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+from agent_sessions.backends.openai.errors import NotSent, named, unsure, wait_after
 from agent_sessions.exceptions import (
     HistoryGone,
     InvalidBackend,
@@ -26,7 +27,6 @@ from agent_sessions.exceptions import (
     StoreUnavailable,
 )
 from agent_sessions.items import Item
-from agent_sessions.memory.openai_errors import NotSent, named, unsure, wait_after
 
 T = TypeVar("T")
 
