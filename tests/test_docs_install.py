@@ -134,9 +134,16 @@ def status(port: int, path: str) -> int:
     return found
 
 
-def talk(project: Path, port: int) -> str:
-    """Make a conversation, talk to the agent, and return what it says."""
-    cookie, session_id = json.loads(run(project, "-c", _CONVERSATION))
+@pytest.fixture(scope="module")
+def alice(project: Path) -> list[str]:
+    """Return the cookie of a user, and the id of her conversation."""
+    found: list[str] = json.loads(run(project, "-c", _CONVERSATION))
+    return found
+
+
+def talk(alice: list[str], port: int) -> str:
+    """Talk to the agent, and return what it says."""
+    cookie, session_id = alice
     with connect(
         f"ws://127.0.0.1:{port}/ws/agents/{session_id}/",
         additional_headers={"Cookie": f"sessionid={cookie}"},
@@ -144,7 +151,7 @@ def talk(project: Path, port: int) -> str:
         open_timeout=30,
     ) as tab:
         message = {"id": "u", "role": "user", "content": "Hi"}
-        frame = {"threadId": session_id, "runId": "r", "messages": [message]}
+        frame = {"threadId": session_id, "runId": f"r-{port}", "messages": [message]}
         tab.send(json.dumps(frame))
         said = ""
         while True:
@@ -158,30 +165,36 @@ RUNSERVER = ("manage.py", "runserver", "--noreload", "127.0.0.1:{port}")
 UVICORN = ("-m", "uvicorn", "mysite.asgi:application", "--port", "{port}")
 
 
-def test_djangos_own_runserver_serves_no_websocket(project: Path) -> None:
+def test_djangos_own_runserver_serves_no_websocket(
+    project: Path, alice: list[str]
+) -> None:
     with served(project, *RUNSERVER) as port:
         with pytest.raises(InvalidStatus) as refused:
-            talk(project, port)
+            talk(alice, port)
         assert refused.value.response.status_code == 404
         assert status(port, CSS) == 200
 
 
-def test_daphne_first_makes_runserver_serve_both(project: Path) -> None:
+def test_daphne_first_makes_runserver_serve_both(
+    project: Path, alice: list[str]
+) -> None:
     [daphne] = [b for b in blocks(_unindented(), "python") if "daphne" in b]
     settings = project / "mysite" / "settings.py"
     before = settings.read_text()
     try:
         settings.write_text(before + daphne)
         with served(project, *RUNSERVER) as port:
-            assert talk(project, port) == "Hello"
+            assert talk(alice, port) == "Hello"
             assert status(port, CSS) == 200
     finally:
         settings.write_text(before)
 
 
-def test_uvicorn_serves_static_files_with_djangos_handler(project: Path) -> None:
+def test_uvicorn_serves_static_files_with_djangos_handler(
+    project: Path, alice: list[str]
+) -> None:
     with served(project, *UVICORN) as port:
-        assert talk(project, port) == "Hello"
+        assert talk(alice, port) == "Hello"
         assert status(port, CSS) == 404
     [handler] = [b for b in blocks(_unindented(), "python") if "ASGIStatic" in b]
     asgi = project / "mysite" / "asgi.py"
@@ -191,7 +204,7 @@ def test_uvicorn_serves_static_files_with_djangos_handler(project: Path) -> None
     try:
         asgi.write_text(before.replace(line, handler))
         with served(project, *UVICORN) as port:
-            assert talk(project, port) == "Hello"
+            assert talk(alice, port) == "Hello"
             assert status(port, CSS) == 200
     finally:
         asgi.write_text(before)
