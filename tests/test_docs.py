@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from django.utils.module_loading import import_string
 
@@ -79,6 +80,19 @@ def test_the_limits_are_those_of_the_code() -> None:
         assert int(number) * (1024 if unit else 1) == value
     assert (RunLimits().detach_timeout, RunLimits().stale_after) == (60, 60)
     assert RunLimits().keep_log == 120
+
+
+def test_the_code_of_the_websocket_page_runs() -> None:
+    names: dict[str, Any] = {"support_agent": object()}
+    exec("from django.urls import path", names)
+    exec("from agent_sessions.consumers import AgentConsumer", names)
+    for code in blocks(WEBSOCKET, "python"):
+        exec("(" + code + ")" if code.startswith("path(") else code, names)
+    assert names["AGENT_SESSIONS_CHAT_BACKEND"] == "redis"
+    for name in ("SupportConsumer", "CompactingConsumer"):
+        assert names[name].as_asgi(agent=names["support_agent"])
+    for name in ("SupportSessions", "SupportSession", "SupportMessages"):
+        assert names[name].as_view()
 
 
 def test_every_error_is_in_the_table() -> None:
