@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from agent_sessions.memory import BackendSession
 
 DATABASE_BACKEND = "agent_sessions.backends.database.DatabaseBackend"
+CHAT_BACKEND = "AGENT_SESSIONS_CHAT_BACKEND"
 if TYPE_CHECKING:
     _Handler = BaseConnectionHandler["BaseSessionBackend"]
 else:
@@ -198,6 +199,17 @@ class SessionBackendHandler(_Handler):
         self._settings = None
         for backend in backends.values():
             backend.close()
+
+
+class ChatAlias:
+    """The alias that AGENT_SESSIONS_CHAT_BACKEND names, as an attribute of a class.
+
+    The consumer and the views share it. It is read at each access, as other settings
+    are. A subclass or an object may set its own alias.
+    """
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return getattr(django_settings, CHAT_BACKEND, DEFAULT_ALIAS)
 
 
 def _check_params(setting: str, alias: Any, params: Any) -> None:

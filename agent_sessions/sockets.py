@@ -21,7 +21,7 @@ from agent_sessions.exceptions import (
     SessionDoesNotExist,
     extra,
 )
-from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.handler import ChatAlias, sessions
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
 from agent_sessions.runs.rates import Rates
@@ -49,7 +49,8 @@ class GuardedSocket(AsyncWebsocketConsumer):
     A subclass says in receive() and background() what the socket is for.
     """
 
-    backend: str = DEFAULT_ALIAS
+    # AGENT_SESSIONS_CHAT_BACKEND, else "default".
+    backend: str = ChatAlias()  # type: ignore[assignment]
     # Whether to check the Origin header here; switch it off only where a middleware
     # around the consumer does, with hosts that ALLOWED_HOSTS lacks.
     validate_origin: bool = True

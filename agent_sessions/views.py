@@ -29,7 +29,7 @@ from agent_sessions.exceptions import (
     SessionDoesNotExist,
     StorageError,
 )
-from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.handler import ChatAlias, sessions
 from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
@@ -46,7 +46,8 @@ class SessionAPIView(View):
     Each error is `{"error": code}`; docs/websocket.md has the codes.
     """
 
-    backend: str = DEFAULT_ALIAS
+    # AGENT_SESSIONS_CHAT_BACKEND, else "default".
+    backend: str = ChatAlias()  # type: ignore[assignment]
     # Not `options`: that is View's handler of the HTTP method.
     stream_options: StreamOptions = StreamOptions()
     page_size: ClassVar[int] = 50

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
-import pytest
 from django.utils.module_loading import import_string
 
 from agent_sessions import consumers, exceptions
@@ -20,34 +17,19 @@ from agent_sessions.runs import RunLimits
 from agent_sessions.runs.errors import MESSAGES
 from agent_sessions.runs.sync import SNAPSHOT_BYTES
 from agent_sessions.views import SessionListView, SessionMessagesView
+from tests.documents import ROOT, append, blocks, column, files, page, run
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-WEBSOCKET = (ROOT / "docs" / "websocket.md").read_text(encoding="utf-8")
-SESSIONS = (ROOT / "docs" / "sessions.md").read_text(encoding="utf-8")
+README = page("README.md")
+WEBSOCKET = page("docs/websocket.md")
+SESSIONS = page("docs/sessions.md")
 
 # Where each command of the README is run; pip installs the wheel there.
 RUN_BY = {
     "make demo": "tests/test_demo.py",
-    "make test": ".ci/run",
     'pip install "django-agent-sessions[channels]"': "tests/test_project.py",
     "python manage.py migrate": "tests/test_docs.py",
     "python manage.py check": "tests/test_docs.py",
 }
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def column(text: str, heading: str) -> set[str]:
-    """Give the first column of the table that begins with a heading."""
-    table = re.search(
-        rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n?)+)", text, re.MULTILINE
-    )
-    assert table, f"no table {heading!r}"
-    cells = (line.split("|")[1] for line in table[1].splitlines())
-    return {word for cell in cells for word in re.findall(r"[\w.]+", cell)}
 
 
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
@@ -59,7 +41,7 @@ def test_every_command_of_the_readme_is_run_by_a_test() -> None:
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 160
     links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
     assert links
     assert not [link for link in links if not (ROOT / link).exists()]
@@ -100,6 +82,19 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert RunLimits().keep_log == 120
 
 
+def test_the_code_of_the_websocket_page_runs() -> None:
+    names: dict[str, Any] = {"support_agent": object()}
+    exec("from django.urls import path", names)
+    exec("from agent_sessions.consumers import AgentConsumer", names)
+    for code in blocks(WEBSOCKET, "python"):
+        exec("(" + code + ")" if code.startswith("path(") else code, names)
+    assert names["AGENT_SESSIONS_CHAT_BACKEND"] == "redis"
+    for name in ("SupportConsumer", "CompactingConsumer"):
+        assert names[name].as_asgi(agent=names["support_agent"])
+    for name in ("SupportSessions", "SupportSession", "SupportMessages"):
+        assert names[name].as_view()
+
+
 def test_every_error_is_in_the_table() -> None:
     errors = {
         name
@@ -115,6 +110,7 @@ def test_the_options_are_those_of_the_backend() -> None:
     (settings,) = (b for b in blocks(README, "python") if "AGENT_SESSIONS" in b)
     namespace: dict[str, object] = {}
     exec(settings, namespace)
+    assert namespace["AGENT_SESSIONS_CHAT_BACKEND"] == AgentConsumer.backend
     assert namespace["AGENT_SESSIONS"] == {
         "default": {
             "BACKEND": f"{DatabaseBackend.__module__.rpartition('.')[0]}.DatabaseBackend",
@@ -133,52 +129,34 @@ def test_the_backends_of_the_readme_are_there() -> None:
 
 
 def test_the_lines_of_the_readme_make_a_project_work(tmp_path: Path) -> None:
-    """Follow the README in a new project, then talk to its agent over a websocket."""
+    """Follow the README in a new project, then talk to its agent in both ways."""
     run(tmp_path, "-m", "django", "startproject", "mysite", ".")
-    files = {
-        re.match(r"# (\S+?),?(\s|$)", block)[1]: block  # type: ignore[index]
-        for block in blocks(README, "python")
-        if block.startswith("# mysite/")
-    }
-    assert files.keys() == {
+    given = files(README)
+    assert given.keys() == {
+        "mysite/agents.py",
+        "mysite/views.py",
         "mysite/settings.py",
         "mysite/urls.py",
         "mysite/asgi.py",
     }
-    code = [line for b in files.values() for line in b.splitlines() if line.strip()]
-    assert len([line for line in code if not line.startswith("#")]) <= 12
-    for name, block in files.items():
-        path = tmp_path / name
-        path.write_text(path.read_text() + "\n" + block)
-    (tmp_path / "mysite" / "agents.py").write_text(_AGENT)
+    setup = [given[f"mysite/{name}.py"] for name in ("settings", "urls", "asgi")]
+    code = [line for block in setup for line in block.splitlines() if line.strip()]
+    assert len([line for line in code if not line.startswith("#")]) <= 14
+    append(tmp_path, given | {"mysite/agents.py": given["mysite/agents.py"] + _MODEL})
     (tmp_path / "talk.py").write_text(_TALK)
     run(tmp_path, "manage.py", "migrate", "-v0")
     assert "ERROR" not in run(tmp_path, "manage.py", "check")
-    assert run(tmp_path, "talk.py").split() == ["201", "Hello", "Alice"]
+    said = run(tmp_path, "talk.py").splitlines()
+    assert said == ["Nice to meet you", "You are Alice", "4 items, 2 runs", "201", "Hi"]
 
 
-def run(directory: Path, *arguments: str) -> str:
-    env = {key: v for key, v in os.environ.items() if key != "DJANGO_SETTINGS_MODULE"}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=directory,
-        env=env | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        pytest.fail(done.stdout + done.stderr)
-    return done.stdout + done.stderr
-
-
-_AGENT = textwrap.dedent(
+# What the README leaves to a provider.
+_MODEL = textwrap.dedent(
     """
-    from agents import Agent
     from agents.testing import ScriptedModel, assistant_message
 
-    model = ScriptedModel([[assistant_message("Hello Alice")]])
-    support_agent = Agent(name="Support", model=model)
+    answers = ["Nice to meet you", "You are Alice", "Hi"]
+    support_agent.model = ScriptedModel([[assistant_message(each)] for each in answers])
     """
 )
 
@@ -187,8 +165,8 @@ _TALK = textwrap.dedent(
     import asyncio, json, os
 
     os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
-    os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
     from mysite.asgi import application
+    from agent_sessions.models import AgentRun, SessionItem
     from asgiref.sync import sync_to_async
     from channels.testing.websocket import WebsocketCommunicator
     from django.contrib.auth.models import User
@@ -197,7 +175,11 @@ _TALK = textwrap.dedent(
 
     def log_in():
         client = Client(SERVER_NAME="localhost")
+        assert client.post("/ask/", {"text": "Hi"}).status_code == 302
         client.force_login(User.objects.create_user("alice"))
+        for text in ("My name is Alice", "What's my name?"):
+            print(client.post("/ask/", {"text": text}).json()["answer"])
+        print(f"{SessionItem.objects.count()} items, {AgentRun.objects.count()} runs")
         response = client.post("/agents/sessions/")
         print(response.status_code)
         return client.cookies["sessionid"].value, response.json()["id"]

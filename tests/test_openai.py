@@ -39,8 +39,8 @@ from agent_sessions.exceptions import (
 from agent_sessions.memory.openai import ConversationSession, OpenAIConversationsSession
 from agent_sessions.models import AgentSession, PendingClear
 from tests.chat import Socket, create_conversation, make_user, text_of
+from tests.documents import ROOT, blocks, column
 from tests.servers.conversations import KEY, ConversationsServer, conversations_server
-from tests.test_docs import ROOT, blocks, column
 
 pytestmark = [pytest.mark.one_database]
 

@@ -47,9 +47,9 @@ from agent_sessions.exceptions import (
 )
 from agent_sessions.models import AgentSession
 from tests.chat import Socket, create_conversation, make_user, text_of
+from tests.documents import ROOT, blocks, column
 from tests.sdk_sessions import ListSession
 from tests.servers import Server
-from tests.test_docs import ROOT, blocks, column
 
 pytestmark = [pytest.mark.one_database]
 

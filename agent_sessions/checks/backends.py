@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections, router
@@ -13,7 +14,7 @@ from agent_sessions.backends.base import BaseSessionBackend
 from agent_sessions.backends.database.columns import check_columns
 from agent_sessions.checks.messages import printed
 from agent_sessions.exceptions import InvalidBackend
-from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.handler import CHAT_BACKEND, DEFAULT_ALIAS, sessions
 
 
 @printed
@@ -26,6 +27,7 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
     messages: list[CheckMessage] = []
     if DEFAULT_ALIAS not in aliases:
         messages.append(_error(sessions.unknown_alias(DEFAULT_ALIAS)))
+    messages += _check_chat(aliases)
     for alias in aliases:
         try:
             backend = sessions[alias]
@@ -61,6 +63,21 @@ def check_databases(
     return messages
 
 
+def _check_chat(aliases: Sequence[str]) -> list[CheckMessage]:
+    """Report that the chats' alias is none."""
+    chosen: Any = getattr(settings, CHAT_BACKEND, DEFAULT_ALIAS)
+    if chosen in aliases or chosen == DEFAULT_ALIAS:
+        return []
+    error = sessions.unknown_alias(chosen)
+    return [
+        Error(
+            f"{CHAT_BACKEND} is {chosen!r}. {error.message}",
+            hint=error.hint,
+            id=error.id,
+        )
+    ]
+
+
 def _aliases() -> list[str]:
     try:
         return list(sessions)
@@ -94,8 +111,8 @@ def _check_owners(backend: BaseSessionBackend) -> list[CheckMessage]:
 
 def _place(using: str) -> tuple[str, ...]:
     """Return which database an alias leads to: several may lead to one."""
-    settings = connections[using].settings_dict
-    return tuple(str(settings[name]) for name in ("ENGINE", "HOST", "PORT", "NAME"))
+    place = connections[using].settings_dict
+    return tuple(str(place[name]) for name in ("ENGINE", "HOST", "PORT", "NAME"))
 
 
 def _check_inner(backend: BaseSessionBackend) -> list[CheckMessage]:

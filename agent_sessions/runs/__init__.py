@@ -5,7 +5,7 @@ from __future__ import annotations
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.log import Frame, Subscription
 from agent_sessions.runs.manager import RunManager, get_run_manager
-from agent_sessions.runs.setup import RunLimits, RunSetup
+from agent_sessions.runs.setup import RunLimits, RunSetup, find_agent
 
 __all__ = [
     "Conversation",
@@ -14,5 +14,6 @@ __all__ = [
     "RunManager",
     "RunSetup",
     "Subscription",
+    "find_agent",
     "get_run_manager",
 ]

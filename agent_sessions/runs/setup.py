@@ -140,9 +140,9 @@ def _in_group(config: Any, session_id: str) -> Any:
 
 
 def find_agent(root: Agent[Any], name: str) -> Agent[Any]:
-    """Find the agent that spoke last among those `root` can hand off to.
+    """Return the agent of that name among `root` and those it can hand off to.
 
-    Gives `root` where none has that name, so a renamed agent starts afresh.
+    Return `root` if none has the name, so that a renamed agent starts afresh.
     """
     pending, seen = [root], set()
     while pending:

@@ -1,0 +1,122 @@
+"""The JavaScript of docs/client.md, against the demo: in a page, and in Node."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.chat import Chat
+from tests.browser.demo import Demo
+from tests.documents import blocks, page
+
+CODE = blocks(page("docs/client.md"), "js")
+PACKAGES = ("@ag-ui/client@1.0.0", "rxjs@7.8.1", "ws@8")
+
+_TALK = """
+const sessionId = await newConversation();
+const events = [];
+const done = new Promise((resolve) => {
+  const socket = openSocket(sessionId, (event) => {
+    events.push(event);
+    if (event.type !== "RUN_FINISHED") return;
+    if (event.runId.startsWith("sync:")) ask(socket, sessionId, "My name is Alice");
+    else resolve();
+  });
+});
+await done;
+return { events, listed: await conversations(), sessionId };
+"""
+
+_NODE = """
+import WebSocketOfNode from "ws";
+import { DjangoAgent } from "./django-agent.mjs";
+
+const [origin, cookie, sessionId] = process.argv.slice(2);
+globalThis.WebSocket = class extends WebSocketOfNode {
+  constructor(url) { super(url, { headers: { Cookie: cookie }, origin }); }
+};
+const url = `${origin.replace("http", "ws")}/ws/agents/${sessionId}/`;
+%s
+const answered = structuredClone(agent.messages);
+agent.addMessage({ id: "u-2", role: "user", content: "Tell me a story" });
+await agent.runAgent({}, {
+  onTextMessageContentEvent({ textMessageBuffer }) {
+    if (textMessageBuffer.length > 40) agent.abortRun();
+  },
+});
+agent.addMessage({ id: "u-3", role: "user", content: "x".repeat(40000) });
+let refusal = "";
+await agent.runAgent({}, { onRunErrorEvent({ event }) { refusal = event.code; } });
+const again = new DjangoAgent({ url, threadId: sessionId });
+await again.connectAgent();
+console.log(JSON.stringify({ answered, last: agent.messages, refusal, again: again.messages }));
+process.exit(0);
+"""
+
+
+def test_the_page_talks(chat: Chat) -> None:
+    functions = "\n".join(CODE[:4])
+    assert "import" not in functions
+    said: dict[str, Any] = chat.page.evaluate(f"async () => {{ {functions} {_TALK} }}")
+    kinds = [event["type"] for event in said["events"]]
+    assert kinds[:3] == ["RUN_STARTED", "MESSAGES_SNAPSHOT", "RUN_FINISHED"]
+    text = "".join(e.get("delta", "") for e in said["events"])
+    assert "Nice to meet you, Alice" in text
+    assert said["listed"][0]["id"] == said["sessionId"]
+    assert said["listed"][0].keys() == {"id", "title", "updatedAt", "state"}
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real client, from npm."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not here")
+    directory = tmp_path_factory.mktemp("node")
+    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", *PACKAGES]
+    done = subprocess.run(command, cwd=directory, capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("npm can't install the client")
+    return directory
+
+
+def test_the_agent_works_with_the_client_of_ag_ui(
+    demo: Demo, user: str, packages: Path
+) -> None:
+    agent, use = CODE[4:]
+    (packages / "django-agent.mjs").write_text(agent)
+    (packages / "talk.mjs").write_text(_NODE % use)
+    session_id = demo.run("-c", _MAKE, user).strip()
+    cookie = f"agent_sessions_demo={demo.cookies[user]}"
+    done = subprocess.run(
+        ["node", "talk.mjs", demo.url, cookie, session_id],
+        cwd=packages,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    roles = [message["role"] for message in said["answered"]]
+    assert roles == ["user", "assistant", "assistant", "tool", "assistant"]
+    assert "29.90" in said["answered"][-1]["content"]
+    story = [m for m in said["last"] if "Once upon" in str(m.get("content"))]
+    assert len(story) == 1
+    assert "gardener" not in story[0]["content"]
+    assert said["refusal"] == "message_too_long"
+    assert [m["role"] for m in said["again"]][:5] == roles
+
+
+_MAKE = """
+import sys, django
+django.setup()
+from django.contrib.auth import get_user_model
+from agent_sessions.runs.conversation import create_conversation
+user = get_user_model().objects.get(username=sys.argv[1])
+print(create_conversation(user).session_id)
+"""
