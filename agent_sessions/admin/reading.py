@@ -11,7 +11,6 @@ from typing import Any
 from django.db.models import OuterRef, Subquery
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
-from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.branches import QUARANTINE, Branches
 from agent_sessions.backends.database.history import read_page
 from agent_sessions.backends.database.lineage import Segment
@@ -69,7 +68,7 @@ class History:
     @cached_property
     def branches(self) -> list[BranchChoice]:
         """The branches that have something to show, newest first."""
-        if not isinstance(self.backend, DatabaseBackend):
+        if (backend := self.backend.in_database) is None:
             return []
         first = (
             SessionItem.objects.filter(branch=OuterRef("pk"))
@@ -78,7 +77,7 @@ class History:
         )
         # The doctor's quarantine holds rows, not histories.
         rows: Any = (
-            Branch.objects.using(self.backend.using)
+            Branch.objects.using(backend.using)
             .filter(session_id=self.row.pk)
             .exclude(name__startswith=f"{QUARANTINE}~")
             .annotate(first=Subquery(first))
@@ -112,8 +111,8 @@ class History:
     ) -> Page:
         """Read a stretch of the history, oldest first."""
         backend, name = self.backend, self.chosen
-        if name is not None and isinstance(backend, DatabaseBackend):
-            return backend.ask(
+        if name is not None and (rows := backend.in_database) is not None:
+            return rows.ask(
                 self._key,
                 lambda branches: read_page(
                     _named(branches, name), before=before, after=after, limit=limit
@@ -128,8 +127,8 @@ class History:
 
     def calls(self, call_ids: Collection[str], before: int) -> dict[str, int]:
         """Find the positions of calls that lie not far before a position."""
-        backend, name = self.backend, self.chosen
-        if not call_ids or not isinstance(backend, DatabaseBackend):
+        backend, name = self.backend.in_database, self.chosen
+        if not call_ids or backend is None:
             return {}
 
         def find(branches: Branches) -> dict[str, int]:
@@ -158,8 +157,8 @@ class History:
             .only(*_RUN_COLUMNS)
             .order_by("first_position", "pk")[:RUNS]
         )
-        backend, name = self.backend, self.chosen
-        if not isinstance(backend, DatabaseBackend):
+        backend, name = self.backend.in_database, self.chosen
+        if backend is None:
             return list(found)
         # Branches count on from their forks, so positions alone don't tell.
         segments = backend.ask(

@@ -21,6 +21,7 @@ from agent_sessions.items import Item
 from agent_sessions.reports import guard_methods
 
 if TYPE_CHECKING:
+    from agent_sessions.backends.database import DatabaseBackend
     from agent_sessions.backends.database.threads import DatabaseThreads
     from agent_sessions.backends.directory import Directory
 
@@ -162,6 +163,11 @@ class BaseSessionBackend(ABC):
         inner = self.make_inner()
         inner.namespace = self.alias
         return inner
+
+    @property
+    def in_database(self) -> DatabaseBackend | None:
+        """This backend, where its items are readable rows of a Django database."""
+        return None
 
     @property
     def keeps_outside(self) -> bool:

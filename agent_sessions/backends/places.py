@@ -1,20 +1,14 @@
-"""Where a history ends: told by its rows, or by the store that has the items."""
+"""Where a history ends, where its rows don't tell: asked of the store."""
 
 from __future__ import annotations
 
 import logging
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.items import StoredItem
 
 logger = logging.getLogger("agent_sessions.backends")
-
-
-def is_in_rows(backend: BaseSessionBackend) -> bool:
-    """Tell whether Branch.head says where a history ends."""
-    return isinstance(backend, DatabaseBackend)
 
 
 async def find_newest(

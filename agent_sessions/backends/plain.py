@@ -12,7 +12,6 @@ from django.utils import timezone
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.usage import opening
-from agent_sessions.backends.places import is_in_rows
 from agent_sessions.items import StoredItem
 from agent_sessions.models import AgentRun, Branch
 from agent_sessions.usage import Spent
@@ -32,7 +31,7 @@ class PlainRun:
         self.directory = backend.directory
         self.key = key
         # Else the caller says which item of the store is the newest.
-        self.is_in_rows = is_in_rows(backend)
+        self.is_in_rows = backend.in_database is not None
         self.run_id = f"{PREFIX}{uuid.uuid4().hex}"
         self.agent_name = ""
         self.status: str = Status.RUNNING

@@ -71,10 +71,9 @@ def remove(row: AgentSession, how: Removal) -> int | None:
     """
     backend, key = store_of(row)
     try:
-        store = backend.store
+        store = backend.store.in_database
         # A subclass with a clear() of its own knows better what else is to be done.
-        plain = type(store).clear is DatabaseBackend.clear
-        if isinstance(store, DatabaseBackend) and plain:
+        if store is not None and type(store).clear is DatabaseBackend.clear:
             with backend.removing(key):
                 return remove_history(
                     store,
@@ -100,12 +99,10 @@ def trim(row: AgentSession, keep: int, how: Removal | None = None) -> int | None
     """
     how = how or Removal()
     backend, key = store_of(row)
-    if not isinstance(backend, DatabaseBackend):
+    if (rows := backend.in_database) is None:
         raise Spared(f"{type(backend).__name__} can't remove single turns")
     try:
-        return trim_history(
-            backend, key, keep, guard=how.guard, batch_size=how.batch_size
-        )
+        return trim_history(rows, key, keep, guard=how.guard, batch_size=how.batch_size)
     except SessionDoesNotExist:
         return None
     except InvalidBranch as exc:
@@ -115,10 +112,10 @@ def trim(row: AgentSession, keep: int, how: Removal | None = None) -> int | None
 def count_trimmed(row: AgentSession, keep: int) -> int:
     """Tell how many items trim() would remove. Raises what it does."""
     backend, key = store_of(row)
-    if not isinstance(backend, DatabaseBackend):
+    if (rows := backend.in_database) is None:
         raise Spared(f"{type(backend).__name__} can't remove single turns")
     try:
-        return count_older(backend, key, keep)
+        return count_older(rows, key, keep)
     except InvalidBranch as exc:
         raise Spared(str(exc).rstrip(".")) from exc
 

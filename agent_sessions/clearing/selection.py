@@ -11,7 +11,6 @@ from django.db.models import Count, Q, QuerySet, Sum
 from django.utils import timezone
 
 from agent_sessions.backends.arguments import SESSION_ID_LENGTH, check_session_id
-from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import InvalidSessionId
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession
@@ -150,7 +149,7 @@ class Selection:
             wanted &= _inactive(_before(now, self.older_than))
         if self.filled:
             # Other stores may not tell the directory how many items there are.
-            counting = [a for a in sessions if isinstance(sessions[a], DatabaseBackend)]
+            counting = [a for a in sessions if sessions[a].in_database]
             wanted &= ~Q(item_count=0, backend__in=counting)
         if self.idle or self.expired:
             wanted &= self._over(now)

@@ -12,7 +12,6 @@ from django.db import transaction
 from django.db.models import F
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.directory import active
 from agent_sessions.backends.reading import read_history
 from agent_sessions.importing.target import MARKER as IMPORTED
@@ -134,7 +133,7 @@ def finish_row(
         )
         copies = [_copied(target, run, there, places) for run in runs]
         AgentRun._base_manager.using(using).bulk_create(copies, batch_size=200)
-        if isinstance(target, DatabaseBackend):
+        if target.in_database:
             _set_times(using, there, places)
     return True
 
@@ -181,9 +180,9 @@ def _copied(
     copy.first_position, copy.last_position = places.there[first], places.there[last]
     copy.turn = run.turn
     opening = places.turn_of(first, last)
-    if opening is not None and isinstance(target, DatabaseBackend):
+    if opening is not None and (rows := target.in_database) is not None:
         found = (
-            SessionItem._base_manager.using(target.using)
+            SessionItem._base_manager.using(rows.using)
             .filter(branch_id=there.branch_id, position=places.there[opening])
             .values_list("pk", "turn")
             .first()

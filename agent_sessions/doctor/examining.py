@@ -54,11 +54,12 @@ def examine(
         except InvalidBackend as exc:
             report.skip(row, str(exc), failed=True)
             continue
-        if not isinstance(backend, DatabaseBackend):
+        rows = backend.in_database
+        if rows is None:
             report.skip(row, why_closed(backend))
             continue
         try:
-            _examine(backend, row, report, repair, batch_size, progress)
+            _examine(rows, row, report, repair, batch_size, progress)
         except AgentSessionError as exc:
             report.skip(row, str(exc), failed=True)
         except DatabaseError as exc:
@@ -74,9 +75,10 @@ def backend_of(row: AgentSession) -> DatabaseBackend:
     Raises InvalidBackend, and TypeError where the doctor can't look into it.
     """
     backend = backends[row.backend]
-    if not isinstance(backend, DatabaseBackend):
+    found = backend.in_database
+    if found is None:
         raise TypeError(why_closed(backend))
-    return backend
+    return found
 
 
 def why_closed(backend: BaseSessionBackend) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 from django.db.models import OuterRef, Subquery
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.reading import read_history
 from agent_sessions.characters import ascii_json
 from agent_sessions.exceptions import InvalidItem
@@ -68,7 +67,7 @@ def export_session(row: AgentSession, tally: Tally | None = None) -> Iterator[st
     """
     backend = sessions[row.backend]
     using = row._state.db or backend.directory.using
-    stored = isinstance(backend, DatabaseBackend)
+    stored = backend.in_database is not None
     branches = list(
         Branch._base_manager.using(using)
         .filter(session_id=row.pk)

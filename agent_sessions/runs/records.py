@@ -22,7 +22,6 @@ from agent_sessions.backends.leases import (
     is_silent,
     judged,
 )
-from agent_sessions.backends.places import is_in_rows
 from agent_sessions.backends.processes import is_dead, this_process
 from agent_sessions.exceptions import (
     InterruptsPending,
@@ -101,7 +100,7 @@ def begin(
     return Lease(
         run,
         row.fence,
-        base=base if is_in_rows(conversation.backend) else None,
+        base=base if conversation.backend.in_database else None,
         agent_name=row.agent_name,
         is_retry=previous is not None and previous.status in _UNANSWERED,
     )

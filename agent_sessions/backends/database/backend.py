@@ -276,6 +276,10 @@ class DatabaseBackend(BaseSessionBackend):
         return self._short_reads
 
     @property
+    def in_database(self) -> DatabaseBackend:
+        return self
+
+    @property
     def threads(self) -> DatabaseThreads:
         """The threads that serve async callers."""
         if self._threads is None or self._threads.database != self.using:

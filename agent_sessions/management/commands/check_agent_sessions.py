@@ -8,7 +8,6 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.clearing.selection import is_storable
 from agent_sessions.doctor import Finding, Report, examine
 from agent_sessions.doctor.examining import why_closed
@@ -148,15 +147,16 @@ def _rows(options: dict[str, Any]) -> list[Any]:
     try:
         if alias is not None:
             only = sessions[alias]
-            if not isinstance(only, DatabaseBackend):
+            if (found := only.in_database) is None:
                 raise CommandError(why_closed(only), returncode=NOT_EXAMINED)
-            rows = AgentSession.objects.using(only.using)
+            rows = AgentSession.objects.using(found.using)
             return [rows.filter(backend=alias, **owner)]
         # DjangoSession works without any setting.
         backends = [sessions.database(), *(sessions[each] for each in sessions)]
     except AgentSessionError as exc:
         raise CommandError(str(exc), returncode=NOT_EXAMINED) from exc
-    databases = {b.using for b in backends if isinstance(b, DatabaseBackend)}
+    stores = [backend.in_database for backend in backends]
+    databases = {store.using for store in stores if store is not None}
     return [
         AgentSession.objects.using(using).filter(**owner) for using in sorted(databases)
     ]

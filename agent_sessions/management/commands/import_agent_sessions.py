@@ -9,7 +9,6 @@ from django.db import DatabaseError
 from django.utils.translation import ngettext
 
 from agent_sessions.backends.arguments import check_session_id
-from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.importing import (
@@ -126,14 +125,15 @@ class Command(PrintingCommand):
 
     def _importer(self, source: Source, options: dict[str, Any]) -> Importer:
         backend = sessions[options["backend"]]
-        if not isinstance(backend, DatabaseBackend):
+        target = backend.in_database
+        if target is None:
             raise CommandError(
                 f"The backend {backend.alias!r} is a {type(backend).__name__}; only a "
                 "DatabaseBackend can be imported into."
             )
         return Importer(
             source,
-            backend,
+            target,
             owners=_owners(options),
             batch_size=options["batch_size"],
             dry_run=options["dry_run"],
