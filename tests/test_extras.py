@@ -85,11 +85,6 @@ REDIS = "from agent_sessions import RedisSession as S; "
         ),
         ("pytest", "import agent_sessions.testing", "testing"),
         ("hypothesis", "import agent_sessions.testing", "testing"),
-        (
-            "tiktoken",
-            "from agent_sessions.history import tiktoken_counter as t; t()",
-            "tiktoken",
-        ),
     ],
 )
 def test_the_extra_that_is_missing_is_named(hidden: str, code: str, extra: str) -> None:
