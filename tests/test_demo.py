@@ -23,8 +23,13 @@ PATIENCE = 300
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     path = tmp_path / "clone"
+    # Git refuses to clone what another user owns, such as a checkout in a container.
+    config = tmp_path / "gitconfig"
+    config.write_text("[safe]\n\tdirectory = *\n")
     subprocess.run(
-        ["git", "clone", "--quiet", "--no-hardlinks", ROOT, path], check=True
+        ["git", "clone", "--quiet", "--no-hardlinks", ROOT, path],
+        env=os.environ | {"GIT_CONFIG_GLOBAL": str(config)},
+        check=True,
     )
     return path
 

@@ -270,5 +270,5 @@ def test_without_tiktoken_it_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     monkeypatch.delitem(sys.modules, "tiktoken.registry")
     assert count_tokens(user("abcd")) == 5
-    with pytest.raises(ImportError, match="pip install tiktoken"):
+    with pytest.raises(ImportError, match=r"django-agent-sessions\[tiktoken\]"):
         tiktoken_counter()

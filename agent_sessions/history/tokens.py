@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from agent_sessions.exceptions import extra
 from agent_sessions.items import Item
 
 TokenCounter = Callable[[Item], int]
@@ -93,12 +94,8 @@ def tiktoken_counter(encoding: str | Encoder = ENCODING) -> TokenCounter:
     """
     if not isinstance(encoding, str):
         return TiktokenCounter(encoding)
-    try:
+    with extra("tiktoken", "tiktoken", needed_by="tiktoken_counter()"):
         import tiktoken
-    except ImportError as exc:
-        raise ImportError(
-            "tiktoken_counter() needs tiktoken. Install it with: pip install tiktoken"
-        ) from exc
     return TiktokenCounter(tiktoken.get_encoding(encoding))
 
 

@@ -5,7 +5,8 @@ django-redis is synchronous, so its alias is read and its client built again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -103,23 +104,22 @@ class Place:
         )
         if not service:
             raise ValueError("LOCATION lacks the name of the service.")
-        return Client(manager.master_for(service), manager.aclose)
+        return Client(manager.master_for(service), tuple(manager.sentinels))
 
 
 @dataclass(frozen=True)
 class Client:
-    """A client that was made here, and what else to close with it."""
+    """A client that was made here, and the sentinels' to close with it."""
 
     redis: Redis | RedisCluster
-    close_more: Callable[[], Any] | None = None
+    # A Sentinel that closes its clients itself came with redis-py 8.
+    sentinels: Sequence[Redis] = ()
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        try:
-            await self.redis.aclose()
-        finally:
-            if self.close_more is not None:
-                await self.close_more()
+        """Close all connections, also where closing one of them fails."""
+        async with AsyncExitStack() as stack:
+            for client in (*self.sentinels, self.redis):
+                stack.push_async_callback(client.aclose)
 
 
 def _retry() -> Retry:

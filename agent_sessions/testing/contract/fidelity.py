@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from agent_sessions.testing.contract.base import (
     ContractBase,
     Item,
@@ -12,15 +15,6 @@ from agent_sessions.testing.contract.base import (
     each,
     message,
 )
-
-try:
-    from hypothesis import HealthCheck, given, settings
-    from hypothesis import strategies as st
-except ImportError as exc:
-    raise ImportError(
-        "The contract suite makes items with hypothesis. Install it with: "
-        "pip install hypothesis"
-    ) from exc
 
 
 def _deep() -> Item:
