@@ -58,6 +58,9 @@ class AgentSession(StoredModel):
         RUNNING = "running", _("running")
         WAITING = "waiting", _("waiting for approval")
 
+    # Whether its history was removed, so that deleting the row leaves nothing behind.
+    history_is_cleared = False
+
     backend = ExactCharField(_("backend"), max_length=64, default="default")
     session_id = ExactCharField(_("session id"), max_length=255)
     user = models.ForeignKey(

@@ -76,7 +76,7 @@ def count_pending() -> dict[str, int]:
 
 def is_cleared(row: AgentSession) -> AgentSession:
     """Say that a row's history was removed: its deletion then leaves nothing."""
-    row._history_is_cleared = True  # type: ignore[attr-defined]
+    row.history_is_cleared = True
     return row
 
 
@@ -84,7 +84,7 @@ def on_delete(
     sender: type[AgentSession], *, instance: AgentSession, using: str, **kwargs: Any
 ) -> None:
     """Write down what a deleted session leaves, in the transaction that deletes it."""
-    if getattr(instance, "_history_is_cleared", False):
+    if instance.history_is_cleared:
         return
     with suppress(InvalidBackend):
         # In this transaction: an earlier session's key must not serve a later one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from agent_sessions.agui.content import (
     as_dict,
@@ -29,6 +29,9 @@ Event = dict[str, Any]
 
 # The index of an item that did not stream but came whole as a run item.
 UNSTREAMED = -1
+
+
+_Handler = Callable[["OutputItems", Any, list[Event]], None]
 
 
 class OutputItems:
@@ -59,13 +62,13 @@ class OutputItems:
             self._response = Response()
         elif kind == "response.completed":
             self.close(events)
-        handler = _RAW.get(kind)
+        handler = self._raw.get(kind)
         if handler is not None:
             handler(self, data, events)
 
     def run_item(self, name: str, item: Any, events: list[Event]) -> None:
         """Map a run item: what has streamed is known, the rest is shown whole."""
-        handler = _ITEMS.get(name)
+        handler = self._items.get(name)
         if handler is not None:
             handler(self, as_dict(item.raw_item), events)
 
@@ -344,23 +347,20 @@ class OutputItems:
         self._made += 1
         return self._ids.take(own_id(raw_id), f"{self._run_id}/{self._made}")
 
+    _raw: ClassVar[dict[str, _Handler]] = {
+        "response.output_text.delta": _text_delta,
+        "response.refusal.delta": _refusal_delta,
+        "response.function_call_arguments.delta": _arguments_delta,
+        "response.mcp_call_arguments.delta": _arguments_delta,
+        "response.reasoning_summary_text.delta": _summary_delta,
+        "response.reasoning_text.delta": _reasoning_text_delta,
+        "response.output_item.added": _item_added,
+        "response.output_item.done": _item_done,
+    }
 
-_Handler = Callable[[OutputItems, Any, list[Event]], None]
-
-_RAW: dict[str, _Handler] = {
-    "response.output_text.delta": OutputItems._text_delta,
-    "response.refusal.delta": OutputItems._refusal_delta,
-    "response.function_call_arguments.delta": OutputItems._arguments_delta,
-    "response.mcp_call_arguments.delta": OutputItems._arguments_delta,
-    "response.reasoning_summary_text.delta": OutputItems._summary_delta,
-    "response.reasoning_text.delta": OutputItems._reasoning_text_delta,
-    "response.output_item.added": OutputItems._item_added,
-    "response.output_item.done": OutputItems._item_done,
-}
-
-_ITEMS: dict[str, _Handler] = {
-    "message_output_created": OutputItems._message_created,
-    "reasoning_item_created": OutputItems._reasoning_created,
-    "tool_called": OutputItems._tool_called,
-    "tool_output": OutputItems._show_result,
-}
+    _items: ClassVar[dict[str, _Handler]] = {
+        "message_output_created": _message_created,
+        "reasoning_item_created": _reasoning_created,
+        "tool_called": _tool_called,
+        "tool_output": _show_result,
+    }

@@ -148,7 +148,8 @@ class ListedBackend(BaseSessionBackend):
         transaction.on_commit(partial(self._remember, key), using=self.using)
         return seen
 
-    async def _aadmit(self, key: SessionKey, *, write: bool = False) -> Seen | None:
+    async def aadmit(self, key: SessionKey, *, write: bool = False) -> Seen | None:
+        """See that the session has its row. Raises SessionDoesNotExist."""
         if self._is_known(key):
             return None
         return await self.threads.run(self._admit, key, write=write)

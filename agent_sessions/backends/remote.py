@@ -171,7 +171,7 @@ class RemoteBackend(ListedBackend):
     async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
         if items:
             batch = encode_batch(items)
-            await self._aadmit(key, write=True)
+            await self.aadmit(key, write=True)
             await settle(self._append(key, batch))
 
     async def _append(self, key: SessionKey, batch: Batch) -> None:
@@ -179,7 +179,7 @@ class RemoteBackend(ListedBackend):
         await self._atouch(key, written, batch.title)
 
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        seen = await self._aadmit(key)
+        seen = await self.aadmit(key)
         items = [] if limit == 0 else await self.store_latest(key, limit)
         if seen is not None:
             await self._aput_right(key, seen)
@@ -191,13 +191,13 @@ class RemoteBackend(ListedBackend):
             await self.threads.run(self._put_right, key, seen, count)
 
     async def apop(self, key: SessionKey) -> Item | None:
-        await self._aadmit(key)
+        await self.aadmit(key)
         return await settle(self._ataken(key, self.store_pop(key)))
 
     async def apop_if(
         self, key: SessionKey, accept: Callable[[Item], bool]
     ) -> Item | None:
-        await self._aadmit(key)
+        await self.aadmit(key)
         return await settle(self._ataken(key, self.store_pop_if(key, accept)))
 
     async def _ataken(self, key: SessionKey, taking: _Taking) -> Item | None:
@@ -207,7 +207,7 @@ class RemoteBackend(ListedBackend):
         return item
 
     async def aclear(self, key: SessionKey) -> int:
-        await self._aadmit(key)
+        await self.aadmit(key)
         return await settle(self._clear(key))
 
     async def _clear(self, key: SessionKey) -> int:
@@ -226,7 +226,7 @@ class RemoteBackend(ListedBackend):
         after: int | None = None,
         limit: int = 100,
     ) -> Page:
-        seen = await self._aadmit(key)
+        seen = await self.aadmit(key)
         page = await self.store_page(key, before=before, after=after, limit=limit)
         await self.aflush(key)
         if seen is not None:

@@ -121,7 +121,7 @@ class BackendSession(SessionABC):
         before = sys.exception()
         try:
             await self._admit(wrapper)
-            return await self.backend.alatest(self.key, self._limit(limit))  # type: ignore[return-value]
+            return await self.backend.alatest(self.key, _limit(self, limit))  # type: ignore[return-value]
         except Exception as exc:
             leave(exc, before)
             raise
@@ -190,10 +190,12 @@ class BackendSession(SessionABC):
         if named:
             raise SessionDoesNotExist(self.session_id)
 
-    def _limit(self, limit: int | None) -> int | None:
-        limit = resolve_session_limit(limit, self._session_settings)
-        check_limit(limit)
-        return limit
+
+def _limit(session: BackendSession, limit: int | None) -> int | None:
+    """Return how many items are read: what was asked for, else the session's own."""
+    limit = resolve_session_limit(limit, session.session_settings)
+    check_limit(limit)
+    return limit
 
 
 def blocking(kind: type[T]) -> type[T]:
@@ -226,7 +228,7 @@ class SyncSession:
     def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
         """See BackendSession.get_items()."""
         session = self._usable()
-        return session.backend.latest(session.key, session._limit(limit))  # type: ignore[return-value]
+        return session.backend.latest(session.key, _limit(session, limit))  # type: ignore[return-value]
 
     def add_items(self, items: list[TResponseInputItem]) -> None:
         """See BackendSession.add_items()."""

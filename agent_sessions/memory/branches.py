@@ -47,7 +47,7 @@ class BranchingSession(BackendSession):
     ) -> list[TResponseInputItem]:
         """Read the newest items of the current branch, or of another."""
         if branch_id is not None:
-            return await self._on_branch(branch_id).get_items(limit, wrapper=wrapper)
+            return await _on_branch(self, branch_id).get_items(limit, wrapper=wrapper)
         return await super().get_items(limit, wrapper=wrapper)
 
     async def clear_session(
@@ -55,7 +55,7 @@ class BranchingSession(BackendSession):
     ) -> None:
         """Remove every item, of all branches, and go back to "main"."""
         await super().clear_session(wrapper=wrapper)
-        self._keep_to(MAIN_BRANCH)
+        _keep_to(self, MAIN_BRANCH)
 
     async def create_branch_from_turn(
         self, turn_number: int, branch_name: str | None = None
@@ -106,7 +106,7 @@ class BranchingSession(BackendSession):
         await self._backend.achange(
             self.key, lambda branches: branches.switch(branch_id)
         )
-        self._keep_to(branch_id)
+        _keep_to(self, branch_id)
 
     async def delete_branch(self, branch_id: str, force: bool = False) -> None:
         """Delete a branch but for what others grew from; its name stays reserved.
@@ -117,7 +117,7 @@ class BranchingSession(BackendSession):
             self.key, lambda branches: branches.delete(branch_id, force=force)
         )
         if self.key.branch == branch_id:
-            self._keep_to(MAIN_BRANCH)
+            _keep_to(self, MAIN_BRANCH)
 
     async def list_branches(self) -> list[dict[str, Any]]:
         """Describe the branches: branch_id, message_count, user_turns, is_current,
@@ -178,20 +178,9 @@ class BranchingSession(BackendSession):
     def _backend(self) -> DatabaseBackend:
         return cast("DatabaseBackend", self.backend)
 
-    def _on_branch(self, branch_id: str) -> BackendSession:
-        key = replace(self.key, branch=branch_id)
-        return BackendSession.from_key(
-            self.backend, key, session_settings=self.session_settings
-        )
-
-    def _keep_to(self, branch_id: str) -> None:
-        # Only a session that was opened on a branch of its own remembers one.
-        if self.key.branch is not None:
-            self.key = replace(self.key, branch=branch_id)
-
     async def _fork(self, change: Callable[[Branches], str]) -> str:
         name = await self._backend.achange(self.key, change)
-        self._keep_to(name)
+        _keep_to(self, name)
         return name
 
 
@@ -208,13 +197,13 @@ class SyncBranchingSession(SyncSession):
     ) -> list[TResponseInputItem]:
         """See BranchingSession.get_items()."""
         if branch_id is not None:
-            return self._session._on_branch(branch_id).sync.get_items(limit)
+            return _on_branch(self._session, branch_id).sync.get_items(limit)
         return super().get_items(limit)
 
     def clear_session(self) -> None:
         """See BranchingSession.clear_session()."""
         super().clear_session()
-        self._session._keep_to(MAIN_BRANCH)
+        _keep_to(self._session, MAIN_BRANCH)
 
     def create_branch_from_turn(
         self, turn_number: int, branch_name: str | None = None
@@ -253,13 +242,13 @@ class SyncBranchingSession(SyncSession):
     def switch_to_branch(self, branch_id: str) -> None:
         """See BranchingSession.switch_to_branch()."""
         self._change(lambda branches: branches.switch(branch_id))
-        self._session._keep_to(branch_id)
+        _keep_to(self._session, branch_id)
 
     def delete_branch(self, branch_id: str, force: bool = False) -> None:
         """See BranchingSession.delete_branch()."""
         self._change(lambda branches: branches.delete(branch_id, force=force))
         if self._session.key.branch == branch_id:
-            self._session._keep_to(MAIN_BRANCH)
+            _keep_to(self._session, MAIN_BRANCH)
 
     def list_branches(self) -> list[dict[str, Any]]:
         """See BranchingSession.list_branches()."""
@@ -310,13 +299,30 @@ class SyncBranchingSession(SyncSession):
         """See BranchingSession.get_tool_usage()."""
         return self._ask(lambda branches: turns.tool_usage(branches, branch_id))
 
+    @property
+    def _backend(self) -> DatabaseBackend:
+        return cast("DatabaseBackend", self._session.backend)
+
     def _ask(self, question: Callable[[Branches], T]) -> T:
-        return self._session._backend.ask(self._session.key, question)
+        return self._backend.ask(self._session.key, question)
 
     def _change(self, change: Callable[[Branches], T]) -> T:
-        return self._session._backend.change(self._session.key, change)
+        return self._backend.change(self._session.key, change)
 
     def _fork(self, change: Callable[[Branches], str]) -> str:
         name = self._change(change)
-        self._session._keep_to(name)
+        _keep_to(self._session, name)
         return name
+
+
+def _on_branch(session: BackendSession, branch_id: str) -> BackendSession:
+    key = replace(session.key, branch=branch_id)
+    return BackendSession.from_key(
+        session.backend, key, session_settings=session.session_settings
+    )
+
+
+def _keep_to(session: BackendSession, branch_id: str) -> None:
+    # Only a session that was opened on a branch of its own remembers one.
+    if session.key.branch is not None:
+        session.key = replace(session.key, branch=branch_id)

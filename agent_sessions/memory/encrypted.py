@@ -36,6 +36,7 @@ from agent_sessions.encryption.vault import Taking
 from agent_sessions.exceptions import EncryptionError, ScanLimitReached
 from agent_sessions.handler import open_session
 from agent_sessions.items import encode_batch
+from agent_sessions.memory import sdk
 from agent_sessions.memory.base import BackendSession
 from agent_sessions.memory.wrapping import (
     Arguments,
@@ -349,7 +350,7 @@ class EncryptedSession(SealedCompaction, WrappingSession, SessionABC):
     async def _begin(self, items: Sequence[Any]) -> None:
         """Make the conversation; what is no JSON is told before that."""
         encode_batch(items)
-        await cast("OpenAIConversationsSession", self.inner_session)._get_session_id()
+        await sdk.begin_conversation(self.inner_session)
 
     def _in_turn(self) -> AbstractAsyncContextManager[Any]:
         """Keep a clear from giving another id between sealing and storing."""

@@ -35,18 +35,18 @@ class ConversationSession(BackendSession, SDKConversationsSession):  # type: ign
 
     async def conversation_id(self) -> str | None:
         """Read the id of the remote conversation; None before the first item."""
-        await self.backend._aadmit(self.key)
+        await self.backend.aadmit(self.key)
         found = await self.backend.find(self.key)
         return found.removeprefix(DELETING) if found else None
 
     # The SDK's own names for it, which its subclasses may call.
 
     async def _get_session_id(self) -> str:
-        await self.backend._aadmit(self.key, write=True)
+        await self.backend.aadmit(self.key, write=True)
         return await self.backend.open(self.key)
 
     async def _clear_session_id(self) -> None:
-        await self.backend._aadmit(self.key)
+        await self.backend.aadmit(self.key)
         await self.backend.forget(self.key)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from agents.memory import OpenAIResponsesCompactionSession
 
 from agent_sessions.encryption import Vault
+from agent_sessions.memory import sdk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -124,9 +125,9 @@ class WrappingSession:
         wrapper: RunContextWrapper[Any] | None = None,
     ) -> None:
         """Compact what the inner session holds, read and written in the clear."""
-        inner: Any = self.inner_session
         _, vault = await self._sealed()
-        await inner._run_compaction(
+        await sdk.run_compaction(
+            self.inner_session,
             args,
             wrapper=wrapper,
             read_items=self._reader(wrapper),
@@ -141,9 +142,8 @@ class WrappingSession:
         *,
         wrapper: RunContextWrapper[Any] | None = None,
     ) -> None:
-        inner: Any = self.inner_session
-        await inner._defer_compaction(
-            response_id, store, read_items=self._reader(wrapper)
+        await sdk.defer_compaction(
+            self.inner_session, response_id, store, read_items=self._reader(wrapper)
         )
 
     def _reader(self, wrapper: RunContextWrapper[Any] | None) -> Any:

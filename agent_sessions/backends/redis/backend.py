@@ -264,7 +264,7 @@ class RedisBackend(RemoteBackend):
     async def areplace(self, key: SessionKey, items: Sequence[Item]) -> None:
         """Put a batch in the place of the whole history, in one step."""
         batch = encode_batch(items)
-        await self._aadmit(key, write=True)
+        await self.aadmit(key, write=True)
         await settle(self._replace(key, batch))
 
     async def _replace(self, key: SessionKey, batch: Batch) -> None:
