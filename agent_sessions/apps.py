@@ -3,6 +3,7 @@ from __future__ import annotations
 from django.apps import AppConfig
 from django.core import checks
 from django.core.signals import setting_changed
+from django.db.backends.signals import connection_created
 from django.db.models.signals import pre_delete
 from django.utils.translation import gettext_lazy as _
 
@@ -20,6 +21,7 @@ class AgentSessionsConfig(AppConfig):
             check_layers,
             check_shown_passwords,
         )
+        from agent_sessions.forks import remember_connection
         from agent_sessions.handler import reset_backends
         from agent_sessions.models import AgentSession
         from agent_sessions.pending import on_delete
@@ -29,5 +31,6 @@ class AgentSessionsConfig(AppConfig):
         checks.register(check_deployment, deploy=True)
         checks.register(check_layers)
         checks.register(check_shown_passwords, deploy=True)
+        connection_created.connect(remember_connection)
         setting_changed.connect(reset_backends)
         pre_delete.connect(on_delete, sender=AgentSession)

@@ -8,6 +8,7 @@ a fork no lock is held, no call is under way, and such clients are closed.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import threading
@@ -51,9 +52,12 @@ class _Clients(Protocol):
 loops: WeakSet[_Threads] = WeakSet()
 clients: WeakSet[_Clients] = WeakSet()
 pools: WeakSet[_Threads] = WeakSet()
-# Loops share their selector with the parent: were they or their clients let go of in
-# the child, the parent would hear no more.
+# What a child never lets go of. Loops share their selector with the parent: were they or
+# their clients let go of, the parent would hear no more. A connection to MariaDB would
+# say goodbye for the parent, and one to SQLite roll back the parent's transaction.
 inherited: list[Any] = []
+# A child that ends as Python does would empty this module first.
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 _locks: WeakSet[threading.Lock] = WeakSet()
 
 
@@ -64,6 +68,16 @@ def new_lock() -> threading.Lock:
     return lock
 
 
+_connections: WeakSet[Any] = WeakSet()
+_connections_lock = new_lock()
+
+
+def remember_connection(connection: Any, **kwargs: object) -> None:
+    """Know a connection of Django's before a fork: those of other threads are hidden."""
+    with _connections_lock:
+        _connections.add(connection)
+
+
 class _Fork:
     """One fork at a time, and what waits until it is done."""
 
@@ -72,6 +86,7 @@ class _Fork:
         self._resting: list[_Threads] = []
         self._parked: list[threading.Event] = []
         self._held: list[threading.Lock] = []
+        self._opened: list[Any] = []
 
     def before(self) -> None:
         """Put away what has threads, and let nobody begin anew."""
@@ -91,11 +106,15 @@ class _Fork:
         deadline = time.monotonic() + _LOCK_PATIENCE
         while not self._take_locks() and time.monotonic() < deadline:
             time.sleep(0.001)
+        # Before Python forgets the other threads, and with them what they alone knew.
+        self._opened = [each.connection for each in _connections if each.connection]
 
     def after(self, *, in_child: bool) -> None:
         """Let everything go on; in a child, begin anew."""
+        opened, self._opened = self._opened, []
         self._release_locks()
         if in_child:
+            inherited.append(opened)
             for kept in list(clients):
                 kept.after_fork()
         while self._parked:

@@ -24,7 +24,7 @@ pytestmark = [
 # The forked children use what their parent has used before, sync and async, and beside
 # a thread of it that goes on; then the parent does.
 SOURCE = """
-import asyncio, faulthandler, json, os, signal, sys, threading, time
+import asyncio, faulthandler, gc, json, os, signal, sys, threading, time
 import django
 # Whoever hangs says where.
 faulthandler.register(signal.SIGALRM, all_threads=True, chain=True)
@@ -67,6 +67,8 @@ def fork(work):
             import traceback
             traceback.print_exc()
         finally:
+            # Nothing that a child lets go of may end what its parent uses.
+            gc.collect()
             os._exit(status)
     return child
 

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,12 +43,20 @@ class WarmExecutor:
     ThreadPoolExecutor goes round all of its threads. Each has a connection here, and
     a server process behind that, whose caches grow cold meanwhile: with eight threads
     a turn takes a fifth longer. And its outcomes reach a coroutine by way of two
-    futures, which takes as long again as waking the thread.
+    futures, which takes as long again as waking the thread. `put_away` is given the
+    threads before a fork, while all are at rest.
     """
 
-    def __init__(self, max_workers: int, thread_name_prefix: str = "") -> None:
+    def __init__(
+        self,
+        max_workers: int,
+        thread_name_prefix: str = "",
+        *,
+        put_away: Callable[[Sequence[Lane]], None] | None = None,
+    ) -> None:
         self._size = max_workers
         self._prefix = thread_name_prefix
+        self._put_away = put_away
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._lanes: list[Lane] = []
@@ -126,6 +134,8 @@ class WarmExecutor:
             # After a shutdown none is idle and none is left.
             alive = sum(lane.is_alive() for lane in self._lanes)
             at_rest = alive <= len(self._idle)
+            if at_rest and self._put_away and self._pid == os.getpid():
+                self._put_away(self._lanes)
             if at_rest or mine or time.monotonic() > deadline:
                 return
             self._lock.release()

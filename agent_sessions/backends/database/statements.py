@@ -11,6 +11,7 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
@@ -50,13 +51,15 @@ class Statements:
 
     def __init__(self, connection: BaseDatabaseWrapper, alias: str) -> None:
         self.alias = alias
-        self._adapt_time = connection.ops.adapt_datetimefield_value
+        # Of a connection that nobody opens: a thread's own would outlive its thread.
+        ops = connections.create_connection(connection.alias).ops
+        self._adapt_time = ops.adapt_datetimefield_value
         self._updates: dict[tuple[bool, bool], str] = {}
         # A moment and how it is stored: each append needs one twice.
         self._moment: tuple[datetime | None, Any] = (None, None)
-        self.adapt_date = connection.ops.adapt_datefield_value
+        self.adapt_date = ops.adapt_datefield_value
         self._user_field = AgentSession._meta.get_field("user")
-        quote = connection.ops.quote_name
+        quote = ops.quote_name
         self.session = quote(AgentSession._meta.db_table)
         self.branch = quote(Branch._meta.db_table)
         self.item = quote(SessionItem._meta.db_table)

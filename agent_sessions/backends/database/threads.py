@@ -156,10 +156,21 @@ class DatabaseThreads:
             pool: WarmExecutor | None = getattr(self, name)
             if pool is None:
                 pool = WarmExecutor(
-                    size, thread_name_prefix=f"agent_sessions-{self.database}"
+                    size,
+                    thread_name_prefix=f"agent_sessions-{self.database}",
+                    put_away=self._put_away,
                 )
                 setattr(self, name, pool)
             return pool
+
+    def _put_away(self, threads: Sequence[threading.Thread]) -> None:
+        """Close connections of SQLite before a fork; they are opened again on use.
+
+        A child would take their locks on the file for its own, and have none when the
+        parent ends: who closes the file next would throw away what the child writes.
+        """
+        opened = [self._connections.get(each) for each in threads]
+        close_all([each for each in opened if each and each.vendor == "sqlite"])
 
     def _on_own_connection(self, call: Callable[[], T]) -> T:
         connection = connections[self.database]
