@@ -21,7 +21,7 @@ class AgentSessionsConfig(AppConfig):
             check_layers,
             check_shown_passwords,
         )
-        from agent_sessions.forks import remember_connection
+        from agent_sessions.concurrency.forks import remember_connection
         from agent_sessions.handler import reset_backends
         from agent_sessions.models import AgentSession
         from agent_sessions.pending import on_delete

@@ -23,8 +23,8 @@ from agent_sessions import DjangoSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.appending import Append, append_together
-from agent_sessions.backends.database.executor import WarmExecutor
-from agent_sessions.backends.database.gathering import Gathering
+from agent_sessions.concurrency.batching import Gathering
+from agent_sessions.concurrency.executor import WarmExecutor
 from agent_sessions.exceptions import (
     BranchDoesNotExist,
     InvalidItem,

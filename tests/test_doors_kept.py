@@ -304,7 +304,7 @@ PLAIN = [
     "backends/sdk/opening.py",
     "backends/database/prepared.py",
     "backends/database/direct.py",
-    "backends/loops.py",
+    "concurrency/loops.py",
     "backends/dapr/backend.py",
     "backends/dapr/client.py",
     "memory/redis.py",

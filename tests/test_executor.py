@@ -11,8 +11,8 @@ from functools import partial
 
 import pytest
 
-from agent_sessions import forks
-from agent_sessions.backends.database.executor import WarmExecutor
+from agent_sessions.concurrency import forks
+from agent_sessions.concurrency.executor import WarmExecutor
 
 pytestmark = pytest.mark.one_database
 
@@ -184,8 +184,8 @@ from django.conf import settings
 settings.configure(INSTALLED_APPS=["django.contrib.auth",
     "django.contrib.contenttypes", "agent_sessions"])
 django.setup()
-from agent_sessions import forks
-from agent_sessions.backends.database.executor import WarmExecutor
+from agent_sessions.concurrency import forks
+from agent_sessions.concurrency.executor import WarmExecutor
 pool = WarmExecutor(2, "exit")
 begun = threading.Event()
 

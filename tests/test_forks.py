@@ -233,7 +233,7 @@ def test_classes_of_the_sdk(
 # Where its own thread is the loop's, a fork has nothing to wait for.
 IN_A_CALL = """
 import asyncio, os, signal
-from agent_sessions.backends.loops import BackgroundLoop, PerLoop, with_caller
+from agent_sessions.concurrency.loops import BackgroundLoop, PerLoop, with_caller
 
 background = BackgroundLoop("fork")
 

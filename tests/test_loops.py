@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from agent_sessions.backends.loops import BackgroundLoop, PerLoop, with_caller
+from agent_sessions.concurrency.loops import BackgroundLoop, PerLoop, with_caller
 from agent_sessions.exceptions import StoreUnavailable
 
 
@@ -193,7 +193,7 @@ async def test_a_caller_in_another_loop_gets_the_result() -> None:
 
 FORK = """
     import asyncio, os, sys, threading
-    from agent_sessions.backends.loops import BackgroundLoop, PerLoop
+    from agent_sessions.concurrency.loops import BackgroundLoop, PerLoop
 
     async def make():
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -21,8 +21,8 @@ from django.utils.module_loading import import_string
 
 from agent_sessions import get_session, sessions
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.loops import BackgroundLoop, with_caller
 from agent_sessions.backends.remote import RemoteBackend, Written
+from agent_sessions.concurrency.loops import BackgroundLoop, with_caller
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.items import Batch
 from agent_sessions.models import AgentSession, PendingClear

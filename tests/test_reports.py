@@ -30,10 +30,10 @@ from django.views.debug import ExceptionReporter
 from agent_sessions import DjangoSession, EncryptedSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.backends.database.executor import WarmExecutor
-from agent_sessions.backends.database.gathering import Gathering
 from agent_sessions.backends.encrypted.source import KeySource
 from agent_sessions.checks import check_backends
+from agent_sessions.concurrency.batching import Gathering
+from agent_sessions.concurrency.executor import WarmExecutor
 from agent_sessions.encryption import KeyRing, MasterKey
 from agent_sessions.exceptions import (
     AgentSessionError,

@@ -20,7 +20,7 @@ from django.test.utils import override_settings
 
 from agent_sessions import get_session, sessions
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.backends.database.threads import DatabaseThreads
+from agent_sessions.concurrency.threads import DatabaseThreads
 from agent_sessions.exceptions import StorageError
 from agent_sessions.models import AgentSession
 from tests.settings import DATABASE_KIND

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.forks import new_lock
+from agent_sessions.concurrency.forks import new_lock
 
 # How many sessions a process remembers.
 REMEMBERED = 10_000

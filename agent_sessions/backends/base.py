@@ -12,18 +12,19 @@ from django.core import checks
 from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.backends.arguments import check_run_session
-from agent_sessions.backends.keys import Page, SessionKey, make_key, settle
+from agent_sessions.backends.keys import Page, SessionKey, make_key
 from agent_sessions.backends.retention import read_retention
 from agent_sessions.backends.signed import open_or_none, sign, unsign
 from agent_sessions.backends.spelling import did_you_mean
+from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.items import Item
 from agent_sessions.reports import guard_methods
 
 if TYPE_CHECKING:
     from agent_sessions.backends.database import DatabaseBackend
-    from agent_sessions.backends.database.threads import DatabaseThreads
     from agent_sessions.backends.directory import Directory
+    from agent_sessions.concurrency.threads import DatabaseThreads
 
 __all__ = [
     "BaseSessionBackend",
@@ -31,7 +32,6 @@ __all__ = [
     "SessionKey",
     "did_you_mean",
     "make_key",
-    "settle",
 ]
 
 # Methods that are given contents or keys, or give them. What goes wrong in them is

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from django.db import Error, IntegrityError, connections, router, transaction
 
 from agent_sessions.backends.admissions import Admissions, News
-from agent_sessions.backends.base import BaseSessionBackend, SessionKey, settle
-from agent_sessions.backends.loops import with_caller
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.concurrency.forks import new_lock
+from agent_sessions.concurrency.loops import with_caller
+from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import SessionDoesNotExist
-from agent_sessions.forks import new_lock
 from agent_sessions.signals import session_cleared
 
 if TYPE_CHECKING:
     # Imported late below: a session without a directory needs no Django settings.
-    from agent_sessions.backends.database.threads import DatabaseThreads
     from agent_sessions.backends.directory import Directory, Seen
+    from agent_sessions.concurrency.threads import DatabaseThreads
 
 T = TypeVar("T")
 
@@ -75,7 +76,7 @@ class ListedBackend(BaseSessionBackend):
 
     @property
     def threads(self) -> DatabaseThreads:
-        from agent_sessions.backends.database.threads import DatabaseThreads
+        from agent_sessions.concurrency.threads import DatabaseThreads
 
         using = self.using
         with self._lock:

@@ -10,9 +10,10 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from agent_sessions.backends.base import Page, SessionKey, settle
+from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.listed import ListedBackend, Written
-from agent_sessions.backends.loops import BackgroundLoop, take
+from agent_sessions.concurrency.loops import BackgroundLoop, take
+from agent_sessions.concurrency.settle import settle
 from agent_sessions.items import Batch, Item, encode_batch
 
 if TYPE_CHECKING:

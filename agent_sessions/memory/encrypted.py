@@ -22,7 +22,7 @@ from agents.memory.session_settings import (
 )
 
 from agent_sessions.backends.arguments import check_limit
-from agent_sessions.backends.base import settle
+from agent_sessions.concurrency.settle import settle
 from agent_sessions.encryption import (
     KeyRing,
     Reading,

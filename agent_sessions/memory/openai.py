@@ -15,7 +15,7 @@ from agent_sessions.backends.openai.backend import (
     OpenAIConversationsBackend,
 )
 from agent_sessions.backends.openai.client import Conversations, http_client
-from agent_sessions.forks import new_lock
+from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.memory.base import BackendSession
 from agent_sessions.reports import guard_public_methods
 

@@ -18,8 +18,8 @@ from agent_sessions.agui import (
     user_items,
 )
 from agent_sessions.approvals import Paused
-from agent_sessions.backends.base import settle
 from agent_sessions.backends.places import find_newest
+from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import (
     AgentSessionError,
     LeaseLost,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from agents import Agent, AgentsException, RunHooks, __version__, get_current_trace
 
-from agent_sessions.backends.base import settle
 from agent_sessions.backends.places import find_newest, find_newest_sync
 from agent_sessions.backends.plain import PlainRun, Status
+from agent_sessions.concurrency.settle import settle
 from agent_sessions.reports import guard_public_methods
 from agent_sessions.runs.errors import failure_code
 from agent_sessions.usage import Spent, model_of, remember, since, snapshot, trace_of

@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 from django.db import IntegrityError
 
 from agent_sessions.agui import RunRequest, StreamOptions
-from agent_sessions.backends.base import SessionKey, settle
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import InvalidApproval
 from agent_sessions.reports import guarded
 from agent_sessions.runs import pausing, records, sync

@@ -10,8 +10,8 @@ from django.db import DatabaseError, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.gathering import for_each
 from agent_sessions.backends.database.statements import AnyBatch, Statements
+from agent_sessions.concurrency.batching import for_each
 from agent_sessions.exceptions import InvalidItem, StorageError
 from agent_sessions.items import Item
 

@@ -25,13 +25,11 @@ from agent_sessions.backends.base import (
     BaseSessionBackend,
     Page,
     SessionKey,
-    settle,
 )
 from agent_sessions.backends.database import awaiting
 from agent_sessions.backends.database.answers import Held
 from agent_sessions.backends.database.appending import append_together
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.database.gathering import Gathering
 from agent_sessions.backends.database.history import pop_newest, read_page
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.reading import read_newest
@@ -39,13 +37,15 @@ from agent_sessions.backends.database.removal import Clearing
 from agent_sessions.backends.database.rewriting import Rewriting
 from agent_sessions.backends.database.shortreads import ShortReads
 from agent_sessions.backends.database.statements import AnyBatch, Statements
-from agent_sessions.backends.database.threads import DatabaseThreads
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.database.wires import Wires
 from agent_sessions.backends.directory import Directory
 from agent_sessions.backends.spelling import (
     did_you_mean_alias,
 )
+from agent_sessions.concurrency.batching import Gathering
+from agent_sessions.concurrency.settle import settle
+from agent_sessions.concurrency.threads import DatabaseThreads
 from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Item
 from agent_sessions.models import AgentSession

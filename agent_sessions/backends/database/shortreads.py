@@ -13,8 +13,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.answers import Text
 from agent_sessions.backends.database.direct import is_watched, with_question_marks
-from agent_sessions.backends.database.threads import DatabaseThreads
-from agent_sessions.forks import new_lock
+from agent_sessions.concurrency.forks import new_lock
+from agent_sessions.concurrency.threads import DatabaseThreads
 
 # What the event loop reads at most, in rows and in characters: it has others to serve,
 # though a thread that decodes as much holds it up as well.

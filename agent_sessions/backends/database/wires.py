@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, connections
 
-from agent_sessions.backends.database.executor import Outcome
-from agent_sessions.backends.database.freshness import is_fresh, refresh
 from agent_sessions.backends.database.prepared import (
     PreparedStatements,
     checked,
     wire_values,
 )
-from agent_sessions.backends.database.threads import close_all
-from agent_sessions.forks import new_lock
+from agent_sessions.concurrency.connections import is_fresh, refresh
+from agent_sessions.concurrency.executor import Outcome
+from agent_sessions.concurrency.forks import new_lock
+from agent_sessions.concurrency.threads import close_all
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult

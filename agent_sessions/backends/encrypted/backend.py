@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 from django.core import checks
 
-from agent_sessions.backends.base import Page, SessionKey, settle
+from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.encrypted.keyed import KeyedBackend
 from agent_sessions.backends.encrypted.operations import (
     alook,
@@ -26,13 +26,14 @@ from agent_sessions.backends.encrypted.pages import (
     may_have_copies,
     open_page,
 )
+from agent_sessions.concurrency.settle import settle
 from agent_sessions.encryption.keys import TEXTS
 from agent_sessions.exceptions import EncryptionError
 from agent_sessions.items import Item, encode_batch
 
 if TYPE_CHECKING:
-    from agent_sessions.backends.database.threads import DatabaseThreads
     from agent_sessions.backends.directory import Directory
+    from agent_sessions.concurrency.threads import DatabaseThreads
 
 
 class EncryptedBackend(KeyedBackend):

@@ -25,13 +25,13 @@ from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from agent_sessions.backends.encrypted.source import RETRY, KeySource
+from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.encryption.permit import Permit, clock
 from agent_sessions.exceptions import RetiredEncryptionKey, StorageError
-from agent_sessions.forks import new_lock
 from agent_sessions.models import KeyUse
 
 if TYPE_CHECKING:
-    from agent_sessions.backends.database.threads import DatabaseThreads
+    from agent_sessions.concurrency.threads import DatabaseThreads
 
 logger = logging.getLogger("agent_sessions.backends")
 

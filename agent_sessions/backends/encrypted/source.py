@@ -13,6 +13,7 @@ from django.conf import settings
 from django.core import checks
 from django.utils.module_loading import import_string
 
+from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.encryption import KeyRing
 from agent_sessions.encryption.keys import GENERATE
 from agent_sessions.encryption.permit import clock
@@ -21,7 +22,6 @@ from agent_sessions.exceptions import (
     InvalidBackend,
     InvalidEncryptionKey,
 )
-from agent_sessions.forks import new_lock
 from agent_sessions.reports import guard_methods, place_of
 
 logger = logging.getLogger("agent_sessions.backends")

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from django.core import checks
 
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.loops import PerLoop
 from agent_sessions.backends.openai.checks import check_options
 from agent_sessions.backends.openai.places import START, Place, Places, Stretch
 from agent_sessions.backends.remote import RemoteBackend, Written
+from agent_sessions.concurrency.forks import new_lock
+from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.exceptions import (
     HistoryGone,
     StorageError,
     StoreBusy,
 )
-from agent_sessions.forks import new_lock
 from agent_sessions.items import Batch, Item
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.window import opens_turn, page_of
-from agent_sessions.forks import new_lock
+from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.items import Item
 
 # How many conversations a process remembers, and how many places of each.

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core import checks
 
-from agent_sessions.backends.base import Page, SessionKey, settle
-from agent_sessions.backends.loops import PerLoop
+from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.redis import clients, scripts
 from agent_sessions.backends.redis.calls import Calls
 from agent_sessions.backends.redis.clients import CHECK_ID, Client, Place
@@ -26,6 +25,8 @@ from agent_sessions.backends.redis.keys import Names, id_of, pattern, unowned
 from agent_sessions.backends.redis.scripts import Script
 from agent_sessions.backends.remote import RemoteBackend, Written
 from agent_sessions.backends.retention import parse_age
+from agent_sessions.concurrency.loops import PerLoop
+from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
 from agent_sessions.items import Batch, Item, StoredItem, decode, encode_batch
 

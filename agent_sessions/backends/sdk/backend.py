@@ -13,7 +13,6 @@ from django.core import checks
 
 from agent_sessions.backends.addresses import ENCODE, is_address, is_misread
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.loops import PerLoop
 from agent_sessions.backends.remote import RemoteBackend, Written
 from agent_sessions.backends.sdk.opening import Maker, Opened, OpenSessions
 from agent_sessions.backends.sdk.signatures import (
@@ -25,6 +24,7 @@ from agent_sessions.backends.spelling import (
     did_you_mean,
 )
 from agent_sessions.backends.window import page_of
+from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.exceptions import AgentSessionError, InvalidBackend, StorageError
 from agent_sessions.items import Batch, Item, decode_all
 

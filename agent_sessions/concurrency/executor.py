@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from agent_sessions import forks
+from agent_sessions.concurrency import forks
 from agent_sessions.reports import clear, drop_frame
 
 T = TypeVar("T")

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from agent_sessions.backends.database.executor import Outcome, WarmExecutor, tell
+from agent_sessions.concurrency.executor import Outcome, WarmExecutor, tell
+from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.exceptions import StorageError
-from agent_sessions.forks import new_lock
 from agent_sessions.reports import clear, drop_frame
 
 A = TypeVar("A")

@@ -14,11 +14,11 @@ from asgiref.sync import AsyncToSync, sync_to_async
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agent_sessions.backends.base import settle
-from agent_sessions.backends.database.executor import WarmExecutor
-from agent_sessions.backends.database.freshness import is_fresh, refresh
-from agent_sessions.backends.database.gathering import Gathering, Outcomes
-from agent_sessions.forks import new_lock
+from agent_sessions.concurrency.batching import Gathering, Outcomes
+from agent_sessions.concurrency.connections import is_fresh, refresh
+from agent_sessions.concurrency.executor import WarmExecutor
+from agent_sessions.concurrency.forks import new_lock
+from agent_sessions.concurrency.settle import settle
 
 A = TypeVar("A")
 P = ParamSpec("P")

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from agent_sessions import forks
+from agent_sessions.concurrency import forks
 from agent_sessions.exceptions import StoreUnavailable
 
 C = TypeVar("C")
