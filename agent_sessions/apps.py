@@ -1,3 +1,5 @@
+"""The app, as INSTALLED_APPS names it."""
+
 from __future__ import annotations
 
 from django.apps import AppConfig
@@ -9,11 +11,14 @@ from django.utils.translation import gettext_lazy as _
 
 
 class AgentSessionsConfig(AppConfig):
+    """The app: its checks, its signals, and what it does when a process forks."""
+
     name = "agent_sessions"
     verbose_name = _("Agent sessions")
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        """Connect signals and register the checks."""
         from agent_sessions.checks import (
             check_backends,
             check_databases,

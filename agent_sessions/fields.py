@@ -29,6 +29,7 @@ class WideCharField(_CharField):
     """A CharField that holds every character, whatever its database's others hold."""
 
     def db_type(self, connection: Any) -> str | None:
+        """Return the column's type, with a character set that holds every character."""
         return _of_every_character(super().db_type(connection), connection)
 
 
@@ -36,6 +37,7 @@ class WideTextField(_TextField):
     """A TextField that holds every character, whatever its database's others hold."""
 
     def db_type(self, connection: Any) -> str | None:
+        """Return the column's type, with a character set that holds every character."""
         return _of_every_character(super().db_type(connection), connection)
 
 
@@ -43,6 +45,7 @@ class ExactCharField(WideCharField):
     """A CharField that tells "a" from "A", "é" and "a ", on MariaDB and MySQL too."""
 
     def db_parameters(self, connection: Any) -> Any:
+        """Return the parameters of the column, with a collation that compares exactly."""
         parameters = super().db_parameters(connection)
         if connection.vendor == "mysql":
             # The collations that neither fold case nor pad with spaces.

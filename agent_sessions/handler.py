@@ -64,6 +64,7 @@ class SessionBackendHandler(_Handler):
 
     @guarded
     def configure_settings(self, settings: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the setting, or its default. Raises InvalidBackend."""
         if settings is None:
             settings = getattr(django_settings, self.settings_name, None)
         if settings is None:
@@ -98,6 +99,7 @@ class SessionBackendHandler(_Handler):
     def create_connection(
         self, alias: str, params: dict[str, Any] | None = None
     ) -> BaseSessionBackend:
+        """Make an alias's backend from its settings. Raises InvalidBackend."""
         params = self.settings[alias] if params is None else params
         setting = f"AGENT_SESSIONS[{alias!r}]"
         _check_params(setting, alias, params)

@@ -20,6 +20,8 @@ REMOVED = "~removed"
 
 
 class SessionQuerySet(models.QuerySet["AgentSession"]):
+    """Sessions, to be narrowed to one owner."""
+
     def for_user(self, user: AbstractBaseUser | None) -> SessionQuerySet:
         """Narrow to one owner's sessions; None means those without an owner.
 
@@ -42,6 +44,7 @@ class SessionManager(_SessionManager["AgentSession"]):
     """
 
     def get_queryset(self) -> SessionQuerySet:
+        """Return the rows of sessions that have not been removed."""
         rows = super().get_queryset().exclude(backend=REMOVED)
         return cast("SessionQuerySet", rows)
 
@@ -69,6 +72,7 @@ class LiveManager(models.Manager[_M]):
     """
 
     def get_queryset(self) -> models.QuerySet[_M]:
+        """Return the rows of sessions that have not been removed."""
         model: Any = self.model
         to_session, _, rest = model.owner_path.partition("__")
         parents = model._meta.get_field(to_session).related_model

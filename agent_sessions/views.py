@@ -61,12 +61,14 @@ class SessionAPIView(View):
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
+        """Return the view, which answers 401 itself to whoever is not logged in."""
         # LoginRequiredMiddleware would redirect to a page; dispatch() answers 401.
         view: Callable[..., HttpResponseBase] = super().as_view(**initkwargs)
         return login_not_required(view)
 
     @guarded
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """Answer a request; no cache may keep the answer."""
         response = self._answer(request, *args, **kwargs)
         # What a shared computer's cache keeps could be read by the next user.
         response.setdefault("Cache-Control", "private, no-store")
@@ -75,6 +77,7 @@ class SessionAPIView(View):
     def http_method_not_allowed(
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> Any:
+        """Answer 405 as JSON."""
         refusal = super().http_method_not_allowed(request, *args, **kwargs)
         return error_response("method_not_allowed", 405, {"Allow": refusal["Allow"]})
 
@@ -115,6 +118,7 @@ class SessionAPIView(View):
 
     @property
     def store(self) -> BaseSessionBackend:
+        """The backend of the alias."""
         return sessions[self.backend]
 
     def find(self, session_id: str) -> tuple[SessionKey, AgentSession | None]:
@@ -137,6 +141,7 @@ class SessionListView(SessionAPIView):
         return RateLimit("sessions", self.max_sessions_per_minute)
 
     def get(self, request: HttpRequest) -> HttpResponse:
+        """List the user's sessions, newest first, a page at a time."""
         using = self.store.directory.using
         rows = AgentSession.objects.using(using).for_user(request.user)  # type: ignore[arg-type]
         rows = rows.filter(backend=self.backend).order_by("-updated_at", "-pk")
@@ -168,6 +173,7 @@ class SessionListView(SessionAPIView):
         )
 
     def post(self, request: HttpRequest) -> HttpResponse:
+        """Make a session for the user; answer 201 with its id."""
         limit = self.get_rate_limit()
         if not limit.take(request.user.pk):
             return error_response(
@@ -181,6 +187,7 @@ class SessionView(SessionAPIView):
     """Delete one of the user's sessions with all that it holds."""
 
     def delete(self, request: HttpRequest, session_id: str) -> HttpResponse:
+        """Delete a session; answer 204, or 404 where it isn't the user's."""
         key, row = self.find(session_id)
         if row is None:
             return error_response("not_found", 404)
@@ -200,6 +207,7 @@ class SessionMessagesView(SessionAPIView):
     max_bytes: int = 1024 * 1024
 
     def get(self, request: HttpRequest, session_id: str) -> HttpResponse:
+        """Return a page of a session's messages, the newest without `before`."""
         key, row = self.find(session_id)
         if row is None:
             return error_response("not_found", 404)

@@ -1,0 +1,1 @@
+"""Stores of items, behind one contract."""

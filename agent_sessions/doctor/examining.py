@@ -28,7 +28,8 @@ _CHUNK = 500
 class Progress(Protocol):
     """Hears how many sessions and items have been read."""
 
-    def __call__(self, sessions: int, items: int) -> None: ...
+    def __call__(self, sessions: int, items: int) -> None:
+        """Hear the counts so far."""
 
 
 @guarded

@@ -39,6 +39,7 @@ class Everything(Window):
     """Send the whole history, but for outputs without their calls."""
 
     def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
+        """Return what stays of `history`. See Window.cut()."""
         calls = find_calls([*history, *fixed])
         return [
             item
@@ -54,6 +55,7 @@ class Windows(Window):
     windows: tuple[Window, ...]
 
     def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
+        """Return what stays of `history`. See Window.cut()."""
         for window in self.windows:
             history = window.cut(history, fixed)
         return list(history)
@@ -66,6 +68,7 @@ class Callbacks:
     callbacks: tuple[SessionInputCallback, ...]
 
     async def __call__(self, history: list[Any], new: list[Any]) -> list[Any]:
+        """Return the input of a run: what all callbacks leave, in their order."""
         # An item is told by its identity, as the SDK does it: equal ones may be both
         # in the history and in the new input. The lists keep the objects alive.
         old = {id(item) for item in [*history]}

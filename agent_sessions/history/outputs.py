@@ -64,6 +64,7 @@ class OldToolOutputs(Window):
     marker: str
 
     def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
+        """Return what stays of `history`. See Window.cut()."""
         layout = lay_out(history, fixed)
         calls = find_calls(history)
         kept = []

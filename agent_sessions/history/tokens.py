@@ -57,7 +57,8 @@ _CHUNK = 4000
 class Encoder(Protocol):
     """What is used of a `tiktoken.Encoding`."""
 
-    def encode_ordinary(self, text: str, /) -> Sequence[int]: ...
+    def encode_ordinary(self, text: str, /) -> Sequence[int]:
+        """Return the tokens of a text, special ones as ordinary text."""
 
 
 def count_tokens(item: Item) -> int:
@@ -106,6 +107,7 @@ class TiktokenCounter:
     encoding: Encoder
 
     def __call__(self, item: Item) -> int:
+        """Return how many tokens an item's texts have."""
         texts, tokens = _measure(item)
         for text in texts:
             for start in range(0, len(text), _CHUNK):

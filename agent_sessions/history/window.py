@@ -19,6 +19,7 @@ class Window(ABC):
     __slots__ = ()
 
     def __call__(self, history: list[Any], new: list[Any]) -> list[Any]:
+        """Return the input of a run, as the SDK asks its session_input_callback for it."""
         return [*self.cut(history, new), *new]
 
     @abstractmethod

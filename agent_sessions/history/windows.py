@@ -63,6 +63,7 @@ class LastTurns(Window):
     count: int
 
     def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
+        """Return what stays of `history`. See Window.cut()."""
         layout = lay_out(history, fixed)
         first = layout.last - self.count + 1
         return [
@@ -81,6 +82,7 @@ class TokenBudget(Window):
     at_least: int = 1
 
     def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
+        """Return what stays of `history`. See Window.cut()."""
         layout = lay_out(history, fixed)
         turns: dict[int, list[Item]] = {}
         for item, turn in zip(history, layout.turns, strict=True):
@@ -110,6 +112,7 @@ class WholeTurns(Window):
     """See whole_turns()."""
 
     def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
+        """Return what stays of `history`. See Window.cut()."""
         layout = lay_out(history, fixed)
         return [
             item
@@ -125,6 +128,7 @@ class SystemPrefix(Window):
     window: Window
 
     def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
+        """Return what stays of `history`. See Window.cut()."""
         prefix = list(takewhile(is_instruction, history))
         rest = history[len(prefix) :]
         return [*prefix, *self.window.cut(rest, [*prefix, *fixed])]

@@ -74,6 +74,7 @@ class BackendSession(SessionABC):
 
     @property
     def session_id(self) -> str:
+        """The id by which its owner knows the session."""
         return self.key.session_id
 
     @session_id.setter
@@ -83,6 +84,7 @@ class BackendSession(SessionABC):
 
     @property
     def session_settings(self) -> SessionSettings:
+        """The SDK's settings of the session, such as how many items are read."""
         return self._session_settings
 
     @session_settings.setter

@@ -120,8 +120,10 @@ class BranchingSession(BackendSession):
             _keep_to(self, MAIN_BRANCH)
 
     async def list_branches(self) -> list[dict[str, Any]]:
-        """Describe the branches: branch_id, message_count, user_turns, is_current,
-        created_at."""
+        """Describe the branches.
+
+        Each has branch_id, message_count, user_turns, is_current and created_at.
+        """
         return await self._backend.aask(self.key, Branches.listing)
 
     async def get_conversation_turns(
@@ -131,8 +133,10 @@ class BranchingSession(BackendSession):
         after: int = 0,
         limit: int | None = None,
     ) -> list[dict[str, Any]]:
-        """List user turns over number `after`: turn, content, full_content,
-        timestamp, can_branch."""
+        """List user turns whose number is greater than `after`.
+
+        Each has turn, content, full_content, timestamp and can_branch.
+        """
         check_limit(limit)
         return await self._backend.aask(
             self.key,

@@ -47,6 +47,7 @@ class ClosableSession(BackendSession):
         await self.close()
 
     def assert_usable(self) -> None:
+        """Raise SessionClosed after close()."""
         if self._closed:
             raise SessionClosed(type(self).__name__)
 

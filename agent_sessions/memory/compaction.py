@@ -32,8 +32,9 @@ class CompactableSession(BranchingSession):
         *,
         prune_prefix: Callable[[Any], bool] | None = None,
     ) -> Any:
-        """Read the newest `limit` items and how to replace them; None where it can't be
-        done safely.
+        """Read the newest `limit` items, and how to replace them.
+
+        Returns None where it can't be done safely.
 
         What lies before an unreadable row stays where it is, and the row too.
         `prune_prefix` names items that a wrapper has expired and hides anyway: they are

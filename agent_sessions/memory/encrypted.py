@@ -79,8 +79,9 @@ class SealedCompaction:
     async def _get_compaction_snapshot(
         self, limit: int, *, prune_prefix: Callable[[Any], bool] | None = None
     ) -> Any:
-        """Read the newest `limit` items and how to replace them; None where it can't be
-        done safely.
+        """Read the newest `limit` items, and how to replace them.
+
+        Returns None where it can't be done safely.
 
         What lies before one that doesn't open, or whose time is over, stays where it
         is, and that one too.
@@ -175,6 +176,7 @@ class EncryptedSession(SealedCompaction, WrappingSession, SessionABC):
 
     @property
     def session_id(self) -> str:
+        """The id that was given, else the inner session's."""
         if self._given_id is not None:
             return self._given_id
         return self.inner_session.session_id
@@ -188,6 +190,7 @@ class EncryptedSession(SealedCompaction, WrappingSession, SessionABC):
 
     @property
     def session_settings(self) -> SessionSettings | None:
+        """The inner session's settings."""
         return self.inner_session.session_settings
 
     @session_settings.setter

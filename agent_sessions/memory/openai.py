@@ -83,6 +83,7 @@ class OpenAIConversationsSession(ConversationSession):
 
     @property
     def session_id(self) -> str:
+        """The remote conversation's id. Raises ValueError before the first item."""
         name = self.backend.name.removeprefix(DELETING)
         if not name:
             raise ValueError(

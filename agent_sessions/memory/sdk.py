@@ -19,7 +19,7 @@ async def begin_conversation(session: Any) -> str:
 
 
 async def run_compaction(session: Any, args: Any, **options: Any) -> None:
-    """Compact what a compacting session holds, as the SDK's run_compaction() does.
+    """Compact what a compacting session holds, as the SDK does after a response.
 
     Options are `read_items`, `prepare_items` and `read_snapshot`, functions that stand
     for the session's own, and `wrapper`, the context of the run.

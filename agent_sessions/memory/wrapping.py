@@ -175,6 +175,7 @@ class WrappingSession:
         *,
         wrapper: RunContextWrapper[Any] | None = None,
     ) -> list[TResponseInputItem]:
+        """Return the newest `limit` items in the clear, oldest first."""
         raise NotImplementedError
 
     async def _read(

@@ -98,6 +98,7 @@ class ActiveRun:
 
     @property
     def run_id(self) -> str:
+        """The run's id, as its client chose it."""
         return self.request.run_id
 
     async def base(self) -> int:

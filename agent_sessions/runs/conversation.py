@@ -26,6 +26,7 @@ class Conversation:
 
     @property
     def session_id(self) -> str:
+        """The id by which its owner knows the session."""
         return self.key.session_id
 
     @classmethod

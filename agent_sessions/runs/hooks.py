@@ -59,6 +59,7 @@ class SessionHooks(RunHooks[Any]):
     async def on_agent_start(
         self, context: AgentHookContext[Any], agent: Agent[Any]
     ) -> None:
+        """Begin the row of a run, or note another agent."""
         run = self._open.get(id(context.usage))
         if run is None:
             await self._begin(context.usage, snapshot(context.usage), agent)
@@ -71,6 +72,7 @@ class SessionHooks(RunHooks[Any]):
         agent: Agent[Any],
         response: ModelResponse,
     ) -> None:
+        """Count what a response used."""
         run = self._open.get(id(context.usage))
         if run is None:
             # A restored run goes on without a start, and counts on.
@@ -87,6 +89,7 @@ class SessionHooks(RunHooks[Any]):
         from_agent: Agent[Any],
         to_agent: Agent[Any],
     ) -> None:
+        """Note the agent that goes on."""
         run = self._open.get(id(context.usage))
         if run is not None:
             await self._speaks(run, to_agent)
@@ -94,6 +97,7 @@ class SessionHooks(RunHooks[Any]):
     async def on_agent_end(
         self, context: AgentHookContext[Any], agent: Agent[Any], output: Any
     ) -> None:
+        """Note that an agent has given its answer."""
         run = self._open.get(id(context.usage))
         if run is None:
             return

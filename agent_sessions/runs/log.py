@@ -21,6 +21,7 @@ class Frame:
 
     @property
     def id(self) -> str:
+        """The frame's id: the run's, and the event's number in it."""
         return f"{self.run_id}:{self.number}"
 
     @property
@@ -29,6 +30,7 @@ class Frame:
         return self.event["type"] in {"RUN_FINISHED", "RUN_ERROR"}
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the frame as it is sent."""
         return {"id": self.id, "chunk": self.event}
 
 

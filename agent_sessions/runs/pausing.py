@@ -39,6 +39,7 @@ class Pending:
 
     @property
     def interrupts(self) -> list[dict[str, Any]]:
+        """The open approvals, as a client sees them."""
         return self.paused.interrupts
 
     @property

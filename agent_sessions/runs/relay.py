@@ -45,6 +45,7 @@ class ChannelRelay:
         self._task: asyncio.Task[None] | None = None
 
     def __call__(self, conversation: Conversation, frame: Frame) -> None:
+        """Send a frame to the sockets of other processes."""
         self.send(
             conversation,
             {
@@ -60,6 +61,7 @@ class ChannelRelay:
         self.send(conversation, {"type": ABORT, "run_id": run_id, "mode": mode})
 
     def send(self, conversation: Conversation, message: dict[str, Any]) -> None:
+        """Queue a message for the group of a conversation."""
         self._queue.append(
             (group_of(conversation), {**message, "origin": this_process()})
         )
