@@ -153,6 +153,22 @@ async def reads(bench: Bench) -> None:
         await store.release(opened[store.name])
 
 
+async def pops(bench: Bench) -> None:
+    """Count the items that one caller pops, until a short history is empty."""
+    count = bench.plan.popped
+    for number, store in bench.rounds(bench.plan.rounds):
+        session: Any = await bench.fill(store, count)
+        if not hasattr(session, "pop_item"):
+            continue
+        start = time.perf_counter()
+        while await session.pop_item() is not None:
+            pass
+        spent = time.perf_counter() - start
+        if number >= 0:
+            bench.results.rate(f"pops/s of {count:,} items", store.name, count / spent)
+        await store.release(session)
+
+
 async def imports(bench: Bench) -> None:
     """Time one `add_items` of many items."""
     count = bench.plan.imported
@@ -238,6 +254,7 @@ WORKLOADS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "new-object": new_objects,
     "at-once": at_once,
     "read": reads,
+    "pop": pops,
     "import": imports,
     "memory": memory,
     "fork": forks,
