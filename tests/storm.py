@@ -1,7 +1,7 @@
 """Appenders, poppers, a reader and a clearer on one session, while its server dies.
 
-As a program it takes a `Plan` in JSON. It works until its standard input ends, and
-prints what happened.
+As a program it takes a `Plan` in JSON. It works until its standard input ends; it tells
+that it does, so that the server dies in the midst, and prints what happened.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import django
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.exceptions import UnknownEncryptionKey
 from agent_sessions.handler import SessionBackendHandler
-from tests.ledger import APPEND, CLEAR, POP, READ, Ledger, violations
+from tests.ledger import APPEND, CLEAR, POP, READ, Call, Ledger, violations
 from tests.servers.mortal import Mortal
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +34,8 @@ WORKERS = 8
 # So many items are appended at once, and read at once.
 BATCH = 3
 READ_LIMIT = 50
+# After so many calls a line says that work goes on.
+MARK = 50
 ENCRYPTED = "agent_sessions.backends.encrypted.EncryptedBackend"
 
 
@@ -62,13 +64,14 @@ def rage(plan: Plan, server: Mortal, environment: dict[str, str]) -> dict[str, A
     ) as child:
         try:
             assert child.stdout is not None
-            assert child.stdout.readline() == "begun\n"
             for _ in range(KILLS):
-                time.sleep(random.uniform(0.2, 0.6))  # noqa: S311
+                for _ in range(random.randint(2, 5)):  # noqa: S311
+                    assert child.stdout.readline() == "working\n"
+                time.sleep(random.uniform(0, 0.1))  # noqa: S311
                 server.kill()
                 server.start()
-            time.sleep(0.3)
-            report: dict[str, Any] = json.loads(child.communicate(timeout=120)[0])
+            told = child.communicate(timeout=120)[0]
+            report: dict[str, Any] = json.loads(told.replace("working\n", ""))
         except BaseException:
             child.kill()
             raise
@@ -83,6 +86,7 @@ class Storm:
         self.key = SessionKey(plan.session_id)
         self.ledger = Ledger()
         self._over = False
+        self._done = 0
 
     async def run(self) -> dict[str, Any]:
         """Work; return figures, what can't be true, and why calls failed."""
@@ -98,8 +102,6 @@ class Storm:
         async with asyncio.TaskGroup() as tasks:
             for each in work:
                 tasks.create_task(each)
-            sys.stdout.write("begun\n")
-            sys.stdout.flush()
             await asyncio.to_thread(sys.stdin.read)
             self._over = True
         rest = texts(await backend.alatest(self.key, None))
@@ -126,8 +128,8 @@ class Storm:
             batch: list[Any] = [{"role": "user", "content": name} for name in names]
             with self.ledger.call(APPEND, names) as call:
                 await backend.aappend(self.key, batch)
-            if call.error:
-                await asyncio.sleep(0.02)
+            # Else those who look before they pop would hardly ever be fast enough.
+            await self._rest(call, 0.02)
 
     async def _pop(self, backend: BaseSessionBackend) -> None:
         while not self._over:
@@ -135,7 +137,7 @@ class Storm:
                 item = await backend.apop(self.key)
                 call.names = texts([item] if item else [])
             # Else nothing would be left.
-            await asyncio.sleep(0.005)
+            await self._rest(call, 0.005)
 
     async def _pop_wrongly(self, stranger: BaseSessionBackend) -> None:
         while not self._over:
@@ -144,20 +146,28 @@ class Storm:
                     assert await stranger.apop(self.key) is None
                 except UnknownEncryptionKey:
                     call.is_refused = True
-            await asyncio.sleep(0.005)
+            await self._rest(call, 0.005)
 
     async def _clear(self, backend: BaseSessionBackend) -> None:
         while not self._over:
-            await asyncio.sleep(0.05)
             with self.ledger.call(CLEAR) as call:
                 call.count = await backend.aclear(self.key)
+            await self._rest(call, 0.05)
 
     async def _read(self, backend: BaseSessionBackend) -> None:
         while not self._over:
-            await asyncio.sleep(0.02)
             with self.ledger.call(READ) as call:
                 call.names = texts(await backend.alatest(self.key, READ_LIMIT))
                 call.is_limited = len(call.names) == READ_LIMIT
+            await self._rest(call, 0.02)
+
+    async def _rest(self, call: Call, seconds: float) -> None:
+        """Tell of what is done now and then; leave a server that is away alone."""
+        self._done += not call.error
+        if self._done % MARK == 0 and not call.error:
+            sys.stdout.write("working\n")
+            sys.stdout.flush()
+        await asyncio.sleep(0.1 if call.error else seconds)
 
 
 def texts(items: list[Any]) -> list[str]:
