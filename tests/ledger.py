@@ -205,6 +205,10 @@ class _Audit:
         # How far all up to here have ended.
         ends = list(accumulate((append.ended for append in gone), max))
         failed = [pop for pop in self.pops if pop.error]
+        # Where a pop is sent again, a clear before takes along what it took.
+        mute = [
+            pop for pop in self.pops if not (pop.error or pop.names or pop.is_refused)
+        ]
         previous = acknowledged = -1.0
         for clear in self.clears:
             if not clear.error:
@@ -215,6 +219,9 @@ class _Audit:
                 sure = sum(not a.error and a.ended < clear.began for a in gone[own])
                 sure -= sum(
                     pop.ended > previous and pop.began < clear.ended for pop in failed
+                )
+                sure -= sum(
+                    pop.ended > clear.began and pop.began < clear.ended for pop in mute
                 )
                 left = slice(
                     bisect_right(ends, acknowledged), bisect_left(begins, clear.ended)

@@ -48,6 +48,7 @@ POSSIBLE = {
         [A, pop(4, 5, error="cut"), clear(6, 7, 1)],
         [],
     ),
+    "a clear takes along what a pop took": ([A, pop(3, 6), clear(4, 5, 1)], []),
     "none is found after a clear": ([A, clear(4, 5, 2), pop(6, 7)], []),
     "none is found before an append": ([pop(0, 2), append(1, 3, "a")], ["a"]),
     "a limited read": (
@@ -116,6 +117,11 @@ IMPOSSIBLE = {
     ),
     "none was found": ([A, pop(2, 3)], ["a1", "a2"], "passed over by a pop of []"),
     "a clear counts too few": ([A, clear(4, 5, 1)], [], "removed 1, not 2 to 2"),
+    "a clear counts too few before a pop": (
+        [A, clear(4, 5, 1), pop(6, 7)],
+        [],
+        "removed 1, not 2 to 2",
+    ),
     "a clear counts too many": ([A, clear(4, 5, 3)], [], "removed 3, not 2 to 2"),
     "two clears count the same": (
         [A, clear(4, 5, 2), clear(6, 7, 2)],

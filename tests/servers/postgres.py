@@ -15,9 +15,7 @@ from tests.servers.process import HOST, Recipe, Server, nobody, serve
 # The data is thrown away, so nothing waits for the disk.
 _FAST = ("-F", "-c", "full_page_writes=off", "-c", "synchronous_commit=off")
 # After a kill it syncs each file of its data, unless it syncs all of a disk at once.
-_LASTING = (
-    ("-c", "recovery_init_sync_method=syncfs") if sys.platform == "linux" else ()
-)
+_LASTING = ("-c", "recovery_init_sync_method=syncfs") if sys.platform == "linux" else ()
 
 
 def missing() -> str | None:
