@@ -81,6 +81,11 @@ def together(count: int, *, slow: bool) -> str:
     return f"{count} sessions at once, turns/s{network}"
 
 
+def pops_of(count: int) -> str:
+    """Name the workload of a history that is popped empty."""
+    return f"pops/s of {count:,} items"
+
+
 async def turns(bench: Bench) -> None:
     """Time `get_items(limit=50)` and `add_items` of two items, at each length."""
     plan = bench.plan
@@ -165,7 +170,7 @@ async def pops(bench: Bench) -> None:
             pass
         spent = time.perf_counter() - start
         if number >= 0:
-            bench.results.rate(f"pops/s of {count:,} items", store.name, count / spent)
+            bench.results.rate(pops_of(count), store.name, count / spent)
         await store.release(session)
 
 
