@@ -12,6 +12,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -62,6 +63,9 @@ def rage(plan: Plan, server: Mortal, environment: dict[str, str]) -> dict[str, A
         stdout=subprocess.PIPE,
         text=True,
     ) as child:
+        # Where no call gets through any more, it would wait for ever.
+        limit = threading.Timer(60 + 30 * KILLS, child.kill)
+        limit.start()
         try:
             assert child.stdout is not None
             for _ in range(KILLS):
@@ -75,6 +79,8 @@ def rage(plan: Plan, server: Mortal, environment: dict[str, str]) -> dict[str, A
         except BaseException:
             child.kill()
             raise
+        finally:
+            limit.cancel()
     return report
 
 
