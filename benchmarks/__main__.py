@@ -17,8 +17,8 @@ from benchmarks.plans import PLANS
 
 DATABASES = ("postgresql", "sqlite")
 WORKLOADS = (
-    *("turn", "new-object", "at-once", "read", "import"),
-    *("memory", "fork", "forked-read", "clear"),
+    *("turn", "new-object", "at-once", "read", "pop"),
+    *("import", "memory", "fork", "forked-read", "clear"),
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.plans import LIMIT, Plan
 from benchmarks.results import Results
 from benchmarks.stores import OURS
-from benchmarks.workloads import at, together
+from benchmarks.workloads import at, pops_of, together
 
 _ALCHEMY = "SQLAlchemySession, asyncpg"
 
@@ -123,6 +123,7 @@ def _postgresql(plan: Plan) -> list[Bar]:
         f"read of {plan.read:,} items",
         f"import of {plan.imported:,} items",
     )
+    popped = pops_of(plan.popped)
     return [
         *(
             Bar(f"{at(length)}, to {other}", limit, _against(at(length), other))
@@ -141,6 +142,7 @@ def _postgresql(plan: Plan) -> list[Bar]:
         ),
         Bar(f"{read}, to {_ALCHEMY}", 0.9, _against(read, _ALCHEMY)),
         Bar(f"{imported}, to {_ALCHEMY}", 0.8, _against(imported, _ALCHEMY)),
+        Bar(f"{popped}, to {_ALCHEMY}", 0.9, _against(popped, _ALCHEMY), at_least=True),
     ]
 
 

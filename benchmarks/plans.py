@@ -19,6 +19,7 @@ class Plan:
     turns_together: int = 2
     rounds_together: int = 5
     read: int = 1_000
+    popped: int = 200
     imported: int = 10_000
     imports: int = 7
     clears: int = 3
@@ -53,6 +54,7 @@ PLANS = {
         turns_together=1,
         rounds_together=1,
         read=20,
+        popped=5,
         imported=50,
         imports=1,
         clears=1,

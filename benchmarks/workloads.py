@@ -81,6 +81,11 @@ def together(count: int, *, slow: bool) -> str:
     return f"{count} sessions at once, turns/s{network}"
 
 
+def pops_of(count: int) -> str:
+    """Name the workload of a history that is popped empty."""
+    return f"pops/s of {count:,} items"
+
+
 async def turns(bench: Bench) -> None:
     """Time `get_items(limit=50)` and `add_items` of two items, at each length."""
     plan = bench.plan
@@ -151,6 +156,22 @@ async def reads(bench: Bench) -> None:
             bench.results.add(f"read of {count:,} items", store.name, spent)
     for store in bench.stores:
         await store.release(opened[store.name])
+
+
+async def pops(bench: Bench) -> None:
+    """Count the items that one caller pops, until a short history is empty."""
+    count = bench.plan.popped
+    for number, store in bench.rounds(bench.plan.rounds):
+        session: Any = await bench.fill(store, count)
+        if not hasattr(session, "pop_item"):
+            continue
+        start = time.perf_counter()
+        while await session.pop_item() is not None:
+            pass
+        spent = time.perf_counter() - start
+        if number >= 0:
+            bench.results.rate(pops_of(count), store.name, count / spent)
+        await store.release(session)
 
 
 async def imports(bench: Bench) -> None:
@@ -238,6 +259,7 @@ WORKLOADS: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "new-object": new_objects,
     "at-once": at_once,
     "read": reads,
+    "pop": pops,
     "import": imports,
     "memory": memory,
     "fork": forks,

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.servers import mariadb, postgres
-from tests.servers.mortal import Mortal, mortal
+from tests.servers.lasting import ROOT, mortal_database
+from tests.servers.mortal import Mortal
 from tests.settings import DATABASE_KIND
 
-ROOT = Path(__file__).parent.parent
-NAME = "restarted"
 # The server's death follows this many acknowledged batches.
 BEFORE = 60
 
@@ -26,50 +22,13 @@ pytestmark = [
 ]
 
 
-def create(server: Mortal) -> None:
-    """Make an empty database."""
-    if DATABASE_KIND == "postgres":
-        import psycopg
-
-        with psycopg.connect(
-            host=server.host,
-            port=server.port,
-            user="postgres",
-            dbname="postgres",
-            autocommit=True,
-        ) as connection:
-            connection.execute(f"CREATE DATABASE {NAME}")
-    else:
-        import MySQLdb
-
-        connection = MySQLdb.connect(host=server.host, port=server.port, user="root")
-        connection.query(f"CREATE DATABASE {NAME} CHARACTER SET utf8mb4")
-        connection.close()
-
-
 def test_a_server_is_killed_in_mid_write() -> None:
     """What was acknowledged is there, the rest was an error, and work goes on.
 
     The same session object, in the same process and loop, writes again as soon as the
     server is back.
     """
-    kinds = {"postgres": postgres.recipe, "mariadb": mariadb.recipe}
-    with mortal(kinds[DATABASE_KIND](lasting=True)) as server:
-        create(server)
-        environment = os.environ | {
-            "DJANGO_SETTINGS_MODULE": "tests.settings",
-            "AGENT_SESSIONS_TEST_DATABASE": DATABASE_KIND,
-            "AGENT_SESSIONS_TEST_NAME": NAME,
-            "AGENT_SESSIONS_TEST_HOST": server.host,
-            "AGENT_SESSIONS_TEST_PORT": str(server.port),
-        }
-        subprocess.run(
-            [sys.executable, "-m", "django", "migrate", "--verbosity=0"],
-            env=environment,
-            cwd=ROOT,
-            check=True,
-            timeout=120,
-        )
+    with mortal_database(DATABASE_KIND) as (server, environment):
         writer = subprocess.Popen(
             [sys.executable, "-m", "tests.restarted_writer"],
             env=environment,

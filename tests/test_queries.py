@@ -146,15 +146,18 @@ class TestStatements:
         """The session's row, its branch, the newest rows; the item, the count, the turn."""
         session = get_session("pop").sync
         session.add_items([*messages(2), {"role": "assistant", "content": "Hi"}])
-        assert statements(session.pop_item) == (5, 1)
+        # PostgreSQL does all but the first in one.
+        is_one = connection.vendor == "postgresql"
+        assert statements(session.pop_item) == (2 if is_one else 5, 1)
         # A user's message ends a turn.
-        assert statements(session.pop_item) == (6, 1)
+        assert statements(session.pop_item) == (2 if is_one else 6, 1)
 
     def test_popping_from_an_empty_history(self) -> None:
         session = get_session("pop").sync
         session.add_items([ITEM])
         session.pop_item()
-        assert statements(session.pop_item) == (3, 1)
+        tried = 1 if connection.vendor == "postgresql" else 0
+        assert statements(session.pop_item) == (3 + tried, 1)
 
     def test_clearing_takes_as_many_at_any_length(self) -> None:
         session = get_session("clear").sync

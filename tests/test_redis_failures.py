@@ -24,8 +24,9 @@ from agent_sessions.exceptions import (
     WrongKeyType,
 )
 from tests.servers import Server
+from tests.servers.mortal import mortal
 from tests.servers.process import HOST, free_port
-from tests.servers.redis import PASSWORD, Watched, _wait, kill, url
+from tests.servers.redis import DURABLE, PASSWORD, Watched, _wait, recipe, url
 from tests.servers.redis import redis as run_redis
 
 pytestmark = pytest.mark.one_database
@@ -290,16 +291,12 @@ async def test_a_refused_key_is_told() -> None:
 
 
 @pytest.mark.parametrize("kind", ["redis", "valkey"])
-async def test_a_server_is_killed_in_mid_write(kind: str, tmp_path: Path) -> None:
+async def test_a_server_is_killed_in_mid_write(kind: str) -> None:
     """What was acknowledged is there, the rest was an error, and work goes on.
 
     The same session object, in the same process and loop, writes again as soon as the
     server is back.
     """
-    port = free_port()
-    durable = ("--appendonly", "yes", "--appendfsync", "always")
-    arguments = (*durable, "--dir", str(tmp_path))
-    session = open_session(f"redis://{HOST}:{port}/0")
     acknowledged: list[str] = []
     failed: list[str] = []
     begun = asyncio.Event()
@@ -319,13 +316,14 @@ async def test_a_server_is_killed_in_mid_write(kind: str, tmp_path: Path) -> Non
                 begun.set()
             number += 1
 
-    with run_redis(kind, *arguments, port=port) as server:
+    with mortal(recipe(kind, *DURABLE)) as server:
+        session = open_session(f"redis://{HOST}:{server.port}/0")
         writers = [asyncio.create_task(write(number)) for number in range(4)]
         await begun.wait()
-        await asyncio.to_thread(kill, server)
+        await asyncio.to_thread(server.kill)
         await asyncio.gather(*writers)
-    assert failed
-    with run_redis(kind, *arguments, port=port):
+        assert failed
+        await asyncio.to_thread(server.start)
         found: list[Any] = await session.get_items()
         stored = [item["batch"] for item in found[::4]]
         assert found == [{"batch": name, "n": n} for name in stored for n in range(4)]
@@ -336,15 +334,13 @@ async def test_a_server_is_killed_in_mid_write(kind: str, tmp_path: Path) -> Non
         await session.close()
 
 
-async def test_a_restart_is_bridged(tmp_path: Path) -> None:
+async def test_a_restart_is_bridged() -> None:
     """A server that is back within a moment costs no error at all."""
-    port = free_port()
-    arguments = ("--appendonly", "yes", "--appendfsync", "always")
-    session = open_session(f"redis://{HOST}:{port}/0")
-    with run_redis("redis", *arguments, "--dir", str(tmp_path), port=port) as server:
+    with mortal(recipe("redis", *DURABLE)) as server:
+        session = open_session(f"redis://{HOST}:{server.port}/0")
         await session.add_items(MESSAGES)
-        await asyncio.to_thread(kill, server)
-    with run_redis("redis", *arguments, "--dir", str(tmp_path), port=port):
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
         await session.add_items(MESSAGES)
         assert await session.get_items() == MESSAGES * 2
         await session.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
@@ -17,6 +18,7 @@ from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.concurrency.loops import with_caller
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import SessionDoesNotExist
+from agent_sessions.reports import as_storage_error
 from agent_sessions.signals import session_cleared
 
 if TYPE_CHECKING:
@@ -124,10 +126,15 @@ class ListedBackend(BaseSessionBackend):
         """Pass where the key's session is its own; a write makes the row.
 
         Return what the row says, if it was there and looked at. Raises
-        SessionDoesNotExist for someone else's, and LeaseLost.
+        SessionDoesNotExist for someone else's, LeaseLost, and StorageError where the
+        directory's database fails.
         """
         if self._is_known(key):
             return None
+        with self._asking():
+            return self._look(key, write=write)
+
+    def _look(self, key: SessionKey, *, write: bool) -> Seen | None:
         directory, seen = self.directory, None
         if key.fence is not None:
             # Of a session that is somebody else's, or gone, nobody has a lease.
@@ -148,6 +155,9 @@ class ListedBackend(BaseSessionBackend):
         # What is rolled back, as after each test, is not remembered.
         transaction.on_commit(partial(self._remember, key), using=self.using)
         return seen
+
+    def _asking(self) -> AbstractContextManager[None]:
+        return as_storage_error(self.using, "look up or change a session's row")
 
     async def aadmit(self, key: SessionKey, *, write: bool = False) -> Seen | None:
         """See that the session has its row. Raises SessionDoesNotExist."""
@@ -207,13 +217,15 @@ class ListedBackend(BaseSessionBackend):
     def _begin_clear(self, key: SessionKey) -> None:
         """End a run's lease before its items go: it must not write between."""
         if self.listed and key.fence is None:
-            self.directory.revoke(key)
+            with self._asking():
+                self.directory.revoke(key)
 
     def _cleared(self, key: SessionKey, count: int) -> None:
         if not self.listed:
             return
         self._admissions.forget(key)
-        self.directory.cleared(key)
+        with self._asking():
+            self.directory.cleared(key)
         session_cleared.send(
             type(self),
             session_id=key.session_id,

@@ -8,7 +8,7 @@ given, is replaced by one of ours instead of being chained.
 
 from __future__ import annotations
 
-from agent_sessions.reports.databases import told
+from agent_sessions.reports.databases import as_storage_error, told
 from agent_sessions.reports.guards import (
     clear,
     drop_frame,
@@ -21,6 +21,7 @@ from agent_sessions.reports.guards import (
 )
 
 __all__ = [
+    "as_storage_error",
     "clear",
     "drop_frame",
     "guard_methods",

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from django.db import Error
+
+from agent_sessions.exceptions import StorageError
 
 # Of PostgreSQL: connections, resources, limits, states, operators, disks, itself. Its
 # other words may quote values: those of data, and of the project's own triggers.
@@ -25,6 +31,18 @@ def told(error: BaseException) -> str:
     """
     facts = facts_of(error)
     return f"{type(error).__name__}: {facts}" if facts else type(error).__name__
+
+
+@contextmanager
+def as_storage_error(using: str, what: str) -> Iterator[None]:
+    """Raise StorageError where a database fails; `what` is what it was asked to do."""
+    try:
+        yield
+    except Error as exc:
+        raise StorageError(
+            f"The database {using!r} refused to {what} ({told(exc)}). See that it is "
+            "up, migrated and reachable, then try again."
+        ) from None
 
 
 def facts_of(error: BaseException) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from tests.servers.process import HOST, START_SECONDS, Recipe, free_port, prepare
@@ -48,11 +50,33 @@ class Mortal:
     def kill(self) -> None:
         """End it at once, in the middle of whatever it does."""
         if self._process is not None:
-            # PostgreSQL's own processes die with it by this one, without a last word.
-            is_many = self.recipe.name == "postgres"
-            self._process.send_signal(signal.SIGQUIT if is_many else signal.SIGKILL)
+            # PostgreSQL's own processes would go on for a moment.
+            children = _children(self._process.pid)
+            self._process.kill()
+            for child in children:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             self._process.wait(START_SECONDS)
             self._process = None
+
+    def stop(self) -> None:
+        """End it for good."""
+        if self._process is not None and self.recipe.name == "postgres":
+            # Only so does it give back the memory that its processes share.
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(START_SECONDS)
+            self._process = None
+        self.kill()
+
+
+def _children(pid: int) -> list[int]:
+    """Return the processes that a process has begun, where the system tells."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return (
+        [int(each) for each in children.read_text().split()]
+        if children.exists()
+        else []
+    )
 
 
 @contextmanager
@@ -63,5 +87,5 @@ def mortal(recipe: Recipe) -> Iterator[Mortal]:
         server.start()
         yield server
     finally:
-        server.kill()
+        server.stop()
         shutil.rmtree(server.directory, ignore_errors=True)

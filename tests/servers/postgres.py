@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,9 +13,9 @@ from pathlib import Path
 from tests.servers.process import HOST, Recipe, Server, nobody, serve
 
 # The data is thrown away, so nothing waits for the disk.
-_FAST = ("-F", "-c", "full_page_writes=off")
-# Until it has been handed to the disk's cache, a killed server may lose it.
-_FASTEST = ("-c", "synchronous_commit=off")
+_FAST = ("-F", "-c", "full_page_writes=off", "-c", "synchronous_commit=off")
+# After a kill it syncs each file of its data, unless it syncs all of a disk at once.
+_LASTING = ("-c", "recovery_init_sync_method=syncfs") if sys.platform == "linux" else ()
 
 
 def missing() -> str | None:
@@ -33,10 +34,10 @@ def postgres() -> Iterator[Server]:
 
 def recipe(*, lasting: bool = False) -> Recipe:
     """Tell how PostgreSQL is run; `lasting` keeps what was committed when it's killed."""
-    fast = _FAST if lasting else (*_FAST, *_FASTEST)
+    more = _LASTING if lasting else _FAST
     return Recipe(
         name="postgres",
-        command=lambda directory, port: [*_command(directory, port), *fast],
+        command=lambda directory, port: [*_command(directory, port), *more],
         ready=_ready,
         prepare=_prepare,
         stop="SIGINT",

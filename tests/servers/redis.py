@@ -20,6 +20,8 @@ WAIT_SECONDS = 30.0
 # The name under which sentinels know the primary.
 SERVICE = "agents"
 PASSWORD = "opensesame"
+# What is acknowledged is on the disk.
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 def missing() -> str | None:
@@ -45,16 +47,20 @@ def url(server: Server, database: int = 0) -> str:
     return f"redis://{server.host}:{server.port}/{database}"
 
 
-@contextmanager
-def redis(kind: str = "redis", *more: str, port: int | None = None) -> Iterator[Server]:
-    """Run one server; `more` are further arguments, a `port` is one that was chosen."""
-    recipe = Recipe(
+def recipe(kind: str = "redis", *more: str) -> Recipe:
+    """Tell how a server is run; `more` are further arguments."""
+    return Recipe(
         name=kind,
-        command=lambda directory, free: _command(kind, directory, port or free, more),
-        ready=lambda free: _ready(port or free),
+        command=lambda directory, port: _command(kind, directory, port, more),
+        ready=_ready,
     )
-    with serve(recipe) as server:
-        yield Server(server.host, port or server.port, server.directory, server.pid)
+
+
+@contextmanager
+def redis(kind: str = "redis", *more: str) -> Iterator[Server]:
+    """Run one server; `more` are further arguments."""
+    with serve(recipe(kind, *more)) as server:
+        yield server
 
 
 def kill(server: Server) -> None:
@@ -138,12 +144,12 @@ def sentinel(kind: str = "valkey", count: int = 2) -> Iterator[Watched]:
         _wait(lambda: _in_step(replica.port), "the replica")
         watchers = []
         for _ in range(count):
-            recipe = Recipe(
+            watcher = Recipe(
                 name=f"{kind}-sentinel",
                 command=partial(_sentinel_command, kind, primary.port),
                 ready=_ready,
             )
-            watchers.append(stack.enter_context(serve(recipe)))
+            watchers.append(stack.enter_context(serve(watcher)))
         watched = Watched([primary, replica], [(s.host, s.port) for s in watchers])
         _wait(lambda: all(_sees(s.port, count) for s in watchers), "the sentinels")
         yield watched

@@ -30,7 +30,8 @@ from agent_sessions.backends.database import awaiting
 from agent_sessions.backends.database.answers import Held
 from agent_sessions.backends.database.appending import append_together
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.database.history import pop_newest, read_page
+from agent_sessions.backends.database.history import read_page
+from agent_sessions.backends.database.popping import pop_newest
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.reading import read_newest
 from agent_sessions.backends.database.removal import Clearing
@@ -141,22 +142,10 @@ class DatabaseBackend(BaseSessionBackend):
         return read_newest(self, key, limit, None)
 
     def pop(self, key: SessionKey) -> Item | None:
-        def take(connection: BaseDatabaseWrapper) -> Item | None:
-            held = self.lock(connection, key)
-            if held is None:
-                return None
-            return pop_newest(self.branches(key, held), held.pk)
-
-        return self.run(take)
+        return pop_newest(self, key)
 
     def pop_if(self, key: SessionKey, accept: Callable[[Item], bool]) -> Item | None:
-        def take(connection: BaseDatabaseWrapper) -> Item | None:
-            held = self.lock(connection, key)
-            if held is None:
-                return None
-            return pop_newest(self.branches(key, held), held.pk, accept)
-
-        return self.run(take)
+        return pop_newest(self, key, accept)
 
     def rewrite(
         self,

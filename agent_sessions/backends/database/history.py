@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from django.db.models import Exists, F, OuterRef
 from django.utils import timezone
 
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.directory import active, forget_history
-from agent_sessions.items import Item, StoredItem, decode
-from agent_sessions.models import (
-    MAIN_BRANCH,
-    AgentSession,
-    Branch,
-    SessionItem,
-)
-
-# How many rows a pop looks at first; more only behind unreadable ones.
-_POP_WINDOW = 4
+from agent_sessions.backends.directory import forget_history
+from agent_sessions.items import StoredItem, decode
+from agent_sessions.models import MAIN_BRANCH, Branch, SessionItem
 
 
 def read_page(
@@ -51,52 +40,6 @@ def read_page(
     return Page(items, has_earlier, has_later)
 
 
-def pop_newest(
-    branches: Branches,
-    session: int,
-    accept: Callable[[Item], bool] = lambda item: True,
-) -> Item | None:
-    """Take the newest readable item from a session whose row is held.
-
-    One that isn't accepted is passed over like an unreadable one.
-    Unreadable rows are passed over and kept: a pop must not destroy what a repair
-    or the right key could still read. What a branch has from its parent stays there:
-    the branch then ends earlier.
-    """
-    branch = branches.current()
-    if branch is None:
-        return None
-    columns = ("pk", "branch_id", "position", "turn", "data", "type", "role")
-    children = Branch.objects.using(branches.using).filter(
-        parent_id=OuterRef("branch_id"), fork_position__gte=OuterRef("position")
-    )
-    rows = branches.items(branch).order_by("-position")
-    rows = rows.values_list(*columns, Exists(children))
-    seen, window = 0, _POP_WINDOW
-    while True:
-        found = list(rows[seen:window])
-        for pk, owner, position, turn, data, kind, role, is_shared in found:
-            item = decode(data)
-            if item is None or not accept(item):
-                continue
-            opens = (kind, role) == ("message", "user")
-            before = max(turn - 1, 0) if opens else turn
-            if owner != branch.pk or is_shared:
-                branches.replace(branch, position - 1, before)
-            else:
-                SessionItem._base_manager.using(branches.using).filter(pk=pk).delete()
-                _uncount(branches.using, session)
-                if opens:
-                    own = Branch._base_manager.using(branches.using).filter(
-                        pk=branch.pk
-                    )
-                    own.update(turn=before)
-            return item
-        if seen + len(found) < window:
-            return None
-        seen, window = window, window * 2
-
-
 def clear_history(using: str, session: int, *, keep_lease: bool) -> int:
     """Empty a session whose row is held; tell how many items it had.
 
@@ -118,9 +61,3 @@ def clear_history(using: str, session: int, *, keep_lease: bool) -> int:
         branch=branches.filter(name=MAIN_BRANCH).first(),
     )
     return count
-
-
-def _uncount(using: str, session: int) -> None:
-    AgentSession.objects.using(using).filter(pk=session).update(
-        item_count=F("item_count") - 1, **active(timezone.now())
-    )

@@ -11,12 +11,14 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
+from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.answers import Held, Own, Place, held, own_rows
 from agent_sessions.backends.database.prepared import PreparedStatements
 from agent_sessions.backends.database.statements import COLUMNS, AnyBatch, Statements
 from agent_sessions.items import Item, encode_batch, look_through
+from agent_sessions.times import day_of
 
 # PostgreSQL takes more rows than these by COPY: reading them from JSON would spill to
 # its disk.
@@ -155,6 +157,33 @@ class PostgreSQLStatements(Statements):
             self.owner(key, cursor.db),
         )
         return held(cursor.fetchone())
+
+    def take_newest(self, connection: BaseDatabaseWrapper, held: Held) -> str | None:
+        """Delete the newest row of a held session's current branch; give its text.
+
+        None where that isn't all: the branch has no rows of its own, or a fork shares
+        the newest.
+        """
+        now = timezone.now()
+        statement = (
+            f"WITH n AS (SELECT id, position FROM {self.item} WHERE branch_id = %s "
+            "ORDER BY position DESC LIMIT 1), "
+            f"d AS (DELETE FROM {self.item} i USING n WHERE i.id = n.id "
+            f"AND NOT EXISTS (SELECT 1 FROM {self.branch} "
+            "WHERE parent_id = %s AND fork_position >= n.position) "
+            "RETURNING i.data, i.turn, i.type = 'message' AND i.role = 'user' AS opens), "
+            f"s AS (UPDATE {self.session} SET item_count = item_count - 1, "
+            f"updated_at = %s, active_on = %s FROM d WHERE {self.session}.id = %s), "
+            f"b AS (UPDATE {self.branch} SET turn = greatest(d.turn - 1, 0) "
+            f"FROM d WHERE {self.branch}.id = %s AND d.opens) "
+            "SELECT data FROM d"
+        )
+        moment = [self.adapt_time(now), self.adapt_date(day_of(now))]
+        branch = held.branch_id
+        with connection.cursor() as cursor:
+            cursor.execute(statement, [branch, branch, *moment, held.pk, branch])
+            row = cursor.fetchone()
+        return None if row is None else str(row[0])
 
 
 def _lines(place: Place, batch: AnyBatch, now: datetime) -> Iterator[str]:

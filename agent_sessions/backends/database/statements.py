@@ -262,7 +262,8 @@ class Statements:
     def appends_alone(self, connection: BaseDatabaseWrapper, batch: AnyBatch) -> bool:
         """Tell whether append() makes a transaction, at a fifth of atomic()'s cost."""
         if connection.connection is None:
-            connection.ensure_connection()
+            # Whoever appends connects, and tells where that fails.
+            return bool(connection.settings_dict["AUTOCOMMIT"])
         return not connection.in_atomic_block and connection.autocommit
 
     def _append(

@@ -12,14 +12,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from django.db import Error, connections, transaction
+from django.db import connections, transaction
 from django.db.models import F, Value
 from django.db.models.functions import Greatest
 from django.utils import timezone
@@ -29,6 +29,7 @@ from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.encryption.permit import Permit, clock
 from agent_sessions.exceptions import RetiredEncryptionKey, StorageError
 from agent_sessions.models import KeyUse
+from agent_sessions.reports import as_storage_error
 
 if TYPE_CHECKING:
     from agent_sessions.concurrency.threads import DatabaseThreads
@@ -50,9 +51,15 @@ class Permits:
         """Return the rows of the alias's keys, as a query set."""
         return KeyUse.objects.using(self.using).filter(backend=self.alias)
 
+    def asking(self) -> AbstractContextManager[None]:
+        """Ask the database for rows in the block. Raises StorageError where it fails."""
+        return as_storage_error(
+            self.using, "read or write which encryption keys are in use"
+        )
+
     def is_retired(self, key_id: str) -> bool:
         """Return whether nobody may write with a key any more."""
-        with told(self.using):
+        with self.asking():
             rows = self.rows().filter(key_id=key_id)
             return bool(rows.exclude(retired_at=None).exists())
 
@@ -116,14 +123,16 @@ class Permits:
     def _take(self) -> Permit:
         ring = self._source.newest()
         began = clock()
-        self._outside(partial(self._count_up, ring.first.id))
+        with self.asking():
+            self._outside(partial(self._count_up, ring.first.id))
         return Permit.since(began, ring, self._source.seconds)
 
     def _take_within(self) -> Permit:
         """Take a permit in the caller's transaction, which may be rolled back."""
         ring = self._source.newest()
         permit = Permit.since(clock(), ring, self._source.seconds)
-        self._count_up(permit.key_id)
+        with self.asking():
+            self._count_up(permit.key_id)
 
         def keep() -> None:
             self._permit = permit
@@ -151,17 +160,16 @@ class Permits:
             thread.submit(alone).result()
 
     def _count_up(self, key_id: str) -> None:
-        with told(self.using):
-            rows = self.rows().filter(key_id=key_id)
-            if self._update(rows):
-                return
-            rows.get_or_create(
-                backend=self.alias,
-                key_id=key_id,
-                defaults={"seconds": self._source.seconds},
-            )
-            if not self._update(rows):
-                raise RetiredEncryptionKey(self.alias, key_id)
+        rows = self.rows().filter(key_id=key_id)
+        if self._update(rows):
+            return
+        rows.get_or_create(
+            backend=self.alias,
+            key_id=key_id,
+            defaults={"seconds": self._source.seconds},
+        )
+        if not self._update(rows):
+            raise RetiredEncryptionKey(self.alias, key_id)
 
     def _update(self, rows: Any) -> int:
         changed: int = rows.filter(retired_at=None).update(
@@ -171,16 +179,3 @@ class Permits:
             taken_at=timezone.now(),
         )
         return changed
-
-
-@contextmanager
-def told(using: str) -> Iterator[None]:
-    """Tell of a database that fails at the rows of keys as StorageError."""
-    try:
-        yield
-    except Error as exc:
-        raise StorageError(
-            f"The database {using!r} refused to read or write which encryption keys "
-            f"are in use ({type(exc).__name__}). Nothing was written; the cause is "
-            "chained."
-        ) from exc

@@ -9,7 +9,6 @@ from typing import Any
 from django.utils import timezone
 
 from agent_sessions.backends.encrypted.backend import EncryptedBackend
-from agent_sessions.backends.encrypted.permits import told
 from agent_sessions.encryption.permit import clock
 from agent_sessions.models import KeyUse, SessionSecret
 
@@ -45,14 +44,14 @@ class Retirement:
         self._seconds = backend.settings.key_refresh
         self.writers: dict[str, Writers] = {}
         secrets = SessionSecret.objects.using(self._permits.using)
-        with told(self._permits.using):
+        with self._permits.asking():
             own = secrets.filter(backend=backend.alias).order_by()
             self.add(own.values_list("key_id", flat=True).distinct())
         self.look()
 
     def add(self, key_ids: Iterable[str]) -> None:
         """Watch keys under which something was found, even if they have no row yet."""
-        with told(self._permits.using):
+        with self._permits.asking():
             for key_id in (set(key_ids) & self._known) - {self.first}:
                 row, made = self._permits.rows().get_or_create(
                     backend=self._permits.alias,
@@ -68,7 +67,7 @@ class Retirement:
         Tells whether there is none left. What was written with a key that is retired
         here may still be there: everything is to be looked through after that.
         """
-        with told(self._permits.using):
+        with self._permits.asking():
             rows = list(self._rows().filter(retired_at=None))
             # Whoever took a key did so before.
             now, before = clock(), self.writers
@@ -81,7 +80,7 @@ class Retirement:
 
     def retired(self) -> list[str]:
         """Return the ids of the keys that nobody may write with any more."""
-        with told(self._permits.using):
+        with self._permits.asking():
             rows = self._rows().exclude(retired_at=None).order_by("key_id")
             return list(rows.values_list("key_id", flat=True))
 

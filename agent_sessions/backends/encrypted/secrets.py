@@ -5,17 +5,16 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from django.db import DatabaseError, connections, transaction
+from django.db import connections, transaction
 from django.db.models import F
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.encryption import MasterKey, Vault
-from agent_sessions.exceptions import StorageError
 from agent_sessions.models import AgentSession, SessionSecret
-from agent_sessions.reports import told
+from agent_sessions.reports import as_storage_error
 
 
 class KnownSecrets:
@@ -85,8 +84,9 @@ class SessionSecrets:
 
         A session that was deleted meanwhile gets none.
         """
-        if self.rows(key).exists():
-            return False
+        with self._told():
+            if self.rows(key).exists():
+                return False
         with self._told(), transaction.atomic(self.using):
             self._make(key, vault)
             sessions: Any = AgentSession.objects.using(self.using).filter(
@@ -99,26 +99,20 @@ class SessionSecrets:
 
     def rewrap(self, key: SessionKey, vault: Vault) -> bool:
         """Encrypt a session's key under the first master key; tell if that was due."""
-        row = self.rows(key).first()
-        if row is None or row.key_id == vault.ring.first.id:
-            return False
-        wrapped = _wrap(_unwrap(row, vault).secret, vault)
-        changed: int = (
-            self.rows(key)
-            .filter(pk=row.pk, key_id=row.key_id)
-            .update(wrapped=wrapped, key_id=vault.ring.first.id)
-        )
-        return bool(changed)
+        with self._told():
+            row = self.rows(key).first()
+            if row is None or row.key_id == vault.ring.first.id:
+                return False
+            wrapped = _wrap(_unwrap(row, vault).secret, vault)
+            changed: int = (
+                self.rows(key)
+                .filter(pk=row.pk, key_id=row.key_id)
+                .update(wrapped=wrapped, key_id=vault.ring.first.id)
+            )
+            return bool(changed)
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except DatabaseError as exc:
-            raise StorageError(
-                f"The database {self.using!r} refused to read or write a session's key "
-                f"({told(exc)}). Nothing was half-written."
-            ) from None
+    def _told(self) -> AbstractContextManager[None]:
+        return as_storage_error(self.using, "read or write a session's key")
 
     def _make(self, key: SessionKey, vault: Vault) -> SessionSecret:
         row, _ = SessionSecret.objects.using(self.using).get_or_create(
