@@ -209,7 +209,9 @@ class DatabaseBackend(BaseSessionBackend):
             if items is not None:
                 return items
             if own is None:
-                return await self.threads.run(self.latest, key, limit, decode)
+                # A subclass's own latest() may take none.
+                more = () if decode is decode_all else (decode,)
+                return await self.threads.run(self.latest, key, limit, *more)
             return await self.threads.run(read_newest, self, key, limit, own, decode)
         except Exception as exc:
             leave(exc, before)
