@@ -28,10 +28,11 @@ _TIME_BYTES = 7
 _SKEW = 10_000_000
 _last = 0
 _SDK_KEYS = frozenset({"__enc__", "v", "kid", "payload"})
-_KEYS = _SDK_KEYS | {"id"}
-# Where an envelope's id stands in its row.
+ENVELOPE_KEYS = _SDK_KEYS | {"id"}
+# Where an envelope's id and token stand in its row.
 _ID_AT = len('{"__enc__":1,"v":2,"kid":"","id":"') + _KEY_ID_LENGTH
 ID_PLACE = slice(_ID_AT, _ID_AT + 2 * _ID_BYTES)
+TOKEN_PLACE = slice(ID_PLACE.stop + len('","payload":"'), -len('"}'))
 # Base64 as it is written, and in no other way: decoders skip foreign characters and
 # the last bits of what is padded. Its length is a multiple of four besides.
 _TOKEN = re.compile(r"[A-Za-z0-9_-]*(?:[A-Za-z0-9_-]|[AEIMQUYcgkosw048]=|[AQgw]==)")
@@ -47,7 +48,7 @@ def is_envelope(item: Any) -> bool:
     return (
         isinstance(item, dict)
         and item.get("__enc__") == 1
-        and item.keys() in (_KEYS, _SDK_KEYS)
+        and item.keys() in (ENVELOPE_KEYS, _SDK_KEYS)
         and isinstance(item["kid"], str)
         and isinstance(item["payload"], str)
         and has_whole_numbers(item)

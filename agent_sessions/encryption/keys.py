@@ -7,7 +7,6 @@ import hmac
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,6 @@ from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 # What each derived key is for; one of them tells nothing about another.
 _ID = b"agent_sessions.key-id.v2"
@@ -158,19 +155,12 @@ def require_cryptography(feature: str) -> None:
 
 
 def _derive(secret: bytes, *, salt: bytes | None, info: bytes) -> Fernet:
-    fernet, hkdf, sha256 = _primitives()
-    derived = hkdf(sha256(), length=32, salt=salt, info=info).derive(secret)
-    return fernet(base64.urlsafe_b64encode(derived))
-
-
-@cache
-def _primitives() -> tuple[type[Fernet], type[HKDF], type[SHA256]]:
-    # Imported on first use; each further import statement takes its time too.
     from cryptography.fernet import Fernet
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    return Fernet, HKDF, SHA256
+    derived = HKDF(SHA256(), length=32, salt=salt, info=info).derive(secret)
+    return Fernet(base64.urlsafe_b64encode(derived))
 
 
 def _is_mixed(secret: bytes) -> bool:

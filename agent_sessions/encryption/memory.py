@@ -14,7 +14,14 @@ from collections.abc import Container, Iterable
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from agent_sessions.encryption.envelopes import ID_PLACE, is_envelope, row_of
+from agent_sessions.encryption.envelopes import (
+    ENVELOPE_KEYS,
+    ID_PLACE,
+    TOKEN_PLACE,
+    VERSION,
+    has_whole_numbers,
+    row_of,
+)
 from agent_sessions.items import decode_all
 
 # Seconds for which an entry is kept, and between two times that old ones are dropped.
@@ -98,12 +105,20 @@ class Memory:
         return found
 
     def _find(self, context: bytes, envelope: Any) -> Known | None:
-        if not is_envelope(envelope) or not isinstance(envelope.get("id"), str):
+        try:
+            known = self._entries[context, envelope["id"].encode()]
+            token = envelope["payload"].encode()
+            is_same = (
+                known.row[TOKEN_PLACE] == token
+                and known.key_id == envelope["kid"]
+                and (envelope["__enc__"], envelope["v"]) == (1, VERSION)
+                and has_whole_numbers(envelope)
+                and len(envelope) == len(ENVELOPE_KEYS)
+            )
+        except (KeyError, TypeError, AttributeError, UnicodeError):
+            # Not there, or it is no envelope at all.
             return None
-        known = self._entries.get((context, envelope["id"].encode(errors=_ANY)))
-        if known is None or known.key_id != envelope["kid"]:
-            return None
-        return known if known.row == row_of(envelope) else None
+        return known if is_same else None
 
     def keep(
         self, context: bytes, envelope: dict[str, Any], text: bytes, written: int
