@@ -124,6 +124,8 @@ class Memory:
         self, context: bytes, envelope: dict[str, Any], text: bytes, written: int
     ) -> None:
         """Remember what an envelope of a session held."""
+        if not self.max_bytes:
+            return
         name, row = envelope["id"], row_of(envelope)
         known = Known(name, envelope["kid"], row, text, written, time.monotonic())
         key = context, name.encode()

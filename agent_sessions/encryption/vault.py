@@ -112,10 +112,9 @@ class Vault:
             seal(cipher, key.id, envelope_id, text, now)
             for envelope_id, text in zip(new_ids(len(texts)), texts, strict=True)
         ]
-        if self._memory.max_bytes:
-            # The next turn reads them.
-            for envelope, text in zip(envelopes, texts, strict=True):
-                self._memory.keep(self.context, envelope, text, now)
+        # The next turn reads them.
+        for envelope, text in zip(envelopes, texts, strict=True):
+            self._memory.keep(self.context, envelope, text, now)
         return [self.carrier.load(envelope) for envelope in envelopes]
 
     def reseal(self, stored: Any) -> Item | None:
