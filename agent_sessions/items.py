@@ -234,6 +234,10 @@ def decode_all(rows: Iterable[Any]) -> list[Item]:
     return items
 
 
+# Reads stored rows in the place of decode_all().
+Decode = Callable[[Iterable[Any]], list[Any]]
+
+
 def decode_known(texts: Sequence[bytes]) -> list[Item]:
     """Read texts that are known to be JSON objects, at once."""
     try:

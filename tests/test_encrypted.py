@@ -25,6 +25,7 @@ from openai import AsyncOpenAI
 
 from agent_sessions import EncryptedSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.checks import check_backends
 from agent_sessions.clearing import (
     Removal,
@@ -91,6 +92,18 @@ def stored() -> str:
 
 def private(session_id: str = "s", **options: Any) -> Any:
     return get_session(session_id, backend="private", **options)
+
+
+class ReadingBackend(DatabaseBackend):
+    """A backend that has reads of its own, as they are abstract."""
+
+    def latest(self, key: SessionKey, limit: int | None) -> list[Any]:  # type: ignore[override]
+        self.has_read = True
+        return super().latest(key, limit)
+
+    async def alatest(self, key: SessionKey, limit: int | None) -> list[Any]:  # type: ignore[override]
+        self.has_awaited = True
+        return await super().alatest(key, limit)
 
 
 # -- what is stored --------------------------------------------------------------------
@@ -703,3 +716,18 @@ def test_checks_and_the_command_load_neither_cryptography_nor_the_sdk() -> None:
     )
     assert done.stdout.splitlines()[-1] == "[]"
     assert KEY not in done.stdout + done.stderr
+
+
+@one_database
+async def test_a_subclass_may_read_in_its_own_way() -> None:
+    """It takes no decoder, which its base class does."""
+    with under(NEW, inner={"BACKEND": "tests.test_encrypted.ReadingBackend"}):
+        session = private()
+        await session.add_items([said(TREASURE)])
+        assert await session.get_items() == [said(TREASURE)]
+        assert await sync_to_async(session.sync.get_items)() == [said(TREASURE)]
+        inner: Any = sessions["private"].inner
+        assert inner.has_read
+        assert inner.has_awaited
+        assert DatabaseBackend.takes_decoder
+        assert not inner.takes_decoder

@@ -113,8 +113,8 @@ def test_a_payload_opens_in_its_own_spelling_only(name: str, warm: bool) -> None
         number = next(
             n
             for n in range(5, 13)
-            if PAYLOADS[name](envelope(n)["payload"]) != envelope(n)["payload"]
-            and envelope(n)["payload"].endswith("=")
+            if envelope(n)["payload"].endswith("=")
+            and PAYLOADS[name](envelope(n)["payload"]) != envelope(n)["payload"]
         )
         before = contents()
         changed = envelope(number)

@@ -34,6 +34,7 @@ from agent_sessions.encryption import (
 )
 from agent_sessions.encryption.envelopes import seal
 from agent_sessions.encryption.keys import GENERATE, session_key
+from agent_sessions.encryption.memory import Known
 from agent_sessions.encryption.vault import Taking
 from agent_sessions.exceptions import (
     EncryptionError,
@@ -42,6 +43,7 @@ from agent_sessions.exceptions import (
     UnacceptedEnvelope,
     UnknownEncryptionKey,
 )
+from agent_sessions.items import decode_all, encode_texts
 
 NEW = "tWbR7cyRZ9TxOiGGW8Dl2gG5XHJ1vVFqUPWmNOYlqEc="
 OLD = "9mGJxqP0sRKbrtF2cQmVd0uYJ5zB8LwXn3aTfEoHkMY="
@@ -555,6 +557,45 @@ def test_a_remembered_envelope_is_compared_to_the_last_letter() -> None:
     cut = one["payload"][:-6] + ("AAAAAA" if one["payload"][-6] != "A" else "BBBBBB")
     assert vault.open(one | {"payload": cut}) is None
     assert vault.open(one) is not None
+
+
+def test_the_row_of_a_remembered_envelope_is_left_unread() -> None:
+    vault = vault_of(memory=Memory(1_000_000))
+    rows = encode_texts(vault.seal([said("one"), said("two")]))
+    first, second = (row.encode() for row in rows)
+    found = vault.decode([first, b"{}", b"[]", "\ud800", rows[1]])
+    assert list(map(type, found)) == [Known, dict, Known]
+    assert [known.row for known in found if known] == [first, second]
+    opened = vault.open_each(found)
+    assert [each and each.item["content"] for each in opened] == ["one", None, "two"]
+    # A copy comes from the same row.
+    assert vault.open_each(vault.decode([first, first]))[1] is None
+
+
+def test_a_remembered_row_is_compared_to_the_last_letter() -> None:
+    vault = vault_of(memory=Memory(1_000_000))
+    (row,) = (text.encode() for text in encode_texts(vault.seal([said("one")])))
+    assert vault.decode([row]) != decode_all([row])
+    for place in range(len(row)):
+        letter = b"B" if row[place : place + 1] == b"A" else b"A"
+        changed = row[:place] + letter + row[place + 1 :]
+        assert vault.decode([changed]) == decode_all([changed])
+    for changed in (row[:-1], row + b" ", b" " + row, row.replace(b":2,", b":2.0,")):
+        assert vault.decode([changed]) == decode_all([changed])
+
+
+def test_a_remembered_row_opens_in_its_session_under_its_key_only() -> None:
+    memory = Memory(1_000_000)
+    vault = vault_of(memory=memory)
+    rows = encode_texts(vault.seal([said("one")]))
+    other = vault_of(session_id="other", memory=memory)
+    assert other.decode(rows) == decode_all(rows)
+    assert other.open_each(other.decode(rows)) == [None]
+    without = vault_of(OLD, memory=memory)
+    with pytest.raises(UnknownEncryptionKey):
+        without.open_each(without.decode(rows))
+    memory.forget(vault.context)
+    assert vault.decode(rows) == decode_all(rows)
 
 
 # -- around any session ------------------------------------------------------------------

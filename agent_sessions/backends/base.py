@@ -81,6 +81,8 @@ class BaseSessionBackend(ABC):
     supports_pop_if: ClassVar[bool] = False
     # Whether rewrite() can put items in the places of others.
     supports_rewriting: ClassVar[bool] = False
+    # Whether latest() and alatest() take `decode` too, which reads rows for them.
+    takes_decoder: ClassVar[bool] = False
     # Whether what it stores, titles too, can't be read without its keys.
     encrypts: ClassVar[bool] = False
     # Whether items come back as they were given, but for the order of their keys.
@@ -103,6 +105,9 @@ class BaseSessionBackend(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if vars(cls).keys() & {"latest", "alatest"}:
+            # What a subclass puts in their place may take what is abstract here.
+            cls.takes_decoder = vars(cls).get("takes_decoder", False)
         guard_methods(cls, _GUARDED)
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:

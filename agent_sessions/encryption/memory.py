@@ -14,16 +14,33 @@ from collections.abc import Container, Iterable
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
+from agent_sessions.encryption.envelopes import (
+    ENVELOPE_KEYS,
+    ID_PLACE,
+    TOKEN_PLACE,
+    VERSION,
+    has_whole_numbers,
+    row_of,
+)
+from agent_sessions.items import decode_all
+
 # Seconds for which an entry is kept, and between two times that old ones are dropped.
 _AGE = 30.0
+# Lone surrogates, which are no text, don't become the same bytes.
+_ANY = "surrogatepass"
 # What an entry takes beside its texts, about.
 _OVERHEAD = 800
 
 
 class Known(NamedTuple):
-    """An envelope that was opened: its text, when it was written and since when known."""
+    """An envelope that was opened: how stores have it, and what it held.
 
-    envelope: dict[str, Any]
+    It was `written` at that time in Unix seconds, and is known `since`.
+    """
+
+    envelope_id: str
+    key_id: str
+    row: bytes
     text: bytes
     written: int
     since: float
@@ -51,40 +68,67 @@ class Memory:
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._size = 0
-        self._entries: OrderedDict[tuple[bytes, str], Known] = OrderedDict()
+        # By contexts and the bytes of ids.
+        self._entries: OrderedDict[tuple[bytes, bytes], Known] = OrderedDict()
+
+    def read(self, context: bytes, rows: Iterable[str | bytes]) -> list[Any]:
+        """Read a session's rows as decode_all() does, for find_each().
+
+        Those of known envelopes stay unread: what is known takes their place.
+        """
+        entries = self._entries
+        if not entries:
+            return decode_all(rows)
+        found: list[Any] = []
+        for given in rows:
+            row = given if isinstance(given, bytes) else given.encode(errors=_ANY)
+            known = entries.get((context, row[ID_PLACE]))
+            # To the last letter: what is the same was found authentic before.
+            if known is not None and known.row == row:
+                found.append(known)
+            else:
+                found += decode_all((row,))
+        return found
 
     def find_each(
         self, context: bytes, envelopes: Iterable[Any], key_ids: Container[Any]
     ) -> list[Known | None]:
         """Find what envelopes of a session held, as far as their keys are there.
 
-        One is found by its like, the same to the letter.
+        One is found by its like, the same to the letter, if read() hasn't found it.
         """
-        entries = self._entries
         found: list[Known | None] = []
-        for envelope in envelopes:
-            try:
-                known = entries[context, envelope["id"]]
-            except (KeyError, TypeError):
-                # Not there, or it is no envelope at all.
-                found.append(None)
-                continue
-            # What equals 1 and 2 may be True and 2.0: another envelope.
-            is_same = (
-                known.envelope == envelope
-                and envelope["kid"] in key_ids
-                and type(envelope["__enc__"]) is int
-                and type(envelope["v"]) is int
-            )
-            found.append(known if is_same else None)
+        for each in envelopes:
+            known = each if type(each) is Known else self._find(context, each)
+            is_there = known is not None and known.key_id in key_ids
+            found.append(known if is_there else None)
         return found
+
+    def _find(self, context: bytes, envelope: Any) -> Known | None:
+        try:
+            known = self._entries[context, envelope["id"].encode()]
+            token = envelope["payload"].encode()
+            is_same = (
+                known.row[TOKEN_PLACE] == token
+                and known.key_id == envelope["kid"]
+                and (envelope["__enc__"], envelope["v"]) == (1, VERSION)
+                and has_whole_numbers(envelope)
+                and len(envelope) == len(ENVELOPE_KEYS)
+            )
+        except (KeyError, TypeError, AttributeError, UnicodeError):
+            # Not there, or it is no envelope at all.
+            return None
+        return known if is_same else None
 
     def keep(
         self, context: bytes, envelope: dict[str, Any], text: bytes, written: int
     ) -> None:
         """Remember what an envelope of a session held."""
-        known = Known(envelope, text, written, time.monotonic())
-        key = context, envelope["id"]
+        if not self.max_bytes:
+            return
+        name, row = envelope["id"], row_of(envelope)
+        known = Known(name, envelope["kid"], row, text, written, time.monotonic())
+        key = context, name.encode()
         size = _size(known)
         if size > self.max_bytes // 4:
             return
@@ -100,7 +144,7 @@ class Memory:
     def drop(self, context: bytes, envelope_id: str) -> None:
         """Forget one envelope of a session: its item was removed."""
         with self._lock:
-            self._drop((context, envelope_id))
+            self._drop((context, envelope_id.encode()))
 
     def forget(self, context: bytes) -> None:
         """Forget a session: it was cleared."""
@@ -145,7 +189,7 @@ class Memory:
                     return
                 self._drop(key)
 
-    def _drop(self, key: tuple[bytes, str]) -> None:
+    def _drop(self, key: tuple[bytes, bytes]) -> None:
         if (found := self._entries.pop(key, None)) is not None:
             self._size -= _size(found)
 
@@ -164,4 +208,4 @@ if hasattr(os, "register_at_fork"):
 
 
 def _size(known: Known) -> int:
-    return len(known.envelope["payload"]) + len(known.text) + _OVERHEAD
+    return len(known.row) + len(known.text) + _OVERHEAD

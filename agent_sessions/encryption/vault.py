@@ -26,7 +26,7 @@ from agent_sessions.encryption.keys import (
     read_sdk_key,
     session_key,
 )
-from agent_sessions.encryption.memory import Memory
+from agent_sessions.encryption.memory import Known, Memory
 from agent_sessions.exceptions import (
     EncryptionError,
     UnacceptedEnvelope,
@@ -112,10 +112,9 @@ class Vault:
             seal(cipher, key.id, envelope_id, text, now)
             for envelope_id, text in zip(new_ids(len(texts)), texts, strict=True)
         ]
-        if self._memory.max_bytes:
-            # The next turn reads them.
-            for envelope, text in zip(envelopes, texts, strict=True):
-                self._memory.keep(self.context, envelope, text, now)
+        # The next turn reads them.
+        for envelope, text in zip(envelopes, texts, strict=True):
+            self._memory.keep(self.context, envelope, text, now)
         return [self.carrier.load(envelope) for envelope in envelopes]
 
     def reseal(self, stored: Any) -> Item | None:
@@ -137,6 +136,13 @@ class Vault:
 
     # -- out -----------------------------------------------------------------------
 
+    def decode(self, rows: Iterable[Any]) -> list[Any]:
+        """Read a store's rows as decode_all() does, for open_each().
+
+        In the place of an envelope that is remembered is what is known of it.
+        """
+        return self._memory.read(self.context, rows)
+
     def open(self, stored: Any) -> Opened | None:
         """Take an item out of its envelope.
 
@@ -150,16 +156,14 @@ class Vault:
 
         The second time that an envelope comes it doesn't open: it is a copy.
         """
-        unload = self.carrier.unload
-        envelopes = [unload(stored) for stored in found]
-        # To the last letter: what is the same was found authentic before.
-        known = self._memory.find_each(self.context, envelopes, set(self.ring.ids))
+        envelopes = list(map(self.carrier.unload, found))
+        known = self._memory.find_each(self.context, envelopes, self.ring)
         # At once, which is faster; what was kept has been read before.
         items = iter(decode_known([each.text for each in known if each is not None]))
         opened = [
             self._open(envelope)
             if each is None
-            else Opened(next(items), each.written, each.envelope["id"])
+            else Opened(next(items), each.written, each.envelope_id)
             for envelope, each in zip(envelopes, known, strict=True)
         ]
         if len({one.envelope_id for one in opened if one is not None}) == len(opened):
@@ -193,6 +197,9 @@ class Vault:
         return may_have_copies([each for each in map(self.id_of, found) if each])
 
     def _open(self, envelope: Any) -> Opened | None:
+        if isinstance(envelope, Known):
+            # Its key has gone.
+            envelope = decode(envelope.row)
         if not is_envelope(envelope):
             return None
         found = self._unseal(envelope)

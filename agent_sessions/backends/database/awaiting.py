@@ -17,7 +17,7 @@ from agent_sessions.backends.database.direct import is_watched
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.prepared import rows_of
 from agent_sessions.backends.database.statements import Statements
-from agent_sessions.items import Item, decode_all
+from agent_sessions.items import Decode, Item
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
@@ -32,7 +32,7 @@ _Ask = Callable[[str, Sequence[Any]], Awaitable[Sequence[Sequence[Any]] | None]]
 
 
 async def read(
-    backend: DatabaseBackend, key: SessionKey, limit: int | None
+    backend: DatabaseBackend, key: SessionKey, limit: int | None, decode: Decode
 ) -> tuple[list[Item] | None, Own | None]:
     """Read the newest items; None, and what a thread may go on from, where it has to."""
     connection = connections[backend.using]
@@ -47,7 +47,7 @@ async def read(
     if len(rows) > MANY:
         return None, own
     texts = await _shown(backend, ask, (key, limit), own)
-    items = None if texts is None else decode_all(reversed(texts))
+    items = None if texts is None else decode(reversed(texts))
     # Unreadable rows don't count: a thread looks further back.
     is_all = items is not None and texts is not None and len(items) == len(texts)
     return (items if is_all else None), own

@@ -21,11 +21,7 @@ from django.db import (
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
-from agent_sessions.backends.base import (
-    BaseSessionBackend,
-    Page,
-    SessionKey,
-)
+from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
 from agent_sessions.backends.database import awaiting
 from agent_sessions.backends.database.answers import Held
 from agent_sessions.backends.database.appending import append_together
@@ -41,14 +37,12 @@ from agent_sessions.backends.database.statements import AnyBatch, Statements
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.database.wires import Wires
 from agent_sessions.backends.directory import Directory
-from agent_sessions.backends.spelling import (
-    did_you_mean_alias,
-)
+from agent_sessions.backends.spelling import did_you_mean_alias
 from agent_sessions.concurrency.batching import Gathering
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.concurrency.threads import DatabaseThreads
 from agent_sessions.exceptions import InvalidBackend, StorageError
-from agent_sessions.items import Item
+from agent_sessions.items import Decode, Item, decode_all
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import leave, told, unwrapped
 
@@ -71,6 +65,7 @@ class DatabaseBackend(BaseSessionBackend):
     supports_trimming = True
     supports_pop_if = True
     supports_rewriting = True
+    takes_decoder = True
     session_class = "agent_sessions.memory.django.DjangoSession"
     option_defaults: ClassVar[dict[str, Any]] = {"database": None, "threads": None}
 
@@ -135,11 +130,13 @@ class DatabaseBackend(BaseSessionBackend):
         while not (self.run(write, alone=alone) or self.run(begin)):
             pass
 
-    def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+    def latest(
+        self, key: SessionKey, limit: int | None, decode: Decode = decode_all
+    ) -> list[Item]:
         if limit == 0:
             self.run(lambda connection: self.directory.assert_own(key), alone=True)
             return []
-        return read_newest(self, key, limit, None)
+        return read_newest(self, key, limit, None, decode)
 
     def pop(self, key: SessionKey) -> Item | None:
         return pop_newest(self, key)
@@ -191,15 +188,19 @@ class DatabaseBackend(BaseSessionBackend):
             await self.threads.finish(self.append, key, items)
 
     @unwrapped
-    async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
+    async def alatest(
+        self, key: SessionKey, limit: int | None, decode: Decode = decode_all
+    ) -> list[Item]:
         before = sys.exception()
         try:
-            items, own = await awaiting.read(self, key, limit)
+            items, own = await awaiting.read(self, key, limit, decode)
             if items is not None:
                 return items
             if own is None:
-                return await self.threads.run(self.latest, key, limit)
-            return await self.threads.run(read_newest, self, key, limit, own)
+                # A subclass's own latest() may take none.
+                more = () if decode is decode_all else (decode,)
+                return await self.threads.run(self.latest, key, limit, *more)
+            return await self.threads.run(read_newest, self, key, limit, own, decode)
         except Exception as exc:
             leave(exc, before)
             raise

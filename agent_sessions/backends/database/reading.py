@@ -8,7 +8,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.answers import Own, Text
-from agent_sessions.items import Item, decode_all
+from agent_sessions.items import Decode, Item
 from agent_sessions.models import MAIN_BRANCH
 
 if TYPE_CHECKING:
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def read_newest(
-    backend: DatabaseBackend, key: SessionKey, limit: int | None, own: Own | None
+    backend: DatabaseBackend,
+    key: SessionKey,
+    limit: int | None,
+    own: Own | None,
+    decode: Decode,
 ) -> list[Item]:
     """Read the newest items, oldest first; `own` are those of the branch, once read."""
 
@@ -26,7 +30,7 @@ def read_newest(
             texts = _texts(backend, connection, (key, window), found)
             if backend.short_reads is not None:
                 backend.short_reads.learn(key, texts)
-            items = decode_all(reversed(texts))
+            items = decode(reversed(texts))
             if limit is None or window is None:
                 return items
             if len(items) >= limit or len(texts) < window:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.encryption import Reading, Vault
@@ -22,7 +23,8 @@ def read(
 ) -> list[Item]:
     """Read the newest `limit` items that open. Raises EncryptionError."""
     reading = Reading(vault, limit)
-    while not reading.feed(inner.latest(key, reading.window)):
+    known = _known(inner, vault)
+    while not reading.feed(inner.latest(key, reading.window, **known)):
         pass
     return _told(inner, reading)
 
@@ -32,9 +34,10 @@ async def aread(
 ) -> list[Item]:
     """See read()."""
     reading = Reading(vault, limit)
+    known = _known(inner, vault)
     is_done = False
     while not is_done:
-        found = await inner.alatest(key, reading.window)
+        found = await inner.alatest(key, reading.window, **known)
         if len(found) > _MANY:
             is_done = await asyncio.to_thread(reading.feed, found)
         else:
@@ -86,6 +89,11 @@ def look(vault: Vault, stored: list[Item]) -> None:
 async def alook(vault: Vault, stored: list[Item]) -> None:
     """See look()."""
     look(vault, stored)
+
+
+def _known(inner: BaseSessionBackend, vault: Vault) -> dict[str, Any]:
+    """Give what spares a store the reading of rows that the vault knows."""
+    return {"decode": vault.decode} if inner.takes_decoder else {}
 
 
 def _told(inner: BaseSessionBackend, reading: Reading) -> list[Item]:
