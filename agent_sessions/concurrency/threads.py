@@ -144,10 +144,6 @@ class DatabaseThreads:
         to the pool.
         """
         executors = getattr(AsyncToSync, "executors", None)
-        variable = getattr(getattr(executors, "_storage", None), "_data", None)
-        if isinstance(variable, contextvars.ContextVar) and not variable.get(None):
-            # Nothing is kept here, which asgiref would tell by two exceptions.
-            return False
         return getattr(executors, "current", None) is not None
 
     def _executor(self, name: str, size: int) -> WarmExecutor:
