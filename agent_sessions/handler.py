@@ -81,6 +81,8 @@ class SessionBackendHandler(_Handler):
     def __getitem__(self, alias: str) -> BaseSessionBackend:
         # BaseConnectionHandler keeps one object per thread and context; a backend
         # holds its own pool, so there is one per process.
+        if not isinstance(alias, str):
+            raise self.unknown_alias(alias)
         if (backend := self._backends.get(alias)) is not None:
             return backend
         return self._backends.setdefault(alias, self._make(alias))
@@ -135,7 +137,7 @@ class SessionBackendHandler(_Handler):
             inner = (params.get("OPTIONS") or {}).get(kind.inner_option)
         return self.create_connection(alias, self.settings[wrapped[1]])
 
-    def expect(self, alias: str) -> None:
+    def expect(self, alias: Any) -> None:
         """Raise InvalidBackend for an alias that there isn't.
 
         Where there are no settings yet, nothing can be told.
@@ -147,7 +149,9 @@ class SessionBackendHandler(_Handler):
         except InvalidBackend:
             # AGENT_SESSIONS as a whole is wrong, which the checks tell.
             return
-        if alias not in known and not alias.startswith(UNLISTED):
+        if not isinstance(alias, str) or (
+            alias not in known and not alias.startswith(UNLISTED)
+        ):
             raise self.unknown_alias(alias)
 
     def unknown_alias(self, alias: Any) -> InvalidBackend:
@@ -178,7 +182,7 @@ class SessionBackendHandler(_Handler):
                 backend = self[alias]
                 if cast("DatabaseBackend", backend).using == wanted:
                     return backend
-        return self[UNLISTED + wanted]
+        return self[f"{UNLISTED}{wanted}"]
 
     def _unlisted(self, alias: str) -> BaseSessionBackend | None:
         from agent_sessions.backends.database import DatabaseBackend
@@ -309,7 +313,8 @@ def get_session(
 
     `user` owns it; None means a session without an owner. `branch` names a branch of
     it, where the store has any. Nothing is read or written before the first call of
-    the session's methods. Raises InvalidBackend, InvalidSessionId and InvalidOwner.
+    the session's methods. Raises InvalidBackend, InvalidSessionId,
+    InvalidOwner and InvalidBranch.
     """
     store = sessions[backend]
     if branch is not None and not store.supports_branches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -136,6 +136,23 @@ class StoredItem:
     envelope_id: str = ""
     is_closed: bool = False
     missing_key: str = ""
+
+
+def as_sequence(items: Any) -> Sequence[Any]:
+    """Return the items of one `add_items` call; what is no list or tuple is read once.
+
+    Raises InvalidItem for a single item, a text, and what holds no items at all.
+    """
+    if isinstance(items, list | tuple):
+        return items
+    if not items:
+        return ()
+    if not isinstance(items, Iterable) or isinstance(items, Mapping | str | bytes):
+        raise InvalidItem(
+            f"Items are a list, not a {type(items).__name__}. Give a list of the SDK's "
+            "input items; nothing was written."
+        )
+    return list(items)
 
 
 def encode_batch(items: Sequence[Any]) -> Batch:

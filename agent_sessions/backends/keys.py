@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from django.contrib.auth import get_user_model
 from django.db.models import Model
 
-from agent_sessions.backends.arguments import check_session_id
+from agent_sessions.backends.arguments import check_branch, check_session_id
 from agent_sessions.items import StoredItem
 from agent_sessions.owners import owner_key
 
@@ -52,8 +52,13 @@ def make_key(
     *,
     branch: str | None = None,
 ) -> SessionKey:
-    """Check an id and its owner. Raises InvalidSessionId and InvalidOwner."""
+    """Check an id, its owner and a branch.
+
+    Raises InvalidSessionId, InvalidOwner and InvalidBranch.
+    """
     check_session_id(session_id)
+    if branch is not None:
+        check_branch(branch)
     return SessionKey(session_id, None if user is None else owner_key(user), branch)
 
 

@@ -23,6 +23,7 @@ from agent_sessions.backends.base import (
     SessionKey,
 )
 from agent_sessions.exceptions import BlockingCall, SessionDoesNotExist
+from agent_sessions.items import as_sequence
 from agent_sessions.memory.context import names_other
 from agent_sessions.reports import guard_public_methods, leave, unwrapped
 
@@ -139,7 +140,7 @@ class BackendSession(SessionABC):
         Raises InvalidItem, SessionDoesNotExist, LeaseLost and StorageError.
         """
         await self._admit(wrapper)
-        await self.backend.aappend(self.key, items)  # type: ignore[arg-type]
+        await self.backend.aappend(self.key, as_sequence(items))
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None
@@ -195,9 +196,7 @@ class BackendSession(SessionABC):
 
 def _limit(session: BackendSession, limit: int | None) -> int | None:
     """Return how many items are read: what was asked for, else the session's own."""
-    limit = resolve_session_limit(limit, session.session_settings)
-    check_limit(limit)
-    return limit
+    return check_limit(resolve_session_limit(limit, session.session_settings))
 
 
 def blocking(kind: type[T]) -> type[T]:
@@ -235,7 +234,7 @@ class SyncSession:
     def add_items(self, items: list[TResponseInputItem]) -> None:
         """See BackendSession.add_items()."""
         session = self._usable()
-        session.backend.append(session.key, items)  # type: ignore[arg-type]
+        session.backend.append(session.key, as_sequence(items))
 
     def pop_item(self) -> TResponseInputItem | None:
         """See BackendSession.pop_item()."""

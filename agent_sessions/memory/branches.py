@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from agent_sessions.backends.arguments import check_limit
+from agent_sessions.backends.arguments import check_branch, check_limit
 from agent_sessions.backends.database import turns, undo
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.memory.base import BackendSession, SyncSession, blocking
@@ -320,6 +320,7 @@ class SyncBranchingSession(SyncSession):
 
 
 def _on_branch(session: BackendSession, branch_id: str) -> BackendSession:
+    check_branch(branch_id)
     key = replace(session.key, branch=branch_id)
     return BackendSession.from_key(
         session.backend, key, session_settings=session.session_settings

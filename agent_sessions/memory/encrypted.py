@@ -35,7 +35,7 @@ from agent_sessions.encryption.keys import require_cryptography
 from agent_sessions.encryption.vault import Taking
 from agent_sessions.exceptions import EncryptionError, ScanLimitReached
 from agent_sessions.handler import open_session
-from agent_sessions.items import encode_batch
+from agent_sessions.items import as_sequence, encode_batch
 from agent_sessions.memory import sdk
 from agent_sessions.memory.base import BackendSession
 from agent_sessions.memory.wrapping import (
@@ -210,8 +210,7 @@ class EncryptedSession(SealedCompaction, WrappingSession, SessionABC):
         Raises UnknownEncryptionKey, EncryptionError where nothing opens, and
         ScanLimitReached.
         """
-        limit = resolve_session_limit(limit, self.session_settings)
-        check_limit(limit)
+        limit = check_limit(resolve_session_limit(limit, self.session_settings))
         if limit == 0 or not self._has_id():
             return []
         reading = Reading(self._vault(), limit)
@@ -247,9 +246,10 @@ class EncryptedSession(SealedCompaction, WrappingSession, SessionABC):
     ) -> None:
         """Store a batch, each item in an envelope of its own. Raises InvalidItem."""
         async with self._in_turn():
-            if items and not self._has_id():
-                await self._begin(items)
-            sealed = self._vault().seal(items)
+            batch = as_sequence(items)
+            if batch and not self._has_id():
+                await self._begin(batch)
+            sealed = self._vault().seal(batch)
             await self._call(self.inner_session.add_items, wrapper, sealed)
 
     async def pop_item(

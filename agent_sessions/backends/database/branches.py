@@ -8,6 +8,7 @@ from typing import Any
 from django.db.models import F, Max
 from django.utils import timezone
 
+from agent_sessions.backends.arguments import check_branch
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.lineage import (
     Lineages,
@@ -75,6 +76,7 @@ class Branches:
         """
         if name is None:
             return self.current()
+        check_branch(name)
         branch: Branch | None = self._all().filter(name=name, archived_at=None).first()
         if branch is None:
             self.directory.assert_own(self.key)
@@ -84,6 +86,7 @@ class Branches:
 
     def archived(self, name: str) -> Branch:
         """Find an archived branch. Raises BranchDoesNotExist."""
+        check_branch(name)
         branch: Branch | None = self._archived().filter(name=name).first()
         if branch is None:
             raise BranchDoesNotExist(self.key.session_id, name)
@@ -160,8 +163,10 @@ class Branches:
                 f"Turn {turn} does not contain a user message in branch {where!r}. "
                 "get_conversation_turns() lists those that do."
             )
-        if name is not None and not name.strip():
-            raise InvalidBranch("Branch name cannot be empty.")
+        if name is not None:
+            check_branch(name)
+            if not name.strip():
+                raise InvalidBranch("Branch name cannot be empty.")
         chosen = name or self.free_name(f"branch_from_turn_{turn}_{int(time.time())}")
         return self.fork(source, first - 1, turn - 1, chosen).name
 
@@ -215,6 +220,7 @@ class Branches:
         return branch
 
     def _check_name(self, session: int, name: str) -> None:
+        check_branch(name)
         if not name.strip():
             raise InvalidBranch("Branch name cannot be empty.")
         if len(name) > NAME_LENGTH or "\x00" in name or "~" in name:
@@ -257,6 +263,8 @@ class Branches:
 
         Its name stays reserved.
         """
+        if name:
+            check_branch(name)
         if not name or not name.strip():
             raise InvalidBranch("Branch ID cannot be empty.")
         if name == MAIN_BRANCH:
