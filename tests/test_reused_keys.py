@@ -9,7 +9,9 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connection
 
 from agent_sessions import DjangoSession
-from agent_sessions.models import AgentSession, Branch, SessionItem
+from agent_sessions.exceptions import LeaseLost
+from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
+from agent_sessions.runs import records
 from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.relay import group_of
 from tests.chat import Socket, make_user, text_of
@@ -180,3 +182,41 @@ async def test_no_two_owners_share_a_group_of_the_channel_layer() -> None:
     assert mine.pk == theirs.pk
     assert group_of(mine) != group_of(theirs)
     assert group_of(theirs) == group_of(await Conversation.find(session_id, user=bob))
+
+
+# --- leases ----------------------------------------------------------------------------
+
+
+def begin(session: DjangoSession) -> int:
+    """Begin a run on a session, and give the number of its lease."""
+    row = AgentSession.objects.get(session_id=session.session_id)
+    held = Conversation(row.pk, session.backend, session.key)
+    return records.begin(held, "run", model="", stale_after=60).fence
+
+
+def test_a_run_of_a_deleted_session_writes_nothing_into_the_one_made_after_it() -> None:
+    for number in range(2):
+        session = DjangoSession("again")
+        session.sync.add_items([user(f"life {number}")])
+        fence = begin(session)
+        if number == 0:
+            old = session.fenced(fence)
+            AgentSession.objects.all().delete()
+    for late in (old.sync.add_items, async_to_sync(old.add_items)):
+        with pytest.raises(LeaseLost):
+            late([user("of the life before")])
+    session.fenced(fence).sync.add_items([user("in time")])
+    assert texts(session.sync.get_items()) == ["life 1", "in time"]
+
+
+def test_a_run_of_before_a_restored_backup_writes_nothing_afterwards() -> None:
+    session = DjangoSession("restored")
+    session.sync.add_items([user("kept")])
+    backup = AgentSession.objects.values("fence", "run_id", "state").get()
+    old = session.fenced(begin(session))
+    AgentSession.objects.update(**backup)
+    AgentRun.objects.all().delete()
+    begin(session)
+    with pytest.raises(LeaseLost):
+        old.sync.add_items([user("of the time that was undone")])
+    assert texts(session.sync.get_items()) == ["kept"]

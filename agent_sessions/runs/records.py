@@ -5,12 +5,14 @@ All functions here are synchronous and run in a database thread.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import BigIntegerField, F, Q, Value
+from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from agent_sessions.backends.database.lineage import Lineages
@@ -149,11 +151,22 @@ def _compare_and_set(conversation: Conversation, run_id: str, state: str) -> boo
             run_id=run_id,
             run_owner=this_process(),
             run_seen_at=DatabaseNow(),
-            fence=F("fence") + 1,
+            # What a run resumes was sealed with the number before.
+            fence=F("fence") + 1 if state == AgentSession.State.WAITING else _fresh(),
             state=AgentSession.State.RUNNING,
         )
     )
     return bool(updated)
+
+
+def _fresh() -> Greatest:
+    """Return a higher lease number than the row's, which no other life of it has had.
+
+    A session that is deleted and made again counts anew, and one of a restored backup
+    again: a number that came back would let a run of the former life write on.
+    """
+    moment = Value(time.time_ns() // 1000, BigIntegerField())
+    return Greatest(F("fence") + 1, moment, output_field=BigIntegerField())
 
 
 def _refusal(row: AgentSession) -> Exception:
