@@ -161,6 +161,28 @@ async def test_the_caches_own_prefix_comes_first(redis_server: Server) -> None:
         assert backend.key_prefix == ":2:agents:session"
 
 
+async def test_a_cache_that_is_another_one_now(redis_server: Server) -> None:
+    """As between two tests: the client of the former server is not used again."""
+    session_id = uuid.uuid4().hex
+    for database in (1, 2):
+        cache = alias(url(redis_server, database))
+        with override_settings(CACHES={"default": cache}):
+            session = RedisSession.from_cache(session_id)
+            assert await session.get_items() == []
+            await session.add_items(MESSAGES)
+            await session.close()
+
+
+def test_a_url_that_is_not_set_means_no_cache(redis_server: Server) -> None:
+    """`os.environ.get("REDIS_URL")` must not end at another server."""
+    unset: Any = None
+    with (
+        override_settings(CACHES={"default": alias(url(redis_server))}),
+        pytest.raises(InvalidBackend, match="is no URL of a Redis server"),
+    ):
+        RedisSession.from_url("x", unset)
+
+
 def by_tenant(key: str, prefix: str, version: int) -> str:
     """Name a cache's key as a project does whose tenants share a server."""
     return f"tenant:{prefix}:{version}:{key}"

@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from django.core.signals import setting_changed
+from django.dispatch import receiver
+
 from agent_sessions.backends.base import make_key
 from agent_sessions.backends.redis import RedisBackend
 from agent_sessions.backends.redis.commands import GivenClient
@@ -61,7 +64,8 @@ class RedisSession(ClosableSession):
         if redis_kwargs:
             # A tuple can be compared, so that the sessions of a URL find its client.
             options["client_options"] = tuple(sorted(redis_kwargs.items()))
-        backend = _backend(url=url, **options)
+        # None, as of a variable that isn't set, would mean a cache's server.
+        backend = _backend(url=url or "", **options)
         return cls.from_key(
             backend, make_key(session_id, None), session_settings=session_settings
         )
@@ -116,6 +120,13 @@ def _backend(**options: Any) -> RedisBackend:
     except TypeError:
         # An option can't be compared: a session with a client of its own.
         return _shared.__wrapped__(**options)
+
+
+@receiver(setting_changed)
+def _forget_caches(*, setting: str, **kwargs: Any) -> None:
+    """Follow override_settings: the server of a cache may be another one now."""
+    if setting == "CACHES":
+        _shared.cache_clear()
 
 
 @lru_cache(maxsize=64)
