@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from agents import SQLiteSession
+from agents.memory import OpenAIResponsesCompactionSession
 from asgiref.sync import async_to_sync
 from cryptography.fernet import Fernet
+from openai import AsyncOpenAI, OpenAI
 
-from agent_sessions import DjangoSession, EncryptedSession, get_session
+from agent_sessions import (
+    DaprSession,
+    DjangoSession,
+    EncryptedSession,
+    OpenAIConversationsSession,
+    SessionHooks,
+    get_session,
+)
 from agent_sessions.exceptions import InvalidBackend, InvalidBranch, InvalidItem
 from agent_sessions.handler import sessions
 from tests.histories import user
@@ -89,3 +99,63 @@ def test_limit_beyond_all_histories(limit: int) -> None:
     session.sync.clear_session()
     async_to_sync(encrypted.add_items)([ITEM])
     assert async_to_sync(encrypted.get_items)(limit) == [ITEM]
+
+
+@pytest.mark.parametrize(
+    "session", ["s", None, 5, SQLiteSession("q"), DjangoSession], ids=repr
+)
+def test_hooks_on_what_is_no_session_of_ours(session: Any) -> None:
+    with pytest.raises(TypeError, match=r"get_session\(\) returns"):
+        SessionHooks(session)
+
+
+def test_hooks_find_the_session_within_one_that_compacts() -> None:
+    session, key = get_session("s"), Fernet.generate_key()
+    compacting = OpenAIResponsesCompactionSession(
+        "s", session, client=AsyncOpenAI(api_key="none")
+    )
+    for given in (session, compacting, EncryptedSession(compacting, key)):
+        assert SessionHooks(given).session is session
+
+
+@pytest.mark.parametrize(
+    ("named", "error"),
+    [
+        ({"inner_session": 5}, TypeError),
+        ({"inner_session": SQLiteSession}, TypeError),
+        ({"session_id": 5}, TypeError),
+        ({"ttl": "30d"}, TypeError),
+        ({"ttl": timedelta(days=1)}, TypeError),
+        ({"lifetime": True}, TypeError),
+        ({"ttl": -1}, ValueError),
+        ({"ttl": float("nan")}, ValueError),
+        ({"max_scan_items": "5"}, TypeError),
+        ({"max_scan_items": True}, TypeError),
+        ({"max_scan_items": 0}, ValueError),
+    ],
+    ids=repr,
+)
+def test_arguments_of_encrypted_sessions(
+    named: dict[str, Any], error: type[Exception]
+) -> None:
+    """A negative ttl would hide every item without a word."""
+    arguments: Any = {
+        "inner_session": SQLiteSession("s"),
+        "encryption_key": Fernet.generate_key(),
+    } | named
+    with pytest.raises(error, match=r"session|ttl|max_scan_items"):
+        EncryptedSession(**arguments)
+
+
+@pytest.mark.parametrize("client", [5, "localhost:50001", object()], ids=repr)
+def test_clients_that_are_none(client: Any) -> None:
+    with pytest.raises(InvalidBackend, match="option client is not valid"):
+        DaprSession("s", "store", client)
+    with pytest.raises(TypeError, match="client is an AsyncOpenAI"):
+        OpenAIConversationsSession(client=client)
+
+
+def test_a_client_that_blocks() -> None:
+    """It would be told once its request had been sent, and a conversation made."""
+    with pytest.raises(TypeError, match="client is an AsyncOpenAI, not a OpenAI"):
+        OpenAIConversationsSession(client=OpenAI(api_key="none"))  # type: ignore[arg-type]

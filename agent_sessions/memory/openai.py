@@ -72,8 +72,13 @@ class OpenAIConversationsSession(ConversationSession):
     ) -> None:
         if client is not None and openai_client is not None:
             raise TypeError("Give one of client and openai_client.")
+        from openai import AsyncOpenAI
+
+        given = client or openai_client
+        if given is not None and not isinstance(given, AsyncOpenAI):
+            raise TypeError(f"client is an AsyncOpenAI, not a {type(given).__name__}.")
         super().__init__(
-            _Standalone(conversation_id, client or openai_client),
+            _Standalone(conversation_id, given),
             SessionKey("standalone"),
             session_settings=session_settings,
         )

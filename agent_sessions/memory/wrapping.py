@@ -65,10 +65,34 @@ def read_arguments(given: Sequence[Any], named: dict[str, Any]) -> Arguments:
         raise TypeError("Give the session to encrypt, as inner_session.")
     if (found.get("encryption_key") is None) == (found.get("keys") is None):
         raise TypeError("Give either encryption_key or keys.")
+    _check_values(found)
+    return found  # type: ignore[return-value]
+
+
+def _check_values(found: dict[str, Any]) -> None:
+    """Refuse what would fail, or hide everything, only when items are read."""
+    inner = found["inner_session"]
+    if isinstance(inner, type) or not callable(getattr(inner, "get_items", None)):
+        name = inner.__name__ if isinstance(inner, type) else type(inner).__name__
+        kind = "the class " if isinstance(inner, type) else "a value of type "
+        raise TypeError(f"{kind}{name} is no session. Give one, as inner_session.")
+    if not isinstance(found.get("session_id"), str | None):
+        raise TypeError("session_id is a str, or None for the inner session's own.")
+    lifetime = found.get("lifetime")
+    if not _is_number(lifetime, int | float):
+        raise TypeError("lifetime, or ttl, is a number of seconds, or None.")
+    if lifetime is not None and not lifetime >= 0:
+        raise ValueError("lifetime, or ttl, must not be negative.")
     budget = found.get("max_scan_items")
+    if not _is_number(budget, int):
+        raise TypeError("max_scan_items is a whole number, or None.")
     if budget is not None and budget <= 0:
         raise ValueError("max_scan_items must be positive or None.")
-    return found  # type: ignore[return-value]
+
+
+def _is_number(value: Any, kinds: Any) -> bool:
+    """Return whether a value is None or a number, which True is not."""
+    return value is None or (isinstance(value, kinds) and not isinstance(value, bool))
 
 
 def _rename(found: dict[str, Any], old: str, new: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from agents import Agent, AgentsException, RunHooks, __version__, get_current_trace
 
+from agent_sessions.backends.base import BaseSessionBackend
 from agent_sessions.backends.places import find_newest, find_newest_sync
 from agent_sessions.backends.plain import PlainRun, Status
 from agent_sessions.concurrency.settle import settle
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         RunContextWrapper,
         Usage,
     )
+    from agents.memory import Session
 
     from agent_sessions.memory import BackendSession
 
@@ -51,8 +53,9 @@ class SessionHooks(RunHooks[Any]):
     Hooks of your own go into a subclass that calls these too.
     """
 
-    def __init__(self, session: BackendSession) -> None:
-        self.session = session
+    def __init__(self, session: Session) -> None:
+        """Take the session that runs use: ours, or one around it."""
+        self.session = _find_own(session)
         self._open: dict[int, _Watched] = {}
         self._entered = False
 
@@ -182,3 +185,17 @@ class SessionHooks(RunHooks[Any]):
             newest = await find_newest(session.backend, session.key)
         threads = session.backend.threads
         await settle(threads.run(run.row.write, run.spent(), newest))
+
+
+def _find_own(session: Any) -> BackendSession:
+    """Return the session of ours that others, such as one that compacts, are around."""
+    found = session
+    while not isinstance(getattr(found, "backend", None), BaseSessionBackend):
+        found = getattr(found, "underlying_session", None)
+        if found is None:
+            kind = session if isinstance(session, type) else type(session)
+            raise TypeError(
+                f"SessionHooks can't record runs on a {kind.__name__}. Give a session "
+                "of agent_sessions, such as get_session() returns."
+            )
+    return cast("BackendSession", found)

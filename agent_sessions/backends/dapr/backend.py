@@ -114,6 +114,11 @@ class DaprBackend(RemoteBackend):
             or is_misread(address if is_address(address) else f"dns://{address}")
         ):
             raise self._invalid("address", f"Write it as host:port. {ENCODE}")
+        client = options["client"]
+        if client is not None and not hasattr(client, "get_state"):
+            raise self._invalid(
+                "client", "Give a DaprClient of dapr.clients or dapr.aio.clients."
+            )
         size = options["segment_size"]
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 1000:
             raise self._invalid("segment_size", "It is a whole number of 1 to 1000.")
