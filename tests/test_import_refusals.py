@@ -351,3 +351,37 @@ class TestWrongExports:
         write_lines(path, line(6), line(None), line("user:alice"))
         refused("export", path, "--user-from", "user:")
         assert AgentSession.objects.get().session_id == "user:alice"
+
+    @pytest.mark.parametrize("head", [None, 1])
+    def test_a_fork_behind_its_parents_end(self, path: Path, head: int | None) -> None:
+        """What the parent gets later would be shown on the branch too."""
+        main = {"name": "main", **({"head": head} if head else {})}
+        fork = {"name": "b", "parent": "main"}
+        last = line("a")["items"][-1]["position"]
+        for position in (last + 1, last):
+            branches = [main, fork | {"fork_position": position}]
+            write_lines(path, line("a", branches=branches))
+            if position > last:
+                told = refused("export", path)
+                assert "its branch 'b' begins behind the end of 'main'" in told
+                assert "begins behind" in refused("export", path, "--dry-run")
+        run_import("export", path)
+        session = DjangoSession("a")
+        session.sync.add_items([{"role": "user", "content": "later"}])
+        assert imported("a")[-1] == {"role": "user", "content": "later"}
+        assert session.sync.get_items(branch_id="b") == said("q")
+
+    @pytest.mark.parametrize("current", ["undone", "none"])
+    def test_a_current_branch_that_isn_t_shown(self, path: Path, current: str) -> None:
+        undone = {"name": "undone", "parent": "main", "fork_position": 1}
+        branches = [{"name": "main"}, undone | {"archived": True}]
+        write_lines(path, line("a", branches=branches, session={"branch": current}))
+        run_import("export", path)
+        row = AgentSession.objects.select_related("branch").get()
+        assert row.branch is not None
+        assert (row.branch.name, row.title) == ("main", "q")
+        assert imported("a") == said("q")
+
+    def test_a_session_of_which_nothing_is_shown(self, path: Path) -> None:
+        write_lines(path, line("a", branches=[{"name": "main", "archived": True}]))
+        assert "names no current branch that is shown" in refused("export", path)

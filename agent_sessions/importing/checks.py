@@ -49,9 +49,11 @@ def check_session(session: SourceSession) -> None:
     for branch in session.branches:
         _check_branch(branch, known)
         known.add(branch.name)
-    if session.current not in known and MAIN_BRANCH not in known:
+    if session.shown not in {
+        each.name for each in session.branches if not each.archived
+    }:
         raise ImportProblem(
-            f"it names no current branch, and has none called {MAIN_BRANCH!r}. Name "
+            f"it names no current branch that is shown, and has none called {MAIN_BRANCH!r}. Name "
             "one of its branches in the source."
         )
     if not _is_storable(session.columns.get("metadata")):

@@ -99,6 +99,12 @@ class SourceSession:
     # The source's own key for the session.
     key: Any = None
 
+    @property
+    def shown(self) -> str:
+        """Name the branch to go on with: the current one, else the main one."""
+        shown = {branch.name for branch in self.branches if not branch.archived}
+        return self.current if self.current in shown else MAIN_BRANCH
+
 
 class Source(Protocol):
     """Where sessions come from."""

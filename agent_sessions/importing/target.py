@@ -22,7 +22,7 @@ from agent_sessions.importing.records import (
     SourceSession,
     extend,
 )
-from agent_sessions.models import MAIN_BRANCH, AgentSession, Branch, SessionItem
+from agent_sessions.models import AgentSession, Branch, SessionItem
 from agent_sessions.times import day_of
 
 # The key of a session's metadata that says where it comes from and how far it is.
@@ -215,6 +215,11 @@ class Target:
 
     def _new_line(self, source: SourceBranch) -> Line:
         fork = source.fork_position or 0
+        if source.parent and fork > self._end_of(source.parent):
+            raise ImportProblem(
+                f"its branch {source.name!r} begins behind the end of "
+                f"{source.parent!r}. Mend it in the source."
+            )
         if self.dry_run or self.row is None:
             return Line(None, head=fork)
         parent = self.lines[source.parent].branch if source.parent else None
@@ -233,6 +238,11 @@ class Target:
             # What is there can be read before the session is complete.
             self.row.branch = branch
         return Line(branch, head=fork, turn=turn)
+
+    def _end_of(self, name: str) -> int:
+        """Return a branch's end in the source: no fork shows what it gets later."""
+        told = [each.head or 0 for each in self.session.branches if each.name == name]
+        return max(self.lines[name].head, *told)
 
     def _turn_at(self, parent: Branch, position: int) -> int:
         """Find the turn that a branch goes on from."""
@@ -273,7 +283,7 @@ class Target:
         Branch._base_manager.using(self.using).filter(pk=line.branch.pk).update(
             head=line.head, turn=line.turn
         )
-        title = page.batch.title if name == self.session.current else ""
+        title = page.batch.title if name == self.session.shown else ""
         self._update(items[-1].created_at, len(rows), title)
         self.batches.count(len(rows))
 
@@ -297,8 +307,7 @@ class Target:
                 line.branch.head, line.branch.turn = line.head, line.turn
                 line.branch.save(using=self.using, update_fields=["head", "turn"])
         if not self.complete:
-            current = self.lines.get(self.session.current) or self.lines[MAIN_BRANCH]
-            self.row.branch = current.branch
+            self.row.branch = self.lines[self.session.shown].branch
         self._update(self.session.updated_at, 0, "", complete=True)
 
     def _item_rows(
