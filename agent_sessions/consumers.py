@@ -103,6 +103,18 @@ class AgentConsumer(GuardedSocket):
         chosen = cls.get_agent is not AgentConsumer.get_agent or "get_agent" in options
         if not chosen and options.get("agent", cls.agent) is None:
             raise _without_agent(cls)
+        agent = options.get("agent")
+        if agent is not None and not hasattr(agent, "handoffs"):
+            raise InvalidConsumer(
+                f"{cls.__name__}.agent is an Agent, not {agent!r}. What chooses one goes "
+                "into get_agent()."
+            )
+        for name, kind in (("limits", RunLimits), ("stream_options", StreamOptions)):
+            if not isinstance(value := options.get(name, kind()), kind):
+                raise InvalidConsumer(
+                    f"{cls.__name__}.{name} is a {kind.__name__}, not a "
+                    f"{type(value).__name__}."
+                )
 
     # -- to override -----------------------------------------------------------------
 

@@ -95,7 +95,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
             # One of a subclass may take other names, and passes these on.
             cls._check_names(options)
         backend = options.get("backend", cls.backend)
-        if isinstance(backend, str):
+        if isinstance(backend, str) or "backend" in options:
             # Not a property, which each socket asks.
             sessions.expect(backend)
 
@@ -108,6 +108,11 @@ class GuardedSocket(AsyncWebsocketConsumer):
                     f"{cls.__name__}.as_asgi() got {name!r}, which is no attribute of "
                     f"the class. {did_you_mean([name], known)}Give it what "
                     "docs/websocket.md names, or add the attribute to the class."
+                )
+            if callable(getattr(cls, name)) and not callable(options[name]):
+                raise InvalidConsumer(
+                    f"{cls.__name__}.{name}() is a method. Give a function in its place, "
+                    f"not a {type(options[name]).__name__}."
                 )
 
     # -- to override -----------------------------------------------------------------

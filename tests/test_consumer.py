@@ -675,6 +675,13 @@ class Taking(Named):
         (AgentConsumer, {"agent": None}, InvalidConsumer, "has no agent"),
         (Named, {"agent": None}, InvalidConsumer, "Named has no agent"),
         (Taking, {"tenant": "a", "backend": "nowhere"}, InvalidBackend, "nowhere"),
+        (Named, {"backend": None}, InvalidBackend, "no alias None"),
+        (Named, {"agent": "support"}, InvalidConsumer, "is an Agent, not 'support'"),
+        (Named, {"agent": Agent}, InvalidConsumer, r"goes into get_agent\(\)"),
+        (Named, {"agent": lambda: None}, InvalidConsumer, r"goes into get_agent\(\)"),
+        (Named, {"limits": {"max_turns": 2}}, InvalidConsumer, "is a RunLimits"),
+        (Named, {"stream_options": None}, InvalidConsumer, "is a StreamOptions"),
+        (Named, {"authorize": True}, InvalidConsumer, r"authorize\(\) is a method"),
     ],
 )
 def test_as_asgi_refuses_what_no_socket_could_use(
@@ -687,7 +694,7 @@ def test_as_asgi_refuses_what_no_socket_could_use(
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (AgentConsumer, {"agent": object()}),
+        (AgentConsumer, {"agent": Agent(name="support")}),
         (Named, {"backend": "default", "max_sockets": 1}),
         (Choosing, {}),
         (Computed, {}),

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from agents import Agent
 from django.utils.module_loading import import_string
 
 from agent_sessions import consumers, exceptions
@@ -83,7 +84,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 
 def test_the_code_of_the_websocket_page_runs() -> None:
-    names: dict[str, Any] = {"support_agent": object()}
+    names: dict[str, Any] = {"support_agent": Agent(name="support")}
     exec("from django.urls import path", names)
     exec("from agent_sessions.consumers import AgentConsumer", names)
     for code in blocks(WEBSOCKET, "python"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from openai import AsyncOpenAI
 
 from agent_sessions.agui import FrameError, parse_request
 from agent_sessions.consumers import AgentConsumer
-from agent_sessions.exceptions import InvalidBackend
+from agent_sessions.exceptions import InvalidBackend, InvalidConsumer
 from agent_sessions.handler import SessionBackendHandler
 from agent_sessions.memory.encrypted import EncryptedSession
 from agent_sessions.models import AgentRun, SessionItem
@@ -373,3 +374,33 @@ def test_always_is_true_or_false(always: Any) -> None:
                 "resume": [approve(always=always)],
             }
         )
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"approval_timeout": "1d"},
+        {"run_timeout": 0},
+        {"stale_after": -1},
+        {"stale_after": float("nan")},
+        {"heartbeat": "20"},
+        {"keep_log": -1},
+        {"max_turns": 0},
+        {"max_turns": True},
+        {"log_events": 1.5},
+        # Others would take the run for dead between two of its heartbeats.
+        {"heartbeat": 60},
+        {"heartbeat": 90, "stale_after": 300},
+        {"stale_after": 15},
+    ],
+    ids=repr,
+)
+def test_limits_under_which_no_run_could_be(named: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConsumer, match="RunLimits: "):
+        RunLimits(**named)
+
+
+def test_an_approval_s_time_in_seconds() -> None:
+    """As all others are."""
+    seconds: Any = 90
+    assert RunLimits(approval_timeout=seconds).approval_timeout == timedelta(seconds=90)

@@ -13,7 +13,8 @@ from django.utils.module_loading import import_string
 from agent_sessions import handler
 from agent_sessions.agui import StreamOptions
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.exceptions import InvalidBackend
+from agent_sessions.backends.leases import RUN_SILENCE
+from agent_sessions.exceptions import InvalidBackend, InvalidConsumer
 
 if TYPE_CHECKING:
     from agents import Agent, RunConfig, RunErrorHandlers, RunHooks
@@ -28,7 +29,8 @@ class RunLimits:
 
     # None leaves it to the SDK's default.
     max_turns: int | None = None
-    run_timeout: float = 600
+    # None is for ever.
+    run_timeout: float | None = 600
     # A run that nobody listens to is cancelled after its turn.
     detach_timeout: float = 60
     heartbeat: float = 20
@@ -40,7 +42,46 @@ class RunLimits:
     # Text deltas are joined for so long, or up to so many characters.
     merge_interval: float = 0.05
     merge_size: int = 1024
+    # A timedelta, or seconds as well.
     approval_timeout: timedelta = timedelta(days=1)
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail, or let others take a run over, while runs go on.
+
+        Raises InvalidConsumer.
+        """
+        timeout: Any = self.approval_timeout
+        if _is_number(timeout):
+            object.__setattr__(self, "approval_timeout", timedelta(seconds=timeout))
+        elif not isinstance(timeout, timedelta):
+            raise _wrong("approval_timeout", timeout, "a timedelta, or seconds")
+        for name in ("run_timeout", "heartbeat", "stale_after"):
+            value: Any = getattr(self, name)
+            if value is None and name == "run_timeout":
+                continue
+            if not _is_number(value) or not value > 0:
+                raise _wrong(name, value, "seconds, more than 0")
+        for name in ("detach_timeout", "keep_log", "merge_interval"):
+            if not _is_number(value := getattr(self, name)) or not value >= 0:
+                raise _wrong(name, value, "seconds")
+        for name in ("max_turns", "log_events", "log_bytes", "merge_size"):
+            value = getattr(self, name)
+            if not (value is None and name == "max_turns") and (
+                type(value) is not int or value < 1
+            ):
+                raise _wrong(name, value, "a whole number of 1 or more")
+        # Whoever else looks at the session, such as the doctor, waits for a minute.
+        most = min(self.stale_after, RUN_SILENCE.total_seconds())
+        if self.heartbeat >= most:
+            raise _wrong("heartbeat", self.heartbeat, f"less than {most:g} seconds")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _wrong(name: str, value: Any, wanted: str) -> InvalidConsumer:
+    return InvalidConsumer(f"RunLimits: {name} is {value!r}. Give {wanted}.")
 
 
 @dataclass(frozen=True, slots=True)
