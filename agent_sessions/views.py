@@ -21,6 +21,7 @@ from agent_sessions.agui import StreamOptions
 from agent_sessions.approvals import find_states
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey, make_key
 from agent_sessions.backends.keys import names_user
+from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.cursors import read_moment, read_number, write_moment
 from agent_sessions.exceptions import (
     EncryptionError,
@@ -191,7 +192,7 @@ class SessionView(SessionAPIView):
         key, row = self.find(session_id)
         if row is None:
             return error_response("not_found", 404)
-        if row.state == AgentSession.State.RUNNING:
+        if holds_a_run(row):
             return error_response("session_busy", 409)
         self.store.clear(key)
         with transaction.atomic(self.store.directory.using):

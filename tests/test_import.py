@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from django.core.management import CommandError, call_command
 from django.test import override_settings
 
 from agent_sessions import DjangoSession
+from agent_sessions.backends.leases import DatabaseNow
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import AgentSession, Branch, SessionItem
 from tests.import_sources import (
@@ -279,8 +280,13 @@ class TestConflicts:
     def test_a_session_in_use_is_refused(self, path: Path) -> None:
         write_sqlite(path, "one", conversation(2))
         run_import("sqlite", path)
-        AgentSession.objects.update(run_id="run-1")
+        write_sqlite(path, "one", conversation(1))
+        AgentSession.objects.update(run_id="run-1", run_seen_at=DatabaseNow())
         assert "a run is going on" in self.refused(path)
+        # Its process was killed, and nobody has come back since.
+        long_ago = DatabaseNow() - timedelta(minutes=2)
+        AgentSession.objects.update(run_seen_at=long_ago)
+        assert "grown 1" in run_import("sqlite", path)[0]
 
     def test_ids_that_cannot_be_kept_are_refused(self, path: Path) -> None:
         write_sqlite(path, "x" * 256, conversation(1))

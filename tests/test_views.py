@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_sessions import DjangoSession, get_session
+from agent_sessions.backends.leases import DatabaseNow
 from agent_sessions.cursors import LARGEST, read_moment, read_number, write_moment
 from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
@@ -125,12 +126,23 @@ def test_messages_are_read_page_by_page(browser: Client, user: Any) -> None:
     assert browser.get(url, {"before": "-1"}).status_code == 400
 
 
+def run(row: AgentSession, *, seen_at: Any) -> None:
+    """Have a run of another host hold a session, which was last seen at some time."""
+    AgentSession.objects.filter(pk=row.pk).update(
+        state="running",
+        run_id="r",
+        run_owner="elsewhere:1:x",
+        run_seen_at=seen_at,
+    )
+
+
 def test_deleting_takes_the_whole_conversation(browser: Client, user: Any) -> None:
     row = create_conversation(user)
     url = f"/agents/sessions/{row.session_id}/"
-    AgentSession.objects.filter(pk=row.pk).update(state="running")
+    run(row, seen_at=DatabaseNow())
     assert browser.delete(url).status_code == 409
-    AgentSession.objects.filter(pk=row.pk).update(state="idle")
+    # Its process was killed, and nobody has come back since.
+    run(row, seen_at=DatabaseNow() - timedelta(minutes=2))
     assert browser.delete(url).status_code == 204
     assert not AgentSession.objects.exists()
     assert browser.delete(url).status_code == 404
@@ -259,7 +271,7 @@ def test_a_query_string_of_too_many_fields_is_refused_as_json(browser: Client) -
 def test_no_answer_is_kept_by_caches(browser: Client, user: Any) -> None:
     row = create_conversation(user)
     one = f"/agents/sessions/{row.session_id}/"
-    AgentSession.objects.filter(pk=row.pk).update(state="running")
+    run(row, seen_at=DatabaseNow())
     answers = [
         browser.options("/agents/sessions/"),
         browser.post("/agents/sessions/"),
@@ -268,7 +280,7 @@ def test_no_answer_is_kept_by_caches(browser: Client, user: Any) -> None:
         browser.delete(one),
         browser.get("/agents/sessions/unknown/messages/"),
     ]
-    AgentSession.objects.filter(pk=row.pk).update(state="idle")
+    AgentSession.objects.filter(pk=row.pk).update(state="idle", run_id="")
     answers.append(browser.delete(one))
     assert [a.status_code for a in answers] == [200, 201, 400, 400, 409, 404, 204]
     assert {a["Cache-Control"] for a in answers} == {"private, no-store"}

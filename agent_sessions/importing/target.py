@@ -12,6 +12,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.importing.batches import Batches, insert
 from agent_sessions.importing.encoding import Page
 from agent_sessions.importing.records import (
@@ -172,16 +173,12 @@ class Target:
                 "it was imported for another owner. Name that owner, or delete the "
                 "session first."
             )
-        if row.run_id:
+        if holds_a_run(row):
             raise ImportProblem("a run is going on in it. Import when it has ended.")
 
     def _read_lines(self, row: AgentSession) -> None:
-        found = {
-            branch.name: branch
-            for branch in Branch._base_manager.using(self.using).filter(
-                session_id=row.pk
-            )
-        }
+        branches = Branch._base_manager.using(self.using).filter(session_id=row.pk)
+        found = {branch.name: branch for branch in branches}
         self._names = set(found)
         for name, known in row.metadata[MARKER]["branches"].items():
             # Without a hash, nothing can be proved: see Mark.
