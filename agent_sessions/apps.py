@@ -6,7 +6,7 @@ from django.apps import AppConfig
 from django.core import checks
 from django.core.signals import setting_changed
 from django.db.backends.signals import connection_created
-from django.db.models.signals import pre_delete
+from django.db.models.signals import post_migrate, pre_delete
 from django.utils.translation import gettext_lazy as _
 
 
@@ -27,7 +27,7 @@ class AgentSessionsConfig(AppConfig):
             check_shown_passwords,
         )
         from agent_sessions.concurrency.forks import remember_connection
-        from agent_sessions.handler import reset_backends
+        from agent_sessions.handler import forget_rows, reset_backends
         from agent_sessions.models import AgentSession
         from agent_sessions.pending import on_delete
 
@@ -38,4 +38,5 @@ class AgentSessionsConfig(AppConfig):
         checks.register(check_shown_passwords, deploy=True)
         connection_created.connect(remember_connection)
         setting_changed.connect(reset_backends)
+        post_migrate.connect(forget_rows, sender=self)
         pre_delete.connect(on_delete, sender=AgentSession)

@@ -78,10 +78,10 @@ class SessionBackendHandler(_Handler):
             )
         return settings
 
-    def __getitem__(self, alias: str) -> BaseSessionBackend:
+    def __getitem__(self, alias: Any) -> BaseSessionBackend:
         # BaseConnectionHandler keeps one object per thread and context; a backend
         # holds its own pool, so there is one per process.
-        if not isinstance(alias, str):
+        if not isinstance(alias, str) and alias not in list(self.settings):
             raise self.unknown_alias(alias)
         if (backend := self._backends.get(alias)) is not None:
             return backend
@@ -197,6 +197,11 @@ class SessionBackendHandler(_Handler):
             # Whatever is wrong by then, the process ends as it would.
             with suppress(Exception):
                 backend.at_exit()
+
+    def forget_rows(self, using: str) -> None:
+        """Forget what backends remember of the rows of a database."""
+        for backend in list(self._backends.values()):
+            backend.forget_rows(using)
 
     def reset(self) -> None:
         """Forget the settings and every backend; the next use reads them anew."""
@@ -343,3 +348,8 @@ def reset_backends(*, setting: str, **kwargs: Any) -> None:
     """Follow override_settings, as Django's own handlers do."""
     if setting in {"AGENT_SESSIONS", "DATABASES", "CACHES"}:
         sessions.reset()
+
+
+def forget_rows(*, using: str, **kwargs: Any) -> None:
+    """Follow a flush, as a TransactionTestCase does one after each test."""
+    sessions.forget_rows(using)

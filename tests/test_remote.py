@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from agents.memory import Session
 from asgiref.sync import sync_to_async
+from cryptography.fernet import Fernet
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import OperationalError, connection
@@ -246,6 +247,22 @@ def test_a_session_deleted_by_another_process_gets_its_row_again(seldom: None) -
     session.sync.add_items([HELLO])
     sessions["default"].flush(session.key)
     assert count_of("s-deleted") == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_flush_takes_is_not_remembered(seldom: None) -> None:
+    """Each of two TransactionTestCases with the same id finds its row."""
+    wrapping = {
+        "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
+        "OPTIONS": {"backend": "default", "keys": [Fernet.generate_key().decode()]},
+    }
+    with override_settings(AGENT_SESSIONS={**SELDOM, "wrapping": wrapping}):
+        for name in ("default", "wrapping"):
+            session = get_session("s-flushed", backend=name).sync
+            session.add_items([HELLO])
+            call_command("flush", interactive=False, verbosity=0)
+            session.add_items([HELLO])
+            assert AgentSession.objects.get().backend == name
 
 
 @pytest.mark.django_db(transaction=True)

@@ -222,6 +222,11 @@ class BaseSessionBackend(ABC):
         """See pop_if()."""
         return await settle(self.threads.run(self.pop_if, key, accept))
 
+    def forget_rows(self, using: str) -> None:
+        """Forget what is remembered of the rows of a database, which was emptied."""
+        if self.inner_option is not None and "inner" in self.__dict__:
+            self.inner.forget_rows(using)
+
     def at_exit(self) -> None:
         """Write what was put off, as the process ends."""
         if self.inner_option is not None and "inner" in self.__dict__:

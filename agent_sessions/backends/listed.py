@@ -246,6 +246,10 @@ class ListedBackend(BaseSessionBackend):
         except Error as exc:
             self._warn("could not be counted", exc)
 
+    def forget_rows(self, using: str) -> None:
+        if using == self.using:
+            self._admissions.take_all()
+
     def at_exit(self) -> None:
         # No thread can be started any more, and no loop runs. Nothing is made anew: a
         # test's database may be gone, and its name be that of another one again.
