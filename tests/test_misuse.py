@@ -23,6 +23,8 @@ from agent_sessions import (
 )
 from agent_sessions.exceptions import InvalidBackend, InvalidBranch, InvalidItem
 from agent_sessions.handler import sessions
+from agent_sessions.history import chain, token_budget
+from agent_sessions.history.windows import WholeTurns
 from tests.histories import user
 
 pytestmark = pytest.mark.django_db
@@ -159,3 +161,13 @@ def test_a_client_that_blocks() -> None:
     """It would be told once its request had been sent, and a conversation made."""
     with pytest.raises(TypeError, match="client is an AsyncOpenAI, not a OpenAI"):
         OpenAIConversationsSession(client=OpenAI(api_key="none"))  # type: ignore[arg-type]
+
+
+def test_windows_of_what_can_t_be_called() -> None:
+    wrong: Any
+    for wrong in (5, "last_turns", None, WholeTurns):
+        with pytest.raises(TypeError, match=r"chain\(\) takes callbacks, not"):
+            chain(wrong)
+    wrong = "gpt-5"
+    with pytest.raises(TypeError, match="counter is a function of an item"):
+        token_budget(100, counter=wrong)

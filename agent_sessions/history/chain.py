@@ -25,6 +25,9 @@ def chain(*callbacks: SessionInputCallback) -> SessionInputCallback:
     Callbacks of your own may be among them, plain or async. What one adds is new input
     to those after it, and is stored as the SDK stores it.
     """
+    for callback in callbacks:
+        if isinstance(callback, type) or not callable(callback):
+            raise TypeError(f"chain() takes callbacks, not {callback!r}.")
     windows = [callback for callback in callbacks if isinstance(callback, Window)]
     return join(windows) if len(windows) == len(callbacks) else Callbacks(callbacks)
 

@@ -34,6 +34,8 @@ def token_budget(
     """
     check_count("max_tokens", max_tokens, 1)
     check_count("at_least", at_least, 0)
+    if counter is not None and not callable(counter):
+        raise TypeError(f"counter is a function of an item, not {counter!r}.")
     return TokenBudget(max_tokens, counter or count_tokens, at_least)
 
 
