@@ -274,6 +274,7 @@ def _closed_sdk_sessions() -> Iterator[None]:
     made: list[SQLiteSession] = []
     begin = SQLiteSession.__init__
 
+    @wraps(begin)
     def begin_and_note(self: SQLiteSession, *args: Any, **named: Any) -> None:
         begin(self, *args, **named)
         made.append(self)
