@@ -10,7 +10,7 @@ SESSION_ID_LENGTH = 255
 
 
 def check_session_id(session_id: Any) -> str:
-    """Give an id that every store takes. Raises InvalidSessionId."""
+    """Return an id that every store takes. Raises InvalidSessionId."""
     if not isinstance(session_id, str):
         raise InvalidSessionId(
             f"A session id is a str, not a {type(session_id).__name__}."
