@@ -125,11 +125,11 @@ class AgentConsumer(GuardedSocket):
         return self.agent
 
     def get_run_config(self) -> Any:
-        """Give the SDK's RunConfig for a run, or None."""
+        """Return the SDK's RunConfig for a run, or None."""
         return self.run_config
 
     def get_context(self) -> Any:
-        """Give the context object that tools get; self.user is who asks."""
+        """Return the context object that tools get; self.user is who asks."""
         return None
 
     def get_hooks(self) -> Any:
@@ -289,7 +289,7 @@ class AgentConsumer(GuardedSocket):
             await self._give_up(exc)
 
     async def _refuse(self, code: str, run_id: str | None) -> None:
-        """Tell this socket alone why its frame was refused."""
+        """Send to this socket alone why its frame was refused."""
         event = run_error(code, message_for(code), run_id=run_id)
         await self._send({"id": f"refused:{uuid.uuid4().hex[:12]}", "chunk": event})
         self._bad_frames += code == "bad_request"

@@ -166,7 +166,7 @@ class SessionBackendHandler(_Handler):
         )
 
     def database(self, database: str | None = None) -> BaseSessionBackend:
-        """Give the backend that keeps items in a Django database.
+        """Return the backend that keeps items in a Django database.
 
         That is the first configured alias of that kind and database, or an
         unlisted one, so that DjangoSession works whatever AGENT_SESSIONS says.
@@ -286,7 +286,7 @@ def _import_backend(setting: str, path: Any) -> type[BaseSessionBackend]:
 
 
 def _is_a(params: Any, kind: type[BaseSessionBackend]) -> bool:
-    """Tell whether an alias's BACKEND is of a kind; not if it can't be imported."""
+    """Return whether an alias's BACKEND is of a kind; not if it can't be imported."""
     path = params.get("BACKEND") if isinstance(params, dict) else None
     try:
         found = import_string(path) if isinstance(path, str) else path

@@ -41,7 +41,7 @@ _NAMED_BY_TYPE = frozenset(
 
 
 def _encoder() -> Callable[[Any], str]:
-    """Give what writes JSON, as JSONEncoder.encode() does."""
+    """Return what writes JSON, as JSONEncoder.encode() does."""
     # ASCII escapes carry NUL and lone surrogates, which PostgreSQL's and MariaDB's
     # text can't; NaN and Infinity are no JSON, so strict readers would choke on them.
     encoder = json.JSONEncoder(
@@ -167,7 +167,7 @@ def encode_batch(items: Sequence[Any]) -> Batch:
 
 
 def look_through(items: Sequence[Any]) -> LongBatch:
-    """Tell what the items of one `add_items` call do to a session, but encode none."""
+    """Return what the items of one `add_items` call do to a session, unencoded."""
     turns = 0
     title = ""
     for item in items:
@@ -310,7 +310,7 @@ def tool_name(item: Item, kind: str) -> str:
 
 
 def first_line(text: str) -> str:
-    """Give the first line that says something, cut to a title's length."""
+    """Return the first line that says something, cut to a title's length."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
 
@@ -340,7 +340,7 @@ def _column(value: Any) -> str:
 
 
 def _kind(item: Item) -> tuple[str, str]:
-    """Give an item's type and role; the SDK leaves out the type of easy messages."""
+    """Return an item's type and role; the SDK leaves out the type of easy messages."""
     role = _column(item.get("role"))
     kind = _column(item.get("type"))
     return (kind or ("message" if role else ""), role)

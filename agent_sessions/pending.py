@@ -65,7 +65,7 @@ def retry_pending(alias: str | None = None) -> Report:
 
 
 def count_pending() -> dict[str, int]:
-    """Tell how many histories are still to be removed, by alias."""
+    """Return how many histories are still to be removed, by alias."""
     counts: dict[str, int] = {}
     for using in _databases():
         rows = PendingClear.objects.using(using).values_list("backend")
@@ -95,7 +95,7 @@ def on_delete(
 
 
 def keeps_outside(row: AgentSession, using: str) -> bool:
-    """Tell whether a session's items don't go with its row."""
+    """Return whether a session's items don't go with its row."""
     if row.backend == REMOVED:
         return False
     try:
@@ -129,7 +129,7 @@ class _Batch:
 
 
 def _batch(using: str) -> _Batch:
-    """Give what the open transaction leaves so far."""
+    """Return what the open transaction leaves so far."""
     connection = connections[using]
     batch: _Batch | None = getattr(connection, _BATCH, None)
     # A rolled back savepoint takes its callbacks along, and a commit has called them.
@@ -194,7 +194,7 @@ def _key(row: PendingClear) -> SessionKey:
 
 
 def _databases() -> list[str]:
-    """Give the Django databases that may have sessions."""
+    """Return the Django databases that may have sessions."""
     return sorted({backend.directory.using for backend in _backends()})
 
 

@@ -55,7 +55,7 @@ class Spent:
         )
 
     def columns(self) -> dict[str, Any]:
-        """Give the columns of a run's row."""
+        """Return the columns of a run's row."""
         return {
             **self.counters(),
             "total_tokens": self.total_tokens,
@@ -63,12 +63,12 @@ class Spent:
         }
 
     def counters(self) -> dict[str, int]:
-        """Give the columns that are counted on the session's row."""
+        """Return the columns that are counted on the session's row."""
         return {name: getattr(self, name) for name in COUNTERS}
 
 
 def since(usage: Usage, before: Usage | None) -> Usage:
-    """Give what was used since `before`.
+    """Return what was used since `before`.
 
     A resumed run counts on from what its first part used.
     """
@@ -109,7 +109,7 @@ def model_of(agent: Agent[Any], run_config: RunConfig | None = None) -> str:
 
 
 def trace_of(trace: Trace | None) -> str:
-    """Give a trace's id; "" where tracing is off."""
+    """Return a trace's id; "" where tracing is off."""
     trace_id = "" if trace is None else trace.trace_id
     return trace_id if trace_id.startswith("trace_") else ""
 
@@ -124,7 +124,7 @@ def remember(context: RunContextWrapper[Any], run_id: str) -> None:
 
 
 def recorded_as(context: RunContextWrapper[Any]) -> str | None:
-    """Give the id of the row that a run has already."""
+    """Return the id of the row that a run has already."""
     try:
         return _runs.get(context)
     except TypeError:

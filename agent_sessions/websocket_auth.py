@@ -27,7 +27,7 @@ LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 
 def origin_is_allowed(scope: Mapping[str, Any]) -> bool:
-    """Tell whether a handshake comes from a page of ALLOWED_HOSTS, or from no page.
+    """Return whether a handshake comes from a page of ALLOWED_HOSTS, or from no page.
 
     Browsers send cookies along with any page's websocket and there is no CSRF token,
     so the Origin header is the defence; other programs send none, and no cookies of

@@ -264,7 +264,7 @@ def _insert(table: str, count: int, **columns: str) -> None:
 
 
 def _ago(seconds: str) -> str:
-    """Give SQL for a moment so many seconds ago."""
+    """Return SQL for a moment so many seconds ago."""
     if connection.vendor == "postgresql":
         return f"now() - make_interval(secs => {seconds})"
     return f"datetime('now', '-' || ({seconds}) || ' seconds')"

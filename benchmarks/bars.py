@@ -28,7 +28,7 @@ class Bar:
 
     @property
     def wanted(self) -> str:
-        """Tell what is promised."""
+        """Return what is promised."""
         return f"{'≥' if self.at_least else '≤'} {self.shown(self.limit)}"
 
     def shown(self, value: float | None) -> str:
@@ -36,7 +36,7 @@ class Bar:
         return "" if value is None else f"{value:.2f} {self.unit}"
 
     def reached(self, value: float | None) -> bool:
-        """Tell whether a figure is good enough."""
+        """Return whether a figure is good enough."""
         if value is None:
             return False
         return value >= self.limit if self.at_least else value <= self.limit
@@ -78,7 +78,7 @@ def _seconds(workload: str, factor: float = 1) -> _Measure:
 
 
 def bars(results: Results, plan: Plan) -> list[Bar]:
-    """Give what is promised of a database."""
+    """Return what is promised of a database."""
     own = _postgresql(plan) if results.reference == _ALCHEMY else _sqlite(results, plan)
     short, long = min(plan.lengths), plan.long
     return [

@@ -82,7 +82,7 @@ class Writer:
         assert self.process.stdout.readline() == "ready\n"
 
     def ask(self) -> dict[str, Any]:
-        """Give what the writer has seen since it was asked last."""
+        """Return what the writer has seen since it was asked last."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write("\n")

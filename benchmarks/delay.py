@@ -17,7 +17,7 @@ _CHUNK = 1 << 16
 
 @contextmanager
 def delayed(port: int, seconds: float) -> Iterator[int]:
-    """Give a port that leads to a port of this machine, a round trip later."""
+    """Return a port that leads to a port of this machine, a round trip later."""
     command = [sys.executable, "-m", "benchmarks.delay", HOST, str(port), str(seconds)]
     # A process of its own, so that it doesn't compete for the interpreter.
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as proxy:

@@ -17,7 +17,7 @@ _WORDS = tuple(_TEXT.split())
 
 
 def turn(number: int) -> list[Any]:
-    """Give what one turn adds: a question of 0.5 KB and an answer of 2 KB."""
+    """Return what one turn adds: a question of 0.5 KB and an answer of 2 KB."""
     return [
         {"role": "user", "content": f"{number}: {_text(450, number)}"},
         {

@@ -31,25 +31,25 @@ class Results:
         self.add(workload, store, value)
 
     def middle(self, workload: str, store: str) -> float | None:
-        """Give the median of the rounds."""
+        """Return the median of the rounds."""
         found = self.values.get(workload, {}).get(store)
         return median(found) if found else None
 
     def best(self, workload: str, store: str) -> float | None:
-        """Give the best round, which a busy machine disturbs least."""
+        """Return the best round, which a busy machine disturbs least."""
         found = self.values.get(workload, {}).get(store)
         if not found:
             return None
         return max(found) if workload in self.rates else min(found)
 
     def ratio(self, workload: str, store: str, other: str) -> float | None:
-        """Give the median over the rounds of one divided by the other's."""
+        """Return the median over the rounds of one divided by the other's."""
         values = self.values.get(workload, {})
         pairs = zip(values.get(store, []), values.get(other, []), strict=False)
         ratios = [mine / theirs for mine, theirs in pairs if theirs]
         return median(ratios) if ratios else None
 
     def best_ratio(self, workload: str, store: str, other: str) -> float | None:
-        """Give the ratio of the best rounds."""
+        """Return the ratio of the best rounds."""
         mine, theirs = self.best(workload, store), self.best(workload, other)
         return None if mine is None or not theirs else mine / theirs

@@ -57,7 +57,7 @@ def left_out() -> list[str]:
 
 
 async def postgresql_stores(database: Database, *, slow: bool = False) -> list[Store]:
-    """Give the stores that a server can hold, ours first and the SDK's second.
+    """Return the stores that a server can hold, ours first and the SDK's second.
 
     `slow` puts the network with the delay between.
     """
@@ -79,7 +79,7 @@ async def postgresql_stores(database: Database, *, slow: bool = False) -> list[S
 
 
 async def sqlite_stores(database: Database) -> list[Store]:
-    """Give the stores that SQLite can hold, ours first and the SDK's second."""
+    """Return the stores that SQLite can hold, ours first and the SDK's second."""
     from benchmarks.raw import sqlite3_store
 
     return [

@@ -41,7 +41,7 @@ class Bench:
     def rounds(
         self, count: int, stores: list[Store] | None = None
     ) -> Iterator[tuple[int, Store]]:
-        """Give the stores round by round; negative rounds only warm up."""
+        """Return the stores round by round; negative rounds only warm up."""
         compared = self.stores if stores is None else stores
         for number in range(-1, count):
             shift = number % max(len(compared), 1)
@@ -57,7 +57,7 @@ class Bench:
         return session
 
     async def kept(self, store: Store, count: int) -> Session:
-        """Give the session of `count` items that later workloads use too."""
+        """Return the session of `count` items that later workloads use too."""
         if (store.name, count) not in self.filled:
             self.filled[store.name, count] = await self.fill(store, count)
         return self.filled[store.name, count]

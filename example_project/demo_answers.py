@@ -250,7 +250,7 @@ def _invoices(question: Question, found: re.Match[str]) -> Answer | None:
 
 
 def _told(name: str, output: str) -> str:
-    """Say in a sentence what a tool returned."""
+    """Return in a sentence what a tool returned."""
     try:
         told = json.loads(output)
     except ValueError:

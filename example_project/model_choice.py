@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def is_demo() -> bool:
-    """Say whether the offline demo model answers."""
+    """Return whether the offline demo model answers."""
     return not os.environ.get("OPENAI_API_KEY")
 
 
 def is_openai() -> bool:
-    """Say whether OpenAI itself answers, rather than a server that imitates it."""
+    """Return whether OpenAI itself answers, rather than a server that imitates it."""
     return not is_demo() and not os.environ.get("OPENAI_BASE_URL")
 
 

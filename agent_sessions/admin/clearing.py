@@ -63,7 +63,7 @@ class ClearingMixin(SessionRules):
         return HttpResponseRedirect(self.change_url(obj))
 
     def change_url(self, obj: AgentSession) -> str:
-        """Give the address of a session's page."""
+        """Return the address of a session's page."""
         name = f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}"
         return reverse(f"{name}_change", args=(quote(obj.pk),))
 

@@ -36,7 +36,7 @@ class CappedPaginator(_Paginator):
 
     @property
     def is_capped(self) -> bool:
-        """Tell whether there is more than what is counted."""
+        """Return whether there is more than what is counted."""
         return self._found > self.limit
 
     @cached_property

@@ -194,7 +194,7 @@ def _segments(branches: Branches) -> tuple[Segment, ...]:
 
 
 def _wrote(run: AgentRun, segments: tuple[Segment, ...]) -> bool:
-    """Tell whether something that a run wrote is in the segments."""
+    """Return whether something that a run wrote is in the segments."""
     return any(
         segment.branch_id == run.branch_id
         and any(
@@ -206,7 +206,7 @@ def _wrote(run: AgentRun, segments: tuple[Segment, ...]) -> bool:
 
 
 def _shows(branch: Any, family: Mapping[int, Any], upto: float = float("inf")) -> bool:
-    """Tell whether a branch or what it grew from has items up to a position."""
+    """Return whether a branch or what it grew from has items up to a position."""
     while branch is not None:
         if branch.first is not None and branch.first <= upto:
             return True

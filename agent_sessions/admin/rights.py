@@ -21,7 +21,7 @@ MOST_ASKED = 1_000
 
 
 def may(request: HttpRequest, right: str, model: str = "agentsession") -> bool:
-    """Tell whether the reader has exactly this right on a model.
+    """Return whether the reader has exactly this right on a model.
 
     Django's own look-ups let those who may change also view; nobody changes these.
     """

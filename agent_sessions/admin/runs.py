@@ -147,7 +147,7 @@ class AgentRunAdmin(GuardedAdmin, RowRules):
         return isinstance(sessions, SessionRules) and sessions.reads_all(request)
 
     def may_read(self, request: HttpRequest, obj: AgentRun) -> bool:
-        """Tell whether the reader may see what was said: the session's admin knows."""
+        """Return whether the reader may see what was said, by the session's admin."""
         sessions = registered(self, AgentSession)
         return isinstance(sessions, SessionRules) and sessions.allows(
             request, "read", obj.session
@@ -293,7 +293,7 @@ def count_waiting(runs: AgentRunAdmin, request: HttpRequest) -> int:
 
 
 def waiting_text(count: int) -> str:
-    """Tell how many runs wait for someone."""
+    """Return how many runs wait for someone."""
     text = ngettext(
         "%(count)s run waits for approval.",
         "%(count)s runs wait for approval.",

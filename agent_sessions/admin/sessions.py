@@ -154,7 +154,7 @@ class AgentSessionAdmin(
 
 
 def _is_encrypted(obj: AgentSession) -> bool:
-    """Tell whether a session's alias is one that encrypts, and keeps titles empty."""
+    """Return whether a session's alias is one that encrypts, and keeps titles empty."""
     try:
         return sessions[obj.backend].encrypts
     except (InvalidBackend, MissingExtra):

@@ -195,7 +195,7 @@ def _top_errors(source: Source, days: list[date]) -> list[tuple[str, int]]:
 
 
 def _runs(source: Source, first: date, last: date) -> QuerySet[Any]:
-    """Give the runs that began from one day's first moment to another's last."""
+    """Return the runs that began from one day's first moment to another's last."""
     return source.runs.filter(
         status__in=STATUSES,
         started_at__gte=_midnight(first),

@@ -74,7 +74,7 @@ class TranscriptMixin(SessionRules):
     def item_view(
         self, request: HttpRequest, object_id: str, position: int
     ) -> HttpResponse:
-        """Give one item as it is stored, as plain text; a very long one to keep."""
+        """Return one item as it is stored, as plain text; a very long one to keep."""
         obj = self.get_object(request, unquote(object_id))
         if not self.allows(request, "read", obj):
             raise PermissionDenied
@@ -142,7 +142,7 @@ class TranscriptMixin(SessionRules):
 
 
 def runs_url(site_admin: Any, request: HttpRequest) -> str:
-    """Give the address of the list of runs, for those who may see it."""
+    """Return the address of the list of runs, for those who may see it."""
     runs = registered(site_admin, AgentRun)
     # A site of the project's own may leave the runs out.
     if runs is None or not runs.has_view_permission(request):
@@ -157,7 +157,7 @@ def _runs_of(address: str, obj: AgentSession) -> str:
 def item_url(
     site_admin: Any, obj: AgentSession, branch: str | None = None
 ) -> Callable[[int], str]:
-    """Give what makes the address of an item's raw form from its position."""
+    """Return what makes the address of an item's raw form from its position."""
     name = f"{site_admin.admin_site.name}:agent_sessions_agentsession_item"
     # One look-up serves a page's hundreds of links.
     start = reverse(name, args=(obj.pk, 0)).removesuffix("0/")
@@ -166,7 +166,7 @@ def item_url(
 
 
 def owner_url(site_admin: Any, request: HttpRequest, obj: AgentSession) -> str:
-    """Give the address of the owner's page, for those who may see users."""
+    """Return the address of the owner's page, for those who may see users."""
     users = registered(site_admin, get_user_model())
     if users is None or obj.user_id is None:
         return ""
@@ -183,7 +183,7 @@ def _branch(request: HttpRequest) -> str:
 
 
 def _link(request: HttpRequest, branch: str | None = "", **place: int) -> str:
-    """Give the address of another place in the same history.
+    """Return the address of another place in the same history.
 
     `branch` is another branch's name, or None for the session's current one.
     """

@@ -33,7 +33,7 @@ def clean(text: str) -> str:
 
 
 def string(value: Any) -> str:
-    """Give a string cleaned, and anything else as the empty string."""
+    """Return a string cleaned, and anything else as the empty string."""
     return clean(value) if isinstance(value, str) else ""
 
 
@@ -82,13 +82,13 @@ def plain_text(item: Mapping[str, Any]) -> str:
 
 
 def reasoning_text(item: Mapping[str, Any]) -> str:
-    """Give the reasoning's summary, or its text where the model wrote no summary."""
+    """Return the reasoning's summary, or its text where the model wrote no summary."""
     texts = _texts(item.get("summary")) or _texts(item.get("content"))
     return "\n\n".join(texts)
 
 
 def output_text(item: Mapping[str, Any]) -> str:
-    """Give a tool's output as text; images and files as a note of their kind."""
+    """Return a tool's output as text; images and files as a note of their kind."""
     value = item.get("result") if item.get("type") == "program_output" else None
     value = item.get("output") if value is None else value
     if isinstance(value, str):
@@ -103,7 +103,7 @@ def output_text(item: Mapping[str, Any]) -> str:
 def user_content(
     item: Mapping[str, Any], options: StreamOptions
 ) -> str | list[dict[str, Any]]:
-    """Give a user message's content: a string, or parts where it holds more."""
+    """Return a user message's content: a string, or parts where it holds more."""
     content = item.get("content")
     if isinstance(content, str):
         return clean(content)

@@ -133,7 +133,7 @@ class EventMapper:
 
 
 def handoff_tool_names(agent: Any) -> frozenset[str]:
-    """Give the names of the tools by which an agent hands over."""
+    """Return the names of the tools by which an agent hands over."""
     # Here, where a run is going and so it is loaded: it takes seconds.
     from agents import Handoff
 

@@ -18,7 +18,7 @@ LONGEST_ID = 255
 
 
 def own_id(value: Any) -> str | None:
-    """Give an id back if it looks unique in the world, else None."""
+    """Return an id if it looks unique in the world, else None."""
     if (
         isinstance(value, str)
         and SHORTEST_UNIQUE_ID <= len(value) <= LONGEST_ID
@@ -42,7 +42,7 @@ class IdPool:
         self._taken = set(taken)
 
     def take(self, wanted: str | None, fallback: str) -> str:
-        """Give the wanted id if there is one and it is free, else the fallback."""
+        """Return the wanted id if there is one and it is free, else the fallback."""
         chosen = wanted if wanted and wanted not in self._taken else fallback
         number = 1
         name = chosen

@@ -108,7 +108,7 @@ def add_pending_calls(
 def call_message(
     call: Call, options: StreamOptions, *, message_id: str | None = None
 ) -> dict[str, Any]:
-    """Give the assistant message that carries one tool call."""
+    """Return the assistant message that carries one tool call."""
     function = {"name": call.name, "arguments": exposed_arguments(call, options)}
     return {
         "id": message_id or call.id,

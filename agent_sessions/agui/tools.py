@@ -46,12 +46,12 @@ def read_call(item: Mapping[str, Any]) -> Call | None:
 
 
 def output_call_id(item: Mapping[str, Any]) -> str:
-    """Give the id of the call that an output answers."""
+    """Return the id of the call that an output answers."""
     return string(item.get("call_id")) or string(item.get("id"))
 
 
 def handoff_target(call_name: str, item: Mapping[str, Any]) -> str | None:
-    """Give the agent that a stored output hands over to, if it is a handoff's."""
+    """Return the agent that a stored output hands over to, if it is a handoff's."""
     output = item.get("output")
     if not call_name.startswith(HANDOFF_PREFIX) or not isinstance(output, str):
         return None
@@ -65,12 +65,12 @@ def handoff_target(call_name: str, item: Mapping[str, Any]) -> str | None:
 
 
 def exposed_arguments(call: Call, options: StreamOptions) -> str:
-    """Give the arguments that a reader may see."""
+    """Return the arguments that a reader may see."""
     return call.arguments if options.expose_tools == "full" else ""
 
 
 def exposed_result(text: str, options: StreamOptions) -> dict[str, Any]:
-    """Give the `content` of a result, and `metadata` where it isn't the whole."""
+    """Return the `content` of a result, and `metadata` where it isn't the whole."""
     if options.expose_tools != "full":
         return {"content": "", "metadata": {"withheld": True}}
     content, was_cut = cut(text, options.result_limit)

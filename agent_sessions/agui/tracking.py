@@ -27,7 +27,7 @@ class Response:
     shown: list[tuple[Kind, str, str | None]] = field(default_factory=list)
 
     def was_shown(self, kind: Kind, raw_id: str, text: str | None) -> bool:
-        """Tell whether an item was shown, and strike it from the list."""
+        """Return whether an item was shown, and strike it from the list."""
         for entry in self.shown:
             if entry[:2] == (kind, raw_id) and entry[2] in (None, text):
                 self.shown.remove(entry)

@@ -22,7 +22,7 @@ class News:
     title: str = ""
 
     def then(self, later: News) -> News:
-        """Give what is to be said after both."""
+        """Return what is to be said after both."""
         count = self.count if later.count is None else later.count
         return News(count, self.title or later.title)
 
@@ -53,7 +53,7 @@ class Admissions:
         return os.getpid() != self._pid
 
     def is_known(self, key: SessionKey) -> bool:
-        """Tell whether the key's row was looked at a short while ago."""
+        """Return whether the key's row was looked at a short while ago."""
         with self._lock:
             found = self._find(key)
             return found is not None and self._is_fresh(found.checked)

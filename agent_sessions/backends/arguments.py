@@ -17,7 +17,7 @@ MOST_ITEMS = 2**31 - 1
 
 
 def check_session_id(session_id: Any) -> str:
-    """Give an id that every store takes. Raises InvalidSessionId."""
+    """Return an id that every store takes. Raises InvalidSessionId."""
     if not isinstance(session_id, str):
         raise InvalidSessionId(
             f"A session id is a str, not a {type(session_id).__name__}."

@@ -280,7 +280,7 @@ class BaseSessionBackend(ABC):
             await self.inner.aflush(key)
 
     def head(self, key: SessionKey) -> int:
-        """Give the position of the newest item; 0 where there is none."""
+        """Return the position of the newest item; 0 where there is none."""
         newest = self.page(key, limit=1).items
         return newest[-1].position if newest else 0
 

@@ -53,11 +53,11 @@ class Directory:
         self.using = using
 
     def rows(self, key: SessionKey) -> SessionQuerySet:
-        """Give the key's own session, as a query set of at most one row."""
+        """Return the key's own session, as a query set of at most one row."""
         return self._any_owner(key).filter(user_id=key.user_id)
 
     def branches(self, key: SessionKey) -> QuerySet[Branch]:
-        """Give the branch that a key means, as a query set of at most one row."""
+        """Return the branch that a key means, as a query set of at most one row."""
         branches = Branch._base_manager.using(self.using)
         if key.branch is None:
             return branches.filter(pk__in=self.rows(key).values("branch_id"))

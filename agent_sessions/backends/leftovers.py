@@ -40,7 +40,7 @@ def leave(using: str, row: AgentSession) -> PendingClear:
 
 
 def owner_text(user_id: Any) -> str:
-    """Give an owner as PendingClear keeps it; "" for none."""
+    """Return an owner as PendingClear keeps it; "" for none."""
     return "" if user_id is None else str(user_id)
 
 
@@ -87,7 +87,7 @@ def erase_before(backend: BaseSessionBackend, key: SessionKey) -> None:
 
 
 def has_owner(using: str, key: SessionKey) -> bool:
-    """Tell whether a key's owner is still there, or never had to be.
+    """Return whether a key's owner is still there, or never had to be.
 
     Databases may find out no sooner than at the end of their transaction.
     """
@@ -111,7 +111,7 @@ def erase_now(backend: BaseSessionBackend, key: SessionKey) -> None:
 
 
 def left_by(backend: BaseSessionBackend, key: SessionKey) -> QuerySet[PendingClear]:
-    """Give what earlier sessions of this key have left."""
+    """Return what earlier sessions of this key have left."""
     return (
         PendingClear.objects.using(backend.directory.using)
         .filter(

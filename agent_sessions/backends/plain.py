@@ -100,7 +100,7 @@ class PlainRun:
         self._counted = spent
 
     def _place(self, using: str, newest: StoredItem | None) -> dict[str, Any]:
-        """Say where the run's items lie, and which turn it is about."""
+        """Return where the run's items lie, and which turn it is about."""
         if not self.is_in_rows:
             if newest is None or self._head is None or newest.position <= self._head:
                 return {}
@@ -128,7 +128,7 @@ class PlainRun:
 
 
 def _before(newest: StoredItem | None, *, resumed: bool) -> int:
-    """Give the last position before a run, whose message may be stored already."""
+    """Return the last position before a run, whose message may be stored already."""
     if newest is None:
         return 0
     asked = newest.item is not None and newest.item.get("role") == "user"

@@ -82,7 +82,7 @@ class RemoteBackend(ListedBackend):
         return None
 
     def store_ids(self) -> AsyncIterator[str]:
-        """Give the ids of the sessions without an owner that the store has.
+        """Return the ids of the sessions without an owner that the store has.
 
         Only where `supports_listing` is set.
         """
@@ -155,7 +155,7 @@ class RemoteBackend(ListedBackend):
         return self._await(self.store_erase(key, remote_id))
 
     def list_ids(self) -> Iterator[str]:
-        """Give the ids of the sessions without an owner that the store has.
+        """Return the ids of the sessions without an owner that the store has.
 
         Also those that have no row. Raises NotImplementedError where the store can't
         tell, see `supports_listing`.

@@ -44,6 +44,6 @@ def page_of(
 
 
 def opens_turn(item: Item) -> bool:
-    """Tell whether an item is a message of the user."""
+    """Return whether an item is a message of the user."""
     kind = item.get("type") or "message"
     return kind == "message" and item.get("role") == "user"

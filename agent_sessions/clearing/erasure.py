@@ -77,11 +77,11 @@ class Receipt:
 
     @property
     def is_complete(self) -> bool:
-        """Tell whether it came to its end and nothing is left."""
+        """Return whether it came to its end and nothing is left."""
         return bool(self.finished_at) and not self.left
 
     def as_json(self) -> dict[str, Any]:
-        """Give the receipt as plain values."""
+        """Return the receipt as plain values."""
         return {
             "format": FORMAT,
             **asdict(self),

@@ -55,7 +55,7 @@ class Removal:
 
 
 def why_spared(row: AgentSession, *, waiting: bool = False) -> str:
-    """Tell why a session is to be left as it is; "" where nothing speaks for it."""
+    """Return why a session is to be left as it is; "" where nothing speaks for it."""
     if holds_a_run(row):
         return f"run {row.run_id} is active"
     if not waiting and is_waiting(row):
@@ -110,7 +110,7 @@ def trim(row: AgentSession, keep: int, how: Removal | None = None) -> int | None
 
 
 def count_trimmed(row: AgentSession, keep: int) -> int:
-    """Tell how many items trim() would remove. Raises what it does."""
+    """Return how many items trim() would remove. Raises what it does."""
     backend, key = store_of(row)
     if (rows := backend.in_database) is None:
         raise Spared(f"{type(backend).__name__} can't remove single turns")
@@ -121,7 +121,7 @@ def count_trimmed(row: AgentSession, keep: int) -> int:
 
 
 def unfinished_items() -> int:
-    """Tell how many items were removed earlier and are still to be deleted."""
+    """Return how many items were removed earlier and are still to be deleted."""
     return sum(unswept(using) for using in _databases())
 
 
@@ -136,7 +136,7 @@ def finish_removals(
 
 
 def _databases() -> dict[str, Any]:
-    """Give a backend for each Django database that may have histories."""
+    """Return a backend for each Django database that may have histories."""
     found = [sessions.database(), *(sessions[alias] for alias in sessions)]
     names = {each.directory.using for each in found}
     return {name: sessions.database(name) for name in sorted(names)}

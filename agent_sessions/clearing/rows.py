@@ -13,7 +13,7 @@ from agent_sessions.pending import is_cleared
 
 
 def store_of(row: AgentSession) -> tuple[BaseSessionBackend, SessionKey]:
-    """Give the backend and key of a row. Raises InvalidBackend."""
+    """Return the backend and key of a row. Raises InvalidBackend."""
     return sessions[row.backend], SessionKey(row.session_id, row.user_id)
 
 
@@ -30,7 +30,7 @@ def read_page(
 
 
 def is_waiting(row: AgentSession) -> bool:
-    """Tell whether an approval of the session can still be given."""
+    """Return whether an approval of the session can still be given."""
     if row.state != AgentSession.State.WAITING:
         return False
     runs = AgentRun._base_manager.using(row._state.db).filter(session_id=row.pk)

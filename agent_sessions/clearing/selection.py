@@ -53,7 +53,7 @@ class Selection:
 
     @property
     def narrows(self) -> bool:
-        """Tell whether more is said than the backend and that it isn't empty."""
+        """Return whether more is said than the backend and that it isn't empty."""
         return bool(
             self.session_ids
             or self.user is not None
@@ -65,7 +65,7 @@ class Selection:
         )
 
     def queries(self, now: datetime | None = None) -> list[Rows]:
-        """Give a query for each Django database. Raises InvalidBackend."""
+        """Return a query for each Django database. Raises InvalidBackend."""
         now = now or timezone.now()
         wanted = self._wanted(now)
         return [
@@ -88,7 +88,7 @@ class Selection:
         return rows, [name for name in wanted if name not in found]
 
     def rows(self) -> Iterator[AgentSession]:
-        """Give the sessions; in chunks, with no cursor held between them."""
+        """Return the sessions; in chunks, with no cursor held between them."""
         if self.session_ids:
             yield from self.named()[0]
             return
@@ -117,7 +117,7 @@ class Selection:
         return totals
 
     def holds(self, row: AgentSession) -> bool:
-        """Tell whether a session is still one of these, as its database has it now."""
+        """Return whether a session is still selected, as its database has it now."""
         return any(
             query.filter(pk=row.pk).exists()
             for query in self.queries()
@@ -125,7 +125,7 @@ class Selection:
         )
 
     def _places(self) -> dict[str, Q]:
-        """Say for each database which rows of it are looked at."""
+        """Return the rows that are looked at, by database."""
         if not self.backends:
             # Rows of an alias that is no longer configured are there too, and
             # DjangoSession works without any alias.
@@ -169,12 +169,12 @@ class Selection:
 
 
 def has_retention(backends: tuple[str, ...] = ()) -> bool:
-    """Tell whether any backend has a `max_idle` or `max_age`. Raises InvalidBackend."""
+    """Return whether a backend has `max_idle` or `max_age`. Raises InvalidBackend."""
     return any(sessions[alias].retention for alias in backends or sessions)
 
 
 def is_storable(session_id: str) -> bool:
-    """Tell whether a session could have this id; databases refuse to look for others."""
+    """Return whether an id is possible; databases refuse to look for others."""
     try:
         check_session_id(session_id)
     except InvalidSessionId:

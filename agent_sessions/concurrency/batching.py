@@ -78,7 +78,7 @@ class Gathering(Generic[A]):
 
 
 def for_each(error: BaseException, number: int) -> list[BaseException]:
-    """Give each of several callers an error of its own.
+    """Make an error of its own for each of several callers.
 
     One that all of them raise would gather the frames of each, and their contents.
     """

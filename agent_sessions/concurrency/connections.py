@@ -22,7 +22,7 @@ def refresh(connection: BaseDatabaseWrapper) -> None:
 
 
 def is_fresh(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether refresh() would leave a connection as it is, without a blocking call."""
+    """Return whether refresh() would leave a connection as it is; never block."""
     _keep(connection)
     return (
         connection.connection is not None
@@ -40,7 +40,7 @@ def _keep(connection: BaseDatabaseWrapper) -> None:
 
 
 def _has_news(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether something lies in the socket, without asking the server."""
+    """Return whether something lies in the socket, without asking the server."""
     fileno = getattr(connection.connection, "fileno", None)
     if fileno is None or not hasattr(select, "poll"):
         return False

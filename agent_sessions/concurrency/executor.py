@@ -155,7 +155,7 @@ class WarmExecutor:
         return lane
 
     def _next(self, lane: Lane) -> _Work | None:
-        """Give what waits to a thread that has done its work, else let it rest."""
+        """Hand what waits to a thread that has done its work, else let it rest."""
         with self._lock:
             if self._waiting:
                 return self._waiting.popleft()

@@ -126,7 +126,7 @@ class PerLoop(Generic[C]):
         forks.clients.add(self)
 
     async def get(self) -> C:
-        """Give the running loop's client, made on first use."""
+        """Return the running loop's client, made on first use."""
         loop = asyncio.get_running_loop()
         with self._lock:
             found = self._keepers.get(loop)

@@ -90,7 +90,7 @@ class DatabaseThreads:
             pool.give_back(thread)
 
     def serves_caller(self) -> bool:
-        """Tell whether the running coroutine's statements needn't run on its connection."""
+        """Return whether the caller's statements may run on another connection."""
         return not (
             self._sync_caller_waits() or self._is_lent(self._callers_connection())
         )
@@ -123,7 +123,7 @@ class DatabaseThreads:
         close_all(list(opened.values()))
 
     def _callers_connection(self) -> BaseDatabaseWrapper:
-        """Give the connection of the code that started this thread's event loop.
+        """Return the connection of the code that started this thread's event loop.
 
         Inside a running loop asgiref hides it behind the tasks' own, so that a run in
         Runner.run_sync() would not see the transaction of its caller.
@@ -138,7 +138,7 @@ class DatabaseThreads:
 
     @staticmethod
     def _sync_caller_waits() -> bool:
-        """Tell whether async_to_sync runs us for a synchronous caller above.
+        """Return whether async_to_sync runs us for a synchronous caller above.
 
         asgiref keeps this for its own use: a test pins it, and without it calls go
         to the pool.

@@ -43,7 +43,7 @@ _RUN_COLUMNS = (
 
 
 def mark_of(row: AgentSession | None) -> dict[str, Any]:
-    """Give what a copy's row says of where it comes from; {} for any other."""
+    """Return what a copy's row says of where it comes from; {} for any other."""
     metadata = {} if row is None else row.metadata
     found = metadata.get(MARKER) if isinstance(metadata, dict) else None
     return found if isinstance(found, dict) else {}
@@ -76,7 +76,7 @@ class Places:
         return places
 
     def span(self, run: AgentRun) -> tuple[int, int] | None:
-        """Give the numbers of a run's first and last item; None where they are gone."""
+        """Return the numbers of a run's first and last item, None if they are gone."""
         if run.first_position is None or run.last_position is None:
             return None
         first = bisect_left(self.here, run.first_position)
@@ -84,7 +84,7 @@ class Places:
         return (first, last) if first <= last else None
 
     def turn_of(self, first: int, last: int) -> int | None:
-        """Give the number of the message that opens the turn of such a run."""
+        """Return the number of the message that opens the turn of such a run."""
         # A resumed run begins after the message, any other one with it.
         found = bisect_right(self.openings, first)
         if found < len(self.openings) and not found and self.openings[0] <= last:

@@ -24,7 +24,7 @@ class Chosen:
 def find_sources(
     backend: BaseSessionBackend, *, session_ids: tuple[str, ...] = (), user: Any = None
 ) -> Iterator[Chosen | str]:
-    """Give the chosen histories of a backend, or an id that it doesn't have.
+    """Return the chosen histories of a backend, or an id that it doesn't have.
 
     Without ids and user these are all, also those that only the store knows where it
     can list them.

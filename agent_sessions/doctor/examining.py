@@ -71,7 +71,7 @@ def examine(
 
 
 def backend_of(row: AgentSession) -> DatabaseBackend:
-    """Give the backend that has a session's items.
+    """Return the backend that has a session's items.
 
     Raises InvalidBackend, and TypeError where the doctor can't look into it.
     """
@@ -83,7 +83,7 @@ def backend_of(row: AgentSession) -> DatabaseBackend:
 
 
 def why_closed(backend: BaseSessionBackend) -> str:
-    """Say why the doctor can't look into the sessions of a backend."""
+    """Return why the doctor can't look into the sessions of a backend."""
     name = f"The backend {backend.alias!r}"
     if backend.encrypts:
         return f"{name} encrypts its items, so they can't be examined."

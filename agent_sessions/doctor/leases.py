@@ -58,12 +58,12 @@ class Leases:
         return "open" if is_newest and paused.interrupts else "lost"
 
     def waiting_from(self) -> int | None:
-        """Give the first position whose calls an open approval explains."""
+        """Return the first position whose calls an open approval explains."""
         firsts = [run.first_position or 0 for run in self._waiting["open"]]
         return min(firsts, default=None)
 
     def find(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Give codes, each with what its sentence tells."""
+        """Return codes, each with the values of its sentence."""
         stale = bool(self.row.run_id)
         if stale:
             yield "stale_lease", {}

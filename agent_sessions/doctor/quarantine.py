@@ -19,7 +19,7 @@ PREFIX = "quarantine~"
 
 
 def is_quarantine(branch: Branch) -> bool:
-    """Tell whether a branch is a quarantine."""
+    """Return whether a branch is a quarantine."""
     return branch.archived_at is not None and branch.name.startswith(PREFIX)
 
 

@@ -81,7 +81,7 @@ class Reader:
             self._inherit(inherited)
 
     def pages(self) -> Iterator[list[Fault]]:
-        """Give the faults of each page of rows."""
+        """Return the faults of each page of rows."""
         own = shown_rows(self.using, self.branch)
         for page in read_pages(own, Row._fields, self.size):
             yield [fault for values in page for fault in self._read(Row(*values))]
@@ -170,7 +170,7 @@ def _agree(row: Row, drawn: EncodedItem) -> bool:
 
 
 def columns_of(fault: Fault) -> dict[str, Any]:
-    """Give the columns of a row as its data says."""
+    """Return the columns of a row as its data says."""
     assert fault.drawn is not None  # noqa: S101
     drawn = {name: getattr(fault.drawn, name) for name in _DRAWN}
     return {**drawn, "size": len(fault.row.data.encode())}

@@ -34,7 +34,7 @@ def read_pages(
 
 
 def shown_rows(using: str, branch: Branch) -> QuerySet[Any]:
-    """Give a branch's own rows, but those before its fork, which are no part of it."""
+    """Return a branch's own rows, without those before its fork."""
     rows = SessionItem._base_manager.using(using).filter(branch_id=branch.pk)
     return rows.filter(position__gt=branch.fork_position or 0)
 
@@ -48,7 +48,7 @@ def turns_before(using: str, inherited: tuple[Segment, ...]) -> int:
 
 
 def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
-    """Give the rows of a session that is held the turns that user messages make."""
+    """Number the turns of a session's rows anew, by its user messages."""
     lineages = Lineages(using)
     branches = Branch._base_manager.using(using).filter(session_id=session)
     for branch in branches.order_by("pk"):

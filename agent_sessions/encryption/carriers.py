@@ -19,11 +19,11 @@ class Carrier:
     """Envelopes as they are, for a store that takes any item."""
 
     def load(self, envelope: Item) -> Item:
-        """Give what is stored of an envelope."""
+        """Return what is stored of an envelope."""
         return envelope
 
     def unload(self, stored: Any) -> Any:
-        """Give the envelope in what was stored; what carries none stays as it is."""
+        """Return the envelope in what was stored; what carries none stays as it is."""
         return stored
 
     def again(self, stored: Item) -> Item:

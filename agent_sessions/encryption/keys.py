@@ -122,16 +122,16 @@ class KeyRing:
         return self._keys.get(key_id)
 
     def beside(self, other: KeyRing) -> KeyRing:
-        """Give a ring that writes as this one does and reads with the other's keys too."""
+        """Return a ring that writes as this one and reads with the other's keys too."""
         return KeyRing([*self, *other])
 
     def under(self, key: MasterKey) -> KeyRing:
-        """Give a ring that writes with another key and reads with all."""
+        """Return a ring that writes with another key and reads with all."""
         return KeyRing([key, *self])
 
 
 def session_context(name: str, owner: str | None, session_id: str) -> bytes:
-    """Say unmistakably which session is meant: what its key is bound to."""
+    """Return the bytes that name one session: what its key is bound to."""
     return json.dumps([name, owner, session_id]).encode()
 
 

@@ -147,7 +147,7 @@ def _wrong_size(letters: str, padding: int) -> str | None:
 
 
 def _is_random(text: str) -> bool:
-    """Tell whether a text looks drawn by lot: letters of both cases, digits, mixed."""
+    """Return whether a text looks random: letters of both cases and digits, mixed."""
     kinds = [_kind(character) for character in text]
     if not {"a", "A", "0"} <= set(kinds):
         return False

@@ -52,7 +52,7 @@ class Opened(NamedTuple):
 
     @property
     def begins_turn(self) -> bool:
-        """Tell whether a turn's lifetime begins here.
+        """Return whether a turn's lifetime begins here.
 
         It does with a user's message, and with what stands for turns that were
         compacted: else it would prolong the one before it.
@@ -189,7 +189,7 @@ class Vault:
         )
 
     def id_of(self, stored: Any) -> str:
-        """Give an envelope's id, "" where there is none; nothing says that it opens."""
+        """Return an envelope's id, or ""; nothing says that it opens."""
         return id_of(self.carrier.unload(stored))
 
     def may_have_copies(self, found: Iterable[Any]) -> bool:
@@ -209,7 +209,7 @@ class Vault:
         return opened
 
     def is_over(self, opened: Opened) -> bool:
-        """Tell whether an item's time is over. A turn's is its newest item's."""
+        """Return whether an item's time is over. A turn's is its newest item's."""
         if self.lifetime is None:
             return False
         return opened.written < time.time() - self.lifetime
@@ -316,7 +316,7 @@ class Taking:
         return False
 
     def accepts(self, stored: Any) -> bool:
-        """Tell whether this is the item to take, asked from the newest back.
+        """Return whether this is the item to take, asked from the newest back.
 
         Raises UnknownEncryptionKey, which must leave everything as it is.
         """
@@ -327,7 +327,7 @@ class Taking:
         return not self._vault.is_over(opened)
 
     def may_take(self) -> bool:
-        """Tell whether a store may pop that can't be told which item to take.
+        """Return whether a store may pop that can't be told which item to take.
 
         Raises EncryptionError where its newest item doesn't open.
         """
@@ -339,7 +339,7 @@ class Taking:
         return accepted
 
     def end(self, taken: Any) -> Item | None:
-        """Give what was in the envelope that was taken.
+        """Return what was in the envelope that was taken.
 
         Raises EncryptionError where it doesn't open: back() is to be put back.
         """
@@ -352,7 +352,7 @@ class Taking:
         return None
 
     def back(self, taken: Item | None) -> list[Item]:
-        """Give what is to be put back of what end() refused."""
+        """Return what is to be put back of what end() refused."""
         return [] if taken is None else [self._vault.carrier.again(taken)]
 
     def _is_copy(self, stored: Any, envelope_id: str) -> bool:

@@ -55,7 +55,7 @@ class Layout:
 
 
 def lay_out(history: Sequence[Item], fixed: Sequence[Item]) -> Layout:
-    """Tell with which turn each item of `history` goes; `fixed` stays in any case."""
+    """Return the turn of each item of `history`; `fixed` stays in any case."""
     items = [*history, *fixed]
     calls = find_calls(items)
     families = _Families(len(items))
@@ -91,7 +91,7 @@ def _newest_compaction(history: Sequence[Item]) -> int | None:
 
 
 def _count_turns(history: Sequence[Item], summary: int | None) -> tuple[list[int], int]:
-    """Give the turn in which each item stands, and the last of them.
+    """Return the turn in which each item stands, and the last of them.
 
     Where no user's message begins one, the newest compaction does: it must be sent.
     """
@@ -105,7 +105,7 @@ def _count_turns(history: Sequence[Item], summary: int | None) -> tuple[list[int
 
 
 def find_calls(items: Sequence[Item]) -> dict[int, int | None]:
-    """Give the index of the call for that of each output; None where there is none.
+    """Return the index of the call for that of each output; None where there is none.
 
     Some models count their ids anew in every response, so an output belongs to the
     nearest call before it; one that was stored before its call, to the first after.
@@ -136,18 +136,18 @@ def find_calls(items: Sequence[Item]) -> dict[int, int | None]:
 
 
 def kind_of(item: Item) -> str:
-    """Give an item's type as the store does; the SDK leaves it out of easy messages."""
+    """Return an item's type; the SDK leaves it out of easy messages."""
     role = _text(item.get("role"))
     return _text(item.get("type")) or ("message" if role else "")
 
 
 def begins_turn(item: Item) -> bool:
-    """Tell a user's message."""
+    """Return whether an item is a user's message."""
     return kind_of(item) == "message" and item.get("role") == "user"
 
 
 def is_instruction(item: Item) -> bool:
-    """Tell a system or developer message."""
+    """Return whether an item is a system or developer message."""
     # A tuple, since a stored role may be what has no hash.
     return kind_of(item) == "message" and item.get("role") in ("system", "developer")
 
@@ -160,7 +160,7 @@ def _in_response(item: Item) -> bool:
 
 
 def _owners(items: Sequence[Item]) -> list[tuple[int, int | None]]:
-    """Give what else can't be parted: a program's calls, and what was approved."""
+    """Return what else can't be parted: a program's calls, and what was approved."""
     programs: dict[Key, int] = {}
     pairs: list[tuple[int, int | None]] = []
     for index, item in enumerate(items):
@@ -178,13 +178,13 @@ def _owners(items: Sequence[Item]) -> list[tuple[int, int | None]]:
 
 
 def own_key(item: Item) -> Key:
-    """Give the key by which an output names this item."""
+    """Return the key by which an output names this item."""
     kind = kind_of(item)
     return kind, _text(item.get("id" if kind == "mcp_approval_request" else "call_id"))
 
 
 def call_key(output: Item) -> Key:
-    """Give the key of the call that an output answers."""
+    """Return the key of the call that an output answers."""
     kind = kind_of(output)
     if kind == "mcp_approval_response":
         return CALL_OF[kind], _text(output.get("approval_request_id"))

@@ -118,7 +118,7 @@ class TiktokenCounter:
 
 
 def _measure(item: Item) -> tuple[list[str], int]:
-    """Give an item's texts, and the tokens of all else."""
+    """Return an item's texts, and the tokens of all else."""
     parts = list(_parts(item))
     attached = sum(part is None for part in parts)
     texts = [part for part in parts if part]
@@ -126,7 +126,7 @@ def _measure(item: Item) -> tuple[list[str], int]:
 
 
 def _parts(value: Any) -> Iterator[str | None]:
-    """Give the texts within a value, and None for every attachment."""
+    """Return the texts within a value, and None for every attachment."""
     if isinstance(value, dict):
         kind = value.get("type")
         if isinstance(kind, str) and kind in _ATTACHMENTS:

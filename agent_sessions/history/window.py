@@ -24,7 +24,7 @@ class Window(ABC):
 
     @abstractmethod
     def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
-        """Give what stays of `history` beside `fixed`, which stays in any case."""
+        """Return what stays of `history` beside `fixed`, which stays in any case."""
 
 
 def check_count(name: str, value: int, least: int) -> None:

@@ -94,7 +94,7 @@ class AdvancedSource(TableSource):
         return [MAIN_BRANCH, *names] if rows else []
 
     def _histories(self, session_id: Any, names: list[str]) -> dict[str, array[int]]:
-        """Give the ids of the messages that each branch shows, by its name here."""
+        """Return the ids of the messages that each branch shows, by its name here."""
         database = self.database
         return {
             _own_name(name): database.ids(
@@ -155,7 +155,7 @@ class AdvancedSource(TableSource):
             return False
 
     def _runs(self, session_id: Any) -> Iterator[SourceRun]:
-        """Give each turn's usage as a run: the source keeps no single runs."""
+        """Return the usage of each turn as a run: the source keeps no single runs."""
         for (
             branch,
             turn,
@@ -209,7 +209,7 @@ def _wrong(names: list[Any]) -> str:
 
 
 def _own_name(name: str) -> str:
-    """Give the name that a branch has here, where a ~ marks undone ones."""
+    """Return the name that a branch has here, where a ~ marks undone ones."""
     return name.replace("~", "-")
 
 

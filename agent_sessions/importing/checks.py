@@ -144,7 +144,7 @@ def _fits(field: Any, value: Any) -> bool:
 
 
 def _is_storable(value: Any) -> bool:
-    """Tell whether every database takes a text, or JSON of such texts."""
+    """Return whether every database takes a text, or JSON of such texts."""
     return _depth(value) <= MOST_DEPTH and all(
         math.isfinite(each)
         if isinstance(each, float)
@@ -155,7 +155,7 @@ def _is_storable(value: Any) -> bool:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Give the keys and values within JSON, however deep it is."""
+    """Return the keys and values within JSON, however deep it is."""
     left = [value]
     while left:
         each = left.pop()

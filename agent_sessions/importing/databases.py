@@ -64,7 +64,7 @@ class Database(ABC):
         """Quote the name of a table, which may have its schema before it."""
 
     def raw(self, column: str) -> str:
-        """Give an expression for a text as it is stored."""
+        """Return an expression for a text as it is stored."""
         # SQLite's text may be no UTF-8, which the driver refuses to decode.
         return {
             "sqlite": f"CAST({column} AS BLOB)",
@@ -77,7 +77,7 @@ class Database(ABC):
         return f"{function}({self.raw(column)})"
 
     def time(self, column: str) -> str:
-        """Give an expression for a time that no driver chokes on."""
+        """Return an expression for a time that no driver chokes on."""
         # Neither one that isn't a time, nor one that isn't even text, or is a book.
         return (
             f"substr(CAST({column} AS BLOB), 1, 64)"
@@ -86,13 +86,13 @@ class Database(ABC):
         )
 
     def value(self, column: str) -> str:
-        """Give two expressions for a value of any type, which `as_value` reads."""
+        """Return two expressions for a value of any type, which `as_value` reads."""
         if self.vendor != "sqlite":
             return f"{column}, 'any'"
         return f"CAST({column} AS BLOB), typeof({column})"
 
     def marks(self, values: Sequence[Any]) -> str:
-        """Give the places of several parameters."""
+        """Return the places of several parameters."""
         return ", ".join([self.mark] * len(values))
 
     @abstractmethod
@@ -151,7 +151,7 @@ class Alias(Database):
 
 
 def as_text(value: Any) -> str:
-    """Give a stored text in characters that every database takes.
+    """Return a stored text in characters that every database takes.
 
     What isn't text, NUL and bytes that are no UTF-8, is spelled with backslashes.
     """

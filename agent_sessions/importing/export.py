@@ -59,7 +59,7 @@ class Tally:
 
 
 def export_session(row: AgentSession, tally: Tally | None = None) -> Iterator[str]:
-    """Give the pieces of a session's line, its newline included.
+    """Return the pieces of a session's line, its newline included.
 
     Memory doesn't grow with the history. What other stores than Django's databases
     have is read through their backend, twice: encrypted items come out in clear where
@@ -116,7 +116,7 @@ def _encode(value: Any) -> str:
 
 
 def describe_item(row: StoredItem) -> str:
-    """Give an item as JSON, with its place; an unreadable one as its raw text."""
+    """Return an item as JSON, with its place; an unreadable one as its raw text."""
     return _item(None, row)
 
 
@@ -155,7 +155,7 @@ def _stored(row: SessionItem) -> StoredItem:
 
 
 def describe_session(row: AgentSession) -> dict[str, Any]:
-    """Give what the directory knows of a session."""
+    """Return what the directory knows of a session."""
     metadata = row.metadata if isinstance(row.metadata, dict) else {}
     return {
         "id": row.session_id,
@@ -205,7 +205,7 @@ def _run(run: Any) -> dict[str, Any]:
 
 
 def _rows(using: str, branch: Branch) -> Iterator[SessionItem]:
-    """Give a branch's own rows, a page at a time."""
+    """Return a branch's own rows, a page at a time."""
     rows = SessionItem._base_manager.using(using).filter(branch_id=branch.pk)
     last = -1
     while True:

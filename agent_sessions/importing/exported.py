@@ -187,7 +187,7 @@ class ExportSource(Source):
         return _session(found, self.zone)
 
     def _own(self, branch: SourceBranch) -> Iterator[SourceItem]:
-        """Give the items that follow, as long as they are the branch's."""
+        """Return the items that follow, as long as they are the branch's."""
         while (found := self._look()) is not None and found["branch"] == branch.name:
             self._next = None
             try:
@@ -316,7 +316,7 @@ def _encrypts(alias: Any) -> bool:
 
 
 def _word(value: Any) -> str | None:
-    """Give a text or nothing. Raises TypeError for anything else."""
+    """Return a text or nothing. Raises TypeError for anything else."""
     if value is not None and not isinstance(value, str):
         raise TypeError
     return value

@@ -42,7 +42,7 @@ def refuse_strange(name: str, head: bytes) -> None:
 
 
 def _is_utf_16(head: bytes) -> bool:
-    """Tell whether bytes are text of two bytes each, with a mark of their order or not."""
+    """Return whether bytes are UTF-16, with or without a byte order mark."""
     if head[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         return all(
             character.isprintable() or character.isspace()

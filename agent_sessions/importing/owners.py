@@ -27,13 +27,13 @@ _FIELD = re.compile(r"\{(username|email|pk)\}|(\*)")
 
 
 class Owners:
-    """Say whose a session is: its source's word where there is one, else nobody's."""
+    """Return whose a session is, as its source says; nobody's where it doesn't."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], Any] = {}
 
     def of(self, session: SourceSession) -> Any:
-        """Give the primary key of the owner. Raises ImportProblem."""
+        """Return the primary key of the owner. Raises ImportProblem."""
         if session.owner is None:
             return None
         return self.find("username", session.owner)

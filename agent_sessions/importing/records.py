@@ -116,7 +116,7 @@ class Source(Protocol):
         """Count the items, for the progress bar; None where that isn't known."""
 
     def sessions(self) -> Iterator[SourceSession]:
-        """Give the sessions one after the other."""
+        """Return the sessions one after the other."""
 
     def grown(self, session: SourceSession, marks: Mapping[str, Mark]) -> set[str]:
         """Name the branches that have items after their marks.
@@ -128,7 +128,7 @@ class Source(Protocol):
     def items(
         self, session: SourceSession, branch: SourceBranch, mark: Mark
     ) -> Iterator[list[SourceItem]]:
-        """Give pages of the items that a branch has of its own after the mark.
+        """Return pages of the items that a branch has of its own after the mark.
 
         Raises ImportProblem before the first page where the source no longer has
         what the mark says was imported.
@@ -157,7 +157,7 @@ def changed(what: str) -> ImportProblem:
 
 
 def after_mark(ids: array[int], mark: Mark, what: str) -> array[int]:
-    """Give the ids after a mark. Raises ImportProblem where they have changed."""
+    """Return the ids after a mark. Raises ImportProblem where they have changed."""
     if mark.count and (len(ids) < mark.count or ids[mark.count - 1] != mark.last):
         raise ImportProblem(
             f"the source has removed items of {what} that were imported before, so "

@@ -83,7 +83,7 @@ class _Places:
         self._by_opening = self._read_openings(run.opening for run in runs)
 
     def columns(self, run: SourceRun) -> dict[str, Any]:
-        """Give the columns that say which items and turn a run was about."""
+        """Return the columns that say which items and turn a run was about."""
         branch = self.branches.get(run.branch)
         if branch is None:
             return {}

@@ -168,7 +168,7 @@ class SQLiteFile(Database):
             )
 
     def _is_table(self, name: str) -> bool:
-        """Tell whether a name is a table's: in the schema's text, and as it is read."""
+        """Return whether a name is a table's, in the schema's text and as it is read."""
         made = self.rows(
             "SELECT sql FROM sqlite_master WHERE type IN ('table', 'view') "
             "AND name = ? COLLATE NOCASE",

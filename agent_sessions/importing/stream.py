@@ -49,7 +49,7 @@ class Stream:
         self.line += 1
 
     def place(self) -> tuple[int, str]:
-        """Tell where it is, for a later `go_back` within the same line."""
+        """Return where it is, for a later `go_back` within the same line."""
         return self._file.tell(), self._text[self._at :]
 
     def go_back(self, place: tuple[int, str]) -> None:

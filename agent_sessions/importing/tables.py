@@ -173,7 +173,7 @@ class TableSource(Source):
     def _rows_by(
         self, key: str, sql: str, params: Sequence[Any] = ()
     ) -> Iterator[tuple[Any, ...]]:
-        """Give the rows of a query that begin with the value of their key, in pages."""
+        """Return the rows of a query, in pages; each begins with its key."""
         database = self.database
         after, last = "", list[Any]()
         while True:
@@ -218,7 +218,7 @@ class TableSource(Source):
         return new
 
     def _ids(self, key: Any) -> array[int]:
-        """Give the ids of a session's messages in their order, 8 bytes each."""
+        """Return the ids of a session's messages in their order, 8 bytes each."""
         return self.database.ids(
             f"SELECT id FROM {self._messages} WHERE {self.layout.reference} = "
             f"{self.database.mark} ORDER BY {self.layout.order}",
@@ -230,7 +230,7 @@ class TableSource(Source):
         return self._read(ids, self._sizes(ids))
 
     def _sizes(self, ids: array[int]) -> array[int]:
-        """Give the bytes of messages. Raises ImportProblem for one that is too long."""
+        """Return the bytes of messages. Raises ImportProblem if one is too long."""
         sizes = array("q")
         for start in range(0, len(ids), MOST_ROWS):
             page = ids[start : start + MOST_ROWS]

@@ -113,7 +113,7 @@ class Target:
         )
 
     def mark_of(self, name: str) -> Mark:
-        """Tell how far a branch has been imported."""
+        """Return how far a branch has been imported."""
         return self.lines[name].mark if name in self.lines else Mark()
 
     def check(self, grown: Set[str]) -> None:

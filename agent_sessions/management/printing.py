@@ -134,7 +134,7 @@ def moment(when: datetime | None) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """Give the lines of a table; memory doesn't grow with the rows."""
+    """Return the lines of a table; memory doesn't grow with the rows."""
     page: list[list[str]] = [list(heads)]
     widths: list[int] = []
     for row in rows:
@@ -152,7 +152,7 @@ def as_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def json_list(values: Iterable[Any]) -> Iterator[str]:
-    """Give the lines of a JSON list, one value a line."""
+    """Return the lines of a JSON list, one value a line."""
     before = "["
     for value in values:
         yield before + as_json(value)

@@ -145,5 +145,5 @@ def _number(text: str, *, least: int) -> int:
 
 
 def counted(number: int, noun: str) -> str:
-    """Give a number with its noun."""
+    """Return a number with its noun."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

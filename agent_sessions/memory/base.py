@@ -101,7 +101,7 @@ class BackendSession(SessionABC):
         return SyncSession(self)
 
     def fenced(self, fence: int | None) -> Self:
-        """Give the same session as a run writes to it under its lease."""
+        """Return the same session as a run writes to it under its lease."""
         return self.from_key(
             self.backend,
             self.key.fenced(fence),

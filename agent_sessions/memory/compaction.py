@@ -73,7 +73,7 @@ class CompactableSession(BranchingSession):
         )
 
     def _stores_plain_items(self) -> bool:
-        """Tell whether no subclass changes items on their way in or out."""
+        """Return whether no subclass changes items on their way in or out."""
         kind = type(self)
         return (
             kind.add_items is BackendSession.add_items

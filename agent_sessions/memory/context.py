@@ -14,7 +14,7 @@ _ABSENT = object()
 
 
 def names_other(context: Any, owner: Any) -> bool:
-    """Tell whether a context names a user that is not the owner.
+    """Return whether a context names a user that is not the owner.
 
     A context, be it an object or a mapping, names the user of `user`, whose key is
     `user_id`, and who sent its `request` or opened the socket of its `scope`; it may be
@@ -26,7 +26,7 @@ def names_other(context: Any, owner: Any) -> bool:
 
 
 def _named(context: Any) -> Iterator[Any]:
-    """Give the keys of the users whom a context names."""
+    """Return the keys of the users whom a context names."""
     if hasattr(context, "is_authenticated") and hasattr(context, "pk"):
         yield _key_of(context)
         return

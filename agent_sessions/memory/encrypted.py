@@ -68,11 +68,11 @@ class SealedCompaction:
     """
 
     async def _sealed(self) -> tuple[Any, Vault]:
-        """Give the session that stores envelopes, and what opens them."""
+        """Return the session that stores envelopes, and what opens them."""
         raise NotImplementedError
 
     def _stores_plain_items(self) -> bool:
-        """Tell whether no subclass changes items on their way in or out."""
+        """Return whether no subclass changes items on their way in or out."""
         raise NotImplementedError
 
     @guarded

@@ -55,7 +55,7 @@ class UsageSession(BranchingSession):
     async def get_turn_usage(
         self, user_turn_number: int | None = None, branch_id: str | None = None
     ) -> list[dict[str, Any]] | dict[str, Any]:
-        """Tell what one turn used, {} where nothing is recorded, or list all turns.
+        """Return what one turn used, {} where nothing is recorded, or list all turns.
 
         Keys: requests, input_tokens, output_tokens, total_tokens,
         input_tokens_details, output_tokens_details, and in the list user_turn_number.

@@ -102,7 +102,7 @@ class ActiveRun:
         return self.request.run_id
 
     async def base(self) -> int:
-        """Give the last position before the run: what a replay's snapshot ends with."""
+        """Return the last position before the run, where a replay's snapshot ends."""
         return await asyncio.shield(self._base)
 
     def abort(self, mode: Literal["immediate", "after_turn"] = "immediate") -> None:
@@ -281,7 +281,7 @@ class ActiveRun:
         )
 
     async def _place(self) -> tuple[int | None, int | None]:
-        """Say between what positions the run's items lie, in a store of their own.
+        """Find the positions of the run's items, in a store of their own.
 
         Reading there also brings the session's row up to date.
         """

@@ -48,7 +48,7 @@ class Conversation:
         return cls(pk, store, key)
 
     def rows(self) -> Any:
-        """Give the directory's row as a query set."""
+        """Return the directory's row as a query set."""
         return self.backend.directory.rows(self.key).filter(pk=self.pk)
 
     def exists(self) -> bool:

@@ -33,12 +33,12 @@ MESSAGES = {
 
 
 def message_for(code: str) -> str:
-    """Give the sentence for a code, in the active language."""
+    """Return the sentence for a code, in the active language."""
     return str(MESSAGES.get(code, MESSAGES["internal"]))
 
 
 def refusal_code(exc: Exception) -> str | None:
-    """Give the code of an error that refuses a run before it starts."""
+    """Return the code of an error that refuses a run before it starts."""
     codes: dict[type[Exception], str] = {
         SessionBusy: "session_busy",
         InterruptsPending: "interrupts_pending",
@@ -52,7 +52,7 @@ def refusal_code(exc: Exception) -> str | None:
 
 
 def failure_code(exc: BaseException) -> str:
-    """Give the code of an error that ended a run."""
+    """Return the code of an error that ended a run."""
     from agents import exceptions as sdk
     from openai import APIError
 

@@ -21,7 +21,7 @@ HOOK_SECONDS = 30.0
 
 
 def logs_tracebacks() -> bool:
-    """Tell whether the text of errors may be logged, which may quote what was said."""
+    """Return whether errors may be logged with their text, which quotes contents."""
     chosen = getattr(settings, "AGENT_SESSIONS_LOG_TRACEBACKS", None)
     return bool(settings.DEBUG if chosen is None else chosen)
 

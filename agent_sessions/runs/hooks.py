@@ -139,7 +139,7 @@ class SessionHooks(RunHooks[Any]):
             run.row.write(run.spent(), newest)
 
     def _end(self, exc: BaseException | None) -> list[_Watched]:
-        """Say of every open run how it ended, and let go of it."""
+        """End every open run, and return what was ended."""
         runs, self._open, self._entered = list(self._open.values()), {}, False
         for run in runs:
             answered = run.row.status == Status.COMPLETED

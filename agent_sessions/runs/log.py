@@ -64,11 +64,11 @@ class EventLog:
         return frame
 
     def frames(self) -> list[Frame]:
-        """Give what is kept, oldest first."""
+        """Return what is kept, oldest first."""
         return [frame for frame, _ in self._frames]
 
     def after(self, number: int) -> list[Frame] | None:
-        """Give what came after a number; None where part of that is gone."""
+        """Return what came after a number; None where part of that is gone."""
         if not 0 <= number <= self._last:
             return None
         frames = [frame for frame, _ in self._frames if frame.number > number]

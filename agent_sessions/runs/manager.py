@@ -104,7 +104,7 @@ class RunManager:
         return run
 
     def active(self, conversation: Conversation) -> ActiveRun | None:
-        """Give the run of this process that is going on."""
+        """Return the run of this process that is going on."""
         return self._runs.get(_place(conversation))
 
     def abort(
@@ -130,14 +130,14 @@ class RunManager:
     # -- listeners -----------------------------------------------------------------
 
     def subscribe(self, conversation: Conversation, listener: Subscription) -> None:
-        """Tell a listener what happens in a conversation from now on."""
+        """Send a listener what happens in a conversation from now on."""
         place = _place(conversation)
         self._listeners.setdefault(place, set()).add(listener)
         if (timer := self._detached.pop(place, None)) is not None:
             timer.cancel()
 
     def unsubscribe(self, conversation: Conversation, listener: Subscription) -> None:
-        """Tell a listener no more; a run that nobody hears ends after a while."""
+        """Stop sending to a listener; a run that nobody hears ends after a while."""
         place = _place(conversation)
         listeners = self._listeners.get(place, set())
         listeners.discard(listener)
@@ -278,7 +278,7 @@ class RunManager:
 
 
 def get_run_manager() -> RunManager:
-    """Give the running event loop's manager."""
+    """Return the running event loop's manager."""
     loop = asyncio.get_running_loop()
     return _managers.setdefault(loop, RunManager())
 

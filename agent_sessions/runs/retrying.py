@@ -17,7 +17,7 @@ async def drop_unanswered(session: Session, items: list[dict[str, Any]]) -> None
 
 
 def _said(item: Any) -> Any:
-    """Give what a message says, however its store writes it.
+    """Return what a message says, however its store writes it.
 
     OpenAI's makes parts of a text, and adds an id and a status.
     """

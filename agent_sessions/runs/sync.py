@@ -85,7 +85,7 @@ def _fitting(messages: list[Event], room: int) -> int:
 
 
 def replay(offset: str | None, log: EventLog | None) -> list[Frame] | None:
-    """Give the frames after an offset; None where the log can't tell exactly."""
+    """Return the frames after an offset; None where the log can't tell exactly."""
     run_id, _, number = (offset or "").rpartition(":")
     if log is None or log.run_id != run_id or not _NUMBER.fullmatch(number):
         return None

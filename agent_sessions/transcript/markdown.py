@@ -79,7 +79,7 @@ def markdown(
 
 
 def _name(entry: Entry, calls: dict[str, str]) -> str:
-    """Give a tool's name, for an output from its call."""
+    """Return a tool's name, for an output from its call."""
     if entry.kind is Kind.CALL and entry.call_id:
         calls[entry.call_id] = entry.name
         if len(calls) > _OPEN_CALLS:

@@ -174,7 +174,7 @@ def _output_parts(item: Item) -> tuple[Part, ...]:
 
 
 def _handoff(output: Any) -> str:
-    """Give the agent that an output names, if that is all that it says."""
+    """Return the agent that an output names, if that is all that it says."""
     if not isinstance(output, str) or not output.startswith("{"):
         return ""
     try:

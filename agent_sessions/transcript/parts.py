@@ -38,17 +38,17 @@ def parts_up_to(length: int) -> Iterator[None]:
 
 
 def string(value: Any) -> str:
-    """Give a string as any page can show it, and nothing for other values."""
+    """Return a string as any page can show it, and nothing for other values."""
     return clean_text(value) if isinstance(value, str) else ""
 
 
 def listed(value: Any) -> list[Any]:
-    """Give a list, and an empty one for other values."""
+    """Return a list, and an empty one for other values."""
     return value if isinstance(value, list) else []
 
 
 def objects(value: Any) -> Iterator[Item]:
-    """Give the JSON objects of a list."""
+    """Return the JSON objects of a list."""
     return (entry for entry in listed(value) if isinstance(entry, Mapping))
 
 
@@ -147,7 +147,7 @@ def image_part(url: Any, entry: Item) -> Part:
 
 
 def href(address: str) -> str:
-    """Give an address that a link may lead to, else nothing."""
+    """Return an address that a link may lead to, else nothing."""
     return address if _ADDRESS.fullmatch(address) else ""
 
 
@@ -158,7 +158,7 @@ def link_part(address: Any, label: Any = "") -> Part:
 
 
 def encrypted_parts(value: Any) -> tuple[Part, ...]:
-    """Tell of encrypted content by its size alone."""
+    """Describe encrypted content by its size alone."""
     return (
         (Part(PartKind.ENCRYPTED, size=len(value)),)
         if isinstance(value, str) and value

@@ -30,13 +30,13 @@ def batch(writer: int, number: int) -> list[Any]:
 
 
 def token(item: Any) -> Token:
-    """Tell which item this is."""
+    """Return which item this is."""
     writer, number, index, _ = item["content"].split(" ", 3)
     return int(writer), int(number), int(index)
 
 
 def is_last(found: Token) -> bool:
-    """Tell whether a batch ends with this item."""
+    """Return whether a batch ends with this item."""
     return found[2] == len(_ROLES[found[1] % len(_ROLES)]) - 1
 
 
@@ -125,7 +125,7 @@ class History:
 
 
 def server_connections() -> set[int]:
-    """Give the connections that the server has open to this database."""
+    """Return the connections that the server has open to this database."""
     connection = connections["default"]
     queries = {
         "postgresql": "SELECT pid FROM pg_stat_activity "

@@ -45,7 +45,7 @@ class SignIn(LoginView):
     redirect_authenticated_user = True
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        """Say whether the one-click way in is open."""
+        """Return whether the one-click way in is open."""
         return super().get_context_data(demo_login=_demo_login(), **kwargs)
 
 

@@ -83,7 +83,7 @@ class Head:
         return self.generations[found - 1][1]
 
     def assigned(self, first: int, stop: int | None, name: str) -> Generations:
-        """Give the generations with another name for a stretch of segments."""
+        """Return the generations with another name for a stretch of segments."""
         before = tuple(pair for pair in self.generations if pair[0] < first)
         if stop is None:
             return (*before, (first, name))
@@ -91,7 +91,7 @@ class Head:
         return (*before, (first, name), (stop, self.generation_of(stop)), *after)
 
     def stretches(self, first: int, stop: int) -> tuple[tuple[str, int, int], ...]:
-        """Tell which segments of which generations lie between two numbers."""
+        """Return which segments of which generations lie between two numbers."""
         bounds = [pair[0] for pair in self.generations if first < pair[0] < stop]
         edges = [first, *bounds, stop] if first < stop else []
         return tuple(
@@ -99,7 +99,7 @@ class Head:
         )
 
     def marked(self, mark: str) -> Head:
-        """Give the head with one more write, named `mark`."""
+        """Return the head with one more write, named `mark`."""
         recent = (*self.recent, mark)[-RECENT:]
         return replace(self, writes=self.writes + 1, recent=recent)
 
@@ -166,7 +166,7 @@ def split(
 
 
 def is_too_long(tail: Sequence[Entry], size: int) -> bool:
-    """Tell whether a tail is more than a head should carry."""
+    """Return whether a tail is more than a head should carry."""
     return len(tail) > 2 * size or sum(len(entry.text) for entry in tail) > HEAD_BYTES
 
 
@@ -233,7 +233,7 @@ def decode_head(data: bytes, size: int) -> Head:
 
 
 def is_from_sdk(data: bytes) -> bool:
-    """Tell whether a record that can be read is the SDK's."""
+    """Return whether a record that can be read is the SDK's."""
     return data.lstrip()[:1] == b"["
 
 

@@ -77,7 +77,7 @@ class Tries:
         )
 
     def stale(self, head: Head) -> set[str]:
-        """Give the keys of segments that were written and that no head tells of."""
+        """Return the keys of segments that were written and that no head tells of."""
         stale = set()
         for key in self._written:
             generation, number = key.rsplit(":", 2)[1:]

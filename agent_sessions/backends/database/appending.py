@@ -28,7 +28,7 @@ class Append:
     batch: AnyBatch | None = None
 
     def encoded(self, statements: Statements) -> AnyBatch:
-        """Give what a database takes. Raises InvalidItem."""
+        """Return a value that a database takes. Raises InvalidItem."""
         if self.batch is None:
             self.batch = statements.batch(self.items)
         return self.batch

@@ -34,7 +34,7 @@ _Ask = Callable[[str, Sequence[Any]], Awaitable[Sequence[Sequence[Any]] | None]]
 async def read(
     backend: DatabaseBackend, key: SessionKey, limit: int | None, decode: Decode
 ) -> tuple[list[Item] | None, Own | None]:
-    """Read the newest items; None, and what a thread may go on from, where it has to."""
+    """Read the newest items, or None and the rows from which a thread goes on."""
     connection = connections[backend.using]
     ask = None if limit == 0 else _asking(backend, key, connection)
     if ask is None:
@@ -127,7 +127,7 @@ def make_ready(
 
 
 def _statements(backend: DatabaseBackend) -> PostgreSQLStatements | None:
-    """Give the statements of a backend that can be awaited, on a connection of its own."""
+    """Return what awaits a backend's statements, on a connection of its own."""
     connection = connections[backend.using]
     if (
         backend.wires is None

@@ -297,7 +297,7 @@ class DatabaseBackend(BaseSessionBackend):
     # -- branches ------------------------------------------------------------------
 
     def branches(self, key: SessionKey, held: Held | None = None) -> Branches:
-        """Give the branches of a session; writing to them needs change()."""
+        """Return the branches of a session; writing to them needs change()."""
         current = None if held is None else held.branch_id
         return Branches(self.directory, key, current)
 
@@ -365,7 +365,7 @@ class DatabaseBackend(BaseSessionBackend):
         return error
 
     def statements(self, connection: BaseDatabaseWrapper) -> Statements:
-        """Give the statements in the words of a connection's database."""
+        """Return the statements in the words of a connection's database."""
         statements = self._statements.get(connection.alias)
         if statements is None:
             statements = statements_for(connection, self.alias)

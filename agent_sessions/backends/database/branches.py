@@ -35,7 +35,7 @@ def check_turn(turn: object) -> None:
 
 
 def root_name(branch: Branch) -> str:
-    """Give the name that a branch had before replace() archived it."""
+    """Return the name that a branch had before replace() archived it."""
     return str(branch.name).partition("~")[0]
 
 
@@ -111,13 +111,13 @@ class Branches:
         ]
 
     def segments(self, branch: Branch) -> tuple[Segment, ...]:
-        """Give what a branch shows, newest first."""
+        """Return what a branch shows, newest first."""
         if branch.parent_id is None:
             return (Segment(branch.pk, 0),)
         return self.lineages.of(branch.pk)
 
     def items(self, branch: Branch) -> Any:
-        """Give the rows that a branch shows."""
+        """Return the rows that a branch shows."""
         return visible(self.using, self.segments(branch))
 
     def _archived(self) -> Any:
@@ -237,7 +237,7 @@ class Branches:
             )
 
     def free_name(self, base: str) -> str:
-        """Give a name that was never used, as near to `base` as can be."""
+        """Return a name that was never used, as near to `base` as can be."""
         taken = set(self._all().values_list("name", flat=True))
         names = (base if n == 1 else f"{base}_{n}" for n in range(1, len(taken) + 2))
         return next(name for name in names if name not in taken)

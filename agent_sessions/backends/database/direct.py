@@ -58,7 +58,7 @@ class DirectCursor(CursorWrapper):
 
 
 def is_watched(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether somebody wants to see statements pass through Django's cursors."""
+    """Return whether somebody wants to see statements pass through Django's cursors."""
     return connection.queries_logged or bool(connection.execute_wrappers)
 
 

@@ -23,7 +23,7 @@ class Segment:
     upto: int | None = None
 
     def holds(self, position: int) -> bool:
-        """Tell whether a position lies in this segment."""
+        """Return whether a position lies in this segment."""
         return self.after < position and (self.upto is None or position <= self.upto)
 
 
@@ -73,7 +73,7 @@ def walk(branches: Family, branch_id: int) -> tuple[Segment, ...]:
 
 
 def visible(using: str, segments: tuple[Segment, ...]) -> QuerySet[Any]:
-    """Give the rows of segments as a query set, in no order."""
+    """Return the rows of segments as a query set, in no order."""
     shown = Q()
     for segment in segments:
         part = Q(branch_id=segment.branch_id, position__gt=segment.after)

@@ -41,7 +41,7 @@ class PostgreSQLStatements(Statements):
         self.prepared = PreparedStatements()
 
     def can_be_awaited(self, connection: BaseDatabaseWrapper) -> bool:
-        """Tell whether a loop can await the answers on connections of its own."""
+        """Return whether a loop can await the answers on connections of its own."""
         from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
         # Windows' own loop can't listen to a socket, and a pool is sized for the threads.
@@ -87,7 +87,7 @@ class PostgreSQLStatements(Statements):
         now: datetime,
         connection: BaseDatabaseWrapper,
     ) -> tuple[str, list[Any]]:
-        """Give the statement that appends a batch as a whole, and its parameters."""
+        """Return the statement that appends a batch as a whole, and its parameters."""
         update, params = self.count(key, batch, now, connection)
         size, turns = len(batch), batch.turns
         name: list[Any] = []

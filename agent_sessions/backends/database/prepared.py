@@ -78,15 +78,15 @@ class PreparedStatements:
         return named.name
 
     def name(self, sql: str) -> bytes:
-        """Give the name under which connections have a statement planned."""
+        """Return the name under which connections have a statement planned."""
         return _named(sql).name
 
     def knows(self, connection: BaseDatabaseWrapper, sql: str) -> bool:
-        """Tell whether a connection has a statement planned."""
+        """Return whether a connection has a statement planned."""
         return self.name(sql) in _known.get(connection.connection, ())
 
     def is_refusal(self, error: DatabaseError) -> bool:
-        """Tell whether the server can't do with prepared statements; then give them up.
+        """Return whether the server refuses prepared statements, and give them up then.
 
         Nothing has been done then: each is a transaction of its own.
         """
@@ -96,7 +96,7 @@ class PreparedStatements:
         return True
 
     def may_prepare_on(self, connection: BaseDatabaseWrapper) -> bool:
-        """Tell whether a connection of our own may prepare statements."""
+        """Return whether a connection of our own may prepare statements."""
         return (
             self.enabled
             and not is_watched(connection)
@@ -137,7 +137,7 @@ def answer_of(result: PGresult) -> Answer:
 
 
 def checked(result: PGresult) -> PGresult:
-    """Give what the server gave. Raises psycopg.Error where that is an error."""
+    """Return what the server gave. Raises psycopg.Error where that is an error."""
     from psycopg.pq import ExecStatus
 
     if result.status not in {ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK}:

@@ -147,7 +147,7 @@ class Clearing:
 
 
 def unswept(using: str) -> int:
-    """Tell how many items have been removed and are still to be deleted."""
+    """Return how many items have been removed and are still to be deleted."""
     return int(_graves(using).aggregate(items=Sum("item_count"))["items"] or 0)
 
 
@@ -197,7 +197,7 @@ def _tell_cleared(backend: DatabaseBackend, key: SessionKey, count: int) -> None
 
 
 def _is_long(using: str, row: AgentSession, most: int, *, delete: bool) -> bool:
-    """Tell whether a session has more rows than are deleted at once."""
+    """Return whether a session has more rows than are deleted at once."""
     branches = Branch._base_manager.using(using).filter(session_id=row.pk)
     items = SessionItem._base_manager.using(using).filter(
         branch_id__in=list(branches.values_list("pk", flat=True))
@@ -224,7 +224,7 @@ def _bury_session(using: str, row: AgentSession) -> None:
 
 
 def _bury_branches(using: str, row: AgentSession) -> int:
-    """Give a session new, empty branches in the place of its own; tell where those are.
+    """Give a session new, empty branches; return where the former ones are.
 
     They begin where the old ones ended, so that positions are never given twice, and
     bear their names, so that no stale session writes into another's.

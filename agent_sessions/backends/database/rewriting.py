@@ -58,7 +58,7 @@ class Rewriting:
         return list(rows.values_list("pk", "data")[: self._size])
 
     def _new(self, found: list[tuple[int, str]]) -> list[tuple[int, str, str]]:
-        """Give key, old and new text of the rows that are to be changed."""
+        """Return key, old and new text of the rows to change."""
         new = []
         for pk, data in found:
             item = decode(data)

@@ -35,7 +35,7 @@ def first_of_turn(using: str, segments: tuple[Segment, ...], turn: int) -> int |
 
 
 def _before(rows: _Rows, turn: int, ends: tuple[_Place, _Place]) -> int:
-    """Give a position near a turn's beginning, all of which lies behind it."""
+    """Return a position near a turn's beginning, all of which lies behind it."""
     (low, low_turn), (high, high_turn) = ends
     if low_turn >= turn:
         return low - 1
@@ -74,12 +74,12 @@ class _Rows:
         self._branch = segment.branch_id
 
     def first(self, after: int) -> _Place | None:
-        """Give the first row after a position."""
+        """Return the first row after a position."""
         rows = self._fetch(self._part("", "ASC", 1), [self._params(after)])
         return (rows[0][0], rows[0][1]) if rows else None
 
     def ends(self) -> tuple[_Place, _Place] | None:
-        """Give the first row and the last one."""
+        """Return the first row and the last one."""
         both = " UNION ALL ".join(
             f"SELECT * FROM ({self._part('', order, 1)}) AS {order.lower()}_end"
             for order in ("ASC", "DESC")
@@ -91,7 +91,7 @@ class _Rows:
         return first, last
 
     def opening(self, turn: int, after: int) -> int | None:
-        """Give the position of the first user message of a turn.
+        """Return the position of the first user message of a turn.
 
         It is looked for here: PostgreSQL, which can't know how near it is, may look for
         the turn in all of the history.

@@ -85,7 +85,7 @@ class Statements:
         return moment[1]
 
     def owner(self, key: SessionKey, connection: BaseDatabaseWrapper) -> list[Any]:
-        """Give the parameters of `owned`."""
+        """Return the parameters of `owned`."""
         user_id = key.user_id
         if user_id is not None:
             user_id = self._user_field.get_db_prep_value(user_id, connection)
@@ -94,14 +94,14 @@ class Statements:
     def branch_of(
         self, key: SessionKey, connection: BaseDatabaseWrapper
     ) -> tuple[str, list[Any]]:
-        """Give a scalar subquery for the branch that a key means."""
+        """Return a scalar subquery for the branch that a key means."""
         owner = self.owner(key, connection)
         if key.branch is None:
             return self.current_branch, owner
         return self.named_branch, [*owner, key.branch]
 
     def cursor(self, connection: BaseDatabaseWrapper) -> CursorWrapper:
-        """Give a cursor for the statements that each turn needs."""
+        """Return a cursor for the statements that each turn needs."""
         # What Django does before it makes one.
         connection.close_if_health_check_failed()
         connection.ensure_connection()
@@ -122,7 +122,7 @@ class Statements:
     def latest_statement(
         self, key: SessionKey, limit: int | None, connection: BaseDatabaseWrapper
     ) -> tuple[str, list[Any]]:
-        """Give the statement of latest(), and its parameters."""
+        """Return the statement of latest(), and its parameters."""
         branch, params = self.branch_of(key, connection)
         # A number, not a parameter: PostgreSQL takes one that it doesn't know for a
         # tenth of the history, and would plan this anew at every call.
@@ -187,7 +187,7 @@ class Statements:
     def inherited_statement(
         self, segments: Sequence[Segment], limit: int | None
     ) -> tuple[str, list[Any]]:
-        """Give the statement of inherited(), and its parameters."""
+        """Return the statement of inherited(), and its parameters."""
         window = "" if limit is None else f" LIMIT {limit:d}"
         part = (
             f"SELECT * FROM (SELECT {self.encoded_data} AS data, position FROM {self.item} "
@@ -260,7 +260,7 @@ class Statements:
         return stored
 
     def appends_alone(self, connection: BaseDatabaseWrapper, batch: AnyBatch) -> bool:
-        """Tell whether append() makes a transaction, at a fifth of atomic()'s cost."""
+        """Return whether append() needs no transaction around it."""
         if connection.connection is None:
             # Whoever appends connects, and tells where that fails.
             return bool(connection.settings_dict["AUTOCOMMIT"])
@@ -315,7 +315,7 @@ class Statements:
         now: datetime,
         connection: BaseDatabaseWrapper,
     ) -> tuple[str, list[Any]]:
-        """Give the update of the session's counters.
+        """Return the update of the session's counters.
 
         It is guarded by owner and fence, and by the branch: a batch that finds no
         place must not be counted.
@@ -366,7 +366,7 @@ class Statements:
     def values(
         self, place: Place, batch: AnyBatch, created_at: Any
     ) -> Iterator[tuple[Any, ...]]:
-        """Give the columns of a batch's rows."""
+        """Return the columns of a batch's rows."""
         for index, row in enumerate(batch, 1):
             yield (
                 place.branch_id,

@@ -30,7 +30,7 @@ _CHUNK = 500
 
 
 def count_older(backend: DatabaseBackend, key: SessionKey, keep: int) -> int:
-    """Tell how many items trim_history() would remove."""
+    """Return how many items trim_history() would remove."""
     return backend.ask(key, lambda branches: _plan(branches, keep).size)
 
 
@@ -119,7 +119,7 @@ class _Step:
         return True
 
     def _retitle(self, row: AgentSession) -> None:
-        """Let a title that quotes what goes quote what stays."""
+        """Rebuild the title from the first remaining message."""
         if row.branch_id is None:
             return
         users = self.plan.view(row.branch_id).filter(type="message", role="user")

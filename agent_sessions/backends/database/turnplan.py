@@ -63,15 +63,15 @@ class TurnPlan:
         return sum(group.count for family in self._gone for group in family)
 
     def is_current(self) -> bool:
-        """Tell whether the session still has the same branches."""
+        """Return whether the session still has the same branches."""
         return self._read_state() == self._state
 
     def view(self, branch: int) -> QuerySet[Any]:
-        """Give the rows that a branch shows."""
+        """Return the rows that a branch shows."""
         return visible(self.using, self._lineages.of(branch))
 
     def steps(self, size: int) -> list[list[Group]]:
-        """Give what goes, the oldest first, about `size` rows at a time."""
+        """Return what goes, the oldest first, about `size` rows at a time."""
         steps: list[list[Group]] = []
         room = 0
         for family in self._gone:
@@ -84,7 +84,7 @@ class TurnPlan:
         return steps
 
     def shifts(self) -> Iterator[tuple[int, int, int | None, int]]:
-        """Give stretches of rows and by how much their turns become less.
+        """Return stretches of rows, each with how much less its turns become.
 
         The last position of a stretch is None where it is open: rows may have come.
         """
@@ -104,7 +104,7 @@ class TurnPlan:
                     yield branch, first, None if is_open else last, by
 
     def branch_shifts(self) -> Iterator[tuple[int, int]]:
-        """Give branches and by how many turns they become shorter."""
+        """Return branches, each with the number of turns that it loses."""
         turns = {branch.pk: branch.turn for branch in self._branches}
         for branch in self._numbered():
             own = sum(group.opens for group in self._kept_of(branch))
@@ -141,7 +141,7 @@ class TurnPlan:
             self._own[branch.pk] = groups
 
     def _shown(self, branch: int) -> Iterator[Group]:
-        """Give what a branch shows, the newest first."""
+        """Return what a branch shows, the newest first."""
         for segment in self._lineages.of(branch):
             yield from reversed(self._seen(segment))
 
@@ -271,7 +271,7 @@ def _is_quarantine(branch: Branch) -> bool:
 
 
 def _last_turns(groups: list[Group], keep: int) -> list[Group]:
-    """Give the last `keep` turns of what a branch shows, newest first."""
+    """Return the last `keep` turns of what a branch shows, newest first."""
     opened = 0
     for index, group in enumerate(groups):
         opened += group.opens
@@ -291,7 +291,7 @@ def _items(rows: QuerySet[Any]) -> Iterator[Item]:
 
 
 def _missing(items: Iterable[Item]) -> set[Key]:
-    """Give the keys of what items can't be parted from and is not among them."""
+    """Return the keys of what items can't be parted from and is not among them."""
     needed: set[Key] = set()
     own: set[Key] = set()
     for item in items:

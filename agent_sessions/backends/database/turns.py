@@ -68,7 +68,7 @@ def find_turns(
 
 
 def first_match(branches: Branches, search_term: str) -> int:
-    """Give the first turn that holds a term. Raises InvalidBranch."""
+    """Return the first turn that holds a term. Raises InvalidBranch."""
     matches = find_turns(branches, search_term, None, after=0, limit=1)
     if not matches:
         raise InvalidBranch(
@@ -108,7 +108,7 @@ def tool_usage(
 
 
 def preview(content: Any, length: int | None = None) -> str:
-    """Give a message's content as one text, cut to a length: a list's is its JSON."""
+    """Return a message's content as one text, cut to a length: a list's is its JSON."""
     is_text = isinstance(content, str)
     text: str = content if is_text else json.dumps(content, ensure_ascii=False)
     return text if length is None or len(text) <= length else text[:length] + "..."

@@ -238,11 +238,11 @@ class _Names:
 
     @property
     def are_none(self) -> bool:
-        """Tell whether the session has no branch at all."""
+        """Return whether the session has no branch at all."""
         return not self._rows
 
     def root(self, branch_id: int | None) -> str:
-        """Give the name that a branch had before it was archived as `name~number`."""
+        """Return the name that a branch had before it was archived as `name~number`."""
         row = self._rows.get(branch_id)
         if row is None:
             return ""
@@ -288,7 +288,7 @@ class _Names:
 
 
 def _is_named(branch: Branch, kept: str) -> bool:
-    """Tell whether a branch has a name of its own that begins so, if deleted by now."""
+    """Return whether a branch, even a deleted one, has a name that begins so."""
     is_own = branch.archived_at is None or "~" not in branch.name
     return is_own and branch.name[:NAME_KEPT] == kept
 

@@ -106,7 +106,7 @@ class Wires:
             return len(self._idle)
 
     async def _take(self) -> Wire | None:
-        """Give a connection once it is free; None while others are being made ready."""
+        """Return a free connection; None while others are being made ready."""
         with self._lock:
             if self._pid != os.getpid():
                 # The parent still uses the sockets.
@@ -201,7 +201,7 @@ class Wire:
         self._is_left = False
 
     def is_ready(self) -> bool:
-        """Tell whether connect() has nothing to do."""
+        """Return whether connect() has nothing to do."""
         return not self._is_left and is_fresh(self.connection)
 
     def connect(self) -> None:
@@ -214,7 +214,7 @@ class Wire:
         self.connection.ensure_connection()
 
     def is_busy(self) -> bool:
-        """Tell whether a loop awaits a statement."""
+        """Return whether a loop awaits a statement."""
         return self._loop is not None and not self._loop.is_closed()
 
     def win_back(self) -> bool:

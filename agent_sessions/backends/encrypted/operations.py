@@ -92,7 +92,7 @@ async def alook(vault: Vault, stored: list[Item]) -> None:
 
 
 def _known(inner: BaseSessionBackend, vault: Vault) -> dict[str, Any]:
-    """Give what spares a store the reading of rows that the vault knows."""
+    """Return what spares a store the reading of rows that the vault knows."""
     return {"decode": vault.decode} if inner.takes_decoder else {}
 
 

@@ -40,7 +40,7 @@ def may_have_copies(vault: Vault, page: Page) -> bool:
 
 
 def is_closed(page: Page) -> bool:
-    """Tell whether items of an opened page are still in their envelopes."""
+    """Return whether items of an opened page are still in their envelopes."""
     return any(stored.is_closed and stored.item is not None for stored in page.items)
 
 
@@ -132,7 +132,7 @@ def _goes_on(
     pairs: list[tuple[StoredItem, Opened | None]],
     read: Callable[..., Page],
 ) -> bool:
-    """Tell whether the last turn of a page has later items whose time isn't over."""
+    """Return whether the last turn of a page has later items whose time isn't over."""
     position = pairs[-1][0].position if pairs else 0
     seen = {opened.envelope_id for _, opened in pairs if opened is not None}
     while True:

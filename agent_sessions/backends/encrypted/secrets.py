@@ -37,7 +37,7 @@ class SessionSecrets:
         self.using = using
 
     def rows(self, key: SessionKey) -> Any:
-        """Give a session's row, as a query set."""
+        """Return a session's row, as a query set."""
         return SessionSecret.objects.using(self.using).filter(
             backend=self.alias,
             session_id=key.session_id,

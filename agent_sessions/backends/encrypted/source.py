@@ -63,7 +63,7 @@ class KeySource:
 
     @property
     def is_ready(self) -> bool:
-        """Tell whether ring() answers without asking the provider."""
+        """Return whether ring() answers without asking the provider."""
         if self._provider is None:
             return True
         return clock() < self._due or (self._lock.locked() and not self._is_old)
@@ -95,7 +95,7 @@ class KeySource:
             await sync_to_async(self.ring)()
 
     def newest(self) -> KeyRing:
-        """Give the keys to write with, fetched within `seconds`. Raises EncryptionError."""
+        """Return keys to write with, at most `seconds` old. Raises EncryptionError."""
         ring = self.ring()
         if self._provider is not None and self._is_old:
             raise EncryptionError(self._failure)

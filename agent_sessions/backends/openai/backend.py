@@ -116,7 +116,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         return rows.update(remote_id=new) == 1
 
     async def open(self, key: SessionKey) -> str:
-        """Give the id of the key's conversation, which is made where there is none."""
+        """Return the id of the key's conversation, which is made if need be."""
         for _ in range(_TRIES):
             found = await self.find(key)
             if found is None:

@@ -86,7 +86,7 @@ def _moment(text: str | None) -> float | None:
 
 
 def unsure(writing: bool) -> str:
-    """Say of a write that it may have arrived; nothing of a read."""
+    """Return that a write may have arrived; nothing for a read."""
     if not writing:
         return ""
     return (

@@ -29,7 +29,7 @@ class Place:
     turn: int = 0
 
     def behind(self, items: list[Item]) -> Place:
-        """Give the place behind more items."""
+        """Return the place behind more items."""
         turn = self.turn + sum(map(opens_turn, items))
         return Place(self.position + len(items), str(items[-1]["id"]), turn)
 
@@ -46,20 +46,20 @@ class Stretch:
     limit: int
 
     def begin(self, places: Places, conversation: str) -> Place:
-        """Give the nearest known place that lies before all of it."""
+        """Return the nearest known place that lies before all of it."""
         if self.after is not None:
             return places.find(conversation, self.after)
         end = places.newest(conversation) if self.before is None else self.before - 1
         return places.find(conversation, end - self.limit)
 
     def is_read(self, count: int) -> bool:
-        """Tell whether the page ends within so many items."""
+        """Return whether the page ends within so many items."""
         if self.after is not None:
             return count >= self.after + self.limit
         return self.before is not None and count >= self.before - 1
 
     def reaches_back(self, begin: Place, items: list[Item]) -> bool:
-        """Tell whether a page that ends with these items begins behind the place."""
+        """Return whether a page that ends with these items begins behind the place."""
         if self.after is not None:
             return True
         end = begin.position + len(items)
@@ -90,7 +90,7 @@ class Places:
         self._lock = new_lock()
 
     def find(self, conversation: str, position: int) -> Place:
-        """Give the last known place that is not behind a position."""
+        """Return the last known place that is not behind a position."""
         with self._lock:
             known = self._known.get(conversation) or OrderedDict[int, Place]()
             fitting = [each for each in known if each <= position]

@@ -196,7 +196,7 @@ class RedisBackend(RemoteBackend):
         return await self.place.connect()
 
     async def client(self) -> Redis | RedisCluster:
-        """Give the running loop's client: the one given, or one of our own."""
+        """Return the running loop's client: the one given, or one of our own."""
         with named_errors(self.alias):
             if self.given is not None:
                 return await self.given.in_this_loop()
@@ -214,7 +214,7 @@ class RedisBackend(RemoteBackend):
             await client.connection_pool.disconnect(inuse_connections=False)
 
     async def ping(self) -> bool:
-        """Tell whether the server answers."""
+        """Return whether the server answers."""
         client = await self.client()
         try:
             with named_errors(self.alias):
@@ -223,7 +223,7 @@ class RedisBackend(RemoteBackend):
             return False
 
     def names(self, key: SessionKey) -> Names:
-        """Give the names of a session's keys."""
+        """Return the names of a session's keys."""
         return Names(
             self.key_prefix, key.session_id, self.alias, key.user_id, self.namespace
         )
@@ -244,7 +244,7 @@ class RedisBackend(RemoteBackend):
         )
 
     def _terms(self, key: SessionKey) -> tuple[str, int, int]:
-        """Give the arguments that every operation has: fence, ttl and its kind."""
+        """Return the arguments that every operation has: fence, ttl and its kind."""
         fence = "" if key.fence is None else str(key.fence)
         return fence, self.ttl_ms, int(bool(self.options["sliding"]))
 

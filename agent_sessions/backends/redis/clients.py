@@ -237,7 +237,7 @@ def _is_django_redis(path: Any) -> bool:
 
 
 def _first(location: Any, alias: str) -> str:
-    """Give the primary's URL: django-redis writes to the first one."""
+    """Return the primary's URL: django-redis writes to the first one."""
     if isinstance(location, str):
         location = location.split(",")
     urls = [url for url in location or () if str(url).strip()]

@@ -36,7 +36,7 @@ class GivenClient:
         self._lock = asyncio.Lock()  # belongs to no loop before its first use
 
     async def in_this_loop(self) -> Redis | RedisCluster:
-        """Give the client. Raises StorageError in another loop than its own."""
+        """Return the client. Raises StorageError in another loop than its own."""
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = weakref.ref(loop)
@@ -81,7 +81,7 @@ async def evaluate(
 
 
 async def scan(client: Any, match: bytes) -> AsyncIterator[bytes]:
-    """Give the names that match, from every primary of a cluster."""
+    """Return the names that match, from every primary of a cluster."""
     targets: list[dict[str, Any]] = [{}]
     if is_cluster(client):
         targets = [{"target_nodes": node} for node in client.get_primaries()]

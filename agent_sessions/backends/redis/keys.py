@@ -73,7 +73,7 @@ def pattern(prefix: str) -> bytes:
 
 
 def id_of(prefix: str, name: bytes) -> str | None:
-    """Tell whose items lie under a name; None where it is no session's."""
+    """Return whose items lie under a name; None where it is no session's."""
     head, tail = f"{prefix}:".encode(), ITEMS.encode()
     if not (name.startswith(head) and name.endswith(tail)):
         return None
@@ -84,14 +84,14 @@ def id_of(prefix: str, name: bytes) -> str | None:
 
 
 def hash_tag(name: bytes) -> bytes | None:
-    """Give the part of a name that a cluster hashes; None where it hashes all."""
+    """Return the part of a name that a cluster hashes; None where it hashes all."""
     start = name.find(b"{")
     end = name.find(b"}", start + 1)
     return name[start + 1 : end] if 0 <= start < end - 1 else None
 
 
 def slot_of(name: bytes) -> int:
-    """Give the slot of a cluster that a name belongs to."""
+    """Return the slot of a cluster that a name belongs to."""
     tag = hash_tag(name)
     return binascii.crc_hqx(name if tag is None else tag, 0) % SLOTS
 

@@ -37,7 +37,7 @@ _RESERVED = "agent_sessions."
 
 
 def inner_id(key: SessionKey, namespace: str = "") -> str:
-    """Give the id under which the inner class knows a session.
+    """Return the id under which the inner class knows a session.
 
     Without an owner it is the session's own, so that existing histories open. No two
     keys have the same. `namespace` is the alias that wraps the backend.
@@ -159,7 +159,7 @@ class SDKBackend(RemoteBackend):
         return messages
 
     def _forgets(self) -> bool:
-        """Tell whether the arguments name a database in memory."""
+        """Return whether the arguments name a database in memory."""
         given = _arguments(self.options, self.option_names())
         url = str(given.get("url", ""))
         if url.startswith("sqlite"):
@@ -321,7 +321,7 @@ async def _latest(opened: Opened, limit: int | None) -> list[Item]:
 
 
 def _arguments(options: dict[str, Any], own: frozenset[str]) -> dict[str, Any]:
-    """Give what is meant for the inner class."""
+    """Return what is meant for the inner class."""
     given = {name: value for name, value in options.items() if name not in own}
     return {**given, **(options.get("arguments") or {})}
 

@@ -165,7 +165,7 @@ def refuse_conversations(kind: type) -> None:
 
 
 def in_memory(session: Any) -> bool:
-    """Tell whether closing a session would lose its history."""
+    """Return whether closing a session would lose its history."""
     return str(getattr(session, "db_path", "")) == ":memory:"
 
 

@@ -30,7 +30,7 @@ class Signature:
     is_open: bool = False
 
     def with_more(self, other: Signature | None) -> Signature:
-        """Give the same with the arguments that it passes on."""
+        """Return the same with the arguments that it passes on."""
         if other is None:
             return Signature(self.names, self.required, is_open=True)
         return Signature(self.names | other.names, self.required, other.is_open)
@@ -93,7 +93,7 @@ class _Module:
     is_package: bool
 
     def absolute(self, name: str | None, level: int) -> str:
-        """Give the dotted name of what the module imports from."""
+        """Return the dotted name of what the module imports from."""
         if not level:
             return name or ""
         parts = self.name.split(".")
@@ -135,7 +135,7 @@ def _statements(file: Path) -> tuple[ast.stmt, ...]:
 
 
 def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Give a module's statements, also those under `if TYPE_CHECKING` and `try`."""
+    """Return a module's statements, also those under `if TYPE_CHECKING` and `try`."""
     for statement in body:
         yield statement
         if isinstance(statement, ast.If | ast.Try):
@@ -166,7 +166,7 @@ def _find_class(
 
 
 def _binds(module: _Module, name: str) -> bool:
-    """Tell whether a module may have a name in another way than by a class."""
+    """Return whether a module may have a name in another way than by a class."""
     for statement in _statements(module.file):
         if isinstance(statement, ast.FunctionDef) and statement.name in {
             name,
@@ -202,7 +202,7 @@ def _of_method(module: _Module, found: ast.ClassDef, name: str) -> Signature | N
 
 
 def _only_passes_on(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Tell whether the `**kwargs` of a function are nothing but passed on."""
+    """Return whether the `**kwargs` of a function are nothing but passed on."""
     name = function.args.kwarg.arg if function.args.kwarg else ""
     nodes = [node for statement in function.body for node in ast.walk(statement)]
     used = [n for n in nodes if isinstance(n, ast.Name) and n.id == name]

@@ -139,7 +139,7 @@ def _all(options: dict[str, Any]) -> Iterator[AgentSession]:
 
 
 def _rows(options: dict[str, Any]) -> list[Any]:
-    """Give a query for each Django database that has sessions with their items."""
+    """Return a query for each Django database that has sessions with their items."""
     alias, name = options["backend"], options["user"]
     owner = (
         {} if name is None else {"user_id": find_user(name, returncode=NOT_EXAMINED).pk}

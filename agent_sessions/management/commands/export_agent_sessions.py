@@ -145,7 +145,7 @@ class Command(PrintingCommand):
     def _target(
         self, options: dict[str, Any], ending: str
     ) -> Iterator[Callable[[AgentSession, IO[bytes]], None]]:
-        """Give what takes each session's text."""
+        """Return what takes each session's text."""
         output: str = options["output"]
         path = Path(output)
         if output == "-":

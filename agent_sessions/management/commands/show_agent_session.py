@@ -97,7 +97,7 @@ class Command(PrintingCommand):
 
 
 def _as_json(row: AgentSession, items: Iterator[StoredItem]) -> Iterator[str]:
-    """Give the lines of one JSON object, an item a line."""
+    """Return the lines of one JSON object, an item a line."""
     session = describe_session(row) | {"backend": row.backend}
     yield f'{{"session": {as_json(session)}, "items": ['
     previous: str | None = None

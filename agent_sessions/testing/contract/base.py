@@ -230,7 +230,7 @@ def messages(count: int, prefix: str = "item") -> list[Item]:
 
 
 def texts(items: Sequence[Any]) -> list[Any]:
-    """Give the contents of messages, which is what most cases compare."""
+    """Return the contents of messages, which is what most cases compare."""
     return [item["content"] for item in items]
 
 

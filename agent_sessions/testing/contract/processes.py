@@ -83,7 +83,7 @@ def _hear(process: subprocess.Popen[str]) -> Any:
 
 class ProcessCases(ContractBase):
     def process_environment(self) -> dict[str, str]:
-        """Give the environment of the other processes; override to add to it."""
+        """Return the environment of the other processes; override to add to it."""
         return dict(os.environ)
 
     @contextmanager

@@ -52,7 +52,7 @@ def add(a: int, b: int) -> int:
 
 
 def outline(items: Sequence[Any]) -> list[str]:
-    """Say of each stored item what it is, shortly: 'user hi', 'call c1', ..."""
+    """Return in short what each stored item is: 'user hi', 'call c1', ..."""
     lines = []
     for item in items:
         kind = item.get("type", "message")
