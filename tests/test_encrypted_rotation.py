@@ -18,6 +18,7 @@ from agent_sessions import get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.encrypted import EncryptedBackend
 from agent_sessions.backends.encrypted.rotation import Rotation
+from agent_sessions.backends.keys import anything
 from agent_sessions.exceptions import InvalidApproval, UnknownEncryptionKey
 from agent_sessions.handler import open_session
 from agent_sessions.models import AgentRun, AgentSession, SessionItem, SessionSecret
@@ -252,7 +253,7 @@ def test_a_store_that_can_not_rewrite_is_told() -> None:
         with pytest.raises(NotImplementedError):
             sessions["private"].rewrite(SessionKey("s"), lambda item: None)
         with pytest.raises(NotImplementedError):
-            sessions["private"].pop_if(SessionKey("s"), bool)
+            sessions["private"].pop_if(SessionKey("s"), anything)
         assert len(get_session("s", backend="private").sync.get_items()) == 1
 
 

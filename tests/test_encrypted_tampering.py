@@ -14,6 +14,7 @@ from django.core.cache import cache
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from redis import Redis
 
 from agent_sessions import EncryptedSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
@@ -27,6 +28,8 @@ from agent_sessions.handler import open_session
 from agent_sessions.models import AgentSession, SessionItem, SessionSecret
 from tests.chat import Socket, create_conversation, make_user
 from tests.list_backend import ListBackend
+from tests.servers.process import Server
+from tests.servers.redis import url
 from tests.test_consumer import speaker
 from tests.test_encrypted import TREASURE, data, key_id, private, under
 from tests.test_encrypted_rotation import rotate
@@ -34,6 +37,7 @@ from tests.test_encryption import NEW, OLD, said
 
 pytestmark = [pytest.mark.django_db(transaction=True)]
 one_database = pytest.mark.one_database
+REDIS = "agent_sessions.backends.redis.RedisBackend"
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
@@ -193,6 +197,22 @@ def test_a_copied_row_is_passed_over_and_stays() -> None:
     assert private().sync.pop_item() == said("pay")
     # What is left is no copy any more.
     assert private().sync.pop_item() == said("pay")
+
+
+@one_database
+def test_a_copy_in_redis_is_passed_over_however_often_it_is_looked_at(
+    redis_server: Server,
+) -> None:
+    """It is asked for the newest first, then for more, from the newest again."""
+    options = {"url": url(redis_server), "key_prefix": "copies"}
+    with under(NEW, inner={"BACKEND": REDIS, "OPTIONS": options}):
+        private().sync.add_items([said("pay"), said("thanks")])
+        inner: Any = sessions["private"].inner
+        with Redis.from_url(url(redis_server)) as client:
+            name = inner.names(SessionKey("s")).items
+            client.rpush(name, client.lindex(name, 0))
+        assert contents() == ["pay", "thanks"]
+        assert private().sync.pop_item() == said("thanks")
 
 
 @one_database

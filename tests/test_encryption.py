@@ -598,6 +598,17 @@ def test_a_remembered_row_opens_in_its_session_under_its_key_only() -> None:
     assert vault.decode(rows) == decode_all(rows)
 
 
+def test_a_pop_that_begins_anew_passes_over_the_copy_again() -> None:
+    vault = vault_of()
+    pay, thanks = vault.seal([said("pay"), said("thanks")])
+    taking = Taking(vault)
+    assert taking.look([pay, thanks, pay])
+    for _ in range(3):
+        accepts = taking.begin()
+        assert not accepts(pay)
+    assert accepts(thanks)
+
+
 # -- around any session ------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from django.core import checks
 from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.backends.arguments import check_run_session
-from agent_sessions.backends.keys import Page, SessionKey, make_key
+from agent_sessions.backends.keys import Asking, Page, SessionKey, make_key
 from agent_sessions.backends.retention import read_retention
 from agent_sessions.backends.signed import open_or_none, sign, unsign
 from agent_sessions.backends.spelling import did_you_mean
@@ -208,19 +208,18 @@ class BaseSessionBackend(ABC):
         """Make the rows that a session's first use needs. Raises what create() does."""
         self.directory.create(key)
 
-    def pop_if(self, key: SessionKey, accept: Callable[[Item], bool]) -> Item | None:
+    def pop_if(self, key: SessionKey, asking: Asking) -> Item | None:
         """Remove and return the newest item that is accepted; others stay.
 
-        `accept` is asked from the newest item back; where it raises, nothing happens.
-        Only where `supports_pop_if` is set.
+        `asking` returns what is asked of each item, from the newest back: it is called
+        again where the store begins anew. Where that raises, nothing happens. Only
+        where `supports_pop_if` is set.
         """
         raise NotImplementedError(f"{type(self).__name__} pops what is newest.")
 
-    async def apop_if(
-        self, key: SessionKey, accept: Callable[[Item], bool]
-    ) -> Item | None:
+    async def apop_if(self, key: SessionKey, asking: Asking) -> Item | None:
         """See pop_if()."""
-        return await settle(self.threads.run(self.pop_if, key, accept))
+        return await settle(self.threads.run(self.pop_if, key, asking))
 
     def forget_rows(self, using: str) -> None:
         """Forget what is remembered of the rows of a database, which was emptied."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser
 
 T = TypeVar("T")
+
+# Makes what a pop asks of items, from the newest back: a store that begins anew, since
+# somebody else was faster, asks anew too.
+Asking = Callable[[], Callable[[Any], bool]]
+
+
+def anything() -> Callable[[Any], bool]:
+    """Accept every item."""
+    return lambda item: True
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ implements the coroutines store_…(); the rest, with the synchronous faces, is 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.keys import Asking
 from agent_sessions.backends.listed import ListedBackend, Written
 from agent_sessions.concurrency.loops import BackgroundLoop, take
 from agent_sessions.concurrency.settle import settle
@@ -59,7 +60,7 @@ class RemoteBackend(ListedBackend):
         """Remove and return the newest readable item."""
 
     async def store_pop_if(
-        self, key: SessionKey, accept: Callable[[Item], bool]
+        self, key: SessionKey, asking: Asking
     ) -> tuple[Item | None, Written]:
         """Remove and return the newest item that is accepted; others stay.
 
@@ -112,8 +113,8 @@ class RemoteBackend(ListedBackend):
     def pop(self, key: SessionKey) -> Item | None:
         return self._taken(key, self.store_pop(key))
 
-    def pop_if(self, key: SessionKey, accept: Callable[[Item], bool]) -> Item | None:
-        return self._taken(key, self.store_pop_if(key, accept))
+    def pop_if(self, key: SessionKey, asking: Asking) -> Item | None:
+        return self._taken(key, self.store_pop_if(key, asking))
 
     def _taken(self, key: SessionKey, taking: _Taking) -> Item | None:
         try:
@@ -195,11 +196,9 @@ class RemoteBackend(ListedBackend):
         await self.aadmit(key)
         return await settle(self._ataken(key, self.store_pop(key)))
 
-    async def apop_if(
-        self, key: SessionKey, accept: Callable[[Item], bool]
-    ) -> Item | None:
+    async def apop_if(self, key: SessionKey, asking: Asking) -> Item | None:
         await self.aadmit(key)
-        return await settle(self._ataken(key, self.store_pop_if(key, accept)))
+        return await settle(self._ataken(key, self.store_pop_if(key, asking)))
 
     async def _ataken(self, key: SessionKey, taking: _Taking) -> Item | None:
         item, written = await taking

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_sessions.encryption.carriers import AS_IS, Carrier
@@ -314,6 +314,12 @@ class Taking:
             return True
         self.window *= 2
         return False
+
+    def begin(self) -> Callable[[Any], bool]:
+        """Return what a store asks of its items; it begins anew where others pop too."""
+        self._passed_over = 0
+        self._copies.clear()
+        return self.accepts
 
     def accepts(self, stored: Any) -> bool:
         """Return whether this is the item to take, asked from the newest back.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -22,6 +21,7 @@ from agent_sessions.backends.base import (
     BaseSessionBackend,
     SessionKey,
 )
+from agent_sessions.backends.keys import Asking
 from agent_sessions.exceptions import BlockingCall, SessionDoesNotExist
 from agent_sessions.items import as_sequence
 from agent_sessions.memory.context import names_other
@@ -151,17 +151,18 @@ class BackendSession(SessionABC):
 
     async def pop_if(
         self,
-        accept: Callable[[Any], bool],
+        asking: Asking,
         *,
         wrapper: RunContextWrapper[Any] | None = None,
     ) -> TResponseInputItem | None:
         """Remove and return the newest item that is accepted; others stay.
 
-        `accept` is asked from the newest item back; where it raises, nothing happens.
-        Only where the backend's `supports_pop_if` is set.
+        `asking` returns what is asked of each item, from the newest back: it is called
+        again where the store begins anew. Where that raises, nothing happens. Only
+        where the backend's `supports_pop_if` is set.
         """
         await self._admit(wrapper)
-        return await self.backend.apop_if(self.key, accept)  # type: ignore[return-value]
+        return await self.backend.apop_if(self.key, asking)  # type: ignore[return-value]
 
     async def clear_session(
         self, *, wrapper: RunContextWrapper[Any] | None = None

@@ -267,7 +267,7 @@ class EncryptedSession(SealedCompaction, WrappingSession, SessionABC):
                 pass
             if self._pops_in_one_step():
                 store = cast("BackendSession", self.inner_session)
-                taken: Any = await store.pop_if(taking.accepts, wrapper=wrapper)
+                taken: Any = await store.pop_if(taking.begin, wrapper=wrapper)
                 return cast("TResponseInputItem | None", taking.end(taken))
             if not taking.may_take():
                 return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -23,6 +22,7 @@ from agent_sessions.backends.dapr.history import History
 from agent_sessions.backends.dapr.reading import Rules
 from agent_sessions.backends.dapr.records import head_key
 from agent_sessions.backends.dapr.sidecar import Sidecar
+from agent_sessions.backends.keys import Asking, anything
 from agent_sessions.backends.remote import RemoteBackend, Written
 from agent_sessions.backends.retention import EXAMPLES, parse_age
 from agent_sessions.concurrency.loops import BackgroundLoop, PerLoop
@@ -230,15 +230,15 @@ class DaprBackend(RemoteBackend):
         return await history.latest(limit)
 
     async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
-        return await self.store_pop_if(key, lambda item: True)
+        return await self.store_pop_if(key, anything)
 
     async def store_pop_if(
-        self, key: SessionKey, accept: Callable[[Item], bool]
+        self, key: SessionKey, asking: Asking
     ) -> tuple[Item | None, Written]:
         place = await self._places.get()
         history = self._history(place, key)
         async with place.lock(history.key):
-            item, count = await history.pop(accept)
+            item, count = await history.pop(asking)
         return item, Written(count)
 
     async def store_clear(self, key: SessionKey) -> int:

@@ -28,6 +28,7 @@ from agent_sessions.backends.dapr.sidecar import (
     pause,
 )
 from agent_sessions.backends.dapr.tries import Draft, Tries
+from agent_sessions.backends.keys import Asking, anything
 from agent_sessions.exceptions import StorageError
 from agent_sessions.items import Batch, Item, decode
 
@@ -100,16 +101,14 @@ class History(Reader):
         draft = await self._change(plan)
         return 0 if draft is None else draft.head.count
 
-    async def pop(
-        self, accept: Callable[[Item], bool] = lambda item: True
-    ) -> tuple[Item | None, int | None]:
+    async def pop(self, asking: Asking = anything) -> tuple[Item | None, int | None]:
         """Remove and give the newest readable item that is accepted, and the count.
 
         The others stay in their places.
         """
 
         async def plan(found: Found) -> Draft | None:
-            head = found.head
+            head, accept = found.head, asking()
             if (taken := _take(head.tail, accept)) is None:
                 return await self._plan_sealed_pop(found, accept)
             item, tail = taken

@@ -37,6 +37,7 @@ from agent_sessions.backends.database.statements import AnyBatch, Statements
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.database.wires import Wires
 from agent_sessions.backends.directory import Directory
+from agent_sessions.backends.keys import Asking
 from agent_sessions.backends.spelling import did_you_mean_alias
 from agent_sessions.concurrency.batching import Gathering
 from agent_sessions.concurrency.settle import settle
@@ -141,8 +142,8 @@ class DatabaseBackend(BaseSessionBackend):
     def pop(self, key: SessionKey) -> Item | None:
         return pop_newest(self, key)
 
-    def pop_if(self, key: SessionKey, accept: Callable[[Item], bool]) -> Item | None:
-        return pop_newest(self, key, accept)
+    def pop_if(self, key: SessionKey, asking: Asking) -> Item | None:
+        return pop_newest(self, key, asking)
 
     def rewrite(
         self,

@@ -14,6 +14,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.directory import active
+from agent_sessions.backends.keys import Asking, anything
 from agent_sessions.items import Item, decode
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
@@ -31,10 +32,10 @@ class _PassedOver(Exception):
 
 
 def pop_newest(
-    backend: DatabaseBackend, key: SessionKey, accept: Accept = lambda item: True
+    backend: DatabaseBackend, key: SessionKey, asking: Asking = anything
 ) -> Item | None:
     """Take the newest readable item that is accepted, in a transaction."""
-    take = partial(_take, backend, key, accept)
+    take = partial(_take, backend, key, asking)
     try:
         return backend.run(partial(take, at_once=True))
     except _PassedOver:
@@ -44,7 +45,7 @@ def pop_newest(
 def _take(
     backend: DatabaseBackend,
     key: SessionKey,
-    accept: Accept,
+    asking: Asking,
     connection: BaseDatabaseWrapper,
     *,
     at_once: bool,
@@ -52,6 +53,7 @@ def _take(
     held = backend.lock(connection, key)
     if held is None:
         return None
+    accept = asking()
     statements = backend.statements(connection)
     if (
         at_once

@@ -51,7 +51,7 @@ def pop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None
     while not taking.look(inner.latest(key, taking.window)):
         pass
     if inner.supports_pop_if:
-        return taking.end(inner.pop_if(key, taking.accepts))
+        return taking.end(inner.pop_if(key, taking.begin))
     if not taking.may_take():
         return None
     taken = inner.pop(key)
@@ -69,7 +69,7 @@ async def apop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item
     while not taking.look(await inner.alatest(key, taking.window)):
         pass
     if inner.supports_pop_if:
-        return taking.end(await inner.apop_if(key, taking.accepts))
+        return taking.end(await inner.apop_if(key, taking.begin))
     if not taking.may_take():
         return None
     taken = await inner.apop(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.core import checks
 
 from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.keys import Asking, anything
 from agent_sessions.backends.redis import clients, scripts
 from agent_sessions.backends.redis.calls import Calls
 from agent_sessions.backends.redis.clients import CHECK_ID, Client, Place
@@ -301,17 +302,17 @@ class RedisBackend(RemoteBackend):
         return await self._take(key, None)
 
     async def store_pop_if(
-        self, key: SessionKey, accept: Callable[[Item], bool]
+        self, key: SessionKey, asking: Asking
     ) -> tuple[Item | None, Written]:
-        return await self._take(key, accept)
+        return await self._take(key, asking)
 
     async def _take(
-        self, key: SessionKey, accept: Callable[[Item], bool] | None
+        self, key: SessionKey, asking: Asking | None
     ) -> tuple[Item | None, Written]:
         names, terms = self.names(key), self._terms(key)
         # The server chooses, unless it is in doubt or the caller has a say.
-        first = (0 if accept is None else -1, 0, b"")
-        window, choice = (_WINDOW if accept is None else 1), first
+        first = (0 if asking is None else -1, 0, b"")
+        window, choice = (_WINDOW if asking is None else 1), first
         while True:
             found, *answer = await self._write(
                 scripts.POP, names, *terms, window, *choice
@@ -320,10 +321,10 @@ class RedisBackend(RemoteBackend):
                 text, count = answer
                 return _read(text), Written(count)
             count, texts = answer
-            choice = first
+            choice, accept = first, (asking or anything)()
             for place, text in enumerate(reversed(texts), 1):
                 item = _read(text)
-                if item is not None and (accept is None or accept(item)):
+                if item is not None and accept(item):
                     choice = (place, count, text)
                     break
             else:
