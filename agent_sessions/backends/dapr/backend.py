@@ -90,8 +90,8 @@ class DaprBackend(RemoteBackend):
     ) -> None:
         """See RemoteBackend. Raises InvalidBackend and MissingExtra."""
         super().__init__(alias, options, listed=listed)
-        self._check_values()
         require_dapr("DaprBackend")
+        self._check_values()
         self._knows_health_timeout = "health_timeout" in options
         self._rules = Rules(self.options["segment_size"], self._ttl())
         self._places = PerLoop(
