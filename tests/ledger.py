@@ -74,7 +74,7 @@ class Ledger:
 
 
 def violations(calls: Sequence[Call], rest: Sequence[str]) -> list[str]:
-    """Tell what can't be true where `rest` is what is there after all calls."""
+    """Return what can't be true where `rest` is what is there after all calls."""
     audit = _Audit(calls, rest)
     if found := list(audit.unknown()):
         return found
@@ -100,7 +100,7 @@ class _Audit:
         self.seen = self.popped.keys() | set(rest)
 
     def unknown(self) -> Iterator[str]:
-        """Tell of items that nobody had begun to append."""
+        """Report items that nobody had begun to append."""
         for call in (*self.pops, *self.reads):
             for name in call.names:
                 append = self.appended.get(name)
@@ -108,7 +108,7 @@ class _Audit:
                     yield f"{name}: known to a {call.kind} before it was appended"
 
     def doubled(self) -> Iterator[str]:
-        """Tell of items that were popped or are there twice."""
+        """Report items that were popped or are there twice."""
         pops = Counter(name for call in self.pops for name in call.names)
         yield from (f"{name}: popped {n} times" for name, n in pops.items() if n > 1)
         for call in self.reads:
@@ -117,7 +117,7 @@ class _Audit:
                     yield f"{name}: read {n} times at once"
 
     def torn(self) -> Iterator[str]:
-        """Tell of reads with a batch that isn't whole, or in a wrong place."""
+        """Report reads with a batch that isn't whole, or in a wrong place."""
         for read in self.reads:
             batches = groupby(read.names, lambda name: self.appended[name].began)
             latest = -1.0
@@ -139,7 +139,7 @@ class _Audit:
                 seen.add(began)
 
     def reappeared(self) -> Iterator[str]:
-        """Tell of items that were there after they were popped or cleared."""
+        """Report items that were there after they were popped or cleared."""
         done = [call for call in self.clears if not call.error]
         ends = [call.ended for call in done]
         for call in (*self.pops, *self.reads):
@@ -153,7 +153,7 @@ class _Audit:
                     yield f"{name}: popped, then known to a {call.kind}"
 
     def passed_over(self) -> Iterator[str]:
-        """Tell of pops that left a newer item where it was, or found none at all."""
+        """Report pops that left a newer item where it was, or found none at all."""
         stays = [
             (append.began, append.ended, self._gone(name), name)
             for name, append in self.appended.items()
@@ -176,7 +176,7 @@ class _Audit:
         return math.inf if pop is None else pop.began
 
     def lost(self) -> Iterator[str]:
-        """Tell of items that are gone though no call can have removed them."""
+        """Report items that are gone though no call can have removed them."""
         cleared = max((call.ended for call in self.clears), default=-1)
         # The last first: what may have taken it may have taken any earlier one.
         missing = sorted(
@@ -193,7 +193,7 @@ class _Audit:
                 yield f"{name}: lost"
 
     def miscounted(self) -> Iterator[str]:
-        """Tell of clears that removed more or less than there can have been.
+        """Report clears that removed more or less than there can have been.
 
         Only one clear runs at a time.
         """

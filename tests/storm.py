@@ -168,7 +168,7 @@ class Storm:
             await self._rest(call, 0.02)
 
     async def _rest(self, call: Call, seconds: float) -> None:
-        """Tell of what is done now and then; leave a server that is away alone."""
+        """Print now and then that work is done; leave a server alone that is away."""
         self._done += not call.error
         if self._done % MARK == 0 and not call.error:
             sys.stdout.write("working\n")

@@ -43,7 +43,7 @@ ASYNC: dict[str, Callable[[BaseSessionBackend, SessionKey], Awaitable[Any]]] = {
 def away(
     request: pytest.FixtureRequest, tmp_path: Path, django_db_blocker: DjangoDbBlocker
 ) -> Iterator[str]:
-    """Give the alias of a database whose server is down, or whose folder is gone."""
+    """Return the alias of a database whose server is down, or whose folder is gone."""
     engine, alias = request.param, "away"
     pytest.importorskip({"postgresql": "psycopg", "mysql": "MySQLdb"}.get(engine, "os"))
     connections.databases[alias] = connections.settings["default"] | {

@@ -49,12 +49,11 @@ def check_session(session: SourceSession) -> None:
     for branch in session.branches:
         _check_branch(branch, known)
         known.add(branch.name)
-    if session.shown not in {
-        each.name for each in session.branches if not each.archived
-    }:
+    shown = {each.name for each in session.branches if not each.archived}
+    if session.shown not in shown:
         raise ImportProblem(
-            f"it names no current branch that is shown, and has none called {MAIN_BRANCH!r}. Name "
-            "one of its branches in the source."
+            "it names no current branch that is shown, and has none called "
+            f"{MAIN_BRANCH!r}. Name one of its branches in the source."
         )
     if not _is_storable(session.columns.get("metadata")):
         raise ImportProblem("its metadata can't be kept here. Mend it in the source.")

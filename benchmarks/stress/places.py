@@ -12,9 +12,9 @@ import django
 from django.core.management import call_command
 from django.db import connections
 
+from tests.servers.lasting import create_database
 from tests.servers.mariadb import mariadb
 from tests.servers.postgres import postgres
-from tests.servers.process import Server
 
 KINDS = ("sqlite", "postgres", "mariadb")
 _NAME = "stress"
@@ -32,10 +32,10 @@ def place(kind: str) -> Iterator[dict[str, str]]:
             name = str(Path(directory) / "stress.sqlite3")
         elif kind == "postgres":
             server = stack.enter_context(postgres())
-            _create_on_postgres(server)
+            create_database("postgres", server, name)
         else:
             server = stack.enter_context(mariadb())
-            _create_on_mariadb(server)
+            create_database("mariadb", server, name)
         environment = {
             "DJANGO_SETTINGS_MODULE": "tests.settings",
             "AGENT_SESSIONS_TEST_DATABASE": kind,
@@ -57,24 +57,3 @@ def version() -> str:
     connection = connections["default"]
     numbers = connection.get_database_version()
     return f"{connection.display_name} {'.'.join(map(str, numbers))}"
-
-
-def _create_on_postgres(server: Server) -> None:
-    import psycopg
-
-    with psycopg.connect(
-        host=server.host,
-        port=server.port,
-        user="postgres",
-        dbname="postgres",
-        autocommit=True,
-    ) as connection:
-        connection.execute(f"CREATE DATABASE {_NAME}")
-
-
-def _create_on_mariadb(server: Server) -> None:
-    import MySQLdb
-
-    connection = MySQLdb.connect(host=server.host, port=server.port, user="root")
-    connection.query(f"CREATE DATABASE {_NAME} CHARACTER SET utf8mb4")
-    connection.close()

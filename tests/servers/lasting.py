@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.servers import mariadb, postgres
 from tests.servers.mortal import Mortal, mortal
+from tests.servers.process import Server
 
 ROOT = Path(__file__).parent.parent.parent
 NAME = "lasting"
@@ -21,7 +22,7 @@ _RECIPES = {"postgres": postgres.recipe, "mariadb": mariadb.recipe}
 def mortal_database(kind: str) -> Iterator[tuple[Mortal, dict[str, str]]]:
     """Run a server that keeps what it committed; give the environment that uses it."""
     with mortal(_RECIPES[kind](lasting=True)) as server:
-        _create(kind, server)
+        create_database(kind, server, NAME)
         environment = os.environ | {
             "DJANGO_SETTINGS_MODULE": "tests.settings",
             "AGENT_SESSIONS_TEST_DATABASE": kind,
@@ -39,7 +40,7 @@ def mortal_database(kind: str) -> Iterator[tuple[Mortal, dict[str, str]]]:
         yield server, environment
 
 
-def _create(kind: str, server: Mortal) -> None:
+def create_database(kind: str, server: Mortal | Server, name: str) -> None:
     """Make an empty database."""
     if kind == "postgres":
         import psycopg
@@ -51,10 +52,10 @@ def _create(kind: str, server: Mortal) -> None:
             dbname="postgres",
             autocommit=True,
         ) as connection:
-            connection.execute(f"CREATE DATABASE {NAME}")
+            connection.execute(f"CREATE DATABASE {name}")
     else:
         import MySQLdb
 
         connection = MySQLdb.connect(host=server.host, port=server.port, user="root")
-        connection.query(f"CREATE DATABASE {NAME} CHARACTER SET utf8mb4")
+        connection.query(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
         connection.close()

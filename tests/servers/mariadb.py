@@ -28,12 +28,12 @@ def program(name: str) -> str | None:
 
 
 def has_driver() -> bool:
-    """Tell whether mysqlclient is installed."""
+    """Return whether mysqlclient is installed."""
     return find_spec("MySQLdb") is not None
 
 
 def missing() -> str | None:
-    """Tell what MariaDB lacks to run here, if anything."""
+    """Return what MariaDB lacks to run here, if anything."""
     if not program("mariadbd") or not program("mariadb-install-db"):
         return "MariaDB is missing: apt-get install mariadb-server"
     if not has_driver():
@@ -52,7 +52,7 @@ def mariadb() -> Iterator[Server]:
 
 
 def recipe(*, lasting: bool = False) -> Recipe:
-    """Tell how MariaDB is run; `lasting` keeps what was committed when it's killed."""
+    """Return how MariaDB is run; `lasting` keeps what was committed when it's killed."""
     fast = () if lasting else _FAST
     return Recipe(
         name="mariadb",

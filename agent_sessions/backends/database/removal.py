@@ -224,7 +224,7 @@ def _bury_session(using: str, row: AgentSession) -> None:
 
 
 def _bury_branches(using: str, row: AgentSession) -> int:
-    """Give a session new, empty branches; return where the former ones are.
+    """Put empty branches in the places of a session's; return where those are now.
 
     They begin where the old ones ended, so that positions are never given twice, and
     bear their names, so that no stale session writes into another's.
