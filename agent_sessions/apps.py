@@ -29,7 +29,7 @@ class AgentSessionsConfig(AppConfig):
         from agent_sessions.concurrency.forks import remember_connection
         from agent_sessions.handler import forget_rows, reset_backends
         from agent_sessions.models import AgentSession
-        from agent_sessions.pending import on_delete
+        from agent_sessions.retention.pending import on_delete
 
         checks.register(check_backends)
         checks.register(check_databases, checks.Tags.database)

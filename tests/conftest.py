@@ -125,7 +125,7 @@ def django_db_setup(
     django_db_setup: None, django_db_blocker: DjangoDbBlocker
 ) -> Iterator[None]:
     """Close the backends' connections before the test database is dropped."""
-    from tests.flushing import keep_permissions
+    from tests.support.flushing import keep_permissions
 
     with django_db_blocker.unblock():
         keep_permissions("default")

@@ -26,7 +26,7 @@ FIRST = "sqlite"
 OTHERS = ("contract", "postgres", "mariadb", "browser")
 BEGUN = ("browser", "contract", "postgres", "mariadb")
 # The contract's files, which wait for their servers as long as all others together.
-CONTRACT = "tests/test_*contract*.py"
+CONTRACT = "tests/**/test_*contract*.py"
 # How many of them run beside the first.
 BESIDE = 2
 NOTHING_CHOSEN = 5

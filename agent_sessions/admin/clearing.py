@@ -18,7 +18,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from agent_sessions import clearing
+from agent_sessions import retention as clearing
 from agent_sessions.admin.session_rules import Rows, SessionRules
 from agent_sessions.approvals import find_states
 from agent_sessions.backends.leases import holds_a_run

@@ -24,15 +24,15 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from agent_sessions import clearing
+from agent_sessions import retention as clearing
 from agent_sessions.admin.session_rules import Rows, SessionRules
 from agent_sessions.backends.reading import read_history
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.importing.export import export_session
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import leave
 from agent_sessions.times import iso
 from agent_sessions.transcript.markdown import markdown
+from agent_sessions.transfer.export import export_session
 
 # Sessions of one file.
 MOST = 100

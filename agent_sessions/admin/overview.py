@@ -14,12 +14,12 @@ from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 
 from agent_sessions.admin.charts import HEIGHT, WIDTH, Chart, bar_chart
-from agent_sessions.admin.rights import MOST_ASKED, has_own, narrowed, registered
+from agent_sessions.admin.formatting import grouped
+from agent_sessions.admin.permissions import MOST_ASKED, has_own, narrowed, registered
 from agent_sessions.admin.runs import AgentRunAdmin, waiting_text
 from agent_sessions.admin.session_rules import SessionRules
 from agent_sessions.admin.statistics import Source, Statistics, Tally, gather
 from agent_sessions.admin.transcript import runs_url
-from agent_sessions.admin.words import grouped
 from agent_sessions.models import AgentRun, AgentSession
 
 # How many days the page can look back; the first is what it shows unasked.

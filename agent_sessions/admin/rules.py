@@ -26,7 +26,7 @@ from agent_sessions.admin.lookups import (
     reaches_contents,
 )
 from agent_sessions.admin.paginator import CappedPaginator
-from agent_sessions.admin.rights import hides
+from agent_sessions.admin.permissions import hides
 
 _SQL_ERRORS = (DataError, ProgrammingError)
 # What every database can store as a key.

@@ -16,11 +16,11 @@ from django.utils.translation import ngettext
 from agent_sessions.admin.approvals import approvals
 from agent_sessions.admin.databases import database
 from agent_sessions.admin.filters import StartedFilter
+from agent_sessions.admin.formatting import grouped, how_long, in_words
 from agent_sessions.admin.guarding import GuardedAdmin
-from agent_sessions.admin.lines import lay_out
+from agent_sessions.admin.layout import lay_out
 from agent_sessions.admin.paginator import CappedPaginator
-from agent_sessions.admin.reading import History
-from agent_sessions.admin.rights import (
+from agent_sessions.admin.permissions import (
     MOST_ASKED,
     has_own,
     hides,
@@ -28,10 +28,10 @@ from agent_sessions.admin.rights import (
     narrowed,
     registered,
 )
+from agent_sessions.admin.reading import History
 from agent_sessions.admin.rules import RowRules
 from agent_sessions.admin.session_rules import VIEWS, SessionRules
 from agent_sessions.admin.transcript import PAGE_LENGTH, item_url, owner_url
-from agent_sessions.admin.words import grouped, how_long, in_words
 from agent_sessions.approvals import waiting as find_waiting
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentRun, AgentSession

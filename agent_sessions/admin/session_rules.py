@@ -11,7 +11,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import ngettext
 
-from agent_sessions.admin.rights import has_own, may
+from agent_sessions.admin.permissions import has_own, may
 from agent_sessions.admin.rules import RowRules
 from agent_sessions.models import AgentSession
 

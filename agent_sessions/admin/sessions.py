@@ -15,12 +15,12 @@ from agent_sessions.admin.clearing import ClearingMixin
 from agent_sessions.admin.databases import database
 from agent_sessions.admin.exporting import ExportMixin
 from agent_sessions.admin.filters import ActivityFilter, StoreFilter
+from agent_sessions.admin.formatting import grouped, in_words
 from agent_sessions.admin.guarding import GuardedAdmin
 from agent_sessions.admin.overview import OverviewMixin
 from agent_sessions.admin.paginator import CappedPaginator
 from agent_sessions.admin.session_rules import Rows
 from agent_sessions.admin.transcript import TranscriptMixin
-from agent_sessions.admin.words import grouped, in_words
 from agent_sessions.approvals import find_states
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
 from agent_sessions.handler import sessions

@@ -12,12 +12,12 @@ from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.urls import reverse
 
-from agent_sessions.admin.lines import lay_out
+from agent_sessions.admin.formatting import grouped, in_words
+from agent_sessions.admin.layout import lay_out
+from agent_sessions.admin.permissions import registered
 from agent_sessions.admin.reading import History
-from agent_sessions.admin.rights import registered
 from agent_sessions.admin.rules import MAX_KEY, as_key
 from agent_sessions.admin.session_rules import SessionRules
-from agent_sessions.admin.words import grouped, in_words
 from agent_sessions.approvals import find_states
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.items import clean_text

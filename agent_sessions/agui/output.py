@@ -15,6 +15,7 @@ from agent_sessions.agui.content import (
 )
 from agent_sessions.agui.ids import IdPool, own_id, result_id
 from agent_sessions.agui.options import StreamOptions
+from agent_sessions.agui.output_state import Kind, OpenItem, Response
 from agent_sessions.agui.tools import (
     OUTPUT_TYPES,
     Call,
@@ -23,7 +24,6 @@ from agent_sessions.agui.tools import (
     output_call_id,
     read_call,
 )
-from agent_sessions.agui.tracking import Kind, OpenItem, Response
 
 Event = dict[str, Any]
 

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from agent_sessions.backends.database.lineage import Segment, visible
 from agent_sessions.doctor.turns import read_pages, shown_rows, turns_before
 from agent_sessions.exceptions import InvalidItem
-from agent_sessions.history.links import (
+from agent_sessions.items import EncodedItem, Item, decode, encode_batch
+from agent_sessions.models import Branch
+from agent_sessions.windows.links import (
     CALL_OF,
     begins_turn,
     call_key,
     kind_of,
     own_key,
 )
-from agent_sessions.items import EncodedItem, Item, decode, encode_batch
-from agent_sessions.models import Branch
 
 # A hosted tool's own calls need no output from here.
 _ANSWERED_HERE = frozenset(CALL_OF.values()) - {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from agent_sessions.encryption.cache import Memory
 from agent_sessions.encryption.carriers import Carrier, carrier_for
 from agent_sessions.encryption.envelopes import is_envelope
 from agent_sessions.encryption.keys import KeyRing, MasterKey, session_context
-from agent_sessions.encryption.memory import Memory
 from agent_sessions.encryption.reading import Reading
 from agent_sessions.encryption.vault import Vault
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from agent_sessions.encryption.cache import Known, Memory
 from agent_sessions.encryption.carriers import AS_IS, Carrier
 from agent_sessions.encryption.envelopes import (
     SDK_KEY_ID,
@@ -26,7 +27,6 @@ from agent_sessions.encryption.keys import (
     read_sdk_key,
     session_key,
 )
-from agent_sessions.encryption.memory import Known, Memory
 from agent_sessions.exceptions import (
     EncryptionError,
     UnacceptedEnvelope,

@@ -13,9 +13,9 @@ from django.core.management.base import CommandError
 
 from agent_sessions.backends.arguments import is_text
 from agent_sessions.backends.retention import parse_age
-from agent_sessions.clearing import Selection
 from agent_sessions.models import AgentSession
 from agent_sessions.owners import owners
+from agent_sessions.retention import Selection
 
 # The largest number that an option takes: databases count rows with it.
 MOST = 2**31 - 1

@@ -32,7 +32,7 @@ from agent_sessions.runs.errors import failure_code, message_for
 from agent_sessions.runs.failures import log_failure, report_failure
 from agent_sessions.runs.log import Event, EventLog, Frame
 from agent_sessions.runs.resuming import dump_state
-from agent_sessions.runs.retrying import drop_unanswered
+from agent_sessions.runs.retries import drop_unanswered
 from agent_sessions.runs.setup import (
     RunSetup,
     find_agent,

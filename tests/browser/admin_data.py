@@ -23,7 +23,7 @@ PIXEL = (
 
 def conversation() -> list[dict[str, Any]]:
     """Give an item of each look that the transcript has."""
-    from tests.test_transcript import KINDS
+    from tests.transcript.test_transcript import KINDS
 
     shown = {"type": "input_image", "image_url": PIXEL}
     remote = {"type": "input_image", "image_url": "https://example.org/x.png"}
@@ -90,7 +90,7 @@ def main() -> None:
 
     from agent_sessions import DjangoSession
     from agent_sessions.models import AgentRun, AgentSession, SessionItem
-    from tests.waiting import wait
+    from tests.support.waiting import wait
 
     call_command("migrate", verbosity=0)
     users: Any = get_user_model().objects

@@ -13,7 +13,7 @@ import pytest
 
 from tests.browser.chat import Chat
 from tests.browser.demo import Demo
-from tests.documents import blocks, page
+from tests.support.documents import blocks, page
 
 CODE = blocks(page("docs/client.md"), "js")
 PACKAGES = ("@ag-ui/client@1.0.0", "rxjs@7.8.1", "ws@8")

@@ -23,7 +23,7 @@ from agent_sessions.backends.dapr.reading import Rules
 from agent_sessions.backends.dapr.records import head_key
 from agent_sessions.backends.dapr.sidecar import Sidecar
 from agent_sessions.backends.keys import Asking, anything
-from agent_sessions.backends.remote import RemoteBackend, Written
+from agent_sessions.backends.remote.base import RemoteBackend, Written
 from agent_sessions.backends.retention import EXAMPLES, parse_age
 from agent_sessions.concurrency.loops import BackgroundLoop, PerLoop
 from agent_sessions.exceptions import InvalidBackend, StorageError

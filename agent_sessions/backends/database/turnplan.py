@@ -14,9 +14,9 @@ from django.db.models import Count, Max, Min, Q, QuerySet
 from agent_sessions.backends.database.branches import QUARANTINE
 from agent_sessions.backends.database.lineage import Lineages, Segment, visible
 from agent_sessions.exceptions import InvalidBranch
-from agent_sessions.history.links import CALL_OF, Key, call_key, kind_of, own_key
 from agent_sessions.items import Item, decode
 from agent_sessions.models import AgentSession, Branch, SessionItem
+from agent_sessions.windows.links import CALL_OF, Key, call_key, kind_of, own_key
 
 _USERS = Q(type="message", role="user")
 

@@ -13,7 +13,7 @@ from django.core import checks
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.openai.checks import check_options
 from agent_sessions.backends.openai.places import START, Place, Places, Stretch
-from agent_sessions.backends.remote import RemoteBackend, Written
+from agent_sessions.backends.remote.base import RemoteBackend, Written
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.exceptions import (

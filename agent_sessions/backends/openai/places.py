@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from agent_sessions.backends.base import Page
-from agent_sessions.backends.window import opens_turn, page_of
+from agent_sessions.backends.remote.paging import opens_turn, page_of
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.items import Item
 

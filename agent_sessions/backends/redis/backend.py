@@ -24,7 +24,7 @@ from agent_sessions.backends.redis.commands import (
 from agent_sessions.backends.redis.errors import named_errors
 from agent_sessions.backends.redis.keys import Names, id_of, pattern, unowned
 from agent_sessions.backends.redis.scripts import Script
-from agent_sessions.backends.remote import RemoteBackend, Written
+from agent_sessions.backends.remote.base import RemoteBackend, Written
 from agent_sessions.backends.retention import parse_age
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.concurrency.settle import settle

@@ -13,7 +13,8 @@ from django.core import checks
 
 from agent_sessions.backends.addresses import ENCODE, is_address, is_misread
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.remote import RemoteBackend, Written
+from agent_sessions.backends.remote.base import RemoteBackend, Written
+from agent_sessions.backends.remote.paging import page_of
 from agent_sessions.backends.sdk.opening import Maker, Opened, OpenSessions
 from agent_sessions.backends.sdk.signatures import (
     NotFound,
@@ -23,7 +24,6 @@ from agent_sessions.backends.sdk.signatures import (
 from agent_sessions.backends.spelling import (
     did_you_mean,
 )
-from agent_sessions.backends.window import page_of
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.exceptions import AgentSessionError, InvalidBackend, StorageError
 from agent_sessions.items import Batch, Item, decode_all

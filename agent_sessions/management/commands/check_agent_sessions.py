@@ -8,7 +8,6 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from agent_sessions.clearing.selection import is_storable
 from agent_sessions.doctor import Finding, Report, examine
 from agent_sessions.doctor.examining import why_closed
 from agent_sessions.doctor.turns import BATCH_SIZE
@@ -18,6 +17,7 @@ from agent_sessions.management.printing import PrintingCommand, as_json
 from agent_sessions.management.selecting import count, counted, find_user
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
+from agent_sessions.retention.selection import is_storable
 
 # Exit codes beside 0: something is left to mend, or nothing was looked at.
 LEFT = 1

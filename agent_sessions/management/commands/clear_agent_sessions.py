@@ -10,7 +10,19 @@ from django.core.management.base import CommandError
 from django.db import DatabaseError
 
 from agent_sessions.backends.database.removal import BATCH_SIZE
-from agent_sessions.clearing import (
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.handler import sessions
+from agent_sessions.management.printing import PrintingCommand
+from agent_sessions.management.selecting import (
+    add_selection,
+    count,
+    counted,
+    find_named,
+    read_selection,
+)
+from agent_sessions.models import AgentSession
+from agent_sessions.reports import guarded
+from agent_sessions.retention import (
     Removal,
     Selection,
     Spared,
@@ -22,20 +34,8 @@ from agent_sessions.clearing import (
     unfinished_items,
     why_spared,
 )
-from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.handler import sessions
-from agent_sessions.importing.progress import Progress
-from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.management.selecting import (
-    add_selection,
-    count,
-    counted,
-    find_named,
-    read_selection,
-)
-from agent_sessions.models import AgentSession
-from agent_sessions.pending import retry_pending
-from agent_sessions.reports import guarded
+from agent_sessions.retention.pending import retry_pending
+from agent_sessions.transfer.import_.progress import Progress
 
 # Exit codes beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3

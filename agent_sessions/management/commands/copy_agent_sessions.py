@@ -6,14 +6,14 @@ from typing import Any
 from django.core.management.base import CommandError
 from django.db import DatabaseError
 
-from agent_sessions.copying import Copier, Report, find_sources
-from agent_sessions.copying.sources import count_items
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
-from agent_sessions.importing.progress import Progress
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import count, counted, find_user
 from agent_sessions.reports import guarded
+from agent_sessions.transfer.copy import Copier, Report, find_sources
+from agent_sessions.transfer.copy.sources import count_items
+from agent_sessions.transfer.import_.progress import Progress
 
 # The exit code beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3

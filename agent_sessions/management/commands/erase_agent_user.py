@@ -9,13 +9,13 @@ from django.core.management.base import CommandError
 from django.db import DatabaseError
 
 from agent_sessions.backends.database.removal import BATCH_SIZE
-from agent_sessions.clearing import Selection
-from agent_sessions.clearing.erasure import Receipt, erase_user
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.management.files import open_exclusively, unwritable
 from agent_sessions.management.printing import PrintingCommand, as_json
 from agent_sessions.management.selecting import count, counted, find_user
 from agent_sessions.reports import guarded
+from agent_sessions.retention import Selection
+from agent_sessions.retention.erasure import Receipt, erase_user
 
 # Exit codes beside 0: something is left, or nothing was done at all.
 LEFT = 1

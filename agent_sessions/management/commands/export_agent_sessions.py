@@ -13,9 +13,7 @@ from typing import IO, Any
 from django.core.management.base import CommandError
 
 from agent_sessions.backends.reading import read_history
-from agent_sessions.clearing import store_of
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.importing.export import Tally, export_session
 from agent_sessions.items import StoredItem
 from agent_sessions.management.files import unwritable, writing
 from agent_sessions.management.printing import PrintingCommand
@@ -27,8 +25,10 @@ from agent_sessions.management.selecting import (
 )
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
+from agent_sessions.retention import store_of
 from agent_sessions.times import iso
 from agent_sessions.transcript.markdown import markdown
+from agent_sessions.transfer.export import Tally, export_session
 
 # Exit code beside 0 and CommandError's 1, where nothing was exported.
 INCOMPLETE = 3

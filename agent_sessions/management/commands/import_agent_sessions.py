@@ -11,7 +11,10 @@ from django.utils.translation import ngettext
 from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
-from agent_sessions.importing import (
+from agent_sessions.management.printing import PrintingCommand
+from agent_sessions.management.selecting import count
+from agent_sessions.reports import guarded
+from agent_sessions.transfer.import_ import (
     KINDS,
     Importer,
     OneOwner,
@@ -22,10 +25,7 @@ from agent_sessions.importing import (
     Source,
     open_source,
 )
-from agent_sessions.importing.progress import Progress
-from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.management.selecting import count
-from agent_sessions.reports import guarded
+from agent_sessions.transfer.import_.progress import Progress
 
 
 class Command(PrintingCommand):

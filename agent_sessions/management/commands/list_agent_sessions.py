@@ -7,7 +7,6 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from agent_sessions.clearing import Selection
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.management.printing import PrintingCommand, json_list, moment, table
 from agent_sessions.management.selecting import (
@@ -18,6 +17,7 @@ from agent_sessions.management.selecting import (
 )
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
+from agent_sessions.retention import Selection
 from agent_sessions.times import iso
 
 LIMIT = 100

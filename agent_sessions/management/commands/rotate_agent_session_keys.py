@@ -11,13 +11,13 @@ from django.db import DatabaseError
 from agent_sessions.backends.encrypted import EncryptedBackend
 from agent_sessions.backends.encrypted.retirement import Retirement
 from agent_sessions.backends.encrypted.rotation import Rotated, Rotation, rotate_rest
-from agent_sessions.clearing import Selection
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
-from agent_sessions.importing.progress import Progress
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import count, counted
 from agent_sessions.reports import guarded
+from agent_sessions.retention import Selection
+from agent_sessions.transfer.import_.progress import Progress
 
 # Beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3

@@ -9,16 +9,16 @@ from django.core.management.base import CommandError
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
 from agent_sessions.backends.reading import read_history
-from agent_sessions.clearing import Selection, store_of
-from agent_sessions.clearing.selection import is_storable
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.importing.export import describe_item, describe_session
 from agent_sessions.items import StoredItem
 from agent_sessions.management.printing import PrintingCommand, as_json, moment
 from agent_sessions.management.selecting import find_named, whole
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
+from agent_sessions.retention import Selection, store_of
+from agent_sessions.retention.selection import is_storable
 from agent_sessions.transcript.markdown import markdown
+from agent_sessions.transfer.export import describe_item, describe_session
 
 LIMIT = 100
 _PAGE = 200

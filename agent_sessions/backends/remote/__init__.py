@@ -1,0 +1,1 @@
+"""What stores outside the database have in common."""

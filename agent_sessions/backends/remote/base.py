@@ -1,0 +1,238 @@
+"""What backends share whose items lie outside Django's databases.
+
+The directory's row in a Django database still says whose a session is. A store only
+implements the coroutines store_…(); the rest, with the synchronous faces, is here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.keys import Asking
+from agent_sessions.backends.remote.listed import ListedBackend, Written
+from agent_sessions.concurrency.loops import BackgroundLoop, take
+from agent_sessions.concurrency.settle import settle
+from agent_sessions.items import Batch, Item, encode_batch
+
+if TYPE_CHECKING:
+    from agent_sessions.backends.directory import Seen
+
+__all__ = ["RemoteBackend", "Written"]
+
+T = TypeVar("T")
+
+_Taking = Coroutine[Any, Any, tuple[Item | None, Written]]
+# Ids of one step of a listing.
+_CHUNK = 500
+
+
+class RemoteBackend(ListedBackend):
+    """Base of backends over other stores than Django's databases.
+
+    OPTIONS of all: those of ListedBackend.
+    """
+
+    # Whether the store can tell which sessions it has; see store_ids().
+    supports_listing: ClassVar[bool] = False
+
+    def __init__(
+        self, alias: str, options: dict[str, Any], *, listed: bool = True
+    ) -> None:
+        """Configure the backend; without `listed` it keeps no directory at all."""
+        super().__init__(alias, options, listed=listed)
+        self._background = BackgroundLoop(f"agent_sessions-{alias}")
+
+    # -- what a store implements -----------------------------------------------------
+
+    @abstractmethod
+    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+        """Store a batch whole, contiguous and in order, or not at all."""
+
+    @abstractmethod
+    async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        """Read the newest `limit` (1 or more) readable items, oldest first."""
+
+    @abstractmethod
+    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
+        """Remove and return the newest readable item."""
+
+    async def store_pop_if(
+        self, key: SessionKey, asking: Asking
+    ) -> tuple[Item | None, Written]:
+        """Remove and return the newest item that is accepted; others stay.
+
+        Only where `supports_pop_if` is set.
+        """
+        raise NotImplementedError(f"{type(self).__name__} pops what is newest.")
+
+    @abstractmethod
+    async def store_clear(self, key: SessionKey) -> int:
+        """Remove every item; tell how many there were. Nothing there is no error."""
+
+    @abstractmethod
+    async def store_page(
+        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
+    ) -> Page:
+        """Read up to `limit` items around a position; see page()."""
+
+    async def store_count(self, key: SessionKey) -> int | None:
+        """Return how many items there are, if that is known without reading them."""
+        return None
+
+    def store_ids(self) -> AsyncIterator[str]:
+        """Return the ids of the sessions without an owner that the store has.
+
+        Only where `supports_listing` is set.
+        """
+        raise NotImplementedError(f"{type(self).__name__} can't list its sessions.")
+
+    async def store_erase(self, key: SessionKey, remote_id: str) -> int:
+        """Remove the items of a session whose row is gone; `remote_id` was its own."""
+        return await self.store_clear(key)
+
+    # -- sync --------------------------------------------------------------------
+
+    def append(self, key: SessionKey, items: Sequence[Item]) -> None:
+        if not items:
+            return
+        batch = encode_batch(items)
+        self._admit(key, write=True)
+        written = self._await(self.store_append(key, batch))
+        self._touch(key, written, batch.title)
+
+    def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        seen = self._admit(key)
+        items = [] if limit == 0 else self._await(self.store_latest(key, limit))
+        if seen is not None:
+            self._put_right(key, seen, self._await(self.store_count(key)))
+        return items
+
+    def pop(self, key: SessionKey) -> Item | None:
+        return self._taken(key, self.store_pop(key))
+
+    def pop_if(self, key: SessionKey, asking: Asking) -> Item | None:
+        return self._taken(key, self.store_pop_if(key, asking))
+
+    def _taken(self, key: SessionKey, taking: _Taking) -> Item | None:
+        try:
+            self._admit(key)
+        except BaseException:
+            taking.close()
+            raise
+        item, written = self._await(taking)
+        if item is not None:
+            self._touch(key, written)
+        return item
+
+    def clear(self, key: SessionKey) -> int:
+        self._admit(key)
+        self._begin_clear(key)
+        count = self._await(self.store_clear(key))
+        self._cleared(key, count)
+        return count
+
+    def page(
+        self,
+        key: SessionKey,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = 100,
+    ) -> Page:
+        seen = self._admit(key)
+        page = self._await(
+            self.store_page(key, before=before, after=after, limit=limit)
+        )
+        self.flush(key)
+        if seen is not None:
+            self._put_right(key, seen, self._await(self.store_count(key)))
+        return page
+
+    def erase(self, key: SessionKey, remote_id: str = "") -> int:
+        self._admissions.forget(key)
+        return self._await(self.store_erase(key, remote_id))
+
+    def list_ids(self) -> Iterator[str]:
+        """Return the ids of the sessions without an owner that the store has.
+
+        Also those that have no row. Raises NotImplementedError where the store can't
+        tell, see `supports_listing`.
+        """
+        ids = self.store_ids()
+        while chunk := self._await(take(ids, _CHUNK)):
+            yield from chunk
+
+    def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._background.run(coroutine)
+
+    # -- async -------------------------------------------------------------------
+
+    async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
+        if items:
+            batch = encode_batch(items)
+            await self.aadmit(key, write=True)
+            await settle(self._append(key, batch))
+
+    async def _append(self, key: SessionKey, batch: Batch) -> None:
+        written = await self.store_append(key, batch)
+        await self._atouch(key, written, batch.title)
+
+    async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        seen = await self.aadmit(key)
+        items = [] if limit == 0 else await self.store_latest(key, limit)
+        if seen is not None:
+            await self._aput_right(key, seen)
+        return items
+
+    async def _aput_right(self, key: SessionKey, seen: Seen) -> None:
+        count = await self.store_count(key)
+        if count not in {None, seen.item_count}:
+            await self.threads.run(self._put_right, key, seen, count)
+
+    async def apop(self, key: SessionKey) -> Item | None:
+        await self.aadmit(key)
+        return await settle(self._ataken(key, self.store_pop(key)))
+
+    async def apop_if(self, key: SessionKey, asking: Asking) -> Item | None:
+        await self.aadmit(key)
+        return await settle(self._ataken(key, self.store_pop_if(key, asking)))
+
+    async def _ataken(self, key: SessionKey, taking: _Taking) -> Item | None:
+        item, written = await taking
+        if item is not None:
+            await self._atouch(key, written)
+        return item
+
+    async def aclear(self, key: SessionKey) -> int:
+        await self.aadmit(key)
+        return await settle(self._clear(key))
+
+    async def _clear(self, key: SessionKey) -> int:
+        if self.listed:
+            await self.threads.run(self._begin_clear, key)
+        count = await self.store_clear(key)
+        if self.listed:
+            await self.threads.run(self._cleared, key, count)
+        return count
+
+    async def apage(
+        self,
+        key: SessionKey,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = 100,
+    ) -> Page:
+        seen = await self.aadmit(key)
+        page = await self.store_page(key, before=before, after=after, limit=limit)
+        await self.aflush(key)
+        if seen is not None:
+            await self._aput_right(key, seen)
+        return page
+
+    def close(self) -> None:
+        super().close()
+        self._background.close()

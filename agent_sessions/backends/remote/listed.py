@@ -1,0 +1,284 @@
+"""The rows of sessions whose items lie elsewhere: made, looked at, kept up to date."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+
+from django.db import Error, IntegrityError, connections, router, transaction
+
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.backends.remote.directory_cache import Admissions, News
+from agent_sessions.concurrency.forks import new_lock
+from agent_sessions.concurrency.loops import with_caller
+from agent_sessions.concurrency.settle import settle
+from agent_sessions.exceptions import SessionDoesNotExist
+from agent_sessions.reports import as_storage_error
+from agent_sessions.signals import session_cleared
+
+if TYPE_CHECKING:
+    # Imported late below: a session without a directory needs no Django settings.
+    from agent_sessions.backends.directory import Directory, Seen
+    from agent_sessions.concurrency.threads import DatabaseThreads
+
+T = TypeVar("T")
+
+logger = logging.getLogger("agent_sessions.backends")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a store tells of a change: how many items the session has, if it knows."""
+
+    count: int | None = None
+
+
+class ListedBackend(BaseSessionBackend):
+    """Base of backends whose sessions have rows in a Django database, but no items.
+
+    OPTIONS of all: `database`, the alias of DATABASES with the directory (default:
+    the router's choice); `touch_interval`, seconds for which a session's row is
+    neither looked up nor written again (default 60; 0 does both at each use).
+    """
+
+    option_defaults: ClassVar[dict[str, Any]] = {
+        "database": None,
+        "touch_interval": 60,
+    }
+
+    def __init__(
+        self, alias: str, options: dict[str, Any], *, listed: bool = True
+    ) -> None:
+        """Configure the backend; without `listed` it keeps no directory at all."""
+        super().__init__(alias, options)
+        self.listed = listed
+        self.database: str | None = self.options["database"]
+        self._threads: DatabaseThreads | None = None
+        self._admissions = Admissions(self.options["touch_interval"])
+        self._lock = new_lock()
+        self._database_name: Any = None
+
+    @property
+    def using(self) -> str:
+        """The alias of DATABASES that holds the directory."""
+        from agent_sessions.models import AgentSession
+
+        return self.database or router.db_for_write(AgentSession)
+
+    @property
+    def directory(self) -> Directory:
+        from agent_sessions.backends.directory import Directory
+
+        return Directory(self.alias, self.using)
+
+    @property
+    def threads(self) -> DatabaseThreads:
+        from agent_sessions.concurrency.threads import DatabaseThreads
+
+        using = self.using
+        with self._lock:
+            if self._threads is None or self._threads.database != using:
+                size = 1 if connections[using].vendor == "sqlite" else 8
+                self._threads = DatabaseThreads(using, size)
+            return self._threads
+
+    async def on_directory(
+        self, function: Callable[..., T], *args: Any, **kwargs: Any
+    ) -> T:
+        """Call a function that queries the directory, for a store's coroutine.
+
+        It runs in the thread of a synchronous caller, whose transaction it sees, and
+        in a thread of the database for everybody else.
+        """
+        call = partial(function, *args, **kwargs)
+        served, result = await with_caller(call)
+        return cast("T", result) if served else await self.threads.run(call)
+
+    @property
+    def keeps_outside(self) -> bool:
+        return True
+
+    def enroll(self, key: SessionKey) -> None:
+        from agent_sessions.backends.remote.erasure import erase_before
+
+        if not self.directory.rows(key).exists():
+            erase_before(self, key)
+        super().enroll(key)
+
+    def flush(self, key: SessionKey) -> None:
+        if (news := self._admissions.take(key)) is not None:
+            self._write_down(key, news)
+
+    async def aflush(self, key: SessionKey) -> None:
+        if (news := self._admissions.take(key)) is not None:
+            await settle(self.threads.run(self._write_down, key, news))
+
+    def _is_known(self, key: SessionKey) -> bool:
+        # A run's lease is looked at each time.
+        return not self.listed or (key.fence is None and self._admissions.is_known(key))
+
+    def _admit(self, key: SessionKey, *, write: bool = False) -> Seen | None:
+        """Pass where the key's session is its own; a write makes the row.
+
+        Return what the row says, if it was there and looked at. Raises
+        SessionDoesNotExist for someone else's, LeaseLost, and StorageError where the
+        directory's database fails.
+        """
+        if self._is_known(key):
+            return None
+        with self._asking():
+            return self._look(key, write=write)
+
+    def _look(self, key: SessionKey, *, write: bool) -> Seen | None:
+        directory, seen = self.directory, None
+        if key.fence is not None:
+            # Of a session that is somebody else's, or gone, nobody has a lease.
+            directory.assert_lease(key)
+        elif (seen := directory.look(key)) is None:
+            from agent_sessions.backends.remote.erasure import erase_before
+
+            directory.assert_own(key)
+            erase_before(self, key)
+            if not write:
+                # Not remembered: the first write may be someone else's.
+                return None
+            try:
+                directory.ensure(key)
+            except IntegrityError:
+                # Its owner has been deleted.
+                raise SessionDoesNotExist(key.session_id) from None
+        # What is rolled back, as after each test, is not remembered.
+        transaction.on_commit(partial(self._remember, key), using=self.using)
+        return seen
+
+    def _asking(self) -> AbstractContextManager[None]:
+        return as_storage_error(self.using, "look up or change a session's row")
+
+    async def aadmit(self, key: SessionKey, *, write: bool = False) -> Seen | None:
+        """See that the session has its row. Raises SessionDoesNotExist."""
+        if self._is_known(key):
+            return None
+        return await self.threads.run(self._admit, key, write=write)
+
+    def _remember(self, key: SessionKey) -> None:
+        self._database_name = connections[self.using].settings_dict["NAME"]
+        for pushed, news in self._admissions.remember(key):
+            self._write_down(pushed, news)
+
+    def _touch(self, key: SessionKey, written: Written, title: str = "") -> None:
+        """Bring the row up to date, if that is due. The items are written already."""
+        if self.listed:
+            news = self._admissions.tell(key, News(written.count, title))
+            if news is not None:
+                self._write_down(key, news)
+
+    async def _atouch(self, key: SessionKey, written: Written, title: str = "") -> None:
+        if self.listed:
+            news = self._admissions.tell(key, News(written.count, title))
+            if news is not None:
+                await self.threads.run(self._write_down, key, news)
+
+    def _write_down(self, key: SessionKey, news: News) -> None:
+        """Write what is new into the row. What the store acknowledged stays so."""
+        try:
+            if not self.directory.touch(key, count=news.count, title=news.title):
+                self._admissions.forget(key)
+                self._rescue(key, news)
+        except Error as exc:
+            self._admissions.put_off(key, news)
+            self._warn("could not be touched", exc)
+
+    def _rescue(self, key: SessionKey, news: News) -> None:
+        """Make a row for what was written to a session that was deleted meanwhile.
+
+        Where its owner is gone, or a run wrote, it goes the way of the session.
+        """
+        from agent_sessions.backends.remote.erasure import erase_now, has_owner
+
+        try:
+            if key.fence is None and has_owner(self.using, key):
+                self.directory.ensure(key)
+                self.directory.touch(key, count=news.count, title=news.title)
+                return
+        except (IntegrityError, SessionDoesNotExist) as exc:
+            self._warn("has got another owner", exc)
+        erase_now(self, key.fenced(None))
+
+    def _warn(self, what: str, exc: Exception) -> None:
+        logger.warning(
+            "The row of a session in %r %s (%s)", self.alias, what, type(exc).__name__
+        )
+
+    def _begin_clear(self, key: SessionKey) -> None:
+        """End a run's lease before its items go: it must not write between."""
+        if self.listed and key.fence is None:
+            with self._asking():
+                self.directory.revoke(key)
+
+    def _cleared(self, key: SessionKey, count: int) -> None:
+        if not self.listed:
+            return
+        self._admissions.forget(key)
+        with self._asking():
+            self.directory.cleared(key)
+        session_cleared.send(
+            type(self),
+            session_id=key.session_id,
+            backend=self.alias,
+            user_id=key.user_id,
+            count=count,
+        )
+
+    def _put_right(self, key: SessionKey, seen: Seen | None, count: int | None) -> None:
+        """Correct what a row says of its items, unless somebody else has meanwhile.
+
+        A process that was killed may not have written its last count.
+        """
+        if seen is None or count in {None, seen.item_count}:
+            return
+        try:
+            self.directory.recount(key, seen, count)
+        except Error as exc:
+            self._warn("could not be counted", exc)
+
+    def forget_rows(self, using: str) -> None:
+        if using == self.using:
+            self._admissions.take_all()
+
+    def at_exit(self) -> None:
+        # No thread can be started any more, and no loop runs. Nothing is made anew: a
+        # test's database may be gone, and its name be that of another one again.
+        if self._admissions.is_inherited or not self.listed:
+            return
+        using = self.using
+        if connections[using].settings_dict["NAME"] != self._database_name:
+            return
+        try:
+            for key, news in self._admissions.take_all():
+                self.directory.touch(key, count=news.count, title=news.title)
+        except Error as exc:
+            self._warn("could not be touched", exc)
+        finally:
+            connections[using].close()
+
+    def close(self) -> None:
+        if news := self._admissions.take_all():
+            # In a thread: whoever closes may be in an event loop.
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(self._write_all, news).result()
+        with self._lock:
+            threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.close()
+
+    def _write_all(self, all_news: list[tuple[SessionKey, News]]) -> None:
+        try:
+            for key, news in all_news:
+                self._write_down(key, news)
+        finally:
+            connections[self.using].close()

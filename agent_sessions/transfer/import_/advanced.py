@@ -1,0 +1,246 @@
+"""AdvancedSQLiteSession: branches that share their messages, and usage by turn."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+from agent_sessions.models import MAIN_BRANCH, AgentRun
+from agent_sessions.transfer.import_.checks import MOST_BRANCHES, MOST_RUNS
+from agent_sessions.transfer.import_.databases import as_time
+from agent_sessions.transfer.import_.records import (
+    Mark,
+    SourceBranch,
+    SourceItem,
+    SourceRun,
+    SourceSession,
+    UnreadableSource,
+    after_mark,
+)
+from agent_sessions.transfer.import_.tables import TableSource
+
+RUN_ID = "turn-"
+
+
+class AdvancedSource(TableSource):
+    """The tables of AdvancedSQLiteSession.
+
+    There a branch begins with references to the messages before its fork, so where
+    two branches name the same messages from the beginning is where one forked.
+    """
+
+    more_tables = ("message_structure", "turn_usage", "branch_reservations")
+
+    def sessions(self) -> Iterator[SourceSession]:
+        for session in super().sessions():
+            if session.problem:
+                yield session
+                continue
+            names = self._names(session.key)
+            if problem := _wrong(names) or _wrong(self._reserved(session.key)):
+                yield SourceSession(session.session_id, problem=problem)
+                continue
+            histories = self._histories(session.key, names)
+            everything = self._ids(session.key)
+            if not histories:
+                # Written by a plain SQLiteSession on the same file.
+                yield replace(session, key=(session.key, {MAIN_BRANCH: everything}))
+                continue
+            if len({*map(_own_name, names)}) < len(names):
+                yield SourceSession(
+                    session.session_id,
+                    problem="two of its branches have names that differ only in ~ and "
+                    "-, and ~ becomes - here. Delete one of them in the source.",
+                )
+                continue
+            shown = {pk for ids in histories.values() for pk in ids}
+            yield replace(
+                session,
+                key=(session.key, histories),
+                branches=list(self._branches(session.key, histories)),
+                runs=list(self._runs(session.key)),
+                left_out=len(everything) - len(shown),
+            )
+
+    def grown(self, session: SourceSession, marks: Mapping[str, Mark]) -> set[str]:
+        return {
+            branch.name
+            for branch in session.branches
+            if self._proved(
+                _own_ids(session, branch),
+                marks.get(branch.name, Mark()),
+                f"branch {branch.name!r}",
+            )
+        }
+
+    def items(
+        self, session: SourceSession, branch: SourceBranch, mark: Mark
+    ) -> Iterator[list[SourceItem]]:
+        own = _own_ids(session, branch)
+        return self._pages(after_mark(own, mark, f"branch {branch.name!r}"))
+
+    def _names(self, session_id: Any) -> list[str]:
+        """Name the branches that show something as the source does; main comes first."""
+        rows = self.database.rows(
+            "SELECT branch_id FROM message_structure WHERE session_id = "
+            f"{self.database.mark} GROUP BY branch_id ORDER BY MIN(id)",
+            [session_id],
+        )
+        names = [name for (name,) in rows if name != MAIN_BRANCH]
+        return [MAIN_BRANCH, *names] if rows else []
+
+    def _histories(self, session_id: Any, names: list[str]) -> dict[str, array[int]]:
+        """Return the ids of the messages that each branch shows, by its name here."""
+        database = self.database
+        return {
+            _own_name(name): database.ids(
+                "SELECT m.id FROM message_structure s "
+                f"JOIN {self._messages} m ON m.id = s.message_id "
+                f"WHERE s.session_id = {database.mark} "
+                f"AND s.branch_id = {database.mark} ORDER BY s.sequence_number",
+                [session_id, name],
+            )
+            for name in names
+        }
+
+    def _branches(
+        self, session_id: Any, histories: dict[str, array[int]]
+    ) -> Iterator[SourceBranch]:
+        created = self._created(session_id)
+        placed: list[str] = []
+        for name, ids in histories.items():
+            branch = SourceBranch(name, created_at=created.get(name))
+            if placed:
+                # The first that shares the most: what all of them have is the root's.
+                branch.parent = max(
+                    placed, key=lambda other: _shared(histories[other], ids)
+                )
+                branch.fork_position = _shared(histories[branch.parent], ids)
+            yield branch
+            placed.append(name)
+        for name in dict.fromkeys(map(_own_name, self._reserved(session_id))):
+            if name not in histories:
+                # Empty or deleted, which looks the same; its name stays taken.
+                yield SourceBranch(name, MAIN_BRANCH, 0, archived=True)
+
+    def _created(self, session_id: Any) -> dict[str, Any]:
+        # Rows that a fork copied are as old as the fork.
+        rows = self.database.rows(
+            f"SELECT branch_id, {self.database.time('MIN(created_at)')} "
+            f"FROM message_structure WHERE session_id = {self.database.mark} "
+            "GROUP BY branch_id",
+            [session_id],
+        )
+        return {_own_name(name): as_time(at, self.zone) for name, at in rows}
+
+    def _reserved(self, session_id: Any) -> list[str]:
+        # Files of older releases of the SDK have no such table.
+        if not self._has_table("branch_reservations"):
+            return []
+        rows = self.database.rows(
+            "SELECT branch_id FROM branch_reservations "
+            f"WHERE session_id = {self.database.mark} ORDER BY branch_id",
+            [session_id],
+        )
+        return [name for (name,) in rows]
+
+    def _has_table(self, name: str) -> bool:
+        try:
+            return bool(self.database.columns(self.database.quote(name)))
+        except UnreadableSource:
+            return False
+
+    def _runs(self, session_id: Any) -> Iterator[SourceRun]:
+        """Return the usage of each turn as a run: the source keeps no single runs."""
+        for (
+            branch,
+            turn,
+            requests,
+            input_tokens,
+            output_tokens,
+            total,
+            input_details,
+            output_details,
+            created_at,
+        ) in self.database.rows(
+            "SELECT branch_id, user_turn_number, requests, input_tokens, "
+            "output_tokens, total_tokens, input_tokens_details, "
+            f"output_tokens_details, {self.database.time('created_at')} "
+            f"FROM turn_usage WHERE session_id = {self.database.mark} "
+            f"ORDER BY id LIMIT {MOST_RUNS + 1}",
+            [session_id],
+        ):
+            details = {"in": _object(input_details), "out": _object(output_details)}
+            ended = as_time(created_at, self.zone)
+            columns = {
+                "status": AgentRun.Status.COMPLETED,
+                "requests": requests or 0,
+                "input_tokens": input_tokens or 0,
+                "output_tokens": output_tokens or 0,
+                "total_tokens": total or 0,
+                "cached_tokens": _number(details["in"].get("cached_tokens")),
+                "reasoning_tokens": _number(details["out"].get("reasoning_tokens")),
+                "usage": {
+                    "requests": requests or 0,
+                    "input_tokens": input_tokens or 0,
+                    "input_tokens_details": [details["in"]],
+                    "output_tokens": output_tokens or 0,
+                    "output_tokens_details": [details["out"]],
+                    "total_tokens": total or 0,
+                    "request_usage_entries": [],
+                },
+                **({"started_at": ended, "finished_at": ended} if ended else {}),
+            }
+            key = sha256(f"{turn}\n{branch}".encode()).hexdigest()
+            yield SourceRun(RUN_ID + key[:48], _own_name(branch), columns, turn)
+
+
+def _wrong(names: list[Any]) -> str:
+    """Return what is wrong with the names of a session's branches; "" for nothing."""
+    if len(names) > MOST_BRANCHES:
+        return f"it has more than {MOST_BRANCHES:,} branches. Delete some there."
+    if not all(isinstance(name, str) for name in names):
+        return "one of its branches has a name that is no text. Change it there."
+    return ""
+
+
+def _own_name(name: str) -> str:
+    """Return the name that a branch has here, where a ~ marks undone ones."""
+    return name.replace("~", "-")
+
+
+def _own_ids(session: SourceSession, branch: SourceBranch) -> array[int]:
+    """Return the ids of a branch's own items."""
+    _, histories = session.key
+    ids: array[int] = histories.get(branch.name, array("q"))
+    return ids[branch.fork_position or 0 :]
+
+
+def _shared(one: array[int], other: array[int]) -> int:
+    """Count the ids that two histories have in common from the beginning."""
+    shortest = min(len(one), len(other))
+    # Nearly always all or nothing is the same; slices compare fast.
+    low, high = 0, shortest
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _object(text: Any) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0

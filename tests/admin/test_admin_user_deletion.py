@@ -1,0 +1,155 @@
+"""The admin's page that asks before a user is deleted, with all that goes along."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from agent_sessions import DjangoSession
+from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
+
+pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
+
+ROOT = Path(__file__).parents[2]
+ITEMS = 20_000
+RUNS = 2_000
+
+
+def make_owner(name: str, *, items: int, runs: int) -> Any:
+    """Make the owner of one session with a fork, items on both branches, and runs."""
+    alice = get_user_model().objects.create_user(name)
+    session = DjangoSession(f"room of {name}", user=alice)
+    session.sync.add_items([{"role": "user", "content": "Hi"}])
+    row: Any = AgentSession.objects.get(session_id=f"room of {name}")
+    fork = Branch.objects.create(
+        session=row, name="other", parent=row.branch, fork_position=1, head=1
+    )
+    SessionItem.objects.bulk_create(
+        SessionItem(branch_id=(row.branch_id, fork.pk)[n % 2], position=n, data="{}")
+        for n in range(2, items + 1)
+    )
+    AgentRun.objects.bulk_create(
+        AgentRun(session=row, run_id=f"run-{n}") for n in range(runs)
+    )
+    return alice
+
+
+def counted(html: str) -> dict[str, int]:
+    """Read the page's summary."""
+    found = re.findall(r"<li>([A-Z][a-z ]+): ([\d,]+)</li>", html)
+    return {name: int(number.replace(",", "")) for name, number in found}
+
+
+def ask(client: Client, user: Any) -> tuple[str, int]:
+    """Open the page; tell how many queries it made."""
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
+        response = client.get(reverse("admin:auth_user_delete", args=(user.pk,)))
+    assert response.status_code == 200
+    return response.content.decode(), len(queries)
+
+
+def test_the_page_counts_what_goes_along() -> None:
+    long = make_owner("alice", items=ITEMS, runs=RUNS)
+    short = make_owner("bob", items=2, runs=1)
+    client = Client()
+    client.force_login(get_user_model().objects.create_superuser("root"))
+    ask(client, short)
+    html, queries = ask(client, long)
+    few, fewer_queries = ask(client, short)
+    assert counted(html) == {
+        "Users": 1,
+        "Agent sessions": 1,
+        "Branches": 2,
+        "Items": ITEMS,
+        "Agent runs": RUNS,
+    }
+    assert "room of alice" in html
+    assert "run-1" not in html
+    assert queries == fewer_queries < 20
+    assert len(html) < len(few) + 1_000
+
+
+def test_the_user_goes_with_everything() -> None:
+    alice, bob = (make_owner(name, items=4, runs=2) for name in ("alice", "bob"))
+    client = Client()
+    client.force_login(get_user_model().objects.create_superuser("root"))
+    address = reverse("admin:auth_user_delete", args=(alice.pk,))
+    client.post(address, {"post": "yes"})
+    assert not get_user_model().objects.filter(pk=alice.pk).exists()
+    for model, owner in (
+        (AgentSession, "user"),
+        (Branch, "session__user"),
+        (AgentRun, "session__user"),
+        (SessionItem, "branch__session__user"),
+    ):
+        left = model._default_manager.values_list(owner, flat=True)
+        assert set(left) == {bob.pk}
+
+
+def test_the_action_on_users_counts_too() -> None:
+    users = [make_owner(name, items=40, runs=3) for name in ("alice", "bob")]
+    client = Client()
+    client.force_login(get_user_model().objects.create_superuser("root"))
+    html = client.post(
+        reverse("admin:auth_user_changelist"),
+        {"action": "delete_selected", "_selected_action": [u.pk for u in users]},
+    ).content.decode()
+    assert counted(html)["Items"] == 80
+    assert counted(html)["Agent runs"] == 6
+
+
+# A project's own model says that an item may not go, in a process of its own: models
+# stay in Django's registry.
+PROTECTED = """
+import django
+django.setup()
+from django.contrib.admin.utils import NestedObjects
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.db import connection, models
+from agent_sessions import DjangoSession
+from agent_sessions.models import SessionItem
+
+
+class Quote(models.Model):
+    item = models.ForeignKey(SessionItem, models.PROTECT, related_name="+")
+
+    class Meta:
+        app_label = "auth"
+
+
+call_command("migrate", verbosity=0)
+with connection.schema_editor() as editor:
+    editor.create_model(Quote)
+alice = get_user_model().objects.create_user("alice")
+DjangoSession("room", user=alice).sync.add_items([{"role": "user", "content": "Hi"}])
+Quote.objects.create(item=SessionItem.objects.get())
+found = NestedObjects(using="default")
+found.collect([alice])
+print(*(type(each).__name__ for each in found.protected))
+"""
+
+
+def test_what_a_project_protects_is_told(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROTECTED],
+        env={"DJANGO_SETTINGS_MODULE": "tests.settings", "PATH": ""},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["Quote"]

@@ -1,0 +1,170 @@
+"""The contract suite on the SDK's own stores, to show that it is fair."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import unittest
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agents.memory import Session, SQLiteSession
+
+from agent_sessions.testing import SessionContract
+
+IDS = "ids are taken as they are, without a limit that all databases can keep"
+NOT_JSON = "whatever json.dumps writes is stored, so also NaN, Infinity and scalars"
+SCALARS = "any JSON value is taken for an item"
+DRAINS = "pop deletes the rows that it can't read"
+
+
+class TestSQLiteSession(SessionContract):
+    supports_corrupt = True
+    supports_second_process = True
+
+    known_gaps = {
+        "test_settings_assigned_as_a_dict_are_coerced": "settings are a plain attribute",
+        "test_negative_limit_gives_nothing": "SQLite takes LIMIT -1 for everything",
+        "test_id_is_refused_empty": IDS,
+        "test_id_is_refused_256_characters": IDS,
+        "test_id_is_refused_nul": IDS,
+        **{
+            f"test_is_refused_{name}": NOT_JSON
+            for name in (
+                *("nan", "infinity", "minus_infinity"),
+                *("scalar", "none", "string", "list"),
+            )
+        },
+        "test_nesting_without_end_is_refused": "json's RecursionError comes through",
+        "test_refused_at_the_end_of_a_big_batch": NOT_JSON,
+        "test_usable_after_a_refusal": NOT_JSON,
+        "test_run_whose_question_is_refused_run": NOT_JSON,
+        "test_run_whose_question_is_refused_run_streamed": NOT_JSON,
+        **{
+            f"{case}_{name}": SCALARS
+            for case in (
+                "test_unreadable_row_is_passed_over",
+                "test_limit_counts_readable_items",
+            )
+            for name in ("null", "number", "string", "list")
+        },
+        **{
+            f"test_pop_passes_over_an_unreadable_tail_{name}": DRAINS
+            for name in ("cut_off", "not_json", "empty")
+        },
+        **{
+            f"test_pop_passes_over_an_unreadable_tail_{name}": SCALARS
+            for name in ("null", "number", "string", "list")
+        },
+        "test_pop_where_nothing_is_readable": DRAINS,
+    }
+
+    @pytest.fixture(autouse=True)
+    def _files(self, tmp_path: Path) -> Iterator[None]:
+        self.path = tmp_path / "sessions.sqlite3"
+        self.opened: list[SQLiteSession] = []
+        yield
+        for session in self.opened:
+            session.close()
+
+    async def make_session(self, session_id: str, **options: Any) -> Session:
+        # Its constructor reads and writes the file.
+        session = await asyncio.to_thread(
+            SQLiteSession, session_id, self.path, **options
+        )
+        self.opened.append(session)
+        return session
+
+    async def corrupt(self, session: Session, nth: int, data: str) -> str:
+        return await asyncio.to_thread(self._corrupt, session.session_id, nth, data)
+
+    def _corrupt(self, session_id: str, nth: int, data: str) -> str:
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            rows = connection.execute(
+                "SELECT id, message_data FROM agent_messages "
+                "WHERE session_id = ? ORDER BY id",
+                [session_id],
+            ).fetchall()
+            row_id, original = rows[nth]
+            connection.execute(
+                "UPDATE agent_messages SET message_data = ? WHERE id = ?",
+                [data, row_id],
+            )
+        return str(original)
+
+    def process_source(self) -> str:
+        return f"""
+from agents.memory import SQLiteSession
+
+async def make_session(session_id):
+    return SQLiteSession(session_id, {str(self.path)!r})
+"""
+
+
+class MemoryStore(SessionContract):
+    """The SDK's store in memory, which another object can't open."""
+
+    supports_reopen = False
+
+    async def make_session(self, session_id: str, **options: Any) -> Session:
+        return SQLiteSession(session_id, **options)
+
+
+def test_kit_needs_no_django_settings() -> None:
+    """The authors of other stores may have no Django project."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DJANGO")}
+    subprocess.run(
+        [sys.executable, "-c", "import agent_sessions.testing"],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        check=True,
+    )
+
+
+def test_cases_of_what_is_not_supported_are_not_collected() -> None:
+    names = set(unittest.TestLoader().getTestCaseNames(_as_test_case(MemoryStore)))
+    assert "test_all_items_in_order" in names
+    assert "test_item_of_a_megabyte" in names
+    assert not {name for name in names if "owned_session" in name}
+    assert "test_second_object_sees_the_same" not in names
+
+
+def test_what_a_subclass_supports_is_collected_again() -> None:
+    class WithAlias(MemoryStore):
+        supports_clear_alias = True
+
+    assert MemoryStore.__dict__["test_clear_is_an_alias"] is None
+    assert callable(WithAlias.__dict__["test_clear_is_an_alias"])
+
+
+def test_known_gaps_must_name_cases() -> None:
+    with pytest.raises(TypeError, match="names no case: \\['test_misspelt'\\]"):
+        type("Misspelt", (MemoryStore,), {"known_gaps": {"test_misspelt": "why"}})
+
+
+def test_cases_run_in_unittest() -> None:
+    """Without pytest the cases are methods of a TestCase like any other."""
+    suite = unittest.TestSuite(
+        _as_test_case(MemoryStore)(name)
+        for name in ("test_all_items_in_order", "test_limit_gives_the_newest_one")
+    )
+    result = unittest.TestResult()
+    suite.run(result)
+    assert result.wasSuccessful(), result.errors + result.failures
+    assert result.testsRun == 2
+
+
+def _as_test_case(contract: type[SessionContract]) -> type[unittest.TestCase]:
+    class Case(contract, unittest.TestCase):  # type: ignore[misc, valid-type]
+        async def make_session(self, session_id: str, **options: Any) -> Session:
+            session = await super().make_session(session_id, **options)
+            self.addCleanup(session.close)
+            return session  # type: ignore[no-any-return]
+
+    return Case

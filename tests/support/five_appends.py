@@ -1,0 +1,49 @@
+"""A process that appends five times and ends, for tests.
+
+`python -m tests.support.five_appends SETTING HOW` reads AGENT_SESSIONS as JSON. HOW is `sync`,
+`async`, `forked` or `killed`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import django
+
+
+def main(how: str) -> None:
+    from agent_sessions import get_session
+
+    session = get_session("s", backend="tried")
+    items: list[Any] = [{"role": "user", "content": "hello"}]
+    if how == "async":
+
+        async def write() -> None:
+            for _ in range(5):
+                await session.add_items(items)
+
+        asyncio.run(write())
+        return
+    for _ in range(5):
+        session.sync.add_items(items)
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "forked" and not (child := os.fork()):
+        # It remembers what its parent put off, and must not write that at its end.
+        sys.exit(0)
+    if how == "forked":
+        os.waitpid(child, 0)
+        session.sync.add_items(items)
+
+
+if __name__ == "__main__":
+    from django.conf import settings
+
+    django.setup()
+    settings.AGENT_SESSIONS = json.loads(sys.argv[1])
+    main(sys.argv[2])

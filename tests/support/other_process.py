@@ -1,0 +1,67 @@
+"""A second server process, for tests: one tab of the same user, driven by lines.
+
+`python -m tests.support.other_process SESSION_ID USER_PK` reads commands from standard input,
+`sync`, `say RUN_ID TEXT`, `approve RUN_ID CALL_ID` and `abort RUN_ID`, and prints every
+frame as a line, and the code with which the server closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import django
+
+
+async def main(session_id: str, user_pk: str) -> None:
+    from agents import Agent
+    from agents.testing import ScriptedModel, assistant_message
+    from django.contrib.auth import get_user_model
+
+    from tests.support.approvals import lookup, refund
+    from tests.support.chat import Socket
+
+    user = await get_user_model()._default_manager.aget(pk=user_pk)
+    model = ScriptedModel([[assistant_message("done")]])
+    agent: Agent[Any] = Agent(name="cashier", model=model, tools=[refund, lookup])
+    async with Socket(session_id, user, agent) as tab:
+        reading = asyncio.create_task(_obey(tab))
+        writing = asyncio.create_task(_print(tab))
+        await reading
+        writing.cancel()
+
+
+async def _obey(tab: Any) -> None:
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        command, *words = line.split()
+        if command == "sync":
+            await tab.sync()
+        elif command == "say":
+            await tab.say(words[0], " ".join(words[1:]))
+        elif command == "approve":
+            payload = {"approved": True}
+            entry = {"interruptId": words[1], "status": "resolved", "payload": payload}
+            await tab.answer(words[0], entry)
+        else:
+            await tab.send({"type": "abort", "runId": words[0]})
+
+
+async def _print(tab: Any) -> None:
+    from tests.support.chat import Closed
+
+    while True:
+        try:
+            frame = await tab.frame(within=60)
+        except Closed as closed:
+            frame = {"closed": closed.code}
+        sys.stdout.write(json.dumps(frame) + "\n")
+        sys.stdout.flush()
+        if "closed" in frame:
+            return
+
+
+if __name__ == "__main__":
+    django.setup()
+    asyncio.run(main(*sys.argv[1:]))
