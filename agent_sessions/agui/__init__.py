@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from agent_sessions.agui.events import EventMapper
+from agent_sessions.agui.calls import call_id_of, calls_of, interrupts
+from agent_sessions.agui.content import StreamOptions
+from agent_sessions.agui.events import (
+    EventMapper,
+    idle_sync,
+    merge,
+    run_error,
+    run_finished,
+    run_started,
+    snapshot,
+    token_usage,
+)
 from agent_sessions.agui.frames import (
     SYNC_PREFIX,
     AbortRequest,
@@ -13,18 +24,7 @@ from agent_sessions.agui.frames import (
     parse_request,
     user_items,
 )
-from agent_sessions.agui.interrupts import call_id_of, calls_of, interrupts
-from agent_sessions.agui.lifecycle import (
-    idle_sync,
-    run_error,
-    run_finished,
-    run_started,
-    snapshot,
-    token_usage,
-)
-from agent_sessions.agui.merge import merge
 from agent_sessions.agui.messages import messages_from_items
-from agent_sessions.agui.options import StreamOptions
 
 __all__ = [
     "SYNC_PREFIX",

@@ -1,19 +1,163 @@
-"""Map one run's SDK stream events to AG-UI events."""
+"""The events of one run: its start, what the SDK streams, its end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from agent_sessions.agui import lifecycle
-from agent_sessions.agui.content import as_dict, clean
-from agent_sessions.agui.interrupts import add_pending_calls, interrupts
-from agent_sessions.agui.options import StreamOptions
+from agent_sessions.agui.calls import (
+    HANDOFF,
+    add_pending_calls,
+    output_call_id,
+)
+from agent_sessions.agui.content import StreamOptions, as_dict, clean
 from agent_sessions.agui.output import OutputItems
-from agent_sessions.agui.tools import HANDOFF, output_call_id
+
+_TARGETS = {
+    "TEXT_MESSAGE_CONTENT": "messageId",
+    "TOOL_CALL_ARGS": "toolCallId",
+    "REASONING_MESSAGE_CONTENT": "messageId",
+}
+
+
+def merge(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join neighbours of the same kind, id and metadata; the input stays as it is."""
+    merged: list[dict[str, Any]] = []
+    deltas: list[str] = []
+    current: tuple[Any, ...] | None = None
+    for event in events:
+        target = _TARGETS.get(event["type"])
+        key = (event["type"], event[target], event.get("metadata")) if target else None
+        if key is not None and key == current:
+            deltas.append(event["delta"])
+            continue
+        _close(merged, deltas)
+        merged.append(event)
+        current = key
+        if key is not None:
+            deltas.append(event["delta"])
+    _close(merged, deltas)
+    return merged
+
+
+def _close(merged: list[dict[str, Any]], deltas: list[str]) -> None:
+    if len(deltas) > 1:
+        merged[-1] = {**merged[-1], "delta": "".join(deltas)}
+    deltas.clear()
+
 
 Event = dict[str, Any]
+
+PROTOCOL_VERSION = "1.0"
+MAX_COUNT = 2**53 - 1
+
+
+def run_started(thread_id: str, run_id: str, messages: Sequence[Event] = ()) -> Event:
+    """Open a run; its input holds the new messages, so that other tabs show them."""
+    return {
+        "type": "RUN_STARTED",
+        "threadId": thread_id,
+        "runId": run_id,
+        "protocolVersion": PROTOCOL_VERSION,
+        "input": {
+            "threadId": thread_id,
+            "runId": run_id,
+            "state": {},
+            "messages": list(messages),
+            "tools": [],
+            "context": [],
+            "forwardedProps": {},
+        },
+    }
+
+
+def run_finished(
+    thread_id: str, run_id: str, outcome: dict[str, Any], usage: Any = None
+) -> Event:
+    """Close a run with its outcome."""
+    event = {
+        "type": "RUN_FINISHED",
+        "threadId": thread_id,
+        "runId": run_id,
+        "outcome": outcome,
+    }
+    return _with_usage(event, usage)
+
+
+def run_error(
+    code: str, message: str, *, run_id: str | None = None, usage: Any = None
+) -> Event:
+    """End a run that failed, or refuse a frame.
+
+    AG-UI's RUN_ERROR has no run id, so it travels in the metadata.
+    """
+    event: Event = {"type": "RUN_ERROR", "code": code, "message": message}
+    if run_id:
+        event["metadata"] = {"runId": run_id}
+    return _with_usage(event, usage)
+
+
+def snapshot(messages: Sequence[Event], *, before: str | None = None) -> Event:
+    """Restate the conversation; `before` is the cursor of what is earlier."""
+    event: Event = {"type": "MESSAGES_SNAPSHOT", "messages": list(messages)}
+    if before is not None:
+        event["metadata"] = {"before": before}
+    return event
+
+
+def idle_sync(
+    thread_id: str,
+    run_id: str,
+    messages: Sequence[Event],
+    *,
+    before: str | None = None,
+    open_interrupts: Sequence[Event] = (),
+    options: StreamOptions | None = None,
+) -> list[Event]:
+    """Answer a sync where nothing runs, as a legal run of its own.
+
+    Open interrupts are the outcome again, so that a reloaded page can ask; their
+    calls join the messages as far as the options let them be seen.
+    """
+    outcome: dict[str, Any] = {"type": "success"}
+    if open_interrupts:
+        outcome = {"type": "interrupt", "interrupts": list(open_interrupts)}
+        if options is not None:
+            messages = add_pending_calls(messages, open_interrupts, options)
+    return [
+        run_started(thread_id, run_id),
+        snapshot(messages, before=before),
+        run_finished(thread_id, run_id, outcome),
+    ]
+
+
+def token_usage(usage: Any) -> list[dict[str, int]]:
+    """Turn the SDK's Usage into AG-UI's list; empty where nothing was counted."""
+    if usage is None:
+        return []
+    counts = {
+        "inputTokens": usage.input_tokens,
+        "outputTokens": usage.output_tokens,
+        "totalTokens": usage.total_tokens,
+        "reasoningTokens": getattr(usage.output_tokens_details, "reasoning_tokens", 0),
+        "cachedInputTokens": getattr(usage.input_tokens_details, "cached_tokens", 0),
+        "cacheWriteInputTokens": getattr(
+            usage.input_tokens_details, "cache_write_tokens", 0
+        ),
+    }
+    # The SDK writes 0 where a provider said nothing, so 0 is not told apart.
+    entry = {
+        key: value
+        for key, value in counts.items()
+        if isinstance(value, int) and 0 < value <= MAX_COUNT
+    }
+    return [entry] if entry else []
+
+
+def _with_usage(event: Event, usage: Any) -> Event:
+    if entries := token_usage(usage):
+        event["usage"] = entries
+    return event
 
 
 class EventMapper:
@@ -34,7 +178,7 @@ class EventMapper:
 
     def started(self, user_messages: Sequence[dict[str, Any]] = ()) -> Event:
         """Open the run."""
-        return lifecycle.run_started(self.thread_id, self.run_id, user_messages)
+        return run_started(self.thread_id, self.run_id, user_messages)
 
     def map(self, event: Any) -> list[Event]:
         """Map one SDK stream event; after the run's end nothing comes any more."""
@@ -56,55 +200,38 @@ class EventMapper:
         self, usage: Any = None, *, outcome: Literal["success", "cancelled"] = "success"
     ) -> list[Event]:
         """Close what is open, then the run."""
-        return self._end({"type": outcome}, usage)
+        end = run_finished(self.thread_id, self.run_id, {"type": outcome}, usage)
+        return self._end(end)
 
     def interrupted(
         self,
-        interruptions: Sequence[Any],
+        asked: Sequence[Event],
         *,
-        expires_at: datetime | None = None,
-        messages: list[dict[str, Any]],
+        messages: list[Event],
         before: str | None = None,
         usage: Any = None,
     ) -> list[Event]:
-        """Close the run on approvals: SDK items, or dicts that `interrupts` made."""
-        asked = [
-            *(item for item in interruptions if isinstance(item, dict)),
-            *interrupts(
-                (item for item in interruptions if not isinstance(item, dict)),
-                expires_at,
-            ),
-        ]
+        """Close the run on the approvals that `interrupts` has described."""
         shown = add_pending_calls(messages, asked, self.options)
         return self._end(
-            {"type": "interrupt", "interrupts": asked},
-            usage,
-            lifecycle.snapshot(shown, before=before),
+            run_finished(
+                self.thread_id,
+                self.run_id,
+                {"type": "interrupt", "interrupts": list(asked)},
+                usage,
+            ),
+            snapshot(shown, before=before),
         )
 
     def error(self, code: str, message: str, usage: Any = None) -> list[Event]:
         """Close what is open, then the run as failed."""
-        if self._over:
-            return []
-        events = self._close_all()
-        self._over = True
-        events.append(
-            lifecycle.run_error(code, message, run_id=self.run_id, usage=usage)
-        )
-        return events
+        return self._end(run_error(code, message, run_id=self.run_id, usage=usage))
 
-    def _end(
-        self, outcome: dict[str, Any], usage: Any, *last_words: Event
-    ) -> list[Event]:
+    def _end(self, end: Event, *last_words: Event) -> list[Event]:
         if self._over:
             return []
-        events = self._close_all()
         self._over = True
-        events.extend(last_words)
-        events.append(
-            lifecycle.run_finished(self.thread_id, self.run_id, outcome, usage)
-        )
-        return events
+        return [*self._close_all(), *last_words, end]
 
     def _close_all(self) -> list[Event]:
         events: list[Event] = []

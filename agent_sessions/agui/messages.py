@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+from agent_sessions.agui.calls import (
+    HANDOFF,
+    OUTPUT_TYPES,
+    call_message,
+    exposed_result,
+    handoff_target,
+    output_call_id,
+    read_call,
+)
 from agent_sessions.agui.content import (
+    StreamOptions,
     message_text,
     output_text,
     plain_text,
@@ -13,17 +23,46 @@ from agent_sessions.agui.content import (
     string,
     user_content,
 )
-from agent_sessions.agui.ids import IdPool, own_id, result_id
-from agent_sessions.agui.interrupts import call_message
-from agent_sessions.agui.options import StreamOptions
-from agent_sessions.agui.tools import (
-    HANDOFF,
-    OUTPUT_TYPES,
-    exposed_result,
-    handoff_target,
-    output_call_id,
-    read_call,
-)
+
+SHORTEST_UNIQUE_ID = 20
+LONGEST_ID = 255
+
+
+def own_id(value: Any) -> str | None:
+    """Return an id if it looks unique in the world, else None."""
+    if (
+        isinstance(value, str)
+        and SHORTEST_UNIQUE_ID <= len(value) <= LONGEST_ID
+        and value.isascii()
+        and value.isprintable()
+        and sum(map(str.isdigit, value)) >= 2
+    ):
+        return value
+    return None
+
+
+def result_id(call_id: str) -> str:
+    """Name the message that holds a tool call's result."""
+    return f"{call_id}:result"
+
+
+class IdPool:
+    """Hands out ids, each one once."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+
+    def take(self, wanted: str | None, fallback: str) -> str:
+        """Return the wanted id if there is one and it is free, else the fallback."""
+        chosen = wanted if wanted and wanted not in self._taken else fallback
+        number = 1
+        name = chosen
+        while name in self._taken:
+            number += 1
+            name = f"{chosen}.{number}"
+        self._taken.add(name)
+        return name
+
 
 Message = dict[str, Any]
 

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
-from agent_sessions.agui.content import (
-    as_dict,
-    clean,
-    message_text,
-    output_text,
-    reasoning_text,
-    string,
-)
-from agent_sessions.agui.ids import IdPool, own_id, result_id
-from agent_sessions.agui.options import StreamOptions
-from agent_sessions.agui.output_state import Kind, OpenItem, Response
-from agent_sessions.agui.tools import (
+from agent_sessions.agui.calls import (
     OUTPUT_TYPES,
     Call,
     exposed_arguments,
@@ -24,6 +14,46 @@ from agent_sessions.agui.tools import (
     output_call_id,
     read_call,
 )
+from agent_sessions.agui.content import (
+    StreamOptions,
+    as_dict,
+    clean,
+    message_text,
+    output_text,
+    reasoning_text,
+    string,
+)
+from agent_sessions.agui.messages import IdPool, own_id, result_id
+
+Kind = Literal["message", "reasoning", "call"]
+
+
+@dataclass(slots=True)
+class OpenItem:
+    """A message, a reasoning or a tool call that has started and not ended."""
+
+    kind: Kind
+    id: str
+    raw_id: str
+    started: bool = True
+    filled: bool = False
+    part: tuple[str, int] | None = None
+
+
+@dataclass(slots=True)
+class Response:
+    """What has been shown of the response that streams, so as not to repeat it."""
+
+    shown: list[tuple[Kind, str, str | None]] = field(default_factory=list)
+
+    def was_shown(self, kind: Kind, raw_id: str, text: str | None) -> bool:
+        """Return whether an item was shown, and strike it from the list."""
+        for entry in self.shown:
+            if entry[:2] == (kind, raw_id) and entry[2] in (None, text):
+                self.shown.remove(entry)
+                return True
+        return False
+
 
 Event = dict[str, Any]
 

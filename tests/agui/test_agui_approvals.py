@@ -85,7 +85,7 @@ async def test_interrupts_can_carry_a_question_and_an_expiry() -> None:
 
 async def test_a_held_back_call_is_added_to_the_snapshot() -> None:
     mapped = await run(agent(*APPROVAL_RUN, tools=[refund, add]))
-    items = mapped.result.interruptions
+    items = interrupts(mapped.result.interruptions)
     for options, calls in ((FULL, 1), (NAMES, 1), (NONE, 0)):
         mapper = EventMapper(thread_id="t", run_id="r", options=options)
         shot = mapper.interrupted(items, messages=[])[0]

@@ -22,7 +22,7 @@ from agent_sessions.agui import (
     snapshot,
     token_usage,
 )
-from agent_sessions.agui.lifecycle import PROTOCOL_VERSION
+from agent_sessions.agui.events import PROTOCOL_VERSION
 from tests.support.agui_runs import run, stored
 from tests.support.agui_samples import (
     add,

@@ -16,7 +16,7 @@ from openai.types.responses import (
 from agent_sessions.agui import (
     EventMapper,
 )
-from agent_sessions.agui.ids import own_id
+from agent_sessions.agui.messages import own_id
 from tests.support.agui_runs import FULL, Mapped, run
 from tests.support.agui_samples import (
     NAMES,

@@ -9,7 +9,12 @@ from typing import Any
 from agents import Agent, RunConfig, Runner
 from agents.result import RunResultStreaming
 
-from agent_sessions.agui import EventMapper, StreamOptions, messages_from_items
+from agent_sessions.agui import (
+    EventMapper,
+    StreamOptions,
+    interrupts,
+    messages_from_items,
+)
 from tests.support.agui_validator import SequenceChecker
 
 FULL = StreamOptions(expose_tools="full", stream_reasoning=True)
@@ -74,7 +79,8 @@ async def run(
     messages = messages_from_items(stored(result.to_input_list()), options)
     usage = result.context_wrapper.usage
     if result.interruptions:
-        ends = mapper.interrupted(result.interruptions, messages=messages, usage=usage)
+        asked = interrupts(result.interruptions)
+        ends = mapper.interrupted(asked, messages=messages, usage=usage)
     else:
         outcome = "cancelled" if cancelled else "success"
         ends = mapper.finished(usage, outcome=outcome)  # type: ignore[arg-type]
