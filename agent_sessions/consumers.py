@@ -28,9 +28,8 @@ from agent_sessions.exceptions import (
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
-from agent_sessions.runs.errors import message_for, refusal_code
-from agent_sessions.runs.failures import logs_tracebacks
-from agent_sessions.runs.relay import ChannelRelay
+from agent_sessions.runs.failures import logs_tracebacks, message_for, refusal_code
+from agent_sessions.runs.log import ChannelRelay
 from agent_sessions.sockets import (
     CLOSE_BAD_FRAMES,
     CLOSE_FORBIDDEN,

@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import time
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ logger = logging.getLogger("agent_sessions.ratelimit")
 
 # Seconds between two warnings about one cache.
 WARN_EVERY = 60
+MINUTE = 60
 # Pauses, in seconds, before a cache that neither adds a key nor has it is asked again.
 _PAUSES = (0.005, 0.01, 0.02, 0.04)
 _warned: dict[str, float] = {}
@@ -111,3 +113,40 @@ def _claim(cache: BaseCache, key: str, timeout: int) -> bool:
         if cache.get(key) is not None:
             return False
     raise _NotKept
+
+
+class Rates:
+    """Count in this process: so much at once, and as much again every minute.
+
+    Each key has a token bucket.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # For each key, what was left when it was last asked for, and when that was.
+        self._buckets: dict[Hashable, tuple[float, float]] = {}
+        self._swept = clock()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, key: Hashable, per_minute: int) -> bool:
+        """Take one of a key's share; return False where it is used up."""
+        now = self._clock()
+        self._sweep(now)
+        left, since = self._buckets.get(key, (per_minute, now))
+        left = min(per_minute, left + (now - since) * per_minute / MINUTE)
+        taken = left >= 1
+        self._buckets[key] = (left - taken, now)
+        return taken
+
+    def _sweep(self, now: float) -> None:
+        """Forget the keys whose share is whole again, so that memory stays bounded."""
+        if now - self._swept < MINUTE:
+            return
+        self._swept = now
+        self._buckets = {
+            key: bucket
+            for key, bucket in self._buckets.items()
+            if now - bucket[1] < MINUTE
+        }

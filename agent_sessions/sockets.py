@@ -22,10 +22,10 @@ from agent_sessions.exceptions import (
     extra,
 )
 from agent_sessions.handler import ChatAlias, sessions
+from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
-from agent_sessions.runs.rates import Rates
-from agent_sessions.runs.relay import group_of
+from agent_sessions.runs.log import group_of
 from agent_sessions.websocket_auth import SocketUser, origin_is_allowed
 
 with extra("channels", "channels", needed_by=__name__):

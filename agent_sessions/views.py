@@ -34,7 +34,7 @@ from agent_sessions.handler import ChatAlias, sessions
 from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
-from agent_sessions.runs.conversation import create_conversation
+from agent_sessions.runs.setup import create_conversation
 from agent_sessions.runs.sync import shown
 from agent_sessions.times import iso
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from agent_sessions.runs.conversation import Conversation
 from agent_sessions.runs.log import Frame, Subscription
 from agent_sessions.runs.manager import RunManager, get_run_manager
-from agent_sessions.runs.setup import RunLimits, RunSetup, find_agent
+from agent_sessions.runs.setup import Conversation, RunLimits, RunSetup, find_agent
 
 __all__ = [
     "Conversation",

@@ -27,13 +27,16 @@ from agent_sessions.exceptions import (
 from agent_sessions.models import AgentRun
 from agent_sessions.reports import guarded
 from agent_sessions.runs import pausing, records
-from agent_sessions.runs.conversation import Conversation
-from agent_sessions.runs.errors import failure_code, message_for
-from agent_sessions.runs.failures import log_failure, report_failure
+from agent_sessions.runs.failures import (
+    failure_code,
+    log_failure,
+    message_for,
+    report_failure,
+)
 from agent_sessions.runs.log import Event, EventLog, Frame
-from agent_sessions.runs.resuming import dump_state
-from agent_sessions.runs.retries import drop_unanswered
+from agent_sessions.runs.resuming import drop_unanswered, dump_state
 from agent_sessions.runs.setup import (
+    Conversation,
     RunSetup,
     find_agent,
     open_session,

@@ -14,7 +14,7 @@ from agent_sessions.backends.places import find_newest, find_newest_sync
 from agent_sessions.backends.plain import PlainRun, Status
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.reports import guard_public_methods
-from agent_sessions.runs.errors import failure_code
+from agent_sessions.runs.failures import failure_code
 from agent_sessions.usage import Spent, model_of, remember, since, snapshot, trace_of
 
 if TYPE_CHECKING:

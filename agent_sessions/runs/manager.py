@@ -14,15 +14,13 @@ from agent_sessions.agui import RunRequest, StreamOptions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import InvalidApproval
+from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
 from agent_sessions.runs import pausing, records, sync
 from agent_sessions.runs.active import ActiveRun
-from agent_sessions.runs.conversation import Conversation
-from agent_sessions.runs.log import Frame, Subscription
-from agent_sessions.runs.rates import Rates
-from agent_sessions.runs.relay import ChannelRelay
+from agent_sessions.runs.log import ChannelRelay, Frame, Subscription
 from agent_sessions.runs.resuming import restore
-from agent_sessions.runs.setup import RunSetup
+from agent_sessions.runs.setup import Conversation, RunSetup
 from agent_sessions.usage import model_of
 
 if TYPE_CHECKING:

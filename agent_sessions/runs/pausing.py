@@ -24,7 +24,7 @@ from agent_sessions.exceptions import (
 )
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import records
-from agent_sessions.runs.conversation import Conversation
+from agent_sessions.runs.setup import Conversation
 from agent_sessions.times import stored
 
 logger = logging.getLogger("agent_sessions.runs")

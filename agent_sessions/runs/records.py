@@ -32,7 +32,7 @@ from agent_sessions.exceptions import (
     UnknownInterrupt,
 )
 from agent_sessions.models import AgentRun, AgentSession, Branch
-from agent_sessions.runs.conversation import Conversation
+from agent_sessions.runs.setup import Conversation
 from agent_sessions.usage import Spent
 
 if TYPE_CHECKING:

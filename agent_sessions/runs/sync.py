@@ -22,9 +22,9 @@ from agent_sessions.backends.base import Page
 from agent_sessions.backends.encrypted.pages import assert_open
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import pausing, records
-from agent_sessions.runs.conversation import Conversation
-from agent_sessions.runs.errors import message_for
+from agent_sessions.runs.failures import message_for
 from agent_sessions.runs.log import Event, EventLog, Frame
+from agent_sessions.runs.setup import Conversation
 
 if TYPE_CHECKING:
     from agent_sessions.runs.active import ActiveRun

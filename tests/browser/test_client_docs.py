@@ -123,7 +123,7 @@ _MAKE = """
 import sys, django
 django.setup()
 from django.contrib.auth import get_user_model
-from agent_sessions.runs.conversation import create_conversation
+from agent_sessions.runs.setup import create_conversation
 user = get_user_model().objects.get(username=sys.argv[1])
 print(create_conversation(user).session_id)
 """

@@ -20,7 +20,7 @@ from agent_sessions.backends.processes import this_process
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.runs import Conversation
-from agent_sessions.runs.relay import ABORT, FRAME, ChannelRelay, group_of
+from agent_sessions.runs.log import ABORT, FRAME, ChannelRelay, group_of
 from tests.checks.test_doors import tables
 from tests.support.admin_pages import make, make_run
 from tests.support.chat import Socket, make_user, text_of

@@ -34,9 +34,8 @@ from agent_sessions.exceptions import (
 )
 from agent_sessions.memory import encrypted
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
-from agent_sessions.ratelimit import RateLimit
+from agent_sessions.ratelimit import RateLimit, Rates
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
-from agent_sessions.runs.rates import Rates
 from agent_sessions.signals import session_cleared
 from tests.checks.test_doors import tables
 from tests.checks.test_doors_inside import Pair, private_settings, said

@@ -15,7 +15,7 @@ from agent_sessions.backends.base import BaseSessionBackend
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.runs import RunLimits
-from agent_sessions.runs.errors import MESSAGES
+from agent_sessions.runs.failures import MESSAGES
 from agent_sessions.runs.sync import SNAPSHOT_BYTES
 from agent_sessions.views import SessionListView, SessionMessagesView
 from tests.support.documents import ROOT, append, blocks, column, files, page, run

@@ -12,8 +12,8 @@ from agent_sessions import DjangoSession
 from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.runs import records
-from agent_sessions.runs.conversation import Conversation
-from agent_sessions.runs.relay import group_of
+from agent_sessions.runs.log import group_of
+from agent_sessions.runs.setup import Conversation
 from tests.support.chat import Socket, make_user, text_of
 from tests.websocket.test_consumer import conversation, speaker
 

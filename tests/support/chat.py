@@ -13,7 +13,7 @@ from django.contrib.auth import get_user_model
 from django.urls import path
 
 from agent_sessions.consumers import AgentConsumer
-from agent_sessions.runs.conversation import create_conversation
+from agent_sessions.runs.setup import create_conversation
 from tests.support.agui_validator import SequenceChecker
 
 _names = itertools.count(1)

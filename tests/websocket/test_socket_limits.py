@@ -15,8 +15,8 @@ from agent_sessions import DjangoSession, get_session
 from agent_sessions.agui import StreamOptions
 from agent_sessions.backends.base import Page
 from agent_sessions.consumers import AgentConsumer
+from agent_sessions.ratelimit import Rates
 from agent_sessions.runs.log import EventLog
-from agent_sessions.runs.rates import Rates
 from agent_sessions.runs.sync import SNAPSHOT_BYTES, replay, shown
 from tests.runs.test_runs import cashier
 from tests.support.chat import Socket, create_conversation, text_of

@@ -25,7 +25,7 @@ from django.utils import timezone
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import Conversation, get_run_manager
-from agent_sessions.runs.relay import group_of
+from agent_sessions.runs.log import group_of
 from tests.support.chat import Closed, Socket, make_user, text_of
 from tests.support.gated import gated
 from tests.websocket.test_consumer import conversation, speaker

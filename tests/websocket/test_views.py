@@ -20,7 +20,7 @@ from agent_sessions.backends.leases import DatabaseNow
 from agent_sessions.cursors import LARGEST, read_moment, read_number, write_moment
 from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
-from agent_sessions.runs.conversation import create_conversation
+from agent_sessions.runs.setup import create_conversation
 from agent_sessions.views import (
     SessionAPIView,
     SessionListView,

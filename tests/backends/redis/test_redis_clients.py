@@ -29,7 +29,7 @@ from agent_sessions.backends.redis import RedisBackend
 from agent_sessions.checks import check_backends
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.handler import open_session
-from agent_sessions.runs.conversation import create_conversation
+from agent_sessions.runs.setup import create_conversation
 from tests.servers import Server
 from tests.servers.process import HOST
 from tests.servers.redis import PASSWORD, SERVICE, Watched, url
