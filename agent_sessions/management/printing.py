@@ -23,6 +23,8 @@ from agent_sessions.times import iso
 
 # Rows by which the widths of columns are chosen.
 _PAGE = 100
+# The exit code of what Ctrl-C has ended, as shells have it.
+INTERRUPTED = 130
 
 
 class Output(OutputWrapper):
@@ -74,6 +76,9 @@ class PrintingCommand(BaseCommand):
     # The exit code of a call that has done nothing.
     nothing_done = 1
 
+    # What Ctrl-C prints: what is done, and how to go on. Without it, Ctrl-C is raised.
+    stopped: Callable[[], str] | None = None
+
     stdout: Output
     stderr: Output
 
@@ -101,6 +106,11 @@ class PrintingCommand(BaseCommand):
                 options[name] = None
         try:
             return super().execute(*args, **options)
+        except KeyboardInterrupt:
+            if self.stopped is None:
+                raise
+            text = printable(self.stopped())
+            raise CommandError(text, returncode=INTERRUPTED) from None
         except Exception as exc:
             _clean_messages(exc)
             if (told := explain(exc, nothing_done=self.nothing_done)) is None:

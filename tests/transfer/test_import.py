@@ -298,9 +298,10 @@ class TestConflicts:
         assert "another owner" in self.refused(path, "--user", "alice")
 
 
-@pytest.fixture
-def killed(database_environment: dict[str, str], path: Path) -> subprocess.Popen[str]:
-    """Start an import and kill it in the middle."""
+def start_and_stop(
+    environment: dict[str, str], path: Path, by: signal.Signals
+) -> tuple[int, str]:
+    """Start an import and end it in the middle; give its exit code and its errors."""
     write_sqlite(path, "before", conversation(2))
     write_sqlite(path, "long", conversation(5_000))
     write_sqlite(path, "with", conversation(2))
@@ -309,23 +310,37 @@ def killed(database_environment: dict[str, str], path: Path) -> subprocess.Popen
             *(sys.executable, "-m", "django", "import_agent_sessions", "sqlite"),
             *("--from", str(path), "--batch-size", "500", "--no-progress"),
         ],
-        env=database_environment,
+        env=environment,
         text=True,
+        stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 60
     while SessionItem.objects.count() < 2_000 and time.monotonic() < deadline:
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "it ended before it could be stopped"
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    return process
+    os.kill(process.pid, by)
+    return process.wait(), process.communicate()[1]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_ctrl_c_says_in_one_line_how_to_go_on(
+    database_environment: dict[str, str], path: Path
+) -> None:
+    code, said = start_and_stop(database_environment, path, signal.SIGINT)
+    assert code == 130
+    assert said.count("\n") == 1
+    assert said.startswith("CommandError: Stopped. Imported so far: ")
+    assert said.endswith("Run the same command again to go on.\n")
+    run_import("sqlite", path)
+    assert imported("long") == read_sqlite(path, "long")
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_killed_import_goes_on_and_doubles_nothing(
-    killed: subprocess.Popen[str], path: Path
+    database_environment: dict[str, str], path: Path
 ) -> None:
-    assert killed.returncode == -signal.SIGKILL
+    code, _ = start_and_stop(database_environment, path, signal.SIGKILL)
+    assert code == -signal.SIGKILL
     written = SessionItem.objects.count()
     assert 2_000 <= written < 20_016
     rows = AgentSession.objects.values_list("item_count", flat=True)

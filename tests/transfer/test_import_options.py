@@ -15,8 +15,8 @@ from django.contrib.auth import get_user_model
 from django.core.management import CommandError
 from django.utils import translation
 
+from agent_sessions.management.progress import Progress
 from agent_sessions.models import AgentSession
-from agent_sessions.transfer.import_.progress import Progress
 from tests.support.import_sources import (
     conversation,
     imported,

@@ -13,6 +13,7 @@ from agent_sessions.backends.database.removal import BATCH_SIZE
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
 from agent_sessions.management.printing import PrintingCommand
+from agent_sessions.management.progress import Progress
 from agent_sessions.management.selecting import (
     add_selection,
     count,
@@ -35,7 +36,6 @@ from agent_sessions.retention import (
     why_spared,
 )
 from agent_sessions.retention.pending import retry_pending
-from agent_sessions.transfer.import_.progress import Progress
 
 # Exit codes beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from argparse import ArgumentParser, BooleanOptionalAction
+from argparse import ArgumentParser
+from functools import partial
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -9,11 +10,11 @@ from django.db import DatabaseError
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
 from agent_sessions.management.printing import PrintingCommand
+from agent_sessions.management.progress import add_progress, showing
 from agent_sessions.management.selecting import count, counted, find_user
 from agent_sessions.reports import guarded
 from agent_sessions.transfer.copy import Copier, Report, find_sources
 from agent_sessions.transfer.copy.sources import count_items
-from agent_sessions.transfer.import_.progress import Progress
 
 # The exit code beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3
@@ -63,11 +64,7 @@ class Command(PrintingCommand):
         parser.add_argument(
             "--noinput", action="store_true", help="don't ask before removing"
         )
-        parser.add_argument(
-            "--progress",
-            action=BooleanOptionalAction,
-            help="show a progress bar (default: on a terminal)",
-        )
+        add_progress(parser)
 
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:
@@ -102,19 +99,14 @@ class Command(PrintingCommand):
         if options["move"] and not options["noinput"]:
             self._confirm(options)
         chosen = find_sources(source, session_ids=ids, user=user)
-        shown = options["progress"]
-        if shown is None:
-            shown = bool(options["verbosity"]) and self.stderr.isatty()
-        if not shown:
+        self.stopped = partial(self._stopped, copier.report)
+        total = partial(count_items, source, session_ids=ids, user=user)
+        with showing(self, options, total) as copier.progress:
             return copier.run(chosen)
-        total = count_items(source, session_ids=ids, user=user)
-        # Not self.stderr, which ends every line and colours it.
-        progress = Progress(self.stderr.stream, total)
-        copier.progress = progress.add
-        try:
-            return copier.run(chosen)
-        finally:
-            progress.close()
+
+    def _stopped(self, report: Report) -> str:
+        done = counted(report.copied + report.resumed, "session")
+        return f"Stopped after {done}. Run the same command again to go on."
 
     def _confirm(self, options: dict[str, Any]) -> None:
         answer = self.ask(

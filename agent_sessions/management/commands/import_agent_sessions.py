@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from argparse import ArgumentParser, BooleanOptionalAction
+from argparse import ArgumentParser
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -12,6 +13,7 @@ from agent_sessions.backends.arguments import check_session_id
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.management.printing import PrintingCommand
+from agent_sessions.management.progress import add_progress, showing
 from agent_sessions.management.selecting import count
 from agent_sessions.reports import guarded
 from agent_sessions.transfer.import_ import (
@@ -25,7 +27,6 @@ from agent_sessions.transfer.import_ import (
     Source,
     open_source,
 )
-from agent_sessions.transfer.import_.progress import Progress
 
 
 class Command(PrintingCommand):
@@ -95,11 +96,7 @@ class Command(PrintingCommand):
         parser.add_argument(
             "--dry-run", action="store_true", help="write nothing, say what would be"
         )
-        parser.add_argument(
-            "--progress",
-            action=BooleanOptionalAction,
-            help="show a progress bar (default: on a terminal)",
-        )
+        add_progress(parser)
 
     # Half of the report is words that are not translated, as those of other commands.
     @no_translations
@@ -109,7 +106,10 @@ class Command(PrintingCommand):
         try:
             source = _source(options)
             importer = self._importer(source, options)
-            report = self._run(importer, source, options)
+            report = importer.report
+            self.stopped = partial(self._stopped, report)
+            with showing(self, options, source.total) as importer.progress:
+                importer.run()
         except AgentSessionError as exc:
             raise CommandError(str(exc)) from exc
         except DatabaseError as exc:
@@ -141,21 +141,12 @@ class Command(PrintingCommand):
             in_clear=options["in_clear"],
         )
 
-    def _run(
-        self, importer: Importer, source: Source, options: dict[str, Any]
-    ) -> Report:
-        shown = options["progress"]
-        if shown is None:
-            shown = bool(options["verbosity"]) and self.stderr.isatty()
-        if not shown:
-            return importer.run()
-        # Not self.stderr, which ends every line and colours it.
-        progress = Progress(self.stderr.stream, source.total())
-        importer.progress = progress.add
-        try:
-            return importer.run()
-        finally:
-            progress.close()
+    def _stopped(self, report: Report) -> str:
+        return (
+            f"Stopped. Imported so far: {report.items:,} items of "
+            f"{report.made + report.grown:,} sessions, whole batches of which are kept. "
+            "Run the same command again to go on."
+        )
 
     def _tell(self, report: Report, options: dict[str, Any]) -> None:
         for session_id, reason in report.refused.items():

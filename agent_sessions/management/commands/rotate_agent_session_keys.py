@@ -14,10 +14,10 @@ from agent_sessions.backends.encrypted.rotation import Rotated, Rotation, rotate
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
 from agent_sessions.management.printing import PrintingCommand
+from agent_sessions.management.progress import Progress
 from agent_sessions.management.selecting import count, counted
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
-from agent_sessions.transfer.import_.progress import Progress
 
 # Beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3

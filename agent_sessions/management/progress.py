@@ -1,13 +1,48 @@
-"""A line on the terminal that says how far an import is."""
+"""A line on the terminal that says how far a command is."""
 
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser, BooleanOptionalAction
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from agent_sessions.management.printing import PrintingCommand
 
 WIDTH = 24
 # Seconds between two pictures: quick enough to live, slow enough to cost nothing.
 EVERY = 0.2
+
+
+def add_progress(parser: ArgumentParser) -> None:
+    """Add the option that shows or hides the bar."""
+    parser.add_argument(
+        "--progress",
+        action=BooleanOptionalAction,
+        help="show a progress bar (default: on a terminal)",
+    )
+
+
+@contextmanager
+def showing(
+    command: PrintingCommand,
+    options: dict[str, Any],
+    total: Callable[[], int | None],
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar where the options ask for one; yield what counts the items done."""
+    shown = options["progress"]
+    if shown is None:
+        shown = bool(options["verbosity"]) and command.stderr.isatty()
+    if not shown:
+        yield lambda count: None
+        return
+    # Not stderr itself, which ends every line and colours it.
+    progress = Progress(command.stderr.stream, total())
+    try:
+        yield progress.add
+    finally:
+        progress.close()
 
 
 class Progress:
