@@ -82,10 +82,11 @@ class AgentSession(StoredModel):
         related_name="+",
         null=True,
         blank=True,
-        db_index=False,
     )
     # What the store itself calls the session, where it chooses the name.
     remote_id = ExactCharField(_("remote id"), max_length=255, blank=True)
+    # Whether the store is being told to delete that: a crash in between forgets nothing.
+    remote_deleting = models.BooleanField(_("remote deletion begun"), default=False)
     # Plain integers, as in the two models below: PostgreSQL parses the CHECK of each
     # Positive…Field anew at every update, which would take a tenth of an append.
     item_count = models.IntegerField(_("items"), default=0)
@@ -110,6 +111,11 @@ class AgentSession(StoredModel):
     active_on = models.DateField(_("last active on"), default=today)
     expires_at = models.DateTimeField(
         _("expires"), null=True, blank=True, db_index=True
+    )
+    # Set once a history has been removed and its rows are still to be deleted, see
+    # backends/database/removal.py. The row then has an id that nobody knows.
+    removed_at = models.DateTimeField(
+        _("removed"), null=True, blank=True, db_index=True, editable=False
     )
 
     objects = SessionManager()
@@ -159,6 +165,9 @@ class Branch(StoredModel):
         db_index=False,
     )
     name = ExactCharField(_("name"), max_length=255, default=MAIN_BRANCH)
+    # 0 for the branch that has the name, also after it was deleted. Another value, the
+    # row's own key, for what undo or compaction replaced and for a quarantine.
+    version = models.BigIntegerField(_("version"), default=0, editable=False)
     parent = models.ForeignKey(
         "self",
         verbose_name=_("parent"),
@@ -174,6 +183,8 @@ class Branch(StoredModel):
     # An archived branch is not listed and can't be written to; its name stays taken
     # and its rows are there for the branches that grew from it.
     archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
+    # Whether it holds the rows that the doctor took out of its parent.
+    is_quarantine = models.BooleanField(_("quarantine"), default=False, editable=False)
 
     objects = OwnedManager()
 
@@ -182,7 +193,8 @@ class Branch(StoredModel):
         verbose_name_plural = _("branches")
         constraints = (
             models.UniqueConstraint(
-                fields=("session", "name"), name="agent_sessions_unique_branch"
+                fields=("session", "name", "version"),
+                name="agent_sessions_unique_branch",
             ),
         )
 
