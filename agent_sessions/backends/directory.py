@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from django.db import transaction
+from django.db import router, transaction
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.concurrency.connections import chosen_database
 from agent_sessions.exceptions import (
     BranchDoesNotExist,
     LeaseLost,
@@ -36,6 +37,15 @@ NO_RUN: dict[str, Any] = {
 def active(now: datetime) -> dict[str, Any]:
     """Return the columns that say when a session was last used."""
     return {"updated_at": now, "active_on": day_of(now)}
+
+
+def database_for(option: str | None) -> str:
+    """Return the alias of DATABASES that holds a backend's rows.
+
+    Without the option `database` the router is asked, in the caller. A thread that
+    works for the caller gets the same answer and doesn't ask again.
+    """
+    return option or chosen_database.get() or router.db_for_write(AgentSession)
 
 
 class Seen(NamedTuple):

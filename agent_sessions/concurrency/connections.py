@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import select
 import time
+from contextvars import ContextVar
 
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+# What the router answered in the caller, for the thread that works for it.
+chosen_database: ContextVar[str | None] = ContextVar("chosen_database", default=None)
 
 
 def refresh(connection: BaseDatabaseWrapper) -> None:

@@ -15,7 +15,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.concurrency.batching import Gathering, Outcomes
-from agent_sessions.concurrency.connections import is_fresh, refresh
+from agent_sessions.concurrency.connections import chosen_database, is_fresh, refresh
 from agent_sessions.concurrency.executor import WarmExecutor
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.concurrency.settle import settle
@@ -32,9 +32,11 @@ class DatabaseThreads:
     slow query holds up everybody; these threads don't.
     """
 
-    def __init__(self, database: str, size: int) -> None:
+    def __init__(self, database: str, size: int, *, routed: bool = False) -> None:
         self.database = database
         self.size = size
+        # Whether a router has chosen the database: a call isn't to ask it again.
+        self._routed = routed
         self._lock = new_lock()
         self._pid = 0
         self._pool: WarmExecutor | None = None
@@ -62,7 +64,7 @@ class DatabaseThreads:
         if not self.serves_caller():
             await self.finish(gathering.alone, argument)
         else:
-            context = contextvars.copy_context()
+            context = self._context()
 
             def within(call: Callable[[], Outcomes]) -> Outcomes:
                 return context.run(self._on_own_connection, call)
@@ -98,10 +100,10 @@ class DatabaseThreads:
     def _begin(
         self, function: Callable[P, T], settles: bool, *args: P.args, **kwargs: P.kwargs
     ) -> Awaitable[T]:
+        call = partial(self._context().run, function, *args, **kwargs)
         if self._sync_caller_waits():
-            begun = sync_to_async(function, thread_sensitive=True)(*args, **kwargs)
+            begun = sync_to_async(call, thread_sensitive=True)()
             return settle(begun) if settles else begun
-        call = partial(contextvars.copy_context().run, function, *args, **kwargs)
         own = self._callers_connection()
         if self._is_lent(own):
             lender = self._executor("_lender", 1)
@@ -121,6 +123,13 @@ class DatabaseThreads:
         for pool in pools:
             pool.shutdown(wait=True)
         close_all(list(opened.values()))
+
+    def _context(self) -> contextvars.Context:
+        """Copy the caller's context, with the database that was chosen in it."""
+        context = contextvars.copy_context()
+        if self._routed:
+            context.run(chosen_database.set, self.database)
+        return context
 
     def _callers_connection(self) -> BaseDatabaseWrapper:
         """Return the connection of the code that started this thread's event loop.
@@ -191,6 +200,34 @@ class DatabaseThreads:
         finally:
             connections[self.database] = held
             connection.dec_thread_sharing()
+
+
+class ThreadsByDatabase:
+    """A backend's threads, apart for each database that its calls go to."""
+
+    def __init__(self, size: int | None = None, *, routed: bool = False) -> None:
+        self._size = size
+        self._routed = routed
+        self._lock = new_lock()
+        self._made: dict[str, DatabaseThreads] = {}
+
+    def of(self, database: str) -> DatabaseThreads:
+        """Return the threads for an alias of DATABASES."""
+        with self._lock:
+            if database not in self._made:
+                is_file = connections[database].vendor == "sqlite"
+                size = self._size or (1 if is_file else 8)
+                self._made[database] = DatabaseThreads(
+                    database, size, routed=self._routed
+                )
+            return self._made[database]
+
+    def close(self) -> None:
+        """End all threads and close their connections; later calls make new ones."""
+        with self._lock:
+            made, self._made = self._made, {}
+        for threads in made.values():
+            threads.close()
 
 
 def close_all(opened: Sequence[BaseDatabaseWrapper]) -> None:

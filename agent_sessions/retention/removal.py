@@ -76,7 +76,7 @@ def remove(row: AgentSession, how: Removal) -> int | None:
         if store is not None and type(store).clear is DatabaseBackend.clear:
             with backend.removing(key):
                 return remove_history(
-                    store,
+                    store.engine,
                     key,
                     delete=how.delete,
                     guard=how.guard,
@@ -102,7 +102,9 @@ def trim(row: AgentSession, keep: int, how: Removal | None = None) -> int | None
     if (rows := backend.in_database) is None:
         raise Spared(f"{type(backend).__name__} can't remove single turns")
     try:
-        return trim_history(rows, key, keep, guard=how.guard, batch_size=how.batch_size)
+        return trim_history(
+            rows.engine, key, keep, guard=how.guard, batch_size=how.batch_size
+        )
     except SessionDoesNotExist:
         return None
     except InvalidBranch as exc:
@@ -115,7 +117,7 @@ def count_trimmed(row: AgentSession, keep: int) -> int:
     if (rows := backend.in_database) is None:
         raise Spared(f"{type(backend).__name__} can't remove single turns")
     try:
-        return count_older(rows, key, keep)
+        return count_older(rows.engine, key, keep)
     except InvalidBranch as exc:
         raise Spared(str(exc).rstrip(".")) from exc
 
@@ -130,7 +132,7 @@ def finish_removals(
 ) -> int:
     """Delete what remove() has taken out, also in earlier calls; tell how many items."""
     return sum(
-        sweep(backend, batch_size=batch_size, progress=progress)
+        sweep(backend.engine, batch_size=batch_size, progress=progress)
         for backend in _databases().values()
     )
 

@@ -92,7 +92,7 @@ def test_a_long_history_is_deleted_in_steps(told: list[tuple[str, int]]) -> None
 
 def test_where_no_position_is_missing_a_step_is_three_statements() -> None:
     session = filled("s", LONG)
-    clearing = removal.Clearing(backend(), session.key)
+    clearing = removal.Clearing(backend().engine, session.key)
     for _ in range(2):
         clearing.step()
     with CaptureQueriesContext(connection) as queries:
@@ -190,7 +190,7 @@ def test_who_is_killed_leaves_an_empty_session_and_the_rest_to_the_next_sweep(
     told: list[tuple[str, int]],
 ) -> None:
     session = filled("s", LONG)
-    clearing = removal.Clearing(backend(), session.key)
+    clearing = removal.Clearing(backend().engine, session.key)
     for _ in range(2):
         clearing.step()
     assert not clearing.is_done
@@ -206,7 +206,7 @@ def test_who_is_killed_leaves_an_empty_session_and_the_rest_to_the_next_sweep(
 
 def test_a_step_that_fails_loses_nothing() -> None:
     session = filled("s", LONG)
-    clearing = removal.Clearing(backend(), session.key)
+    clearing = removal.Clearing(backend().engine, session.key)
     clearing.step()
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA query_only = 1")

@@ -16,8 +16,8 @@ ITEM: Any = {"role": "user", "content": "Hello"}
 def wires() -> Wires:
     backend = sessions["default"]
     assert isinstance(backend, DatabaseBackend)
-    assert backend.wires is not None
-    return backend.wires
+    assert backend.engine.wires is not None
+    return backend.engine.wires
 
 
 def make_ready(count: int = 1) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from django.db import DatabaseError, InterfaceError, connections
+from django.db import DatabaseError, InterfaceError
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.statements import AnyBatch, Statements
@@ -16,7 +17,7 @@ from agent_sessions.exceptions import InvalidItem, StorageError
 from agent_sessions.items import Item
 
 if TYPE_CHECKING:
-    from agent_sessions.backends.database.backend import DatabaseBackend
+    from agent_sessions.backends.database.engine import Engine
 
 
 @dataclass(slots=True)
@@ -39,25 +40,51 @@ class Append:
 _LONG = 200
 
 
+def append_batch(engine: Engine, key: SessionKey, batch: AnyBatch) -> None:
+    """Store a batch that is encoded. Raises StorageError and what a key can raise."""
+    try:
+        _append_batch(engine, key, batch)
+    except (StorageError, UnicodeEncodeError) as exc:
+        narrowed = engine.statements.narrowed(engine.connection, batch, exc)
+        if narrowed is None:
+            raise
+        _append_batch(engine, key, narrowed)
+
+
+def _append_batch(engine: Engine, key: SessionKey, batch: AnyBatch) -> None:
+    statements = engine.statements
+    alone = statements.appends_alone(engine.connection, batch)
+
+    def write(connection: BaseDatabaseWrapper) -> bool:
+        return statements.append(connection, key, batch, timezone.now())
+
+    def begin(connection: BaseDatabaseWrapper) -> bool:
+        engine.directory.create(key)
+        return write(connection)
+
+    while not (engine.run(write, alone=alone) or engine.run(begin)):
+        pass
+
+
 def append_together(
-    backend: DatabaseBackend, appends: Sequence[Append]
+    engine: Engine, appends: Sequence[Append]
 ) -> list[BaseException | None]:
     """Store batches in their order, several in one transaction; give what went wrong.
 
     Each is stored or fails by itself: one that finds no place in a common transaction,
     or spoils it, gets its own.
     """
-    connection = connections[backend.using]
+    connection = engine.connection
     errors: list[BaseException | None] = []
     for group in _groups(appends):
         try:
-            stored = _stored(backend, connection, group)
+            stored = _stored(engine, connection, group)
         except StorageError as exc:
             # It couldn't begin or end: alone each of them would have to wait as long.
             errors += for_each(exc, len(group))
             continue
         for append, is_stored in zip(group, stored, strict=True):
-            errors.append(None if is_stored else _error(backend, append))
+            errors.append(None if is_stored else _error(engine, append))
     return errors
 
 
@@ -77,12 +104,12 @@ def _groups(appends: Sequence[Append]) -> Iterator[list[Append]]:
 
 
 def _stored(
-    backend: DatabaseBackend,
+    engine: Engine,
     connection: BaseDatabaseWrapper,
     appends: Sequence[Append],
 ) -> list[bool]:
     """Store what can be stored in one transaction; tell what that is."""
-    statements = backend.statements(connection)
+    statements = engine.statements
     calls = []
     try:
         for append in appends:
@@ -94,14 +121,14 @@ def _stored(
     except InvalidItem:
         return [False] * len(appends)
     except (DatabaseError, InterfaceError) as exc:
-        raise backend.storage_error(exc) from None
+        raise engine.storage_error(exc) from None
 
 
-def _error(backend: DatabaseBackend, append: Append) -> BaseException | None:
+def _error(engine: Engine, append: Append) -> BaseException | None:
     """Store a batch by itself; give what went wrong."""
-    statements = backend.statements(connections[backend.using])
+    statements = engine.statements
     try:
-        backend.append_batch(append.key, append.encoded(statements))
+        append_batch(engine, append.key, append.encoded(statements))
     except Exception as exc:
         return exc
     return None

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from django.db import DatabaseError, InterfaceError, connections
+from django.db import DatabaseError, InterfaceError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
@@ -22,7 +22,7 @@ from agent_sessions.items import Decode, Item
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
-    from agent_sessions.backends.database.backend import DatabaseBackend
+    from agent_sessions.backends.database.engine import Engine
 
 # More items than these are encoded or decoded in a thread: the loop has others to serve.
 MANY = 100
@@ -32,21 +32,21 @@ _Ask = Callable[[str, Sequence[Any]], Awaitable[Sequence[Sequence[Any]] | None]]
 
 
 async def read(
-    backend: DatabaseBackend, key: SessionKey, limit: int | None, decode: Decode
+    engine: Engine, key: SessionKey, limit: int | None, decode: Decode
 ) -> tuple[list[Item] | None, Own | None]:
     """Read the newest items, or None and the rows from which a thread goes on."""
-    connection = connections[backend.using]
-    ask = None if limit == 0 else _asking(backend, key, connection)
+    connection = engine.connection
+    ask = None if limit == 0 else _asking(engine, key, connection)
     if ask is None:
         return None, None
-    statements = backend.statements(connection)
+    statements = engine.statements
     rows = await ask(*statements.latest_statement(key, limit, connection))
     if rows is None:
         return None, None
     own = own_rows(rows)
     if len(rows) > MANY:
         return None, own
-    texts = await _shown(backend, ask, (key, limit), own)
+    texts = await _shown(engine, ask, (key, limit), own)
     items = None if texts is None else decode(reversed(texts))
     # Unreadable rows don't count: a thread looks further back.
     is_all = items is not None and texts is not None and len(items) == len(texts)
@@ -54,7 +54,7 @@ async def read(
 
 
 async def _shown(
-    backend: DatabaseBackend,
+    engine: Engine,
     ask: _Ask,
     asked: tuple[SessionKey, int | None],
     own: Own,
@@ -65,8 +65,8 @@ async def _shown(
         return own.texts
     if own.branch_id is None or limit is None:
         return None
-    connection = connections[backend.using]
-    statements = backend.statements(connection)
+    connection = engine.connection
+    statements = engine.statements
     family = await ask(*statements.lineage_statement(key, connection))
     segments = read_lineage(family or ())
     if not segments or segments[0].branch_id != own.branch_id:
@@ -78,12 +78,12 @@ async def _shown(
 
 
 def _asking(
-    backend: DatabaseBackend, key: SessionKey, connection: BaseDatabaseWrapper
+    engine: Engine, key: SessionKey, connection: BaseDatabaseWrapper
 ) -> _Ask | None:
     """Choose how to read without a thread; None where that can't be."""
-    short = backend.short_reads
+    short = engine.short_reads
     if short is None:
-        return None if _statements(backend) is None else partial(_answer, backend)
+        return None if _statements(engine) is None else partial(_answer, engine)
     if is_watched(connection) or not short.threads.serves_caller():
         return None
 
@@ -94,27 +94,25 @@ def _asking(
 
 
 async def _answer(
-    backend: DatabaseBackend, sql: str, params: Sequence[Any]
+    engine: Engine, sql: str, params: Sequence[Any]
 ) -> list[list[Any]] | None:
-    result = await _execute(backend, (sql, params), writes=False)
+    result = await _execute(engine, (sql, params), writes=False)
     if result is None:
         return None
     if result.ntuples > MANY:
-        return await backend.threads.run(rows_of, result)
+        return await engine.threads.run(rows_of, result)
     return rows_of(result)
 
 
-async def write(
-    backend: DatabaseBackend, key: SessionKey, items: Sequence[Item]
-) -> bool:
+async def write(engine: Engine, key: SessionKey, items: Sequence[Item]) -> bool:
     """Store a batch; False, with nothing written, where a thread has to."""
-    statements = _statements(backend)
+    statements = _statements(engine)
     if statements is None or len(items) > MANY:
         return False
     statement = statements.append_statement(
-        key, statements.batch(items), timezone.now(), connections[backend.using]
+        key, statements.batch(items), timezone.now(), engine.connection
     )
-    result = await _execute(backend, statement, writes=True)
+    result = await _execute(engine, statement, writes=True)
     return result is not None and bool(result.command_tuples)
 
 
@@ -126,25 +124,25 @@ def make_ready(
     return Append(key, items, batch)
 
 
-def _statements(backend: DatabaseBackend) -> PostgreSQLStatements | None:
+def _statements(engine: Engine) -> PostgreSQLStatements | None:
     """Return what awaits a backend's statements, on a connection of its own."""
-    connection = connections[backend.using]
+    connection = engine.connection
     if (
-        backend.wires is None
-        or not backend.wires.prepared.may_prepare_on(connection)
-        or not backend.threads.serves_caller()
+        engine.wires is None
+        or not engine.wires.prepared.may_prepare_on(connection)
+        or not engine.threads.serves_caller()
     ):
         return None
-    statements = backend.statements(connection)
+    statements = engine.statements
     return statements if isinstance(statements, PostgreSQLStatements) else None
 
 
 async def _execute(
-    backend: DatabaseBackend, statement: tuple[str, Sequence[Any]], *, writes: bool
+    engine: Engine, statement: tuple[str, Sequence[Any]], *, writes: bool
 ) -> PGresult | None:
-    if backend.wires is None:
+    if engine.wires is None:
         return None
     try:
-        return await backend.wires.execute(*statement, writes=writes)
+        return await engine.wires.execute(*statement, writes=writes)
     except (DatabaseError, InterfaceError) as exc:
-        raise backend.storage_error(exc) from None
+        raise engine.storage_error(exc) from None

@@ -19,7 +19,7 @@ from agent_sessions.items import Item, decode
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
 if TYPE_CHECKING:
-    from agent_sessions.backends.database.backend import DatabaseBackend
+    from agent_sessions.backends.database.engine import Engine
 
 Accept = Callable[[Item], bool]
 
@@ -32,29 +32,29 @@ class _PassedOver(Exception):
 
 
 def pop_newest(
-    backend: DatabaseBackend, key: SessionKey, asking: Asking = anything
+    engine: Engine, key: SessionKey, asking: Asking = anything
 ) -> Item | None:
     """Take the newest readable item that is accepted, in a transaction."""
-    take = partial(_take, backend, key, asking)
+    take = partial(_take, engine, key, asking)
     try:
-        return backend.run(partial(take, at_once=True))
+        return engine.run(partial(take, at_once=True))
     except _PassedOver:
-        return backend.run(partial(take, at_once=False))
+        return engine.run(partial(take, at_once=False))
 
 
 def _take(
-    backend: DatabaseBackend,
+    engine: Engine,
     key: SessionKey,
     asking: Asking,
     connection: BaseDatabaseWrapper,
     *,
     at_once: bool,
 ) -> Item | None:
-    held = backend.lock(connection, key)
+    held = engine.lock(connection, key)
     if held is None:
         return None
     accept = asking()
-    statements = backend.statements(connection)
+    statements = engine.statements
     if (
         at_once
         and key.branch is None
@@ -65,7 +65,7 @@ def _take(
         if item is None or not accept(item):
             raise _PassedOver
         return item
-    return _take_after_a_look(backend.branches(key, held), held.pk, accept)
+    return _take_after_a_look(engine.branches(key, held), held.pk, accept)
 
 
 def _take_after_a_look(

@@ -12,11 +12,11 @@ from agent_sessions.items import Decode, Item
 from agent_sessions.models import MAIN_BRANCH
 
 if TYPE_CHECKING:
-    from agent_sessions.backends.database.backend import DatabaseBackend
+    from agent_sessions.backends.database.engine import Engine
 
 
 def read_newest(
-    backend: DatabaseBackend,
+    engine: Engine,
     key: SessionKey,
     limit: int | None,
     own: Own | None,
@@ -27,9 +27,9 @@ def read_newest(
     def read(connection: BaseDatabaseWrapper) -> list[Item]:
         window, found = limit, own
         while True:
-            texts = _texts(backend, connection, (key, window), found)
-            if backend.short_reads is not None:
-                backend.short_reads.learn(key, texts)
+            texts = _texts(engine, connection, (key, window), found)
+            if engine.short_reads is not None:
+                engine.short_reads.learn(key, texts)
             items = decode(reversed(texts))
             if limit is None or window is None:
                 return items
@@ -38,29 +38,29 @@ def read_newest(
             # Unreadable rows don't count: look further back.
             window, found = window * 2, None
 
-    return backend.run(read, alone=True)
+    return engine.run(read, alone=True)
 
 
 def _texts(
-    backend: DatabaseBackend,
+    engine: Engine,
     connection: BaseDatabaseWrapper,
     asked: tuple[SessionKey, int | None],
     own: Own | None,
 ) -> list[Text]:
     """Read the newest rows that a branch shows, newest first."""
     key, window = asked
-    statements = backend.statements(connection)
+    statements = engine.statements
     if own is None:
         own = statements.latest(connection, key, window)
     if own.is_all(window):
         return own.texts
     segments = statements.lineage(connection, key)
     if segments is None or not (segments or key.branch in {None, MAIN_BRANCH}):
-        backend.directory.assert_own(key)
+        engine.directory.assert_own(key)
         return own.texts
     if own.branch_id not in {None, *(segment.branch_id for segment in segments[:1])}:
         # Somebody has switched to another branch meanwhile.
-        return _texts(backend, connection, asked, None)
+        return _texts(engine, connection, asked, None)
     ancestors = segments[1:]
     if not ancestors:
         return own.texts

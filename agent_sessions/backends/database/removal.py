@@ -35,7 +35,9 @@ from agent_sessions.models import (
 from agent_sessions.signals import session_cleared
 
 if TYPE_CHECKING:
-    from agent_sessions.backends.database import DatabaseBackend
+    from agent_sessions.backends.database.engine import Engine
+
+    pass
 
 # Rows of one transaction.
 BATCH_SIZE = 500
@@ -57,7 +59,7 @@ Told = Callable[[int], None]
 
 
 def remove_history(
-    backend: DatabaseBackend,
+    engine: Engine,
     key: SessionKey,
     *,
     delete: bool = False,
@@ -76,17 +78,17 @@ def remove_history(
         if row is None:
             raise SessionDoesNotExist(key.session_id)
         guard(row)
-        if _is_long(backend.using, row, batch_size, delete=delete):
+        if _is_long(engine.using, row, batch_size, delete=delete):
             count: int = row.item_count
-            (_bury_session if delete else _bury_branches)(backend.using, row)
+            (_bury_session if delete else _bury_branches)(engine.using, row)
             return count
-        count = clear_history(backend.using, row.pk, keep_lease=False)
+        count = clear_history(engine.using, row.pk, keep_lease=False)
         if delete:
-            row.delete(using=backend.using)
+            row.delete(using=engine.using)
         return count
 
-    removed = backend.change(key, remove)
-    _tell_cleared(backend, key, removed)
+    removed = engine.change(key, remove)
+    _tell_cleared(engine, key, removed)
     return removed
 
 
@@ -99,8 +101,8 @@ class Clearing:
     so in one step.
     """
 
-    def __init__(self, backend: DatabaseBackend, key: SessionKey) -> None:
-        self.backend = backend
+    def __init__(self, engine: Engine, key: SessionKey) -> None:
+        self.engine = engine
         self.key = key
         # How many items there were, once a step has found out.
         self.count = 0
@@ -110,32 +112,32 @@ class Clearing:
     def step(self) -> None:
         """Do what is next. Raises SessionDoesNotExist, LeaseLost and StorageError."""
         if self._grave is None:
-            connection = connections[self.backend.using]
+            connection = self.engine.connection
             in_steps = (
                 connection.vendor == "sqlite"
                 and not connection.in_atomic_block
                 and self.key.fence is None
             )
-            self._grave = self.backend.run(partial(self._empty, in_steps))
+            self._grave = self.engine.run(partial(self._empty, in_steps))
         elif self._grave.has_items:
-            self.backend.run(self._delete, alone=True)
+            self.engine.run(self._delete, alone=True)
         else:
             # With the usual checkpoint: none of the next writers pays for it.
-            self._grave.advance(self.backend, _STEP)
+            self._grave.advance(self.engine, _STEP)
         self.is_done = self._grave is None or self._grave.is_done
         if self.is_done:
-            _tell_cleared(self.backend, self.key, self.count)
+            _tell_cleared(self.engine, self.key, self.count)
 
     def _delete(self, connection: BaseDatabaseWrapper) -> None:
         if self._grave is not None:
             with _rarer_checkpoints(connection):
-                self._grave.advance(self.backend, _STEP)
+                self._grave.advance(self.engine, _STEP)
 
     def _empty(self, in_steps: bool, connection: BaseDatabaseWrapper) -> _Grave | None:
-        held = self.backend.lock(connection, self.key)
+        held = self.engine.lock(connection, self.key)
         if held is None:
             return None
-        using = self.backend.using
+        using = self.engine.using
         if in_steps:
             row = AgentSession.objects.using(using).get(pk=held.pk)
             if _is_long(using, row, _STEP, delete=False):
@@ -152,7 +154,7 @@ def unswept(using: str) -> int:
 
 
 def sweep(
-    backend: DatabaseBackend,
+    engine: Engine,
     *,
     batch_size: int = BATCH_SIZE,
     progress: Told | None = None,
@@ -163,13 +165,13 @@ def sweep(
     the others leave to it.
     """
     total = 0
-    graves = _graves(backend.using).order_by("pk").values_list("pk", flat=True)
+    graves = _graves(engine.using).order_by("pk").values_list("pk", flat=True)
     for pk in list(graves):
-        grave = _Grave(backend.using, pk, batch_size)
+        grave = _Grave(engine.using, pk, batch_size)
         while not grave.is_done:
             began = time.monotonic()
-            count = grave.advance(backend, batch_size)
-            rest(backend.using, began)
+            count = grave.advance(engine, batch_size)
+            rest(engine.using, began)
             total += count
             if progress is not None:
                 progress(count)
@@ -183,11 +185,11 @@ def rest(using: str, began: float) -> None:
         time.sleep((time.monotonic() - began) * _REST)
 
 
-def _tell_cleared(backend: DatabaseBackend, key: SessionKey, count: int) -> None:
+def _tell_cleared(engine: Engine, key: SessionKey, count: int) -> None:
     session_cleared.send(
-        type(backend),
+        engine.sender,
         session_id=key.session_id,
-        backend=backend.alias,
+        backend=engine.alias,
         user_id=key.user_id,
         count=count,
     )
@@ -303,10 +305,10 @@ class _Grave:
         # walk over everything that was deleted before.
         self._after: dict[int, int] = {}
 
-    def advance(self, backend: DatabaseBackend, most: int) -> int:
+    def advance(self, engine: Engine, most: int) -> int:
         """Take a step in a transaction of its own; tell how many items it deleted."""
         began = time.monotonic()
-        count = backend.atomically(self._step)
+        count = engine.atomically(self._step)
         self._adapt(time.monotonic() - began, most)
         if self._is_drained:
             self._look_again()

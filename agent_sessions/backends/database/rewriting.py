@@ -15,7 +15,9 @@ from agent_sessions.items import Item, decode, encode_batch
 from agent_sessions.models import SessionItem
 
 if TYPE_CHECKING:
-    from agent_sessions.backends.database import DatabaseBackend
+    from agent_sessions.backends.database.engine import Engine
+
+    pass
 
 
 class Rewriting:
@@ -27,17 +29,17 @@ class Rewriting:
 
     def __init__(
         self,
-        backend: DatabaseBackend,
+        engine: Engine,
         key: SessionKey,
         change: Callable[[Item], Item | None],
         unless: str,
         batch_size: int,
     ) -> None:
-        self.backend = backend
+        self.engine = engine
         self._change = change
         self._size = batch_size
-        rows = SessionItem._base_manager.using(backend.using).filter(
-            branch__session__in=backend.directory.rows(key).values("pk")
+        rows = SessionItem._base_manager.using(engine.using).filter(
+            branch__session__in=engine.directory.rows(key).values("pk")
         )
         self._rows = rows.exclude(data__contains=unless) if unless else rows
 
@@ -49,8 +51,8 @@ class Rewriting:
             after = found[-1][0]
             new = self._new(found)
             began = time.monotonic()
-            changed += self.backend.atomically(partial(self._write, new))
-            rest(self.backend.using, began)
+            changed += self.engine.atomically(partial(self._write, new))
+            rest(self.engine.using, began)
         return changed
 
     def _read(self, after: int) -> list[tuple[int, str]]:
@@ -68,7 +70,7 @@ class Rewriting:
         return new
 
     def _write(self, new: list[tuple[int, str, str]]) -> int:
-        rows = SessionItem._base_manager.using(self.backend.using)
+        rows = SessionItem._base_manager.using(self.engine.using)
         return sum(
             rows.filter(pk=pk, data=old).update(data=text, size=len(text))
             for pk, old, text in new

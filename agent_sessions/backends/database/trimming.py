@@ -22,20 +22,22 @@ from agent_sessions.items import first_line
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 
 if TYPE_CHECKING:
-    from agent_sessions.backends.database import DatabaseBackend
+    from agent_sessions.backends.database.engine import Engine
+
+    pass
 
 # How often somebody may make branches meanwhile before it is given up.
 _ATTEMPTS = 5
 _CHUNK = 500
 
 
-def count_older(backend: DatabaseBackend, key: SessionKey, keep: int) -> int:
+def count_older(engine: Engine, key: SessionKey, keep: int) -> int:
     """Return how many items trim_history() would remove."""
-    return backend.ask(key, lambda branches: _plan(branches, keep).size)
+    return engine.ask(key, lambda branches: _plan(branches, keep).size)
 
 
 def trim_history(
-    backend: DatabaseBackend,
+    engine: Engine,
     key: SessionKey,
     keep: int,
     *,
@@ -51,14 +53,14 @@ def trim_history(
     """
     removed = 0
     for _ in range(_ATTEMPTS):
-        plan: TurnPlan = backend.ask(key, lambda branches: _plan(branches, keep))
+        plan: TurnPlan = engine.ask(key, lambda branches: _plan(branches, keep))
         steps = plan.steps(batch_size)
         for number, step in enumerate(steps, 1):
             began = time.monotonic()
             apply = _Step(plan, step, number == 1, number == len(steps), guard)
-            if not backend.change(key, apply):
+            if not engine.change(key, apply):
                 break
-            rest(backend.using, began)
+            rest(engine.using, began)
             removed += sum(group.count for group in step)
         else:
             return removed

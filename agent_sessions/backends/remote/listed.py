@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
-from django.db import Error, IntegrityError, connections, router, transaction
+from django.db import Error, IntegrityError, connections, transaction
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.remote.directory_cache import Admissions, News
-from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.concurrency.loops import with_caller
 from agent_sessions.concurrency.settle import settle
+from agent_sessions.concurrency.threads import ThreadsByDatabase
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.reports import as_storage_error
 from agent_sessions.signals import session_cleared
@@ -58,17 +58,16 @@ class ListedBackend(BaseSessionBackend):
         super().__init__(alias, options)
         self.listed = listed
         self.database: str | None = self.options["database"]
-        self._threads: DatabaseThreads | None = None
+        self._pools = ThreadsByDatabase(routed=self.database is None)
         self._admissions = Admissions(self.options["touch_interval"])
-        self._lock = new_lock()
         self._database_name: Any = None
 
     @property
     def using(self) -> str:
         """The alias of DATABASES that holds the directory."""
-        from agent_sessions.models import AgentSession
+        from agent_sessions.backends.directory import database_for
 
-        return self.database or router.db_for_write(AgentSession)
+        return database_for(self.database)
 
     @property
     def directory(self) -> Directory:
@@ -78,14 +77,7 @@ class ListedBackend(BaseSessionBackend):
 
     @property
     def threads(self) -> DatabaseThreads:
-        from agent_sessions.concurrency.threads import DatabaseThreads
-
-        using = self.using
-        with self._lock:
-            if self._threads is None or self._threads.database != using:
-                size = 1 if connections[using].vendor == "sqlite" else 8
-                self._threads = DatabaseThreads(using, size)
-            return self._threads
+        return self._pools.of(self.using)
 
     async def on_directory(
         self, function: Callable[..., T], *args: Any, **kwargs: Any
@@ -271,10 +263,7 @@ class ListedBackend(BaseSessionBackend):
             # In a thread: whoever closes may be in an event loop.
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(self._write_all, news).result()
-        with self._lock:
-            threads, self._threads = self._threads, None
-        if threads is not None:
-            threads.close()
+        self._pools.close()
 
     def _write_all(self, all_news: list[tuple[SessionKey, News]]) -> None:
         try:

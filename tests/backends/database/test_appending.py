@@ -129,7 +129,7 @@ def test_a_long_batch_is_no_burden_to_the_others() -> None:
 
 def test_a_long_batch_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
-    statements = backend().statements(connection)
+    statements = backend().engine.statements
     encode = statements.batch
 
     def count_items(items: Any) -> Any:
@@ -172,7 +172,7 @@ def test_no_place_for_one_is_no_matter_to_the_others(django_user_model: Any) -> 
         Append(SessionKey("c", None, fence=7), said(4)),
         Append(SessionKey("c", None), said(5)),
     ]
-    errors = append_together(backend(), appends)
+    errors = append_together(backend().engine, appends)
     assert [type(error) for error in errors] == [
         type(None),
         SessionDoesNotExist,
@@ -192,7 +192,7 @@ def test_one_that_the_database_refuses_spoils_nothing() -> None:
     assert branch is not None
     SessionItem.objects.create(branch=branch, position=2, data="{}", size=2)
     appends = [Append(SessionKey(name, None), said(name)) for name in "abc"]
-    errors = append_together(backend(), appends)
+    errors = append_together(backend().engine, appends)
     assert [type(error) for error in errors] == [type(None), StorageError, type(None)]
     assert (stored("a"), stored("c")) == (["first", "a"], ["first", "c"])
     assert AgentSession.objects.get(session_id="b").item_count == 1
@@ -206,7 +206,8 @@ def test_a_locked_database_is_told_to_all_and_waited_for_once() -> None:
         cursor.execute("PRAGMA busy_timeout = 50")
     with locked(path), CaptureQueriesContext(connection) as queries:
         errors = append_together(
-            backend(), [Append(SessionKey(name, None), said(name)) for name in "ab"]
+            backend().engine,
+            [Append(SessionKey(name, None), said(name)) for name in "ab"],
         )
     assert [type(error) for error in errors] == [StorageError, StorageError]
     assert count(queries, "BEGIN") == 1
@@ -229,7 +230,8 @@ def test_in_a_transaction_each_goes_into_it() -> None:
 
     with transaction.atomic():
         errors = append_together(
-            backend(), [Append(SessionKey(name, None), said(name)) for name in "ab"]
+            backend().engine,
+            [Append(SessionKey(name, None), said(name)) for name in "ab"],
         )
         assert errors == [None, None]
         assert stored("a") == ["a"]

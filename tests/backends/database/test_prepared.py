@@ -53,7 +53,7 @@ def close() -> None:
 def statements() -> PreparedStatements:
     backend = sessions["default"]
     assert isinstance(backend, DatabaseBackend)
-    found = backend.statements(connection)
+    found = backend.engine.statements
     assert isinstance(found, PostgreSQLStatements)
     return found.prepared
 

@@ -406,7 +406,7 @@ class TestPlans:
             cursor.execute("VACUUM (ANALYZE)")
 
     def window(self, key: SessionKey, limit: int | None) -> dict[str, Any]:
-        statements_ = default_backend().statements(connection)
+        statements_ = default_backend().engine.statements
         return plan(lambda: statements_.latest(connection, key, limit))
 
     @pytest.mark.parametrize("branch", [None, "main"])
@@ -431,7 +431,7 @@ class TestPlans:
         assert reads <= 30
 
     def test_no_statement_of_an_append_reads_the_history(self) -> None:
-        statements_ = default_backend().statements(connection)
+        statements_ = default_backend().engine.statements
         key, batch, now = SessionKey("long"), encode_batch([ITEM, ITEM]), timezone.now()
         tree = plan(lambda: statements_.append(connection, key, batch, now))
         scanned = [

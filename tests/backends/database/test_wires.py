@@ -409,7 +409,7 @@ class TestGivenUp:
         options = connection.settings_dict["OPTIONS"]
         options["pool"] = {"max_size": 8}
         try:
-            assert backend().wires is None
+            assert backend().engine.wires is None
         finally:
             del options["pool"]
 

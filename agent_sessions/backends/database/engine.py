@@ -1,0 +1,166 @@
+"""One database of a backend: its SQL, its transactions and its threads."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import TypeVar
+
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    connections,
+    transaction,
+)
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.answers import Held
+from agent_sessions.backends.database.appending import Append, append_together
+from agent_sessions.backends.database.branches import Branches
+from agent_sessions.backends.database.postgresql import PostgreSQLStatements
+from agent_sessions.backends.database.shortreads import ShortReads
+from agent_sessions.backends.database.statements import Statements
+from agent_sessions.backends.database.vendors import statements_for
+from agent_sessions.backends.database.wires import Wires
+from agent_sessions.backends.directory import Directory
+from agent_sessions.concurrency.batching import Gathering
+from agent_sessions.concurrency.threads import DatabaseThreads
+from agent_sessions.exceptions import StorageError
+from agent_sessions.reports import told
+
+T = TypeVar("T")
+
+# MariaDB's and MySQL's "deadlock found" and "lock wait timeout exceeded".
+_RETRIED_ERRORS = frozenset({1213, 1205})
+_ATTEMPTS = 8
+
+
+class Engine:
+    """What a backend needs of the database that a call has been resolved to.
+
+    A public method of the backend takes the engine once, in the caller. What runs
+    below it, also in another thread, takes the engine and asks no router again.
+    """
+
+    def __init__(
+        self, alias: str, using: str, threads: DatabaseThreads, *, sender: type
+    ) -> None:
+        self.alias = alias
+        # The backend's class, which sends the signals.
+        self.sender = sender
+        self.using = using
+        self.threads = threads
+        self.directory = Directory(alias, using)
+
+    @property
+    def connection(self) -> BaseDatabaseWrapper:
+        """The running thread's connection."""
+        return connections[self.using]
+
+    @cached_property
+    def statements(self) -> Statements:
+        """The statements in the SQL of this database. Raises InvalidBackend."""
+        return statements_for(self.connection, self.alias)
+
+    @cached_property
+    def gathering(self) -> Gathering[Append]:
+        """The appends that wait for one transaction."""
+        return Gathering(partial(append_together, self))
+
+    @cached_property
+    def wires(self) -> Wires | None:
+        """The connections that serve async callers without a thread, if any can."""
+        statements = self.statements
+        if not isinstance(statements, PostgreSQLStatements):
+            return None
+        if not statements.can_be_awaited(self.connection):
+            return None
+        return Wires(self.using, self.threads.size, statements.prepared)
+
+    @cached_property
+    def short_reads(self) -> ShortReads | None:
+        """The reads that the event loop does itself, where the database is a file."""
+        is_file = self.connection.vendor == "sqlite"
+        return ShortReads(self.threads) if is_file else None
+
+    def close(self) -> None:
+        """End the threads and close the connections; nothing uses it any more."""
+        self.threads.close()
+        if wires := vars(self).get("wires"):
+            wires.close()
+
+    def branches(self, key: SessionKey, held: Held | None = None) -> Branches:
+        """Return the branches of a session; writing to them needs change()."""
+        current = None if held is None else held.branch_id
+        return Branches(self.directory, key, current)
+
+    def ask(self, key: SessionKey, question: Callable[[Branches], T]) -> T:
+        """Answer a question about a session's branches. Raises StorageError."""
+        return self.run(lambda connection: question(self.branches(key)), alone=True)
+
+    def change(self, key: SessionKey, change: Callable[[Branches], T]) -> T:
+        """Change a session's branches while its row is held. Raises StorageError."""
+
+        def run(connection: BaseDatabaseWrapper) -> T:
+            return change(self.branches(key, self.lock(connection, key)))
+
+        return self.run(run)
+
+    def atomically(self, operation: Callable[[], T]) -> T:
+        """Run an operation in one transaction; see run()."""
+        return self.run(lambda connection: operation())
+
+    def run(
+        self, operation: Callable[[BaseDatabaseWrapper], T], *, alone: bool = False
+    ) -> T:
+        """Run an operation in one transaction, again where the database asks for it.
+
+        `alone` says that the operation is atomic without a transaction. Raises
+        StorageError.
+        """
+        connection = self.connection
+        attempts = 1 if connection.in_atomic_block else _ATTEMPTS
+        for attempt in range(1, attempts + 1):
+            try:
+                if alone:
+                    return operation(connection)
+                with transaction.atomic(self.using):
+                    return operation(connection)
+            except OperationalError as exc:
+                if attempt == attempts or not _is_retried(exc):
+                    raise self.storage_error(exc) from None
+                time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
+            except (DatabaseError, InterfaceError) as exc:
+                raise self.storage_error(exc) from None
+        raise AssertionError("the last attempt returns or raises")
+
+    def lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> Held | None:
+        """Hold the session's row; return None where there is none.
+
+        Raises SessionDoesNotExist, BranchDoesNotExist and LeaseLost.
+        """
+        with connection.cursor() as cursor:
+            locked = self.statements.lock(cursor, key)
+        if locked is None:
+            self.directory.assert_own(key)
+        if key.fence is not None:
+            self.directory.assert_lease(key)
+        return locked
+
+    def storage_error(self, exc: Exception) -> StorageError:
+        """Return the error that says that the database refused an operation."""
+        error = StorageError(
+            f"The database {self.using!r} refused the session's operation "
+            f"({told(exc)}). Nothing was half-written. See that it is up, migrated and "
+            "reachable, then try again."
+        )
+        error.number = next((each for each in exc.args if type(each) is int), None)
+        return error
+
+
+def _is_retried(exc: OperationalError) -> bool:
+    return bool(exc.args) and exc.args[0] in _RETRIED_ERRORS
