@@ -18,18 +18,7 @@ from agent_sessions.agui.content import (
     dumps,
     string,
 )
-
-OUTPUT_TYPES = frozenset(
-    {
-        "function_call_output",
-        "custom_tool_call_output",
-        "computer_call_output",
-        "local_shell_call_output",
-        "shell_call_output",
-        "apply_patch_call_output",
-        "program_output",
-    }
-)
+from agent_sessions.items.kinds import CALL_OF, KINDS, OUTPUTS, Kind
 
 HANDOFF = "agent_sessions:handoff"
 HANDOFF_PREFIX = "transfer_to_"
@@ -149,10 +138,10 @@ def _image_generation(call_id: str, item: Mapping[str, Any]) -> Call:
     return Call(call_id, "image_generation", arguments, result)
 
 
-def _local(name: str, *keys: str) -> Callable[[str, Mapping[str, Any]], Call]:
+def _local(kind: Kind) -> Callable[[str, Mapping[str, Any]], Call]:
     def read(call_id: str, item: Mapping[str, Any]) -> Call:
-        arguments = {key: item[key] for key in keys if item.get(key) is not None}
-        return Call(call_id, name, dumps(arguments))
+        arguments = {key: item[key] for key in kind.given if item.get(key) is not None}
+        return Call(call_id, kind.tool, dumps(arguments))
 
     return read
 
@@ -168,6 +157,13 @@ def _name(item: Mapping[str, Any]) -> str:
     return string(item.get("name")) or "tool"
 
 
+_LOCAL = (
+    "computer_call",
+    "local_shell_call",
+    "shell_call",
+    "apply_patch_call",
+    "program",
+)
 _READERS: dict[str, Callable[[str, Mapping[str, Any]], Call]] = {
     "function_call": _function,
     "custom_tool_call": _custom,
@@ -176,12 +172,10 @@ _READERS: dict[str, Callable[[str, Mapping[str, Any]], Call]] = {
     "file_search_call": _file_search,
     "code_interpreter_call": _code_interpreter,
     "image_generation_call": _image_generation,
-    "computer_call": _local("computer", "action", "actions"),
-    "local_shell_call": _local("local_shell", "action"),
-    "shell_call": _local("shell", "action"),
-    "apply_patch_call": _local("apply_patch", "operation"),
-    "program": _local("program", "code"),
+    **{name: _local(KINDS[name]) for name in _LOCAL},
 }
+# Of calls that are not shown, outputs are not either.
+OUTPUT_TYPES = frozenset(name for name in OUTPUTS if CALL_OF[name] in _READERS)
 
 
 RESPONSE_SCHEMA: dict[str, Any] = {

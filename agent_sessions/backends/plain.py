@@ -13,6 +13,7 @@ from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.usage import opening
 from agent_sessions.items import StoredItem
+from agent_sessions.items.kinds import opens_turn
 from agent_sessions.models import AgentRun, Branch
 from agent_sessions.usage import Spent
 
@@ -131,5 +132,5 @@ def _before(newest: StoredItem | None, *, resumed: bool) -> int:
     """Return the last position before a run, whose message may be stored already."""
     if newest is None:
         return 0
-    asked = newest.item is not None and newest.item.get("role") == "user"
+    asked = newest.item is not None and opens_turn(newest.item)
     return newest.position - (asked and not resumed)

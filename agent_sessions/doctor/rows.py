@@ -11,21 +11,19 @@ from agent_sessions.backends.database.lineage import Segment, visible
 from agent_sessions.doctor.turns import read_pages, shown_rows, turns_before
 from agent_sessions.exceptions import InvalidItem
 from agent_sessions.items import EncodedItem, Item, decode, encode_batch
-from agent_sessions.models import Branch
-from agent_sessions.windows.links import (
+from agent_sessions.items.kinds import (
     CALL_OF,
-    begins_turn,
+    KINDS,
     call_key,
-    kind_of,
+    is_opening,
+    opens_turn,
     own_key,
+    type_and_role,
 )
+from agent_sessions.models import Branch
 
 # A hosted tool's own calls need no output from here.
-_ANSWERED_HERE = frozenset(CALL_OF.values()) - {
-    "tool_search_call",
-    "program",
-    "mcp_approval_request",
-}
+_ANSWERED_HERE = frozenset(t for t, kind in KINDS.items() if kind.answered_here)
 _DRAWN = ("type", "role", "call_id", "tool_name", "text")
 
 
@@ -91,8 +89,8 @@ class Reader:
         self.last = row.position
         item = decode(row.data)
         drawn = None if item is None else _draw(item)
-        said = (drawn.type, drawn.role) if drawn else (row.type, row.role)
-        asks = said == ("message", "user")
+        said = drawn or row
+        asks = is_opening(said.type, said.role)
         self.turn += asks
         if row.turn != self.turn:
             self.wrong_turns += 1
@@ -103,7 +101,7 @@ class Reader:
             return
         if drawn is not None and not _agree(row, drawn):
             yield Fault("wrong_columns", row, drawn=drawn)
-        if kind_of(item) in CALL_OF:
+        if type_and_role(item)[0] in CALL_OF:
             if self._is_orphan(item):
                 yield Fault("orphan_output", row)
                 return
@@ -119,11 +117,11 @@ class Reader:
 
     def _is_orphan(self, output: Item) -> bool:
         key = call_key(output)
-        # One that names no call, as a hosted tool search's, is sent: history/links.py.
+        # One that names no call, as a hosted tool search's, is sent: windows/links.py.
         return key[1] is not None and hash(key) not in self._calls
 
     def _note(self, item: Item, position: int) -> None:
-        kind = kind_of(item)
+        kind, _ = type_and_role(item)
         if kind not in CALL_OF.values():
             return
         key = hash(own_key(item))
@@ -147,9 +145,9 @@ class Reader:
             item = decode(data)
             if item is None:
                 continue
-            if kind_of(item) in CALL_OF and self._is_orphan(item):
+            if type_and_role(item)[0] in CALL_OF and self._is_orphan(item):
                 continue
-            if begins_turn(item):
+            if opens_turn(item):
                 self._asked = (item.get("content"), pk)
             break
 

@@ -15,6 +15,7 @@ from agent_sessions.doctor.quarantine import is_quarantine, put_away
 from agent_sessions.doctor.rows import Fault, Reader, columns_of
 from agent_sessions.doctor.turns import renumber
 from agent_sessions.items import first_line
+from agent_sessions.items.kinds import OPENING
 from agent_sessions.models import (
     MAIN_BRANCH,
     AgentRun,
@@ -169,7 +170,7 @@ class Examination:
             return
         texts = (
             visible(self.using, self.lineages.of(current.pk))
-            .filter(type="message", role="user")
+            .filter(**OPENING)
             .exclude(text="")
             .order_by("position")
             .values_list("text", flat=True)

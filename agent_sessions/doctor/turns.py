@@ -10,6 +10,7 @@ from django.db.models import F, QuerySet, Subquery
 
 from agent_sessions.backends.database.lineage import Lineages, Segment, visible
 from agent_sessions.doctor.quarantine import is_quarantine
+from agent_sessions.items.kinds import OPENING, is_opening
 from agent_sessions.models import AgentRun, Branch, SessionItem
 
 BATCH_SIZE = 1000
@@ -43,7 +44,7 @@ def turns_before(using: str, inherited: tuple[Segment, ...]) -> int:
     """Count the user's messages that a branch has from its ancestors."""
     if not inherited:
         return 0
-    count: int = visible(using, inherited).filter(type="message", role="user").count()
+    count: int = visible(using, inherited).filter(**OPENING).count()
     return count
 
 
@@ -59,7 +60,7 @@ def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
         for page in read_pages(shown_rows(using, branch), columns, size):
             moved: dict[int, list[Any]] = defaultdict(list)
             for _, pk, stored, kind, role in page:
-                turn += (kind, role) == ("message", "user")
+                turn += is_opening(kind, role)
                 if stored != turn:
                     moved[turn - stored].append(pk)
             for by, pks in moved.items():

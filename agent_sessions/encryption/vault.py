@@ -33,6 +33,7 @@ from agent_sessions.exceptions import (
     UnknownEncryptionKey,
 )
 from agent_sessions.items import Item, decode, decode_known, encode_texts
+from agent_sessions.items.kinds import is_opening, type_and_role
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -57,10 +58,8 @@ class Opened(NamedTuple):
         It does with a user's message, and with what stands for turns that were
         compacted: else it would prolong the one before it.
         """
-        kind = self.item.get("type", "message")
-        return kind == "compaction" or (
-            kind == "message" and self.item.get("role") == "user"
-        )
+        kind, role = type_and_role(self.item)
+        return kind == "compaction" or is_opening(kind, role)
 
 
 class Vault:

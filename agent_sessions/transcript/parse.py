@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from agent_sessions.items.kinds import KINDS, Family
 from agent_sessions.transcript.entries import Entry, Kind, Part, PartKind
 from agent_sessions.transcript.parts import (
     Item,
@@ -40,8 +41,10 @@ def parse(item: Any, raw: str = "") -> Entry:
             parts=encrypted_parts(item.get("payload")),
         )
     kind = string(item.get("type")) or _guess_type(item)
-    read = _READERS.get(kind, _unknown)
-    return read(kind, item)
+    if kind == "mcp_list_tools":
+        return _list_tools(kind, item)
+    known = KINDS.get(kind)
+    return _READERS[known.family](kind, item) if known else _unknown(kind, item)
 
 
 def _guess_type(item: Item) -> str:
@@ -124,30 +127,23 @@ def _reasoning(kind: str, item: Item) -> Entry:
     )
 
 
-def _call(
-    *keys: str,
-    name: str = "",
-    result: Callable[[Item], tuple[Part, ...]] = lambda item: (),
-) -> Callable[[str, Item], Entry]:
-    """Make a reader of tool calls; `keys` hold what the tool was given."""
-
-    def read(kind: str, item: Item) -> Entry:
-        given = {key: item[key] for key in keys if item.get(key) is not None}
-        # One argument alone needs no name.
-        value = next(iter(given.values())) if len(keys) == 1 and given else given
-        return Entry(
-            Kind.CALL,
-            type=kind,
-            name=string(item.get("name")) or name or kind,
-            server=string(item.get("server_label")) or string(item.get("namespace")),
-            id=_id(item),
-            call_id=string(item.get("call_id")) or _id(item),
-            status=string(item.get("status")),
-            arguments=maybe_json(value),
-            parts=result(item),
-        )
-
-    return read
+def _call(kind: str, item: Item) -> Entry:
+    keys = KINDS[kind].given
+    given = {key: item[key] for key in keys if item.get(key) is not None}
+    # One argument alone needs no name.
+    value = next(iter(given.values())) if len(keys) == 1 and given else given
+    result = _RESULTS.get(kind)
+    return Entry(
+        Kind.CALL,
+        type=kind,
+        name=string(item.get("name")) or KINDS[kind].tool or kind,
+        server=string(item.get("server_label")) or string(item.get("namespace")),
+        id=_id(item),
+        call_id=string(item.get("call_id")) or _id(item),
+        status=string(item.get("status")),
+        arguments=maybe_json(value),
+        parts=result(item) if result else (),
+    )
 
 
 def _output(kind: str, item: Item) -> Entry:
@@ -252,40 +248,19 @@ def _id(item: Item) -> str:
     return string(item.get("id"))
 
 
-_READERS: dict[str, Callable[[str, Item], Entry]] = {
-    "message": _message,
-    "additional_tools": _settings,
-    "configuration_update": _settings,
-    "mcp_list_tools": _list_tools,
-    "reasoning": _reasoning,
-    "function_call": _call("arguments"),
-    "custom_tool_call": _call("input"),
-    "mcp_call": _call("arguments", result=_mcp_result),
-    "tool_search_call": _call("arguments", name="tool_search"),
-    "computer_call": _call("action", "actions", name="computer"),
-    "shell_call": _call("action", name="shell"),
-    "local_shell_call": _call("action", name="local_shell"),
-    "apply_patch_call": _call("operation", name="apply_patch"),
-    "code_interpreter_call": _call(
-        "code", name="code_interpreter", result=_code_result
-    ),
-    "web_search_call": _call("action", name="web_search", result=_web_result),
-    "file_search_call": _call("queries", name="file_search", result=_file_result),
-    "image_generation_call": _call(
-        "revised_prompt", name="image_generation", result=_image_result
-    ),
-    "program": _call("code", name="program"),
-    "function_call_output": _output,
-    "custom_tool_call_output": _output,
-    "tool_search_output": _output,
-    "computer_call_output": _output,
-    "shell_call_output": _output,
-    "local_shell_call_output": _output,
-    "apply_patch_call_output": _output,
-    "program_output": _output,
-    "mcp_approval_request": _approval,
-    "mcp_approval_response": _approval,
-    "compaction": _marker,
-    "compaction_trigger": _marker,
-    "item_reference": _marker,
+_RESULTS: dict[str, Callable[[Item], tuple[Part, ...]]] = {
+    "mcp_call": _mcp_result,
+    "code_interpreter_call": _code_result,
+    "web_search_call": _web_result,
+    "file_search_call": _file_result,
+    "image_generation_call": _image_result,
+}
+_READERS: dict[Family, Callable[[str, Item], Entry]] = {
+    Family.MESSAGE: _message,
+    Family.REASONING: _reasoning,
+    Family.CALL: _call,
+    Family.OUTPUT: _output,
+    Family.APPROVAL: _approval,
+    Family.SETTING: _settings,
+    Family.MARKER: _marker,
 }

@@ -16,6 +16,7 @@ from agent_sessions.characters import ascii_json
 from agent_sessions.exceptions import InvalidItem
 from agent_sessions.handler import sessions
 from agent_sessions.items import StoredItem, decode, encode_batch
+from agent_sessions.items.kinds import opens_turn
 from agent_sessions.models import (
     MAIN_BRANCH,
     AgentRun,
@@ -24,7 +25,6 @@ from agent_sessions.models import (
     SessionItem,
 )
 from agent_sessions.times import iso
-from agent_sessions.windows.links import begins_turn
 
 FORMAT = "agent-sessions/1"
 # The key of a session's metadata that says where it was imported from, and how far.
@@ -147,7 +147,7 @@ def _counted(backend: BaseSessionBackend, row: AgentSession) -> Iterator[StoredI
     """Read a history with its turns as the user's messages make them."""
     turn = 0
     for item in read_history(backend, SessionKey(row.session_id, row.user_id)):
-        turn += item.item is not None and begins_turn(item.item)
+        turn += item.item is not None and opens_turn(item.item)
         yield replace(item, turn=turn)
 
 

@@ -6,38 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent_sessions.items import Item
-
-# An output that has lost its call is refused by every model, so it is never sent.
-CALL_OF = {
-    "function_call_output": "function_call",
-    "custom_tool_call_output": "custom_tool_call",
-    "shell_call_output": "shell_call",
-    "local_shell_call_output": "local_shell_call",
-    "apply_patch_call_output": "apply_patch_call",
-    "computer_call_output": "computer_call",
-    "tool_search_output": "tool_search_call",
-    "program_output": "program",
-    "mcp_approval_response": "mcp_approval_request",
-}
-# What a model's response consists of, besides "…_call"s and its messages. A hosted
-# tool's output may stand in the middle of one. That of the app's own shell joins two
-# responses, which harms nothing: no user's message is between them.
-_IN_RESPONSES = frozenset(
-    {
-        "reasoning",
-        "program",
-        "program_output",
-        "tool_search_output",
-        "shell_call_output",
-        "apply_patch_call_output",
-        "additional_tools",
-        "mcp_list_tools",
-        "mcp_approval_request",
-        "compaction",
-    }
+from agent_sessions.items.kinds import (
+    CALL_OF,
+    INSTRUCTIONS,
+    Key,
+    call_key,
+    causes,
+    is_in_response,
+    opens_turn,
+    own_key,
+    type_and_role,
 )
-
-Key = tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +39,7 @@ def lay_out(history: Sequence[Item], fixed: Sequence[Item]) -> Layout:
     calls = find_calls(items)
     families = _Families(len(items))
     for index in range(1, len(history)):
-        if _in_response(history[index - 1]) and _in_response(history[index]):
+        if is_in_response(history[index - 1]) and is_in_response(history[index]):
             families.join(index - 1, index)
     for output, call in [*calls.items(), *_owners(items)]:
         if call is not None:
@@ -85,7 +64,7 @@ def lay_out(history: Sequence[Item], fixed: Sequence[Item]) -> Layout:
 def _newest_compaction(history: Sequence[Item]) -> int | None:
     """Find all that the model remembers of what was compacted."""
     for index in reversed(range(len(history))):
-        if kind_of(history[index]) == "compaction":
+        if type_and_role(history[index])[0] == "compaction":
             return index
     return None
 
@@ -95,11 +74,11 @@ def _count_turns(history: Sequence[Item], summary: int | None) -> tuple[list[int
 
     Where no user's message begins one, the newest compaction does: it must be sent.
     """
-    asked = any(begins_turn(item) for item in history)
+    asked = any(opens_turn(item) for item in history)
     turn = 0
     turns = []
     for index, item in enumerate(history):
-        turn += begins_turn(item) if asked else index == summary
+        turn += opens_turn(item) if asked else index == summary
         turns.append(turn)
     return turns, turn
 
@@ -116,7 +95,7 @@ def find_calls(items: Sequence[Item]) -> dict[int, int | None]:
     calls: dict[int, int | None] = {}
     early: list[tuple[int, Key]] = []
     for index, item in enumerate(items):
-        if kind_of(item) in CALL_OF:
+        if type_and_role(item)[0] in CALL_OF:
             key = call_key(item)
             if key in latest:
                 calls[index] = latest[key]
@@ -127,7 +106,7 @@ def find_calls(items: Sequence[Item]) -> dict[int, int | None]:
     first: dict[Key, int] = {}
     if early:
         for index in reversed(range(len(items))):
-            if kind_of(items[index]) not in CALL_OF:
+            if type_and_role(items[index])[0] not in CALL_OF:
                 first[own_key(items[index])] = index
     for index, key in early:
         if key in first or key[1] is not None:
@@ -135,68 +114,20 @@ def find_calls(items: Sequence[Item]) -> dict[int, int | None]:
     return calls
 
 
-def kind_of(item: Item) -> str:
-    """Return an item's type; the SDK leaves it out of easy messages."""
-    role = _text(item.get("role"))
-    return _text(item.get("type")) or ("message" if role else "")
-
-
-def begins_turn(item: Item) -> bool:
-    """Return whether an item is a user's message."""
-    return kind_of(item) == "message" and item.get("role") == "user"
-
-
 def is_instruction(item: Item) -> bool:
     """Return whether an item is a system or developer message."""
-    # A tuple, since a stored role may be what has no hash.
-    return kind_of(item) == "message" and item.get("role") in ("system", "developer")
-
-
-def _in_response(item: Item) -> bool:
-    kind = kind_of(item)
-    if kind == "message":
-        return item.get("role") == "assistant"
-    return kind.endswith("_call") or kind in _IN_RESPONSES
+    kind, role = type_and_role(item)
+    return kind == "message" and role in INSTRUCTIONS
 
 
 def _owners(items: Sequence[Item]) -> list[tuple[int, int | None]]:
     """Return what else can't be parted: a program's calls, and what was approved."""
-    programs: dict[Key, int] = {}
+    found: dict[Key, int] = {}
     pairs: list[tuple[int, int | None]] = []
     for index, item in enumerate(items):
-        kind = kind_of(item)
-        if kind in {"program", "mcp_approval_request"}:
-            programs[own_key(item)] = index
-        caller = item.get("caller")
-        if isinstance(caller, dict) and caller.get("type") == "program":
-            key = "program", _text(caller.get("caller_id"))
-            pairs.append((index, programs.get(key)))
-        if kind == "mcp_call" and item.get("approval_request_id"):
-            key = "mcp_approval_request", _text(item["approval_request_id"])
-            pairs.append((index, programs.get(key)))
+        found[own_key(item)] = index
+        pairs += [(index, found.get(key)) for key in causes(item)]
     return pairs
-
-
-def own_key(item: Item) -> Key:
-    """Return the key by which an output names this item."""
-    kind = kind_of(item)
-    return kind, _text(item.get("id" if kind == "mcp_approval_request" else "call_id"))
-
-
-def call_key(output: Item) -> Key:
-    """Return the key of the call that an output answers."""
-    kind = kind_of(output)
-    if kind == "mcp_approval_response":
-        return CALL_OF[kind], _text(output.get("approval_request_id"))
-    # The API's own local shell output has the call's id as its `id`.
-    call_id = _text(output.get("call_id"))
-    if call_id is None and kind == "local_shell_call_output":
-        call_id = _text(output.get("id"))
-    return CALL_OF[kind], call_id
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 class _Families:

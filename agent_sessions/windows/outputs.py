@@ -6,32 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent_sessions.items import Item, tool_name
+from agent_sessions.items import Item
+from agent_sessions.items.kinds import KINDS, tool_name, type_and_role
 from agent_sessions.windows.base import Window, check_count
-from agent_sessions.windows.links import find_calls, kind_of, lay_out
+from agent_sessions.windows.links import find_calls, lay_out
 
 MARKER = "[older tool output left out]"
-
-# Where an item has the text that its tool gave. Computer outputs are not here: the
-# API takes nothing but a screenshot in them. Nor are found tools: the model would
-# lose them.
-_FIELDS = {
-    "function_call_output": "output",
-    "custom_tool_call_output": "output",
-    "local_shell_call_output": "output",
-    "apply_patch_call_output": "output",
-    "shell_call_output": "output",
-    "program_output": "result",
-    "mcp_call": "output",
-    "code_interpreter_call": "outputs",
-    "file_search_call": "results",
-}
-# The parts of a list of results that hold text; the rest of each result stays.
-_PARTS = {
-    "shell_call_output": ("stdout", "stderr"),
-    "code_interpreter_call": ("logs",),
-    "file_search_call": ("text",),
-}
 
 
 def drop_old_tool_outputs(
@@ -79,18 +59,20 @@ class OldToolOutputs(Window):
         return kept
 
     def _keeps(self, call: Item) -> bool:
-        names = tool_name(call, kind_of(call)), call.get("name")
+        names = tool_name(call, type_and_role(call)[0]), call.get("name")
         return any(isinstance(n, str) and n in self.keep_tools for n in names)
 
     def _shorten(self, item: Item) -> None:
         # In place: the SDK knows the history by its objects. A changed copy would be
         # new to it, and stored again in every run.
-        kind = kind_of(item)
-        field = _FIELDS.get(kind, "")
+        kind = KINDS.get(type_and_role(item)[0])
+        if kind is None or not kind.gave:
+            return
+        field = kind.gave
         value = item.get(field)
-        if parts := _PARTS.get(kind):
+        if kind.texts:
             if isinstance(value, list):
-                item[field] = [self._shorten_parts(part, parts) for part in value]
+                item[field] = [self._shorten_parts(part, kind.texts) for part in value]
         elif isinstance(value, str):
             item[field] = self._short(value)
         elif isinstance(value, list):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent_sessions.items import encode_batch
+from agent_sessions.items.kinds import opens_turn, type_and_role
 from agent_sessions.windows import (
     Window,
     chain,
@@ -18,7 +19,6 @@ from agent_sessions.windows import (
     token_budget,
     whole_turns,
 )
-from agent_sessions.windows.links import begins_turn, kind_of
 from tests.support.histories import (
     Item,
     calls,
@@ -72,7 +72,8 @@ def test_a_history_without_a_user_message_stays() -> None:
 def test_turns_begin_where_the_store_begins_them(kind: Any, role: Any) -> None:
     for item in ({"type": kind, "role": role}, {"role": role}, {"type": kind}):
         row = encode_batch([item]).rows[0]
-        assert (kind_of(item), begins_turn(item)) == (row.type, bool(row.turn))
+        assert type_and_role(item)[0] == row.type
+        assert opens_turn(item) is bool(row.turn)
 
 
 @pytest.mark.parametrize("window", [last_turns(1), token_budget(9), whole_turns()])

@@ -15,6 +15,7 @@ from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.directory import active
 from agent_sessions.items import Batch, Item, decode
+from agent_sessions.items.kinds import is_opening
 from agent_sessions.models import Branch
 
 _COLUMNS = ("position", "turn", "type", "role", "data")
@@ -61,7 +62,7 @@ def swap_tail(branches: Branches, tail: Tail, start: int, batch: Batch) -> bool:
     if tuple(reversed(_newest(branches, branch, len(expected)))) != expected:
         return False
     position, turn, kind, role, _ = expected[0]
-    opens = (kind, role) == ("message", "user")
+    opens = is_opening(kind, role)
     before = turn - 1 if opens and turn else turn
     _append(branches, branches.replace(branch, position - 1, before), batch)
     return True

@@ -16,6 +16,7 @@ from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.directory import active
 from agent_sessions.backends.keys import Asking, anything
 from agent_sessions.items import Item, decode
+from agent_sessions.items.kinds import is_opening
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _take_after_a_look(
             item = decode(data)
             if item is None or not accept(item):
                 continue
-            opens = (kind, role) == ("message", "user")
+            opens = is_opening(kind, role)
             before = max(turn - 1, 0) if opens else turn
             if owner != branch.pk or is_shared:
                 branches.replace(branch, position - 1, before)

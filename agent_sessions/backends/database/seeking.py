@@ -7,6 +7,7 @@ from typing import Any
 from django.db import connections
 
 from agent_sessions.backends.database.lineage import Segment
+from agent_sessions.items.kinds import is_opening
 from agent_sessions.models import SessionItem
 
 # So few rows are read through rather than searched.
@@ -101,7 +102,7 @@ class _Rows:
                 self._part(", type, role", "ASC", _NEAR), [self._params(after)]
             )
             for position, found, kind, role in near:
-                if found == turn and (kind, role) == ("message", "user"):
+                if found == turn and is_opening(kind, role):
                     return int(position)
                 if found > turn:
                     return None

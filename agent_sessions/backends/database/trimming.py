@@ -19,6 +19,7 @@ from agent_sessions.backends.database.removal import BATCH_SIZE, Guard, rest
 from agent_sessions.backends.database.turnplan import Group, TurnPlan
 from agent_sessions.exceptions import SessionDoesNotExist, StorageError
 from agent_sessions.items import first_line
+from agent_sessions.items.kinds import OPENING
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class _Step:
         """Rebuild the title from the first remaining message."""
         if row.branch_id is None:
             return
-        users = self.plan.view(row.branch_id).filter(type="message", role="user")
+        users = self.plan.view(row.branch_id).filter(**OPENING)
         texts = users.order_by("position").values_list("position", "text")
         first = texts.first()
         if first is None or row.title != first_line(first[1]):
@@ -144,9 +145,7 @@ class _Step:
             Branch._base_manager.using(self.using).filter(pk=pk, turn__gte=by).update(
                 turn=F("turn") - by
             )
-        openers = self.items.filter(
-            branch__session_id=self.plan.row.pk, type="message", role="user"
-        )
+        openers = self.items.filter(branch__session_id=self.plan.row.pk, **OPENING)
         turns = dict(openers.values_list("pk", "turn"))
         runs = AgentRun._base_manager.using(self.using).filter(
             session_id=self.plan.row.pk

@@ -15,10 +15,18 @@ from agent_sessions.backends.database.branches import QUARANTINE
 from agent_sessions.backends.database.lineage import Lineages, Segment, visible
 from agent_sessions.exceptions import InvalidBranch
 from agent_sessions.items import Item, decode
+from agent_sessions.items.kinds import (
+    CALL_OF,
+    OPENING,
+    Key,
+    call_key,
+    causes,
+    own_key,
+    type_and_role,
+)
 from agent_sessions.models import AgentSession, Branch, SessionItem
-from agent_sessions.windows.links import CALL_OF, Key, call_key, kind_of, own_key
 
-_USERS = Q(type="message", role="user")
+_USERS = Q(**OPENING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,17 +303,11 @@ def _missing(items: Iterable[Item]) -> set[Key]:
     needed: set[Key] = set()
     own: set[Key] = set()
     for item in items:
-        kind = kind_of(item)
-        if kind in CALL_OF:
+        if type_and_role(item)[0] in CALL_OF:
             needed.add(call_key(item))
         else:
             own.add(own_key(item))
-        caller = item.get("caller")
-        if isinstance(caller, dict) and caller.get("type") == "program":
-            needed.add(("program", _text(caller.get("caller_id"))))
-        if kind == "mcp_call":
-            request = _text(item.get("approval_request_id"))
-            needed.add(("mcp_approval_request", request))
+        needed.update(causes(item))
     return {(kind, name) for kind, name in needed - own if name}
 
 
@@ -321,7 +323,3 @@ def _find(older: QuerySet[Any], key: Key) -> tuple[int, int] | None:
         if item is not None and own_key(item) == key:
             return branch, turn
     return None
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

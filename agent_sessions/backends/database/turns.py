@@ -11,28 +11,13 @@ from typing import Any
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.exceptions import InvalidBranch
 from agent_sessions.items import decode
+from agent_sessions.items.kinds import CALLS, OPENING
 from agent_sessions.times import iso
 
 PREVIEW = 100
 
-CALLS = frozenset(
-    {
-        "tool_call",
-        "function_call",
-        "computer_call",
-        "file_search_call",
-        "web_search_call",
-        "code_interpreter_call",
-        "tool_search_call",
-        "custom_tool_call",
-        "mcp_call",
-        "mcp_approval_request",
-        "shell_call",
-        "apply_patch_call",
-        "local_shell_call",
-        "image_generation_call",
-    }
-)
+# As AdvancedSQLiteSession counts them.
+_COUNTED = CALLS - {"program"} | {"tool_call", "mcp_approval_request"}
 
 
 def conversation_turns(
@@ -97,7 +82,7 @@ def tool_usage(
     calls: Counter[tuple[int, str | None]] = Counter()
     found: Counter[tuple[int, str | None]] = Counter()
     for turn, kind, _, tool in _columns(branches, branch_id):
-        if kind in CALLS:
+        if kind in _COUNTED:
             calls[turn, tool or None] += 1
         elif kind == "tool_search_output":
             found[turn, tool or None] += 1
@@ -122,7 +107,7 @@ def _user_rows(
         return
     rows = (
         branches.items(branch)
-        .filter(type="message", role="user", turn__gt=after)
+        .filter(**OPENING, turn__gt=after)
         .order_by("position")
         .values_list("turn", "data", "created_at")
     )

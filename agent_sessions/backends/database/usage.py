@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from agent_sessions.backends.database.branches import NAME_KEPT, Branches
 from agent_sessions.backends.database.lineage import Lineages, Segment, visible
+from agent_sessions.items.kinds import OPENING
 from agent_sessions.models import (
     MAIN_BRANCH,
     AgentRun,
@@ -45,7 +46,7 @@ def opening(using: str, lineages: Lineages, branch_id: int) -> Opening | None:
     Each segment is walked backwards on its index, the newest first.
     """
     segments = lineages.of(branch_id)
-    return _first(using, segments, "-position", type="message", role="user")
+    return _first(using, segments, "-position", **OPENING)
 
 
 def _first(

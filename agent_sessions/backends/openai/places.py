@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from agent_sessions.backends.base import Page
-from agent_sessions.backends.remote.paging import opens_turn, page_of
+from agent_sessions.backends.remote.paging import page_of
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.items import Item
+from agent_sessions.items.kinds import opens_turn
 
 # How many conversations a process remembers, and how many places of each.
 _CONVERSATIONS = 1_000

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from agent_sessions.backends.base import Page
 from agent_sessions.items import Item, StoredItem
+from agent_sessions.items.kinds import opens_turn
 
 
 def page_of(
@@ -41,9 +42,3 @@ def page_of(
         # A copy, since the store may have given its own.
         found.append(StoredItem(number, turn, json.loads(raw), raw, created_at))
     return Page(found, start > 0, stop < end)
-
-
-def opens_turn(item: Item) -> bool:
-    """Return whether an item is a message of the user."""
-    kind = item.get("type") or "message"
-    return kind == "message" and item.get("role") == "user"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent_sessions.items import Item, StoredItem, text_of
+from agent_sessions.items.kinds import type_and_role
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def batches(
 
 
 def _gist(item: Item) -> list[Any]:
-    kind = item.get("type") or ("message" if item.get("role") else "")
+    kind, role = type_and_role(item)
     text = text_of(item) if kind == "message" else ""
-    names = ("role", "call_id", "name", "arguments", "output")
-    return [kind, text, *(item.get(name) for name in names)]
+    names = ("call_id", "name", "arguments", "output")
+    return [kind, role, text, *(item.get(name) for name in names)]

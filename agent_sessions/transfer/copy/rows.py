@@ -14,6 +14,7 @@ from django.db.models import F
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.directory import active
 from agent_sessions.backends.reading import read_history
+from agent_sessions.items.kinds import opens_turn
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.times import aware, stored
 from agent_sessions.transfer.export import MARKER as IMPORTED
@@ -71,7 +72,7 @@ class Places:
             places.there.append(there.position)
             places.times.append(stored(aware(here.created_at)))
             item = here.item or {}
-            if item.get("role") == "user" and item.get("type") in {None, "message"}:
+            if opens_turn(item):
                 places.openings.append(number)
         return places
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db.models import F, Max, Min, Q
 
+from agent_sessions.items.kinds import OPENING
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.transfer.export import TOKENS
 from agent_sessions.transfer.import_.records import SourceRun
@@ -97,7 +98,7 @@ class _Places:
         }
 
     def _read_numbered(self) -> dict[tuple[int, int], _Turn]:
-        is_opening = Q(type="message", role="user")
+        is_opening = Q(**OPENING)
         rows = (
             self.items.filter(
                 branch_id__in=[branch.pk for branch in self.branches.values()]
@@ -128,7 +129,7 @@ class _Places:
             rows = self.items.filter(branch=self.branches[name])
             for some in _chunks(sorted(wanted), 200):
                 for position, pk, turn in rows.filter(
-                    position__in=some, type="message", role="user"
+                    position__in=some, **OPENING
                 ).values_list("position", "pk", "turn"):
                     found[name, position] = pk, turn
         return found

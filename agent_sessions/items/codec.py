@@ -10,14 +10,9 @@ from typing import Any, NamedTuple
 
 from jiter import from_json
 
-from agent_sessions.exceptions import InvalidItem
+from agent_sessions.items.kinds import is_opening, opens_turn, tool_name, type_and_role
+from agent_sessions.items.text import TEXT_LENGTH, Item, column, first_line, text_of
 
-Item = dict[str, Any]
-
-TITLE_LENGTH = 80
-# Of a message's text a column keeps as much as a list shows: all of it is in the item,
-# and would take twice the place, and a page more at each append.
-TEXT_LENGTH = 200
 NAME_LENGTH = 255
 KIND_LENGTH = 64
 ROLE_LENGTH = 32
@@ -25,47 +20,11 @@ ROLE_LENGTH = 32
 # item could be written and then not be read back: this is well below.
 MAX_DEPTH = 200
 
-# Hosted tools, whose items have no name.
-_NAMED_BY_TYPE = frozenset(
-    {
-        "computer_call",
-        "file_search_call",
-        "web_search_call",
-        "code_interpreter_call",
-        "shell_call",
-        "local_shell_call",
-        "apply_patch_call",
-        "image_generation_call",
-    }
-)
-
-
-def _encoder() -> Callable[[Any], str]:
-    """Return what writes JSON, as JSONEncoder.encode() does."""
-    # ASCII escapes carry NUL and lone surrogates, which PostgreSQL's and MariaDB's
-    # text can't; NaN and Infinity are no JSON, so strict readers would choke on them.
-    encoder = json.JSONEncoder(
-        ensure_ascii=True, allow_nan=False, separators=(",", ":")
-    )
-    # Its part in C, which it makes anew at each call, for a fifth of the time.
-    make: Any = getattr(json.encoder, "c_make_encoder", None)
-    if make is None:
-        return encoder.encode
-    write = make(
-        None,  # circular references end as too deep
-        encoder.default,
-        json.encoder.encode_basestring_ascii,
-        None,
-        encoder.key_separator,
-        encoder.item_separator,
-        encoder.sort_keys,
-        encoder.skipkeys,
-        encoder.allow_nan,
-    )
-    return lambda item: "".join(write(item, 0))
-
-
-_encode = _encoder()
+# ASCII escapes carry NUL and lone surrogates, which PostgreSQL's and MariaDB's text
+# can't; NaN and Infinity are no JSON, so strict readers would choke on them.
+_encode = json.JSONEncoder(
+    ensure_ascii=True, check_circular=False, allow_nan=False, separators=(",", ":")
+).encode
 
 
 class EncodedItem(NamedTuple):
@@ -148,7 +107,7 @@ def as_sequence(items: Any) -> Sequence[Any]:
     if not items:
         return ()
     if not isinstance(items, Iterable) or isinstance(items, Mapping | str | bytes):
-        raise InvalidItem(
+        raise _invalid(
             f"Items are a list, not a {type(items).__name__}. Give a list of the SDK's "
             "input items; nothing was written."
         )
@@ -161,7 +120,7 @@ def encode_batch(items: Sequence[Any]) -> Batch:
     Raises InvalidItem, naming the first item that isn't a JSON object.
     """
     rows = tuple(_encoded(items))
-    opening = (first_line(row.text) for row in rows if _begins_turn(row.type, row.role))
+    opening = (first_line(row.text) for row in rows if is_opening(row.type, row.role))
     title = next(filter(None, opening), "")
     return Batch(rows, rows[-1].turn if rows else 0, title)
 
@@ -171,7 +130,7 @@ def look_through(items: Sequence[Any]) -> LongBatch:
     turns = 0
     title = ""
     for item in items:
-        if isinstance(item, dict) and _begins_turn(*_kind(item)):
+        if isinstance(item, dict) and opens_turn(item):
             turns += 1
             title = title or first_line(text_of(item, TEXT_LENGTH))
     return LongBatch(items, turns, title)
@@ -186,14 +145,14 @@ def _encoded(items: Sequence[Any]) -> Iterator[EncodedItem]:
     turns = 0
     for index, item in enumerate(items):
         data = _encode_one(items, index)
-        kind, role = _kind(item)
-        turns += _begins_turn(kind, role)
+        kind, role = type_and_role(item)
+        turns += is_opening(kind, role)
         yield EncodedItem(
             data,
             turns,
             kind[:KIND_LENGTH],
             role[:ROLE_LENGTH],
-            _column(item.get("call_id"))[:NAME_LENGTH],
+            column(item.get("call_id"))[:NAME_LENGTH],
             tool_name(item, kind)[:NAME_LENGTH],
             text_of(item, TEXT_LENGTH) if kind == "message" else "",
         )
@@ -202,7 +161,7 @@ def _encoded(items: Sequence[Any]) -> Iterator[EncodedItem]:
 def _encode_one(items: Sequence[Any], index: int) -> str:
     item = items[index]
     if not isinstance(item, dict):
-        raise InvalidItem(
+        raise _invalid(
             f"Item {index} of {len(items)} is a {type(item).__name__}, not a dict. "
             "Give a list of the SDK's input items; nothing was written."
         )
@@ -210,21 +169,17 @@ def _encode_one(items: Sequence[Any], index: int) -> str:
         data = _encode(item)
     except (TypeError, ValueError, RecursionError) as exc:
         # The cause is told by its type alone: its text may quote the content.
-        raise InvalidItem(
+        raise _invalid(
             f"Item {index} of {len(items)} is not JSON "
             f"({_reason(exc)}). Replace NaN, Infinity and Python objects by plain "
             "JSON values; nothing was written."
         ) from None
     if _too_deep(item, data):
-        raise InvalidItem(
+        raise _invalid(
             f"Item {index} of {len(items)} is nested more than {MAX_DEPTH} levels "
             "deep. Flatten it, or store it as a string; nothing was written."
         )
     return data
-
-
-def _begins_turn(kind: str, role: str) -> bool:
-    return kind == "message" and role == "user"
 
 
 def decode(data: Any) -> Item | None:
@@ -274,78 +229,6 @@ def _decode_slowly(data: bytes) -> Any:
         return None
 
 
-def text_of(item: Item, length: int | None = None) -> str:
-    """Join the texts of a message's content, up to a length; leave out other parts."""
-    content = item.get("content")
-    if isinstance(content, str):
-        return clean_text(content[:length])
-    if not isinstance(content, list):
-        return ""
-    texts = [
-        part.get("text") or part.get("refusal")
-        for part in content
-        if isinstance(part, dict)
-    ]
-    joined = "\n".join([text for text in texts if isinstance(text, str)])
-    # Cut first: cleaning keeps the length, and looks at every character.
-    return clean_text(joined[:length])
-
-
-def tool_name(item: Item, kind: str) -> str:
-    """Name the tool that an item calls, with its server or namespace; "" for none."""
-    if kind == "message":
-        return ""
-    if kind in _NAMED_BY_TYPE:
-        return kind
-    if kind in {"tool_search_call", "tool_search_output"}:
-        return "tool_search"
-    name = _column(item.get("name"))
-    if kind.startswith("mcp_"):
-        parts = (_column(item.get("server_label")), name)
-    else:
-        namespace = _column(item.get("namespace"))
-        # The SDK gives some tools their own name as namespace.
-        parts = (namespace if name and namespace != name else "", name)
-    return ".".join(part for part in parts if part)
-
-
-def first_line(text: str) -> str:
-    """Return the first line that says something, cut to a title's length."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
-
-
-def clean_text(text: str) -> str:
-    """Replace what no database's text column takes: NUL and lone surrogates."""
-    if text.isascii():
-        return text.replace("\x00", "\ufffd") if "\x00" in text else text
-    text = text.encode("utf-8", "replace").decode() if _has_surrogate(text) else text
-    return text.replace("\x00", "\ufffd")
-
-
-def _has_surrogate(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _column(value: Any) -> str:
-    if not isinstance(value, str):
-        return ""
-    # Nearly all are plain, and there are four of an item.
-    plain = value.isascii() and "\x00" not in value
-    return value if plain else clean_text(value)
-
-
-def _kind(item: Item) -> tuple[str, str]:
-    """Return an item's type and role; the SDK leaves out the type of easy messages."""
-    role = _column(item.get("role"))
-    kind = _column(item.get("type"))
-    return (kind or ("message" if role else ""), role)
-
-
 def _too_deep(item: Item, data: str) -> bool:
     # Few brackets can't nest deeply, and that is true of nearly every item.
     if data.count("{") + data.count("[") <= MAX_DEPTH:
@@ -369,3 +252,10 @@ def _reason(exc: Exception) -> str:
     if isinstance(exc, TypeError):
         return "a value of a type that JSON lacks"
     return "NaN, Infinity or a circular reference"
+
+
+def _invalid(message: str) -> Exception:
+    # Imported late: the errors are Django's too, and items are read without Django.
+    from agent_sessions.exceptions import InvalidItem
+
+    return InvalidItem(message)

@@ -1,0 +1,60 @@
+"""Texts drawn from items, as a column of any database takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Item = dict[str, Any]
+
+TITLE_LENGTH = 80
+# Of a message's text a column keeps as much as a list shows: all of it is in the item,
+# and would take twice the place, and a page more at each append.
+TEXT_LENGTH = 200
+
+
+def text_of(item: Item, length: int | None = None) -> str:
+    """Join the texts of a message's content, up to a length; leave out other parts."""
+    content = item.get("content")
+    if isinstance(content, str):
+        return clean_text(content[:length])
+    if not isinstance(content, list):
+        return ""
+    texts = [
+        part.get("text") or part.get("refusal")
+        for part in content
+        if isinstance(part, dict)
+    ]
+    joined = "\n".join([text for text in texts if isinstance(text, str)])
+    # Cut first: cleaning keeps the length, and looks at every character.
+    return clean_text(joined[:length])
+
+
+def first_line(text: str) -> str:
+    """Return the first line that says something, cut to a title's length."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
+
+
+def clean_text(text: str) -> str:
+    """Replace what no database's text column takes: NUL and lone surrogates."""
+    if text.isascii():
+        return text.replace("\x00", "\ufffd") if "\x00" in text else text
+    text = text.encode("utf-8", "replace").decode() if _has_surrogate(text) else text
+    return text.replace("\x00", "\ufffd")
+
+
+def column(value: Any) -> str:
+    """Return a string as a column takes it, and nothing for other values."""
+    if not isinstance(value, str):
+        return ""
+    # Nearly all are plain, and there are four of an item.
+    plain = value.isascii() and "\x00" not in value
+    return value if plain else clean_text(value)
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
