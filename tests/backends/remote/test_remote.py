@@ -340,7 +340,9 @@ def test_the_docs_show_this_very_backend() -> None:
         for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
         if "class ListBackend" in block
     ]
-    source = (root / "tests" / "list_backend.py").read_text(encoding="utf-8")
+    source = (root / "tests" / "support" / "list_backend.py").read_text(
+        encoding="utf-8"
+    )
     assert example.strip() == source.partition("annotations\n")[2].strip()
     lines = example[example.index("class ListBackend") :].splitlines()
     assert len([line for line in lines if line.strip()]) <= 40
