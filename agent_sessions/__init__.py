@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         RedisSession,
     )
     from agent_sessions.memory.encrypted import EncryptedSession, EncryptSession
-    from agent_sessions.runs.hooks import SessionHooks
+    from agent_sessions.runs.external import SessionHooks
 
 __version__ = "0.1.0"
 
@@ -31,7 +31,7 @@ _EXPORTS = {
     "RedisSession": "agent_sessions.memory",
     "EncryptedSession": "agent_sessions.memory.encrypted",
     "EncryptSession": "agent_sessions.memory.encrypted",
-    "SessionHooks": "agent_sessions.runs.hooks",
+    "SessionHooks": "agent_sessions.runs.external",
 }
 
 __all__ = [

@@ -18,6 +18,7 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.backends.run_rows import runs_of
 from agent_sessions.exceptions import (
     AgentSessionError,
     EncryptionError,
@@ -46,6 +47,24 @@ class Paused:
     def is_over(self) -> bool:
         """Return whether the time to answer is over."""
         return self.expires_at <= timezone.now().timestamp()
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A paused run that waits for answers, as it was sealed."""
+
+    run: AgentRun
+    paused: Paused
+
+    @property
+    def interrupts(self) -> list[dict[str, Any]]:
+        """The open approvals, as a client sees them."""
+        return self.paused.interrupts
+
+    @property
+    def fence(self) -> int:
+        """The number of the session's lease when this was read."""
+        return self.run.session.fence
 
 
 @sensitive_variables()
@@ -81,6 +100,44 @@ def unseal(backend: BaseSessionBackend, key: SessionKey, run: AgentRun) -> Pause
     except EncryptionError:
         raise InvalidApproval(run.run_id) from None
     return _read(run, text)
+
+
+def newest_waiting(backend: BaseSessionBackend, session: int) -> AgentRun | None:
+    """Read a session's newest run together with the session, if it waits.
+
+    After a newer run the conversation has gone on without the answer.
+    """
+    runs = runs_of(backend.directory.using, session).select_related("session")
+    run = runs.order_by("-pk").first()
+    return run if run and run.status == AgentRun.Status.WAITING else None
+
+
+def open_pending(
+    backend: BaseSessionBackend, key: SessionKey, run: AgentRun
+) -> Pending | None:
+    """Open what newest_waiting() has found; None if its time is over.
+
+    Raise InvalidApproval and UnknownEncryptionKey.
+    """
+    # The column may end the time early; what was sealed can't be prolonged by it.
+    if run.expires_at is not None and run.expires_at <= timezone.now():
+        return None
+    paused = unseal(backend, key, run)
+    return None if paused.is_over else Pending(run, paused)
+
+
+def pending(
+    backend: BaseSessionBackend, key: SessionKey, session: int
+) -> Pending | None:
+    """Find the paused run that waits for answers; None if none can be given.
+
+    Raise UnknownEncryptionKey.
+    """
+    run = newest_waiting(backend, session)
+    try:
+        return None if run is None else open_pending(backend, key, run)
+    except InvalidApproval:
+        return None
 
 
 def waiting(runs: QuerySet[AgentRun]) -> QuerySet[AgentRun]:

@@ -9,6 +9,7 @@ from django.db import router, transaction
 from django.db.models import F, QuerySet
 from django.utils import timezone
 
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.concurrency.connections import chosen_database
 from agent_sessions.exceptions import (
@@ -18,7 +19,6 @@ from agent_sessions.exceptions import (
 )
 from agent_sessions.models import (
     MAIN_BRANCH,
-    AgentRun,
     AgentSession,
     Branch,
     SessionQuerySet,
@@ -172,9 +172,8 @@ def forget_history(
     the rest.
     """
     now = timezone.now()
-    AgentRun._base_manager.using(using).filter(
-        session_id=session, status=AgentRun.Status.WAITING
-    ).update(status=AgentRun.Status.CANCELLED, finished_at=now, state="")
+    waiting = run_rows.runs_of(using, session).filter(status=run_rows.Status.WAITING)
+    run_rows.end(waiting, run_rows.Status.CANCELLED)
     if not keep_lease:
         columns |= {"fence": F("fence") + 1, **NO_RUN}
     AgentSession.objects.using(using).filter(pk=session).update(

@@ -11,6 +11,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from agent_sessions import approvals
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import InvalidApproval
@@ -88,14 +89,10 @@ class Leases:
 
             conversation = Conversation(self.row.pk, self.backend, self._key)
             records.abandon(conversation, self.row)
-        now = timezone.now()
-        self._unfinished.update(
-            status=Status.INTERRUPTED, error_code="interrupted", finished_at=now
-        )
+        run_rows.end(self._unfinished, Status.INTERRUPTED, "interrupted")
         ended = self._waiting["expired"] + self._waiting["lost"]
-        self._runs.filter(pk__in=[run.pk for run in ended]).update(
-            status=Status.CANCELLED, finished_at=now, state=""
-        )
+        over = self._runs.filter(pk__in=[run.pk for run in ended])
+        run_rows.end(over, Status.CANCELLED)
         columns: dict[str, Any] = {"state": self._state()}
         if ended and not self._waiting["open"]:
             # What was ended doesn't open if it is put back.

@@ -26,7 +26,7 @@ from agent_sessions.exceptions import (
 )
 from agent_sessions.models import AgentRun
 from agent_sessions.reports import guarded
-from agent_sessions.runs import pausing, records
+from agent_sessions.runs import records
 from agent_sessions.runs.failures import (
     failure_code,
     log_failure,
@@ -229,7 +229,7 @@ class ActiveRun:
         state = dump_state(result.to_state())
         asked = interrupts(result.interruptions, expires_at, message=_question)
         await self._in_thread(
-            pausing.pause,
+            records.finish,
             self.conversation,
             self.lease,
             await self._outcome(Status.WAITING, ""),

@@ -8,15 +8,14 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from django.db import IntegrityError
-
 from agent_sessions.agui import RunRequest, StreamOptions
+from agent_sessions.approvals import Pending
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import InvalidApproval
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
-from agent_sessions.runs import pausing, records, sync
+from agent_sessions.runs import records, sync
 from agent_sessions.runs.active import ActiveRun
 from agent_sessions.runs.log import ChannelRelay, Frame, Subscription
 from agent_sessions.runs.resuming import restore
@@ -64,32 +63,26 @@ class RunManager:
         InvalidApproval, UnreadableState, StorageError and SessionDoesNotExist, with
         nothing done.
         """
-        threads = conversation.backend.threads
-        known = await threads.run(records.find_run, conversation, request.run_id)
-        if known is not None:
-            return None
-        stale_after = setup.limits.stale_after
+        threads, run_id = conversation.backend.threads, request.run_id
         state = waiting = None
         if request.resume:
             ids = {entry["interruptId"] for entry in request.resume}
-            waiting = await threads.run(pausing.claimable, conversation, ids)
+            waiting = await threads.run(records.claimable, conversation, run_id, ids)
+            if waiting is None:
+                return None
             # Rebuilt before it is claimed: a state that can't be read stays open.
             state = await self._restore(conversation, waiting, request, setup)
-        else:
-            await threads.run(pausing.recover, conversation, stale_after)
-        try:
-            lease = await settle(
-                threads.run(
-                    records.begin,
-                    conversation,
-                    request.run_id,
-                    model=model_of(setup.agent, setup.run_config),
-                    stale_after=stale_after,
-                    answers=waiting,
-                )
+        lease = await settle(
+            threads.run(
+                records.begin,
+                conversation,
+                run_id,
+                model=model_of(setup.agent, setup.run_config),
+                stale_after=setup.limits.stale_after,
+                answers=waiting,
             )
-        except IntegrityError:
-            # The same run id came twice at once; the other one won.
+        )
+        if lease is None:
             return None
         await self._last_words(conversation)
         run = ActiveRun(conversation, request, setup, lease, self._tell)
@@ -199,7 +192,7 @@ class RunManager:
     async def _restore(
         self,
         conversation: Conversation,
-        waiting: pausing.Pending,
+        waiting: Pending,
         request: RunRequest,
         setup: RunSetup,
     ) -> RunState[Any]:
@@ -209,7 +202,7 @@ class RunManager:
         except InvalidApproval:
             await settle(
                 conversation.backend.threads.run(
-                    pausing.withdraw,
+                    records.withdraw,
                     conversation,
                     waiting.fence,
                     error_code="invalid_approval",

@@ -1,20 +1,24 @@
-"""The rows of runs: the lease, its fencing number, usage.
+"""The rows of managed runs: the lease, its fencing number, usage, approvals.
 
 All functions here are synchronous and run in a database thread.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from django.db import transaction
-from django.db.models import BigIntegerField, F, Q, Value
+from django.db import IntegrityError, transaction
+from django.db.models import BigIntegerField, F, Q, Subquery, Value
 from django.db.models.functions import Greatest
-from django.utils import timezone
+from django.views.decorators.debug import sensitive_variables
 
+from agent_sessions import approvals
+from agent_sessions.approvals import Paused, Pending
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.usage import opening
 from agent_sessions.backends.leases import (
@@ -25,22 +29,25 @@ from agent_sessions.backends.leases import (
     judged,
 )
 from agent_sessions.backends.processes import is_dead, this_process
+from agent_sessions.backends.run_rows import Status
 from agent_sessions.exceptions import (
+    InterruptExpired,
     InterruptsPending,
+    InvalidApproval,
     SessionBusy,
     SessionDoesNotExist,
     UnknownInterrupt,
 )
 from agent_sessions.models import AgentRun, AgentSession, Branch
 from agent_sessions.runs.setup import Conversation
+from agent_sessions.times import stored
 from agent_sessions.usage import Spent
 
-if TYPE_CHECKING:
-    from agent_sessions.runs.pausing import Pending
+logger = logging.getLogger("agent_sessions.runs")
 
-_UNANSWERED = frozenset(
-    {AgentRun.Status.FAILED, AgentRun.Status.CANCELLED, AgentRun.Status.INTERRUPTED}
-)
+State = AgentSession.State
+NO_RUN: dict[str, Any] = {"run_id": "", "run_owner": "", "run_seen_at": None}
+_UNANSWERED = frozenset({Status.FAILED, Status.CANCELLED, Status.INTERRUPTED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,70 +84,92 @@ def begin(
     model: str,
     stale_after: float,
     answers: Pending | None = None,
-) -> Lease:
-    """Take the lease and open the run's row; `answers` is the paused run it resumes.
+) -> Lease | None:
+    """Take the lease and open the run's row, in one transaction.
 
-    Raises SessionBusy, InterruptsPending, and UnknownInterrupt where the paused run
-    has been answered already: of two clicks, one wins.
+    `answers` is the paused run that the new one resumes. Return None if the run's id
+    was used before. Raise SessionBusy, InterruptsPending, SessionDoesNotExist, and
+    UnknownInterrupt if the paused run has been answered already: of two clicks, one
+    wins.
     """
-    using = conversation.backend.directory.using
-    with transaction.atomic(using):
-        row = _take(conversation, run_id, stale_after, resuming=answers is not None)
-        branch = Branch._base_manager.using(using).filter(pk=row.branch_id).first()
-        previous = last_run(conversation)
-        run = AgentRun._base_manager.using(using).create(
-            session=row,
-            branch=branch,
-            run_id=run_id,
-            agent_name=row.agent_name,
-            model=model[:255],
-            sdk_version=_sdk_version(),
-        )
-        if answers is not None:
-            _claim(answers, row, run)
-    base = branch.head if branch else 0
+    using = conversation.using
+    try:
+        with transaction.atomic(using):
+            previous = _take(conversation, run_id, stale_after, answers)
+            if previous is None:
+                return None
+            row, last_status = previous
+            run = run_rows.create(
+                using,
+                row.pk,
+                run_id,
+                branch=row.branch,
+                agent_name=row.agent_name,
+                model=model,
+                sdk_version=_sdk_version(),
+            )
+            if answers is not None:
+                _claim(using, answers, row, run)
+    except IntegrityError:
+        # The row of the id is there: it ended meanwhile, or ran in the turn before.
+        return None
     return Lease(
         run,
         row.fence,
-        base=base if conversation.backend.in_database else None,
+        base=_head_of(row) if conversation.backend.in_database else None,
         agent_name=row.agent_name,
-        is_retry=previous is not None and previous.status in _UNANSWERED,
+        is_retry=last_status in _UNANSWERED,
     )
 
 
-def _claim(answers: Pending, row: AgentSession, run: AgentRun) -> None:
+def _take(
+    conversation: Conversation,
+    run_id: str,
+    stale_after: float,
+    answers: Pending | None,
+) -> tuple[AgentSession, str | None] | None:
+    """Take the lease; return the session's row and the status of its last run."""
+    state = State.IDLE if answers is None else State.WAITING
+    # The write comes first: on SQLite a transaction that reads first may not write.
+    if not _compare_and_set(conversation, run_id, state):
+        # The id comes first: a repeat is no second run, whatever the session does.
+        if conversation.runs().filter(run_id=run_id).exists():
+            return None
+        if answers is None:
+            row = recover(conversation, stale_after)
+        else:
+            row = free(conversation, stale_after)
+        if row is None:
+            raise SessionDoesNotExist(conversation.session_id)
+        if not _compare_and_set(conversation, run_id, state):
+            raise _refusal(row)
+    newest = conversation.runs().order_by("-pk").values("status")[:1]
+    taken = (
+        conversation.rows()
+        .select_related("branch")
+        .annotate(last_status=Subquery(newest))
+        .get()
+    )
+    return taken, taken.last_status
+
+
+def _head_of(row: AgentSession) -> int:
+    return 0 if row.branch is None else row.branch.head
+
+
+def _claim(using: str, answers: Pending, row: AgentSession, run: AgentRun) -> None:
     """Close the paused run, which `run` goes on from, if it is still as it was read."""
     # The lease that was just taken follows the one that paused it, and no other.
     is_next = row.fence == answers.fence + 1
-    paused = AgentRun._base_manager.using(run._state.db).filter(
-        pk=answers.run.pk, session_id=row.pk, status=AgentRun.Status.WAITING
+    paused = run_rows.runs_of(using, row.pk).filter(
+        pk=answers.run.pk, status=Status.WAITING
     )
-    if not is_next or not paused.update(
-        status=AgentRun.Status.COMPLETED, resumed_by=run, state=""
+    if not is_next or not run_rows.write(
+        paused, status=Status.COMPLETED, resumed_by=run, state=""
     ):
         raise UnknownInterrupt(
             "This approval has been answered already. Reload the conversation."
         )
-
-
-def _take(
-    conversation: Conversation, run_id: str, stale_after: float, *, resuming: bool
-) -> AgentSession:
-    """Compare and set the lease on the session's row."""
-    state = AgentSession.State.WAITING if resuming else AgentSession.State.IDLE
-    # The write comes first: on SQLite a transaction that reads first may not write.
-    if not _compare_and_set(conversation, run_id, state):
-        silence = timedelta(seconds=stale_after)
-        row = judged(conversation.rows(), silence).first()
-        if row is None:
-            raise SessionDoesNotExist(conversation.session_id)
-        if row.run_id and is_over(row):
-            abandon(conversation, row, silence)
-            row.refresh_from_db()
-        if not _compare_and_set(conversation, run_id, state):
-            raise _refusal(row)
-    taken: AgentSession = conversation.rows().get()
-    return taken
 
 
 def _compare_and_set(conversation: Conversation, run_id: str, state: str) -> bool:
@@ -152,8 +181,8 @@ def _compare_and_set(conversation: Conversation, run_id: str, state: str) -> boo
             run_owner=this_process(),
             run_seen_at=DatabaseNow(),
             # What a run resumes was sealed with the number before.
-            fence=F("fence") + 1 if state == AgentSession.State.WAITING else _fresh(),
-            state=AgentSession.State.RUNNING,
+            fence=F("fence") + 1 if state == State.WAITING else _fresh(),
+            state=State.RUNNING,
         )
     )
     return bool(updated)
@@ -172,11 +201,42 @@ def _fresh() -> Greatest:
 def _refusal(row: AgentSession) -> Exception:
     if row.run_id:
         return SessionBusy(row.run_id)
-    if row.state == AgentSession.State.WAITING:
+    if row.state == State.WAITING:
         return InterruptsPending(
             "A tool call waits for approval. Answer it before you write on."
         )
     return UnknownInterrupt("Nothing waits for approval in this conversation.")
+
+
+def recover(conversation: Conversation, stale_after: float) -> AgentSession | None:
+    """Read the session's row, freed first of what ended without saying so.
+
+    Raise UnknownEncryptionKey.
+    """
+    row = free(conversation, stale_after)
+    if (
+        row is not None
+        and row.state == State.WAITING
+        and approvals.pending(conversation.backend, conversation.key, row.pk) is None
+    ):
+        if withdraw(conversation, row.fence):
+            logger.warning(
+                "Session %s waited for an approval that can't be given any more; it "
+                "was withdrawn",
+                row.pk,
+            )
+        row.refresh_from_db()
+    return row
+
+
+def free(conversation: Conversation, stale_after: float) -> AgentSession | None:
+    """Read the session's row, freed first from a run that ended without saying so."""
+    silence = timedelta(seconds=stale_after)
+    row: AgentSession | None = judged(conversation.rows(), silence).first()
+    if row is not None and row.run_id and is_over(row):
+        abandon(conversation, row, silence)
+        row.refresh_from_db()
+    return row
 
 
 def abandon(
@@ -186,84 +246,56 @@ def abandon(
 
     A run that has been heard of since the row was read keeps its lease.
     """
-    using, run_id = conversation.backend.directory.using, row.run_id
     gone = Q() if is_dead(row.run_owner) else is_silent("run_seen_at", silence)
-    freed = (
-        conversation.rows()
-        .filter(gone, run_id=run_id, fence=row.fence)
-        .update(
-            run_id="",
-            run_owner="",
-            run_seen_at=None,
-            fence=F("fence") + 1,
-            state=AgentSession.State.IDLE,
-        )
-    )
-    if freed:
-        AgentRun._base_manager.using(using).filter(
-            session_id=conversation.pk, run_id=run_id, status=AgentRun.Status.RUNNING
-        ).update(
-            status=AgentRun.Status.INTERRUPTED,
-            error_code="interrupted",
-            finished_at=timezone.now(),
-        )
+    held = conversation.rows().filter(gone, run_id=row.run_id, fence=row.fence)
+    with transaction.atomic(conversation.using):
+        if held.update(**NO_RUN, fence=F("fence") + 1, state=State.IDLE):
+            lost = conversation.runs().filter(run_id=row.run_id, status=Status.RUNNING)
+            run_rows.end(lost, Status.INTERRUPTED, "interrupted")
 
 
 def beat(conversation: Conversation, lease: Lease) -> bool:
-    """Keep the lease alive; False where it is lost."""
-    updated: int = (
-        conversation.rows()
-        .filter(run_id=lease.run.run_id, fence=lease.fence)
-        .update(run_seen_at=DatabaseNow())
-    )
-    return bool(updated)
+    """Keep the lease alive; return False if it is lost."""
+    held = conversation.rows().filter(run_id=lease.run.run_id, fence=lease.fence)
+    return bool(held.update(run_seen_at=DatabaseNow()))
 
 
-def finish(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
-    """Close the run's row, count its usage, give the lease back."""
-    using = conversation.backend.directory.using
-    with transaction.atomic(using):
-        close(conversation, lease, outcome)
-        release(conversation, lease, outcome, AgentSession.State.IDLE)
+@sensitive_variables()
+def finish(
+    conversation: Conversation,
+    lease: Lease,
+    outcome: Outcome,
+    paused: Paused | None = None,
+) -> None:
+    """Close the run's row, count its usage, give the lease back.
+
+    `paused` is kept until its tool calls are approved or refused.
+    """
+    with transaction.atomic(conversation.using):
+        _close(conversation, lease, outcome)
+        if paused is not None:
+            key, run = conversation.key, lease.run
+            run_rows.write(
+                conversation.runs().filter(pk=run.pk),
+                state=approvals.seal(
+                    conversation.backend, key, run, lease.fence, paused
+                ),
+                expires_at=stored(datetime.fromtimestamp(paused.expires_at, UTC)),
+                finished_at=None,
+            )
+        rows = conversation.rows()
+        rows.update(
+            **{name: F(name) + used for name, used in outcome.spent.counters().items()},
+            **({"agent_name": outcome.agent_name[:255]} if outcome.agent_name else {}),
+        )
+        rows.filter(run_id=lease.run.run_id, fence=lease.fence).update(
+            **NO_RUN, state=State.IDLE if paused is None else State.WAITING
+        )
 
 
-def find_run(conversation: Conversation, run_id: str) -> AgentRun | None:
-    """Find a run of this session by the id its client gave it."""
-    using = conversation.backend.directory.using
-    return (
-        AgentRun._base_manager.using(using)
-        .filter(session_id=conversation.pk, run_id=run_id)
-        .first()
-    )
-
-
-def last_run(conversation: Conversation) -> AgentRun | None:
-    """Find the session's newest run."""
-    using = conversation.backend.directory.using
-    return (
-        AgentRun._base_manager.using(using)
-        .filter(session_id=conversation.pk)
-        .order_by("-pk")
-        .first()
-    )
-
-
-def free(conversation: Conversation, stale_after: float) -> AgentSession | None:
-    """Read the session's row, freed first from a run that ended without saying so."""
-    silence = timedelta(seconds=stale_after)
-    row: AgentSession | None = judged(conversation.rows(), silence).first()
-    if row is None:
-        return None
-    if row.run_id and is_over(row):
-        with transaction.atomic(conversation.backend.directory.using):
-            abandon(conversation, row, silence)
-        row.refresh_from_db()
-    return row
-
-
-def close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
+def _close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
     """Write down in a run's row how it ended, and what it wrote."""
-    using, run = conversation.backend.directory.using, lease.run
+    using, run = conversation.using, lease.run
     base, head = lease.base, outcome.head
     if base is not None:
         heads = Branch._base_manager.using(using).filter(pk=run.branch_id)
@@ -276,12 +308,12 @@ def close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
     opened = None
     if kept and lease.base is not None and run.branch_id is not None:
         opened = opening(using, Lineages(using), run.branch_id)
-    AgentRun._base_manager.using(using).filter(pk=run.pk).update(
-        status=outcome.status,
-        agent_name=outcome.agent_name[:255],
-        error_code=outcome.error_code,
+    run_rows.end(
+        conversation.runs().filter(pk=run.pk),
+        outcome.status,
+        outcome.error_code,
+        agent_name=outcome.agent_name,
         trace_id=outcome.trace_id,
-        finished_at=timezone.now(),
         first_position=base + 1 if base is not None and wrote else None,
         last_position=head if wrote else None,
         turn=opened.turn if opened else 0,
@@ -290,21 +322,57 @@ def close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
     )
 
 
-def release(
-    conversation: Conversation, lease: Lease, outcome: Outcome, state: str
-) -> None:
-    """Count a run's usage and give its lease back; `state` is the session's then."""
-    rows = conversation.rows()
-    rows.update(
-        **{name: F(name) + used for name, used in outcome.spent.counters().items()},
-        **({"agent_name": outcome.agent_name[:255]} if outcome.agent_name else {}),
-    )
-    rows.filter(run_id=lease.run.run_id, fence=lease.fence).update(
-        run_id="", run_owner="", run_seen_at=None, state=state
-    )
+def claimable(
+    conversation: Conversation, run_id: str, interrupt_ids: set[str]
+) -> Pending | None:
+    """Find the paused run whose open interrupts are exactly those that a run answers.
+
+    Return None if the run's id was used before. Raise UnknownInterrupt, and with the
+    approval withdrawn InterruptExpired and InvalidApproval; AG-UI asks that all open
+    ones be answered at once.
+    """
+    backend, key = conversation.backend, conversation.key
+    if conversation.runs().filter(run_id=run_id).exists():
+        return None
+    run = approvals.newest_waiting(backend, conversation.pk)
+    if run is None:
+        raise UnknownInterrupt("Nothing waits for approval in this conversation.")
+    try:
+        found = approvals.open_pending(backend, key, run)
+    except InvalidApproval:
+        withdraw(conversation, run.session.fence, error_code="invalid_approval")
+        raise
+    if found is None:
+        withdraw(conversation, run.session.fence)
+        raise InterruptExpired(
+            "The time to approve this is over. Nothing was done; ask again."
+        )
+    if interrupt_ids != {interrupt["id"] for interrupt in found.interrupts}:
+        raise UnknownInterrupt(
+            "Answer every open approval of this conversation, and no other."
+        )
+    return found
+
+
+def withdraw(conversation: Conversation, fence: int, *, error_code: str = "") -> bool:
+    """Drop what waits for approval, so that the conversation can go on.
+
+    Only while the session's lease has the number `fence`: what was paused since stays.
+    """
+    with transaction.atomic(conversation.using):
+        freed: int = (
+            conversation.rows()
+            .filter(state=State.WAITING, fence=fence)
+            # Counted on, so that what was sealed doesn't open if it is put back.
+            .update(state=State.IDLE, fence=F("fence") + 1)
+        )
+        if freed:
+            waiting = conversation.runs().filter(status=Status.WAITING)
+            run_rows.end(waiting, Status.CANCELLED, error_code)
+    return bool(freed)
 
 
 def _sdk_version() -> str:
     from agents import __version__
 
-    return __version__[:32]
+    return __version__

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.agui import RunRequest, call_id_of, calls_of, interrupts
+from agent_sessions.approvals import Pending
 from agent_sessions.exceptions import InvalidApproval, UnreadableState
-from agent_sessions.runs import pausing
 from agent_sessions.runs.setup import RunSetup
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def dump_state(state: RunState[Any]) -> str:
 
 @sensitive_variables()
 async def restore(
-    pending: pausing.Pending, request: RunRequest, setup: RunSetup
+    pending: Pending, request: RunRequest, setup: RunSetup
 ) -> RunState[Any]:
     """Rebuild a paused run's state with the answers to its approvals.
 
@@ -66,9 +66,7 @@ async def restore(
     return state
 
 
-def _give_answers(
-    state: RunState[Any], pending: pausing.Pending, request: RunRequest
-) -> None:
+def _give_answers(state: RunState[Any], pending: Pending, request: RunRequest) -> None:
     """Give the lasting answers first, then each call its own.
 
     A lasting one makes the SDK forget what was said about single calls of its tool: a

@@ -15,6 +15,7 @@ from agent_sessions import handler
 from agent_sessions.agui import StreamOptions
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey, make_key
 from agent_sessions.backends.leases import RUN_SILENCE
+from agent_sessions.backends.run_rows import Runs, runs_of
 from agent_sessions.exceptions import (
     InvalidBackend,
     InvalidConsumer,
@@ -57,6 +58,15 @@ class Conversation:
         if pk is None:
             raise SessionDoesNotExist(session_id)
         return cls(pk, store, key)
+
+    @property
+    def using(self) -> str:
+        """The alias of the database that has the session's row."""
+        return self.backend.directory.using
+
+    def runs(self) -> Runs:
+        """Return the session's runs as a query set."""
+        return runs_of(self.using, self.pk)
 
     def rows(self) -> Any:
         """Return the directory's row as a query set."""

@@ -18,10 +18,11 @@ from agent_sessions.agui import (
     run_started,
     snapshot,
 )
+from agent_sessions.approvals import pending
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.encrypted.pages import assert_open
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.runs import pausing, records
+from agent_sessions.runs import records
 from agent_sessions.runs.failures import message_for
 from agent_sessions.runs.log import Event, EventLog, Frame
 from agent_sessions.runs.setup import Conversation
@@ -113,13 +114,13 @@ async def read_rest(conversation: Conversation, stale_after: float) -> Rest:
     """Read a conversation at rest, after freeing it from what died."""
 
     def read() -> tuple[list[dict[str, Any]], tuple[str, str] | None, str | None]:
-        row = pausing.recover(conversation, stale_after)
+        row = records.recover(conversation, stale_after)
         if row is None or row.state == AgentSession.State.RUNNING:
             return [], None, row.run_id if row else None
-        waiting = pausing.pending(conversation)
+        waiting = pending(conversation.backend, conversation.key, conversation.pk)
         if waiting is not None:
             return waiting.interrupts, None, None
-        run = records.last_run(conversation)
+        run = conversation.runs().order_by("-pk").first()
         if run is None or run.status not in {
             AgentRun.Status.FAILED,
             AgentRun.Status.INTERRUPTED,

@@ -57,6 +57,7 @@ def conversation() -> Conversation:
 
 def begin(where: Conversation, run_id: str = "r-1") -> records.Lease:
     lease = records.begin(where, run_id, model="", stale_after=SILENCE)
+    assert lease is not None
     # As if another host had begun it, whose processes can't be looked up here.
     where.rows().update(run_owner=ELSEWHERE)
     return lease

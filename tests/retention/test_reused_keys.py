@@ -191,7 +191,9 @@ def begin(session: DjangoSession) -> int:
     """Begin a run on a session, and give the number of its lease."""
     row = AgentSession.objects.get(session_id=session.session_id)
     held = Conversation(row.pk, session.backend, session.key)
-    return records.begin(held, "run", model="", stale_after=60).fence
+    lease = records.begin(held, "run", model="", stale_after=60)
+    assert lease is not None
+    return lease.fence
 
 
 def test_a_run_of_a_deleted_session_writes_nothing_into_the_one_made_after_it() -> None:

@@ -293,7 +293,9 @@ async def test_someone_elses_session_is_not_written_to() -> None:
 
 async def test_the_trace_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     current = SimpleNamespace(trace_id="trace_1")
-    monkeypatch.setattr("agent_sessions.runs.hooks.get_current_trace", lambda: current)
+    monkeypatch.setattr(
+        "agent_sessions.runs.external.get_current_trace", lambda: current
+    )
     session = DjangoSession("s")
     hooks = SessionHooks(session)
     await Runner.run(agent(say("ok")), "Hi", session=session, hooks=hooks)

@@ -21,7 +21,7 @@ from agent_sessions.backends.remote.base import Written
 from agent_sessions.exceptions import StoreUnavailable
 from agent_sessions.items import Batch, Item, decode
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
-from agent_sessions.runs.hooks import SessionHooks
+from agent_sessions.runs.external import SessionHooks
 from agent_sessions.transfer.copy import Copier, find_sources
 from tests.support.chat import make_user
 from tests.support.list_backend import ListBackend

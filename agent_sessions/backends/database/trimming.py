@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db.models import F
 
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.removal import BATCH_SIZE, Guard, rest
@@ -157,7 +158,7 @@ def _renumber_runs(runs: Any, turns: dict[int, int], openers: list[int]) -> None
     found = runs.filter(turn_item__in=openers).values_list("pk", "turn_item", "turn")
     for pk, opener, turn in list(found):
         if turn != turns[opener]:
-            runs.filter(pk=pk).update(turn=turns[opener])
+            run_rows.write(runs.filter(pk=pk), turn=turns[opener])
 
 
 def _in_chunks(values: list[int], act: Callable[[list[int]], None]) -> None:

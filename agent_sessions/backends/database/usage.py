@@ -14,6 +14,7 @@ from uuid import uuid4
 from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.database.branches import NAME_KEPT, Branches
 from agent_sessions.backends.database.lineage import Lineages, Segment, visible
 from agent_sessions.items.kinds import OPENING
@@ -81,9 +82,7 @@ def store(branches: Branches, run: Finished) -> None:
     branch = branches.current()
     if branch is None:
         return
-    runs = AgentRun._base_manager.using(branches.using).filter(
-        session_id=branch.session_id
-    )
+    runs = run_rows.runs_of(branches.using, branch.session_id)
     if run.run_id is not None and runs.filter(run_id=run.run_id).exists():
         return
     opened = opening(branches.using, branches.lineages, branch.pk)
@@ -102,9 +101,9 @@ def store(branches: Branches, run: Finished) -> None:
     )
     columns = {
         "branch": branch,
-        "agent_name": run.agent_name[:255],
-        "model": run.model[:255],
-        "trace_id": run.trace_id[:64],
+        "agent_name": run.agent_name,
+        "model": run.model,
+        "trace_id": run.trace_id,
         "status": AgentRun.Status.COMPLETED,
         "finished_at": timezone.now(),
         "first_position": opened.position,
@@ -114,11 +113,10 @@ def store(branches: Branches, run: Finished) -> None:
         **run.spent.columns(),
     }
     if before:
-        runs.filter(pk=before["pk"]).update(**columns)
+        run_rows.write(runs.filter(pk=before["pk"]), **columns)
     else:
-        runs.create(
-            session_id=branch.session_id, run_id=f"{STORED}{uuid4().hex}", **columns
-        )
+        run_id = f"{STORED}{uuid4().hex}"
+        run_rows.create(branches.using, branch.session_id, run_id, **columns)
 
 
 def _stored(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from django.db import connections, transaction
 
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.encryption import KeyRing, Vault, carrier_for
 from agent_sessions.encryption.keys import TEXTS
@@ -150,9 +151,8 @@ class Rotation:
             item = decode(text)
             new = None if item is None else self._change(item, TEXTS)
             if new is not None:
-                self.done.texts += rows.filter(pk=pk, state=text).update(
-                    state=json.dumps(new)
-                )
+                unchanged = rows.filter(pk=pk, state=text)
+                self.done.texts += run_rows.write(unchanged, state=json.dumps(new))
 
 
 def rotate_rest(backend: KeyedBackend, batch_size: int) -> Rotated:

@@ -11,6 +11,7 @@ from typing import Any
 from django.db import transaction
 from django.db.models import F
 
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.directory import active
 from agent_sessions.backends.reading import read_history
@@ -133,7 +134,7 @@ def finish_row(
             **active(here.updated_at),
         )
         copies = [_copied(target, run, there, places) for run in runs]
-        AgentRun._base_manager.using(using).bulk_create(copies, batch_size=200)
+        run_rows.copy(using, copies)
         if target.in_database:
             _set_times(using, there, places)
     return True

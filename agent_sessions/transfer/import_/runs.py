@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db.models import F, Max, Min, Q
 
+from agent_sessions.backends import run_rows
 from agent_sessions.items.kinds import OPENING
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.transfer.export import TOKENS
@@ -42,9 +43,9 @@ def write_runs(target: Target) -> int:
         else:
             changed.append((run, columns))
     if not target.dry_run:
-        AgentRun._base_manager.using(target.using).bulk_create(new, batch_size=200)
+        run_rows.copy(target.using, new)
         for run, columns in changed:
-            runs.filter(pk=run.pk).update(**columns)
+            run_rows.write(runs.filter(pk=run.pk), **columns)
         if new or changed:
             AgentSession.objects.using(target.using).filter(pk=row.pk).update(
                 **{name: F(name) + value for name, value in added.items()}

@@ -37,7 +37,7 @@ from agent_sessions.models import (
     SessionItem,
     SessionSecret,
 )
-from agent_sessions.runs import Conversation, RunLimits, pausing, records
+from agent_sessions.runs import Conversation, RunLimits, records
 from agent_sessions.views import SessionListView
 from tests.backends.encrypted.test_encrypted import under
 from tests.encryption.test_encryption import NEW, OLD
@@ -429,10 +429,13 @@ async def test_what_was_paused_again_is_neither_claimed_nor_withdrawn(
         )
         here = await Conversation.find(tab.session_id, user=user, backend=alias)
         await ask(tab, "r-1")
-        found = await sync_to_async(pausing.claimable)(here, {tab.asked["call_1"]})
+        found = await sync_to_async(records.claimable)(
+            here, "r-9", {tab.asked["call_1"]}
+        )
+        assert found is not None
         assert await answer(tab, "r-2") is None
         run = await ask(tab, "r-3")
-        assert not await sync_to_async(pausing.withdraw)(here, found.fence)
+        assert not await sync_to_async(records.withdraw)(here, found.fence)
         # As if the row of the first still waited.
         await put(found.run, status="waiting")
         with pytest.raises(UnknownInterrupt):
@@ -651,7 +654,7 @@ async def test_an_error_report_shows_nothing_of_it(alias: str, change: Any) -> N
         )
         here = await Conversation.find(tab.session_id, user=user, backend=alias)
         with pytest.raises(InvalidApproval) as caught:
-            await sync_to_async(pausing.claimable)(here, {tab.asked["call_1"]})
+            await sync_to_async(records.claimable)(here, "r-10", {tab.asked["call_1"]})
     reporter = ExceptionReporter(None, caught.type, caught.value, caught.tb)
     with override_settings(DEBUG=False):
         text = reporter.get_traceback_text()

@@ -19,7 +19,7 @@ from agent_sessions.backends.remote.base import Written
 from agent_sessions.exceptions import LeaseLost, StoreUnavailable
 from agent_sessions.items import Batch, Item, encode_batch
 from agent_sessions.models import AgentRun, AgentSession, PendingClear
-from agent_sessions.runs.hooks import SessionHooks
+from agent_sessions.runs.external import SessionHooks
 from tests.runs.test_runs import approve, cashier
 from tests.support.approvals import lookup, refunded
 from tests.support.chat import Socket, create_conversation, make_user, text_of
