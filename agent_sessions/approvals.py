@@ -83,7 +83,7 @@ def seal(
         "expires_at": paused.expires_at,
     }
     # It quotes the conversation, so it is kept as the items are.
-    return backend.seal_text(key, json.dumps(content))
+    return backend.sealer.seal(key, json.dumps(content))
 
 
 @sensitive_variables()
@@ -94,7 +94,7 @@ def unseal(backend: BaseSessionBackend, key: SessionKey, run: AgentRun) -> Pause
     UnknownEncryptionKey where nothing can be told.
     """
     try:
-        text = backend.open_text(key, run.state)
+        text = backend.sealer.open(key, run.state)
     except UnknownEncryptionKey:
         raise
     except EncryptionError:
@@ -159,7 +159,7 @@ def find_open(runs: QuerySet[AgentRun]) -> list[tuple[AgentRun, Paused]]:
     for alias, own in found.items():
         keys = [SessionKey(run.session.session_id, run.session.user_id) for run in own]
         try:
-            texts = sessions[alias].open_texts(
+            texts = sessions[alias].sealer.open_all(
                 [(key, run.state) for key, run in zip(keys, own, strict=True)]
             )
         except AgentSessionError:

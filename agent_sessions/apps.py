@@ -19,6 +19,7 @@ class AgentSessionsConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect signals and register the checks."""
+        from agent_sessions.backends.remote.listed import forget_rows
         from agent_sessions.checks import (
             check_backends,
             check_databases,
@@ -27,7 +28,7 @@ class AgentSessionsConfig(AppConfig):
             check_shown_passwords,
         )
         from agent_sessions.concurrency.forks import remember_connection
-        from agent_sessions.handler import forget_rows, reset_backends
+        from agent_sessions.handler import reset_backends
         from agent_sessions.models import AgentSession
         from agent_sessions.retention.pending import on_delete
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from django.contrib.auth.models import AnonymousUser
 
     from agent_sessions.backends.base import BaseSessionBackend
+    from agent_sessions.backends.wrapping import WrappingBackend
     from agent_sessions.memory import BackendSession
 
 DATABASE_BACKEND = "agent_sessions.backends.database.DatabaseBackend"
@@ -60,7 +59,6 @@ class SessionBackendHandler(_Handler):
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
         super().__init__(settings)
         self._backends: dict[str, BaseSessionBackend] = {}
-        atexit.register(self._at_exit)
 
     @guarded
     def configure_settings(self, settings: dict[str, Any] | None) -> dict[str, Any]:
@@ -113,7 +111,9 @@ class SessionBackendHandler(_Handler):
             raise _missing_extra(setting, exc) from exc
         if backend.inner_option is not None:
             inner = backend.options.get(backend.inner_option)
-            backend.make_inner = partial(self._make_inner, alias, inner)
+            cast("WrappingBackend", backend).make_inner = partial(
+                self._make_inner, alias, inner
+            )
         return backend
 
     def _make_inner(self, alias: str, inner: Any) -> BaseSessionBackend:
@@ -191,17 +191,6 @@ class SessionBackendHandler(_Handler):
         if database in {alias, ""}:
             return None
         return DatabaseBackend(alias, {"database": database})
-
-    def _at_exit(self) -> None:
-        for backend in self._backends.values():
-            # Whatever is wrong by then, the process ends as it would.
-            with suppress(Exception):
-                backend.at_exit()
-
-    def forget_rows(self, using: str) -> None:
-        """Forget what backends remember of the rows of a database."""
-        for backend in list(self._backends.values()):
-            backend.forget_rows(using)
 
     def reset(self) -> None:
         """Forget the settings and every backend; the next use reads them anew."""
@@ -322,7 +311,7 @@ def get_session(
     InvalidOwner and InvalidBranch.
     """
     store = sessions[backend]
-    if branch is not None and not store.supports_branches:
+    if branch is not None and store.in_database is None:
         raise InvalidBackend(
             f"{type(store).__name__} keeps no branches; leave branch out."
         )
@@ -348,8 +337,3 @@ def reset_backends(*, setting: str, **kwargs: Any) -> None:
     """Follow override_settings, as Django's own handlers do."""
     if setting in {"AGENT_SESSIONS", "DATABASES", "CACHES"}:
         sessions.reset()
-
-
-def forget_rows(*, using: str, **kwargs: Any) -> None:
-    """Follow a flush, as a TransactionTestCase does one after each test."""
-    sessions.forget_rows(using)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from django.contrib.auth import get_user_model
 from django.db.models import Model
 
 from agent_sessions.backends.arguments import check_branch, check_session_id
-from agent_sessions.items import StoredItem
+from agent_sessions.exceptions import EncryptionError
+from agent_sessions.items import Item, StoredItem
 from agent_sessions.owners import owner_key
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.contrib.auth.models import AnonymousUser
-
-T = TypeVar("T")
 
 # Makes what a pop asks of items, from the newest back: a store that begins anew, since
 # somebody else was faster, asks anew too.
@@ -54,6 +53,41 @@ class Page:
     items: list[StoredItem]
     has_earlier: bool
     has_later: bool = False
+
+    def assert_open(self) -> None:
+        """Pass where no item is still in its envelope, as an unknown key leaves it.
+
+        Raises EncryptionError, also where none opens: that must not look like an empty
+        history.
+        """
+        for stored in self.items:
+            if stored.is_closed and stored.item is not None:
+                raise EncryptionError(
+                    "The history has items under the encryption key "
+                    f"{stored.missing_key!r}, which do not open here. Add that key "
+                    "behind the others, or set accept_sdk_envelopes=True if the SDK's "
+                    "EncryptedSession wrote them; nothing was changed."
+                )
+        if self.items and all(stored.is_closed for stored in self.items):
+            raise EncryptionError(
+                f"None of {len(self.items)} items of the history opens: they were not "
+                "encrypted, were changed, or were copied or moved here. Nothing was "
+                "changed."
+            )
+
+
+class PopsIf(Protocol):
+    """What a backend has that looks at an item and takes it in one step."""
+
+    def pop_if(self, key: SessionKey, asking: Asking) -> Item | None:
+        """Remove and return the newest item that is accepted; others stay.
+
+        `asking` returns what is asked of each item, from the newest back: it is called
+        again where the store begins anew. Where that raises, nothing happens.
+        """
+
+    async def apop_if(self, key: SessionKey, asking: Asking) -> Item | None:
+        """See pop_if()."""
 
 
 def make_key(

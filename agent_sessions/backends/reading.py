@@ -1,12 +1,17 @@
-"""Read whole histories, a page at a time."""
+"""Read whole histories a page at a time, and where they end."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
-from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
+from agent_sessions.backends.wrapping import innermost
+from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.items import StoredItem
+
+logger = logging.getLogger("agent_sessions.backends")
 
 _PAGE = 200
 
@@ -22,7 +27,7 @@ def read_history(
     seen: set[str] = set()
     while True:
         page = backend.page(key, after=after, limit=_PAGE)
-        backend.assert_open(page)
+        page.assert_open()
         for stored in page.items:
             if stored.envelope_id in seen:
                 yield replace(stored, item=None, raw="", is_closed=True)
@@ -33,3 +38,48 @@ def read_history(
         if not page.items or not page.has_later:
             return
         after = page.items[-1].position
+
+
+def find_head(backend: BaseSessionBackend, key: SessionKey) -> int:
+    """Return the position of the newest item; 0 where there is none."""
+    return _last(innermost(backend).page(key, limit=1))
+
+
+async def afind_head(backend: BaseSessionBackend, key: SessionKey) -> int:
+    """See find_head()."""
+    return _last(await innermost(backend).apage(key, limit=1))
+
+
+async def find_newest(
+    backend: BaseSessionBackend, key: SessionKey
+) -> StoredItem | None:
+    """Find a history's newest item, to say where a run's items lie.
+
+    A store that fails then doesn't fail the run, which may have ended well.
+    """
+    try:
+        return next(iter((await backend.apage(key, limit=1)).items), None)
+    except AgentSessionError as exc:
+        _log(backend, exc)
+        return None
+
+
+def find_newest_sync(backend: BaseSessionBackend, key: SessionKey) -> StoredItem | None:
+    """See find_newest()."""
+    try:
+        return next(iter(backend.page(key, limit=1).items), None)
+    except AgentSessionError as exc:
+        _log(backend, exc)
+        return None
+
+
+def _last(page: Page) -> int:
+    return page.items[-1].position if page.items else 0
+
+
+def _log(backend: BaseSessionBackend, exc: Exception) -> None:
+    logger.warning(
+        "A run's place in a history of %r is not known (%s)",
+        backend.alias,
+        type(exc).__name__,
+    )

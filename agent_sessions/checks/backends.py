@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
@@ -44,23 +45,17 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
 def check_databases(
     *, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Ask each backend about the databases that may be queried.
+    """Report columns that don't fit, in the databases that may be queried.
 
     Django names them where `check --database` or `migrate` runs.
     """
-    messages: list[CheckMessage] = []
     asked: set[str] = set()
     for alias in _aliases() if databases else ():
-        try:
-            backend = sessions[alias]
-            asked.add(backend.directory.using)
-        except InvalidBackend:
-            # Told by check_backends.
-            continue
-        messages += backend.check_databases(databases or ())
-    for using in sorted(asked & set(databases or ())):
-        messages += check_columns(using)
-    return messages
+        # Told by check_backends.
+        with suppress(InvalidBackend):
+            asked.add(sessions[alias].directory.using)
+    found = sorted(asked & set(databases or ()))
+    return [message for using in found for message in check_columns(using)]
 
 
 def _check_chat(aliases: Sequence[str]) -> list[CheckMessage]:

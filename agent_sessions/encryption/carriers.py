@@ -71,5 +71,5 @@ IN_MESSAGES = MessageCarrier()
 
 
 def carrier_for(store: Any) -> Carrier:
-    """Choose how envelopes lie in a store, by its `takes_any_item`."""
-    return AS_IS if getattr(store, "takes_any_item", True) else IN_MESSAGES
+    """Choose how envelopes lie in a store, by its `keeps_exactly`."""
+    return AS_IS if getattr(store, "keeps_exactly", True) else IN_MESSAGES

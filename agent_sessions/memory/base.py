@@ -6,7 +6,7 @@ import inspect
 import sys
 from dataclasses import replace
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from agents.memory import SessionABC, SessionSettings
 from agents.memory.session_settings import (
@@ -21,7 +21,7 @@ from agent_sessions.backends.base import (
     BaseSessionBackend,
     SessionKey,
 )
-from agent_sessions.backends.keys import Asking
+from agent_sessions.backends.keys import Asking, PopsIf
 from agent_sessions.exceptions import BlockingCall, SessionDoesNotExist
 from agent_sessions.items import as_sequence
 from agent_sessions.memory.context import names_other
@@ -162,7 +162,8 @@ class BackendSession(SessionABC):
         where the backend's `supports_pop_if` is set.
         """
         await self._admit(wrapper)
-        return await self.backend.apop_if(self.key, asking)  # type: ignore[return-value]
+        store = cast("PopsIf", self.backend)
+        return await store.apop_if(self.key, asking)  # type: ignore[return-value]
 
     async def clear_session(
         self, *, wrapper: RunContextWrapper[Any] | None = None

@@ -20,6 +20,7 @@ from django.db.models import Count
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.remote.erasure import erase_leftover, leave
+from agent_sessions.backends.wrapping import forget_key, innermost
 from agent_sessions.exceptions import InvalidBackend, StoreUnavailable
 from agent_sessions.handler import sessions
 from agent_sessions.models import REMOVED, AgentSession, Branch, PendingClear
@@ -89,7 +90,7 @@ def on_delete(
     with suppress(InvalidBackend):
         # In this transaction: an earlier session's key must not serve a later one.
         key = SessionKey(instance.session_id, instance.user_id)
-        sessions[instance.backend].forget_key(key)
+        forget_key(sessions[instance.backend], key)
     if keeps_outside(instance, using):
         _batch(using).append(leave(using, instance).pk)
 
@@ -99,7 +100,7 @@ def keeps_outside(row: AgentSession, using: str) -> bool:
     if row.backend == REMOVED:
         return False
     try:
-        return sessions[row.backend].keeps_outside
+        return innermost(sessions[row.backend]).keeps_outside
     except InvalidBackend:
         # Of an alias that is configured no longer only its rows can tell.
         branches = Branch._base_manager.using(using).filter(session_id=row.pk)

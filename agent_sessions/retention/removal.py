@@ -15,6 +15,7 @@ from agent_sessions.backends.database.removal import (
 )
 from agent_sessions.backends.database.trimming import count_older, trim_history
 from agent_sessions.backends.leases import holds_a_run
+from agent_sessions.backends.wrapping import innermost, removing
 from agent_sessions.exceptions import (
     AgentSessionError,
     InvalidBranch,
@@ -71,10 +72,10 @@ def remove(row: AgentSession, how: Removal) -> int | None:
     """
     backend, key = store_of(row)
     try:
-        store = backend.store.in_database
+        store = innermost(backend).in_database
         # A subclass with a clear() of its own knows better what else is to be done.
         if store is not None and type(store).clear is DatabaseBackend.clear:
-            with backend.removing(key):
+            with removing(backend, key):
                 return remove_history(
                     store.engine,
                     key,

@@ -6,6 +6,7 @@ from django.db import transaction
 
 from agent_sessions import approvals
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.exceptions import AgentSessionError, InvalidApproval
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentRun, AgentSession
@@ -58,7 +59,7 @@ def delete(row: AgentSession) -> int:
     A store that fails leaves the row, which is all that is known of the items.
     """
     backend, key = store_of(row)
-    if backend.keeps_outside:
+    if innermost(backend).keeps_outside:
         # No transaction is held while another store is asked: SQLite has one writer.
         count = backend.clear(key)
         is_cleared(row).delete(using=row._state.db)

@@ -18,7 +18,7 @@ from agent_sessions.agui import (
     user_items,
 )
 from agent_sessions.approvals import Paused
-from agent_sessions.backends.places import find_newest
+from agent_sessions.backends.reading import afind_head, find_newest
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import (
     AgentSessionError,
@@ -161,7 +161,7 @@ class ActiveRun:
             await drop_unanswered(session, items)
         if not self._base.done():
             # Its positions may be given again, so not before what was dropped.
-            self._base.set_result(await store.ahead(key))
+            self._base.set_result(await afind_head(store, key))
         if state is not None:
             result = Runner.run_streamed(setup.agent, state, **options)
         else:

@@ -17,7 +17,8 @@ from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.usage import opening
-from agent_sessions.backends.places import find_newest, find_newest_sync
+from agent_sessions.backends.reading import find_newest, find_newest_sync
+from agent_sessions.backends.remote.erasure import enroll
 from agent_sessions.backends.run_rows import Runs, Status, runs_of
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.items import StoredItem
@@ -76,7 +77,7 @@ class ExternalRun:
         using = self.directory.using
         self.agent_name, self._resumed = agent_name, resumed
         with transaction.atomic(using):
-            self.backend.enroll(self.key)
+            enroll(self.backend, self.key)
             rows = self.directory.rows(self.key)
             # The session's row first, as every other writer takes it.
             rows.update(agent_name=agent_name[:255])

@@ -20,7 +20,6 @@ from agent_sessions.agui import (
 )
 from agent_sessions.approvals import pending
 from agent_sessions.backends.base import Page
-from agent_sessions.backends.encrypted.pages import assert_open
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import records
 from agent_sessions.runs.failures import message_for
@@ -57,7 +56,7 @@ def shown(
     `room` is in bytes of JSON. Raises EncryptionError.
     """
     # Left out, the conversation would look empty.
-    assert_open(page)
+    page.assert_open()
     items, first = page.items, 0
     messages = messages_from_items(items, options)
     fitting = _fitting(messages, room)

@@ -161,7 +161,7 @@ WRONG: dict[str, tuple[Any, str, str]] = {
     "a number": ({"default": {"BACKEND": 3}}, "is no subclass", "E005"),
     "the abstract base": (
         {"default": {"BACKEND": BaseSessionBackend}},
-        "is abstract. Name a subclass that has: aappend, aclear",
+        "is abstract. Name a subclass that has: append, clear",
         "E005",
     ),
     "a missing extra": (

@@ -41,16 +41,14 @@ class DatabaseBackend(BaseSessionBackend):
     where more only wait for each other, else 8).
     """
 
-    supports_branches = True
-    supports_trimming = True
     supports_pop_if = True
-    supports_rewriting = True
     takes_decoder = True
     session_class = "agent_sessions.memory.django.DjangoSession"
     option_defaults: ClassVar[dict[str, Any]] = {"database": None, "threads": None}
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
         super().__init__(alias, options)
+        self.in_database = self
         self.database: str | None = self.options["database"]
         if self.database is not None and self.database not in connections:
             raise InvalidBackend(
@@ -104,6 +102,12 @@ class DatabaseBackend(BaseSessionBackend):
         unless: str = "",
         batch_size: int = 500,
     ) -> int:
+        """Put changed items in the places of a session's own; tell how many.
+
+        Those of all branches, archived ones too. `change` returns None for what stays.
+        An item that is popped or rewritten meanwhile is left alone. Stored texts that
+        hold `unless` needn't be looked at.
+        """
         return Rewriting(self.engine, key, change, unless, batch_size).run()
 
     def clear(self, key: SessionKey) -> int:
@@ -159,6 +163,9 @@ class DatabaseBackend(BaseSessionBackend):
     async def apop(self, key: SessionKey) -> Item | None:
         return await self.threads.finish(self.pop, key)
 
+    async def apop_if(self, key: SessionKey, asking: Asking) -> Item | None:
+        return await self.threads.finish(self.pop_if, key, asking)
+
     async def aclear(self, key: SessionKey) -> int:
         return await settle(self._clear_in_steps(key))
 
@@ -169,18 +176,6 @@ class DatabaseBackend(BaseSessionBackend):
             # What others have waiting for the thread is done in between.
             await engine.threads.run(clearing.step)
         return clearing.count
-
-    async def apage(
-        self,
-        key: SessionKey,
-        *,
-        before: int | None = None,
-        after: int | None = None,
-        limit: int = 100,
-    ) -> Page:
-        return await self.threads.run(
-            self.page, key, before=before, after=after, limit=limit
-        )
 
     # -- configuration -------------------------------------------------------------
 
@@ -205,10 +200,6 @@ class DatabaseBackend(BaseSessionBackend):
     def directory(self) -> Directory:
         """The rows of this alias's sessions."""
         return Directory(self.alias, self.using)
-
-    @property
-    def in_database(self) -> DatabaseBackend:
-        return self
 
     @property
     def threads(self) -> DatabaseThreads:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.core import checks
@@ -21,19 +21,17 @@ from agent_sessions.backends.encrypted.operations import (
     read,
 )
 from agent_sessions.backends.encrypted.pages import (
-    assert_open,
     is_closed,
     may_have_copies,
     open_page,
 )
+from agent_sessions.backends.sealing import Sealer
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.encryption.keys import TEXTS
 from agent_sessions.exceptions import EncryptionError
 from agent_sessions.items import Item, encode_batch
-
-if TYPE_CHECKING:
-    from agent_sessions.backends.directory import Directory
-    from agent_sessions.concurrency.threads import DatabaseThreads
+from agent_sessions.reports import guarded
 
 
 class EncryptedBackend(KeyedBackend):
@@ -51,35 +49,39 @@ class EncryptedBackend(KeyedBackend):
 
     session_class = "agent_sessions.memory.encrypted.EncryptedBackendSession"
 
+    def __init__(self, alias: str, options: dict[str, Any]) -> None:
+        super().__init__(alias, options)
+        self.sealer = EncryptingSealer(self)
+
     # -- sync --------------------------------------------------------------------
 
     def append(self, key: SessionKey, items: Sequence[Item]) -> None:
         if items:
             # What is no JSON is told before anything is begun.
             encode_batch(items)
-            with self._writing(key) as vault:
+            with self.writing(key) as vault:
                 self.inner.append(key, vault.seal(items))
 
     def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         if limit == 0:
             return self.inner.latest(key, 0)
-        return self._with_keys(key, lambda vault: read(self.inner, vault, key, limit))
+        return self.with_keys(key, lambda vault: read(self.inner, vault, key, limit))
 
     def pop(self, key: SessionKey) -> Item | None:
-        return self._with_keys(key, lambda vault: pop(self.inner, vault, key))
+        return self.with_keys(key, lambda vault: pop(self.inner, vault, key))
 
     def clear(self, key: SessionKey) -> int:
         with self.removing(key):
-            return self.store.clear(key)
+            return innermost(self).clear(key)
 
     @contextmanager
     def removing(self, key: SessionKey) -> Iterator[None]:
         if not self.settings.clear_without_key:
             newest = self.inner.latest(key, 1)
-            self._with_keys(key, lambda vault: look(vault, newest))
-        secrets = self._secrets
+            self.with_keys(key, lambda vault: look(vault, newest))
+        secrets = self.secrets
         destroyed = nullcontext() if secrets is None else secrets.destroyed(key)
-        with destroyed, self.inner.removing(key):
+        with destroyed, super().removing(key):
             yield
         self._forget(key)
 
@@ -102,7 +104,7 @@ class EncryptedBackend(KeyedBackend):
 
     async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
         if self._is_threaded:
-            await settle(self.threads.run(self.append, key, items))
+            await super().aappend(key, items)
         elif items:
             permit = await self.permits.atake(self.threads)
             vault = self._vault(key, permit=permit)
@@ -112,7 +114,7 @@ class EncryptedBackend(KeyedBackend):
 
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
         if self._is_threaded:
-            return await self.threads.run(self.latest, key, limit)
+            return await super().alatest(key, limit)
         if limit == 0:
             return await self.inner.alatest(key, 0)
         return await self._awith_keys(
@@ -121,14 +123,14 @@ class EncryptedBackend(KeyedBackend):
 
     async def apop(self, key: SessionKey) -> Item | None:
         if self._is_threaded:
-            return await settle(self.threads.run(self.pop, key))
+            return await super().apop(key)
         return await settle(
             self._awith_keys(key, lambda vault: apop(self.inner, vault, key))
         )
 
     async def aclear(self, key: SessionKey) -> int:
         if self._is_threaded:
-            return await settle(self.threads.run(self.clear, key))
+            return await super().aclear(key)
         # From the look at the newest item on: a client may swallow a cancellation there.
         return await settle(self._aclear(key))
 
@@ -160,60 +162,46 @@ class EncryptedBackend(KeyedBackend):
             page = open_page(self._vault(key), found, _unasked)
         return page
 
-    # -- the wrapped backend ---------------------------------------------------------
-
-    @property
-    def directory(self) -> Directory:
-        return self.inner.directory
-
-    @property
-    def threads(self) -> DatabaseThreads:
-        return self.inner.threads
+    # -- configuration ---------------------------------------------------------------
 
     def forget_key(self, key: SessionKey) -> None:
         super().forget_key(key)
-        if self._secrets is not None:
-            self._secrets.rows(key).delete()
+        if self.secrets is not None:
+            self.secrets.rows(key).delete()
         self._forget(key)
-
-    def enroll(self, key: SessionKey) -> None:
-        self.inner.enroll(key)
-
-    def head(self, key: SessionKey) -> int:
-        return self.inner.head(key)
-
-    async def ahead(self, key: SessionKey) -> int:
-        return await self.inner.ahead(key)
 
     def check(self) -> list[checks.CheckMessage]:
         return self.source.check()
 
     def close(self) -> None:
         self._memory.close()
-        if (inner := self.__dict__.pop("inner", None)) is not None:
-            inner.close()
+        super().close()
 
-    def assert_open(self, page: Page) -> None:
-        assert_open(page)
 
-    # -- texts beside the items ------------------------------------------------------
+class EncryptingSealer(Sealer):
+    """Texts that are encrypted as the items are, beside which they lie."""
 
-    def seal_text(self, key: SessionKey, text: str) -> str:
-        with self._writing(key, TEXTS) as vault:
+    def __init__(self, backend: EncryptedBackend) -> None:
+        self._backend = backend
+
+    @guarded
+    def seal(self, key: SessionKey, text: str) -> str:
+        with self._backend.writing(key, TEXTS) as vault:
             return vault.seal_text(text) if text else ""
 
-    def open_text(self, key: SessionKey, text: str) -> str:
+    @guarded
+    def open(self, key: SessionKey, text: str) -> str:
         if not text:
             return ""
-        return self._with_keys(key, lambda vault: vault.open_text(text), TEXTS)
+        return self._backend.with_keys(key, lambda vault: vault.open_text(text), TEXTS)
 
-    def open_texts(self, texts: Sequence[tuple[SessionKey, str]]) -> list[str | None]:
-        secrets = self._secrets
+    def open_all(self, texts: Sequence[tuple[SessionKey, str]]) -> list[str | None]:
+        secrets = self._backend.secrets
         known = secrets.read_all([key for key, _ in texts]) if secrets else None
 
         def open_one(key: SessionKey, text: str) -> str | None:
             try:
-                return self._with_keys(
+                return self._backend.with_keys(
                     key, lambda vault: vault.open_text(text), TEXTS, known
                 )
             except EncryptionError:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
 
-from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.encrypted.options import DEFAULTS, read_options
 from agent_sessions.backends.encrypted.source import KeySource
+from agent_sessions.backends.wrapping import WrappingBackend
 from agent_sessions.encryption import (
     KeyRing,
     Memory,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class KeyedBackend(BaseSessionBackend):
+class KeyedBackend(WrappingBackend):
     """Know the keys of each session of an alias, in its vaults."""
 
     required_options = frozenset({"backend", "keys"})
@@ -106,7 +107,8 @@ class KeyedBackend(BaseSessionBackend):
         return secrets.rewrap(key, vault)
 
     @cached_property
-    def _secrets(self) -> SessionSecrets | None:
+    def secrets(self) -> SessionSecrets | None:
+        """The sessions' own keys, where they have any."""
         from agent_sessions.backends.encrypted.secrets import SessionSecrets
 
         if not self.settings.session_keys:
@@ -148,7 +150,7 @@ class KeyedBackend(BaseSessionBackend):
         permit: Permit | None = None,
         known: KnownSecrets | None = None,
     ) -> Vault:
-        secrets = known or self._secrets
+        secrets = known or self.secrets
         if secrets is None:
             return self._vault(key, purpose=purpose, permit=permit)
         masters = self._vault(key, purpose=SECRETS, permit=permit)
@@ -170,17 +172,18 @@ class KeyedBackend(BaseSessionBackend):
             return self._vault(key)
 
     @contextmanager
-    def _writing(self, key: SessionKey, purpose: bytes = b"") -> Iterator[Vault]:
+    def writing(self, key: SessionKey, purpose: bytes = b"") -> Iterator[Vault]:
+        """Encrypt and store in the block, under a key that nobody retires meanwhile."""
         permit = self.permits.take()
-        if self._secrets is None:
+        if self.secrets is None:
             yield self._vault(key, purpose=purpose, permit=permit)
         else:
             sealing = self._vault(key, purpose=SECRETS, permit=permit)
-            with self._secrets.held(key, sealing) as secret:
+            with self.secrets.held(key, sealing) as secret:
                 yield self._vault(key, permit.ring.under(secret), purpose)
         self._confirm(key, permit)
 
-    def _with_keys(
+    def with_keys(
         self,
         key: SessionKey,
         use: Callable[[Vault], T],

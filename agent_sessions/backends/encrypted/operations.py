@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.encryption import Reading, Vault
 from agent_sessions.encryption.vault import Taking
 from agent_sessions.exceptions import EncryptionError
 from agent_sessions.items import Item
+
+if TYPE_CHECKING:
+    from agent_sessions.backends.keys import PopsIf
 
 logger = logging.getLogger("agent_sessions.backends")
 
@@ -51,7 +54,7 @@ def pop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item | None
     while not taking.look(inner.latest(key, taking.window)):
         pass
     if inner.supports_pop_if:
-        return taking.end(inner.pop_if(key, taking.begin))
+        return taking.end(cast("PopsIf", inner).pop_if(key, taking.begin))
     if not taking.may_take():
         return None
     taken = inner.pop(key)
@@ -69,7 +72,8 @@ async def apop(inner: BaseSessionBackend, vault: Vault, key: SessionKey) -> Item
     while not taking.look(await inner.alatest(key, taking.window)):
         pass
     if inner.supports_pop_if:
-        return taking.end(await inner.apop_if(key, taking.begin))
+        store = cast("PopsIf", inner)
+        return taking.end(await store.apop_if(key, taking.begin))
     if not taking.may_take():
         return None
     taken = await inner.apop(key)

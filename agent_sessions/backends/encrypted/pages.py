@@ -44,28 +44,6 @@ def is_closed(page: Page) -> bool:
     return any(stored.is_closed and stored.item is not None for stored in page.items)
 
 
-def assert_open(page: Page) -> None:
-    """Pass where no item of an opened page is still in its envelope.
-
-    Raises EncryptionError, also where none opens: that must not look like an empty
-    history.
-    """
-    for stored in page.items:
-        if stored.is_closed and stored.item is not None:
-            raise EncryptionError(
-                "The history has items under the encryption key "
-                f"{stored.missing_key!r}, which do not open here. Add that key behind "
-                "the others, or set accept_sdk_envelopes=True if the SDK's "
-                "EncryptedSession wrote them; nothing was changed."
-            )
-    if page.items and all(stored.is_closed for stored in page.items):
-        raise EncryptionError(
-            f"None of {len(page.items)} items of the history opens: they were not "
-            "encrypted, were changed, or were copied or moved here. Nothing was "
-            "changed."
-        )
-
-
 def _originals(vault: Vault, page: Page, read: Callable[..., Page]) -> set[str]:
     """Return the ids of a page's envelopes that lie before it, as far as may be."""
     wanted = {vault.id_of(stored.item) for stored in page.items} - {""}

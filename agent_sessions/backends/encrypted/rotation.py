@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from django.db import connections, transaction
 
@@ -97,8 +97,8 @@ class Rotation:
             # The session's own key doesn't open, so nothing of the session does.
             self.done.miss(exc.key_id)
             return self.done
-        if self._backend.inner.supports_rewriting:
-            self.done.items += self._backend.inner.rewrite(
+        if (rows := self._backend.inner.in_database) is not None:
+            self.done.items += rows.rewrite(
                 self._key,
                 self._change,
                 unless=f'"kid":"{first}"',
@@ -169,9 +169,9 @@ def rotate_rest(backend: KeyedBackend, batch_size: int) -> Rotated:
             done.keys += backend.rewrap(key)
         except UnknownEncryptionKey as exc:
             done.miss(exc.key_id)
-    if getattr(backend.inner, "supports_listing", False):
+    if backend.inner.supports_listing:
         older = set(backend.source.ring().ids) - {first}
-        for session_id in backend.inner.list_ids():  # type: ignore[attr-defined]
+        for session_id in cast("Any", backend.inner).list_ids():
             key = SessionKey(session_id)
             if not directory.rows(key).exists():
                 # Another alias may have sessions there too.

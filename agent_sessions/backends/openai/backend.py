@@ -52,7 +52,6 @@ class OpenAIConversationsBackend(RemoteBackend):
     # Texts come back as parts, and items with ids.
     keeps_exactly = False
     # The API knows what items are, and refuses others.
-    takes_any_item = False
     session_class = "agent_sessions.memory.openai.ConversationSession"
     option_defaults: ClassVar[dict[str, Any]] = {
         **RemoteBackend.option_defaults,

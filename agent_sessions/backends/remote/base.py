@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.keys import Asking
@@ -34,9 +34,6 @@ class RemoteBackend(ListedBackend):
 
     OPTIONS of all: those of ListedBackend.
     """
-
-    # Whether the store can tell which sessions it has; see store_ids().
-    supports_listing: ClassVar[bool] = False
 
     def __init__(
         self, alias: str, options: dict[str, Any], *, listed: bool = True

@@ -17,6 +17,7 @@ from django.db.models import Q, QuerySet
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.leases import DatabaseNow, is_silent
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.exceptions import AgentSessionError, HistoryGone, StoreBusy
 from agent_sessions.models import AgentSession, PendingClear
 
@@ -84,6 +85,14 @@ def erase_before(backend: BaseSessionBackend, key: SessionKey) -> None:
                 "another process. Try again."
             )
         time.sleep(_PAUSE)
+
+
+def enroll(backend: BaseSessionBackend, key: SessionKey) -> None:
+    """Make the rows that a session's first use needs. Raises what create() does."""
+    directory = backend.directory
+    if innermost(backend).keeps_outside and not directory.rows(key).exists():
+        erase_before(backend, key)
+    directory.create(key)
 
 
 def has_owner(using: str, key: SessionKey) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from weakref import WeakSet
 
 from django.db import Error, IntegrityError, connections, transaction
 
@@ -38,6 +40,10 @@ class Written:
     count: int | None = None
 
 
+# What is to be written down as the process ends, or to be forgotten with its database.
+_backends: WeakSet[ListedBackend] = WeakSet()
+
+
 class ListedBackend(BaseSessionBackend):
     """Base of backends whose sessions have rows in a Django database, but no items.
 
@@ -46,6 +52,7 @@ class ListedBackend(BaseSessionBackend):
     neither looked up nor written again (default 60; 0 does both at each use).
     """
 
+    keeps_outside = True
     option_defaults: ClassVar[dict[str, Any]] = {
         "database": None,
         "touch_interval": 60,
@@ -61,6 +68,7 @@ class ListedBackend(BaseSessionBackend):
         self._pools = ThreadsByDatabase(routed=self.database is None)
         self._admissions = Admissions(self.options["touch_interval"])
         self._database_name: Any = None
+        _backends.add(self)
 
     @property
     def using(self) -> str:
@@ -91,22 +99,13 @@ class ListedBackend(BaseSessionBackend):
         served, result = await with_caller(call)
         return cast("T", result) if served else await self.threads.run(call)
 
-    @property
-    def keeps_outside(self) -> bool:
-        return True
-
-    def enroll(self, key: SessionKey) -> None:
-        from agent_sessions.backends.remote.erasure import erase_before
-
-        if not self.directory.rows(key).exists():
-            erase_before(self, key)
-        super().enroll(key)
-
     def flush(self, key: SessionKey) -> None:
+        """Bring the session's row up to date with what was written, if it isn't."""
         if (news := self._admissions.take(key)) is not None:
             self._write_down(key, news)
 
     async def aflush(self, key: SessionKey) -> None:
+        """See flush()."""
         if (news := self._admissions.take(key)) is not None:
             await settle(self.threads.run(self._write_down, key, news))
 
@@ -239,10 +238,12 @@ class ListedBackend(BaseSessionBackend):
             self._warn("could not be counted", exc)
 
     def forget_rows(self, using: str) -> None:
-        if using == self.using:
+        """Forget what is remembered of the rows of a database, which was emptied."""
+        if self.listed and using == self.using:
             self._admissions.take_all()
 
-    def at_exit(self) -> None:
+    def write_at_exit(self) -> None:
+        """Write what was put off, as the process ends."""
         # No thread can be started any more, and no loop runs. Nothing is made anew: a
         # test's database may be gone, and its name be that of another one again.
         if self._admissions.is_inherited or not self.listed:
@@ -271,3 +272,17 @@ class ListedBackend(BaseSessionBackend):
                 self._write_down(key, news)
         finally:
             connections[self.using].close()
+
+
+def forget_rows(*, using: str, **kwargs: Any) -> None:
+    """Follow a flush, as a TransactionTestCase does one after each test."""
+    for backend in list(_backends):
+        backend.forget_rows(using)
+
+
+@atexit.register
+def _write_at_exit() -> None:
+    for backend in list(_backends):
+        # Whatever is wrong by then, the process ends as it would.
+        with suppress(Exception):
+            backend.write_at_exit()

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from django.core import checks
 
 from agent_sessions.backends.addresses import ENCODE, is_address, is_misread
-from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.base import Page, SessionKey, option_names
 from agent_sessions.backends.remote.base import RemoteBackend, Written
 from agent_sessions.backends.remote.paging import page_of
 from agent_sessions.backends.sdk.opening import Maker, Opened, OpenSessions
@@ -107,7 +107,7 @@ class SDKBackend(RemoteBackend):
     def _check_arguments(
         self, setting: str, options: dict[str, Any], signature: Signature
     ) -> None:
-        own = self.option_names()
+        own = option_names(type(self))
         given = _arguments(options, own)
         taken = signature.names
         if not signature.is_open and (unknown := sorted(given.keys() - taken)):
@@ -136,7 +136,9 @@ class SDKBackend(RemoteBackend):
                 hint=ENCODE,
                 id="agent_sessions.E020",
             )
-            for name, value in _arguments(self.options, self.option_names()).items()
+            for name, value in _arguments(
+                self.options, option_names(type(self))
+            ).items()
             if is_address(value) and is_misread(value)
         ]
         keep = self.options["keep"]
@@ -160,7 +162,7 @@ class SDKBackend(RemoteBackend):
 
     def _forgets(self) -> bool:
         """Return whether the arguments name a database in memory."""
-        given = _arguments(self.options, self.option_names())
+        given = _arguments(self.options, option_names(type(self)))
         url = str(given.get("url", ""))
         if url.startswith("sqlite"):
             return url.endswith((":memory:", "://", ":///"))
@@ -295,7 +297,7 @@ class SDKBackend(RemoteBackend):
             ) from None
 
     async def _make_sessions(self) -> OpenSessions:
-        arguments = _arguments(self.options, self.option_names())
+        arguments = _arguments(self.options, option_names(type(self)))
         return OpenSessions(
             Maker(self.options["session"], arguments), self.options["keep"]
         )

@@ -171,7 +171,7 @@ class Command(PrintingCommand):
         """Leave out backends that can't remove single turns."""
         can: list[str] = []
         for alias in selection.backends or sessions:
-            if sessions[alias].supports_trimming:
+            if sessions[alias].in_database:
                 can.append(alias)
                 continue
             kind = type(sessions[alias]).__name__

@@ -57,7 +57,7 @@ class Command(PrintingCommand):
             row = self._find(options)
             backend, key = store_of(row)
             if options["branch"] is not None:
-                if not backend.supports_branches:
+                if backend.in_database is None:
                     raise CommandError(
                         f"The backend {row.backend!r} keeps no branches; leave "
                         "--branch out."

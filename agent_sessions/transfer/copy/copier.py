@@ -14,7 +14,8 @@ from django.db.models import F
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.directory import NO_RUN
 from agent_sessions.backends.leases import DatabaseNow
-from agent_sessions.backends.reading import read_history
+from agent_sessions.backends.reading import find_head, read_history
+from agent_sessions.backends.remote.erasure import enroll
 from agent_sessions.exceptions import (
     AgentSessionError,
     SessionDoesNotExist,
@@ -109,7 +110,7 @@ class Copier:
         self._check(chosen)
         held = self._hold(key) if self.move and chosen.row is not None else None
         try:
-            was = self.target.head(key) > 0
+            was = find_head(self.target, key) > 0
             written, fingerprint = self._copy_items(key)
             done = self._finish(chosen)
             self._count(written, was=was, done=done)
@@ -202,7 +203,7 @@ class Copier:
             )
         if row is None:
             with transaction.atomic(self.target.directory.using):
-                self.target.enroll(key)
+                enroll(self.target, key)
             row = rows.get()
         if not marker:
             metadata = {**row.metadata, MARKER: {"backend": self.source.alias}}
@@ -233,7 +234,6 @@ class Copier:
         if not rows.exists():
             # It is empty, and so is its copy.
             self._begin(chosen.key, begun=False)
-        self.target.flush(chosen.key)
         return finish_row(
             self.target,
             chosen.row,

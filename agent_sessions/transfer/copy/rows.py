@@ -116,7 +116,7 @@ def finish_row(
     counted = {name: getattr(here, name) for name in COUNTERS}
     wanted = {
         # Titles of encrypted sessions are not told.
-        "title": "" if target.inner_option is not None else here.title,
+        "title": "" if target.encrypts else here.title,
         "agent_name": here.agent_name,
         "expires_at": here.expires_at,
         "created_at": here.created_at,

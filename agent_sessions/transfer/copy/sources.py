@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.remote.base import RemoteBackend
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.models import AgentSession
 from agent_sessions.retention import Selection
 from agent_sessions.retention.selection import is_storable
@@ -41,8 +41,8 @@ def find_sources(
             yield Chosen(key) if has_items else session_id
         return
     yield from map(_of, selection.rows())
-    if user is None and isinstance(backend, RemoteBackend) and backend.supports_listing:
-        for session_id in list(backend.list_ids()):
+    if user is None and backend.supports_listing:
+        for session_id in list(cast("Any", backend).list_ids()):
             key = SessionKey(session_id)
             if not backend.directory.rows(key).exists() and _has_items(backend, key):
                 yield Chosen(key)
@@ -63,4 +63,4 @@ def _of(row: AgentSession) -> Chosen:
 def _has_items(backend: BaseSessionBackend, key: SessionKey) -> bool:
     if backend.directory.rows(key).exists():
         return True
-    return backend.keeps_outside and bool(backend.page(key, limit=1).items)
+    return innermost(backend).keeps_outside and bool(backend.page(key, limit=1).items)

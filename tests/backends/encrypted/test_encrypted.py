@@ -26,6 +26,7 @@ from openai import AsyncOpenAI
 from agent_sessions import EncryptedSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.checks import check_backends
 from agent_sessions.consumers import CLOSE_UNAVAILABLE
 from agent_sessions.exceptions import (
@@ -297,7 +298,7 @@ async def test_a_lifetime_on_async_pages(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_histories_of_the_sdk_open_in_a_backend() -> None:
     from agents.extensions.memory import EncryptedSession as SDKEncryptedSession
 
-    inner = open_session(sessions["private"].inner, SessionKey("s"))
+    inner = open_session(innermost(sessions["private"]), SessionKey("s"))
     await SDKEncryptedSession("s", inner, KEY).add_items([said("theirs")])
     with under(KEY, accept_sdk_envelopes=True):
         session = private()
@@ -736,7 +737,7 @@ async def test_a_subclass_may_read_in_its_own_way() -> None:
         await session.add_items([said(TREASURE)])
         assert await session.get_items() == [said(TREASURE)]
         assert await sync_to_async(session.sync.get_items)() == [said(TREASURE)]
-        inner: Any = sessions["private"].inner
+        inner: Any = innermost(sessions["private"])
         assert inner.has_read
         assert inner.has_awaited
         assert DatabaseBackend.takes_decoder

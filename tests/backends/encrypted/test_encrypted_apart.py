@@ -13,6 +13,7 @@ from django.test import override_settings
 
 from agent_sessions import RedisSession, get_session, sessions
 from agent_sessions.backends.openai import OpenAIConversationsBackend
+from agent_sessions.backends.wrapping import innermost
 from tests.backends.encrypted.test_encrypted_contract import DATABASE, ENCRYPTED, KEY
 from tests.encryption.test_encryption import said
 from tests.servers import Server
@@ -119,7 +120,7 @@ async def test_no_id_reaches_what_another_alias_encrypted(
         assert await plain.get_items() == [said("plain")]
         listed = {}
         for alias in ALIASES:
-            store: Any = sessions[alias].store
+            store: Any = innermost(sessions[alias])
             listed[alias] = await sync_to_async(lambda s=store: list(s.list_ids()))()
         assert listed == {"default": [session_id], "private": ["a"], "secret": []}
         assert await get_session("a", backend="private").get_items() == [said("hidden")]

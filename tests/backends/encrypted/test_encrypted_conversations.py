@@ -21,6 +21,7 @@ from openai import AsyncOpenAI
 from agent_sessions import EncryptedSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.openai import OpenAIConversationsBackend
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.checks import check_backends
 from agent_sessions.encryption import is_envelope
 from agent_sessions.exceptions import (
@@ -93,7 +94,7 @@ async def using(*arguments: Any, **options: Any) -> AsyncIterator[None]:
     """Use such settings, and close their client while its loop runs."""
     with under(*arguments, **options):
         yield
-        await sessions["private"].inner.aclose()  # type: ignore[attr-defined]
+        await innermost(sessions["private"]).aclose()  # type: ignore[attr-defined]
 
 
 def kept(server: ConversationsServer) -> list[Any]:
@@ -215,7 +216,7 @@ async def test_a_wrong_key_is_named_and_destroys_nothing(
     # For readers to tell: the envelope, not the message around it.
     assert [one.item for one in shown.items] == envelopes(server)
     with pytest.raises(EncryptionError, match=key_id(OLD)):
-        sessions["private"].assert_open(shown)
+        shown.assert_open()
     assert kept(server) == before
 
 

@@ -457,7 +457,7 @@ def test_a_process_counts_its_key_up_once_for_many_writes() -> None:
     with under(NEW, key_refresh=600):
         for _ in range(5):
             fill(1)
-        sessions["private"].seal_text(SessionKey("s"), "text")
+        sessions["private"].sealer.seal(SessionKey("s"), "text")
     row = KeyUse.objects.get()
     assert (row.backend, row.key_id, row.takings) == ("private", key_id(NEW), 1)
     assert row.seconds == 600
@@ -496,7 +496,7 @@ def test_a_rotation_that_is_killed_at_any_statement_is_given_again(
 ) -> None:
     with under(OLD):
         fill(3)
-        sealed = sessions["private"].seal_text(SessionKey("s"), "paused")
+        sealed = sessions["private"].sealer.seal(SessionKey("s"), "paused")
         row = AgentSession.objects.get()
         AgentRun.objects.create(session=row, run_id="r", state=sealed)
     # Long ago, so that a rotation retires the key after its first sweep.
@@ -524,7 +524,7 @@ def test_a_rotation_that_is_killed_at_any_statement_is_given_again(
     assert len(texts(NEW)) == 3
     run = AgentRun.objects.get()
     with under(NEW):
-        assert sessions["private"].open_text(SessionKey("s"), run.state) == "paused"
+        assert sessions["private"].sealer.open(SessionKey("s"), run.state) == "paused"
 
 
 # -- what belongs to no session's row -----------------------------------------------------

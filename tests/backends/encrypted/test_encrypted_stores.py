@@ -9,6 +9,7 @@ import pytest
 from django.test import override_settings
 
 from agent_sessions.backends.openai import OpenAIConversationsBackend
+from agent_sessions.backends.wrapping import innermost
 from tests.backends.dapr.test_dapr_contract import damage
 from tests.backends.encrypted.test_encrypted_contract import (
     EncryptedContract,
@@ -43,7 +44,7 @@ class OverARedis(EncryptedContract):
     __test__ = False
 
     async def corrupt(self, session: Any, nth: int, data: str) -> str:
-        inner = session.backend.inner
+        inner: Any = innermost(session.backend)
         client = await inner.client()
         key = inner.names(session.key).items
         original = await client.execute_command("LINDEX", key, nth, NEVER_DECODE=True)
@@ -130,7 +131,8 @@ class TestOverConversations(EncryptedContract):
             yield
 
     async def corrupt(self, session: Any, nth: int, data: str) -> str:
-        remote = await session.backend.inner.find(session.key)
+        inner: Any = innermost(session.backend)
+        remote = await inner.find(session.key)
         part = self.server.conversations[remote][nth]["content"][0]
         original, part["text"] = part["text"], data
         return str(original)

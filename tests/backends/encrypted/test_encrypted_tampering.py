@@ -18,6 +18,7 @@ from redis import Redis
 
 from agent_sessions import EncryptedSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.consumers import CLOSE_UNAVAILABLE
 from agent_sessions.exceptions import (
     EncryptionError,
@@ -213,7 +214,7 @@ def test_a_copy_in_redis_is_passed_over_however_often_it_is_looked_at(
     options = {"url": url(redis_server), "key_prefix": "copies"}
     with under(NEW, inner={"BACKEND": REDIS, "OPTIONS": options}):
         private().sync.add_items([said("pay"), said("thanks")])
-        inner: Any = sessions["private"].inner
+        inner: Any = innermost(sessions["private"])
         with Redis.from_url(url(redis_server)) as client:
             name = inner.names(SessionKey("s")).items
             client.rpush(name, client.lindex(name, 0))
@@ -328,7 +329,7 @@ async def test_a_copy_around_a_session_object() -> None:
 async def sdk_wrote(*items: Any, key: str = NEW) -> None:
     from agents.extensions.memory import EncryptedSession as SDKEncryptedSession
 
-    inner = open_session(sessions["private"].inner, SessionKey("s"))
+    inner = open_session(innermost(sessions["private"]), SessionKey("s"))
     await SDKEncryptedSession("s", inner, key).add_items(list(items))
 
 
@@ -371,7 +372,7 @@ async def test_an_envelope_of_the_sdk_is_no_sealed_text() -> None:
         text = json.dumps((await store.get_items())[0])
         backend = sessions["private"]
         with pytest.raises(EncryptionError):
-            await sync_to_async(backend.open_text)(SessionKey("s"), text)
+            await sync_to_async(backend.sealer.open)(SessionKey("s"), text)
 
 
 @one_database
@@ -469,7 +470,7 @@ async def test_what_looks_like_an_envelope_closes_nothing(backend: str) -> None:
     store = sessions[backend]
     found = await store.apage(SessionKey(row.session_id, user.pk))
     assert [s.item for s in found.items] == items
-    store.assert_open(found)
+    found.assert_open()
     async with Socket(row.session_id, user, speaker(), backend=backend) as tab:
         await tab.sync()
         events = await tab.to_end()
@@ -561,7 +562,7 @@ async def test_no_key_of_a_session_is_remembered() -> None:
         key = SessionKey("s")
         await private().add_items([said(TREASURE)])
         assert await private().get_items() == [said(TREASURE)]
-        await sync_to_async(backend.seal_text)(key, "a state")
+        await sync_to_async(backend.sealer.seal)(key, "a state")
         await backend.apage(key)
         assert TREASURE in remembered()
         ring = (await backend.avault(key)).ring

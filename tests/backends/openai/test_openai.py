@@ -25,6 +25,7 @@ from openai import AsyncOpenAI
 from agent_sessions import get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.openai import OpenAIConversationsBackend
+from agent_sessions.backends.reading import afind_head
 from agent_sessions.exceptions import (
     HistoryGone,
     InvalidBackend,
@@ -702,9 +703,9 @@ async def test_pages_go_on_where_others_ended(server: ConversationsServer) -> No
     assert [item.turn for item in found] == list(range(1, 431))
     assert texts([item.item for item in found]) == [f"item {n}" for n in range(430)]
     server.requests.clear()
-    assert await backend.ahead(session.key) == 430
+    assert await afind_head(backend, session.key) == 430
     await session.add_items(said(430))
-    assert await backend.ahead(session.key) == 431
+    assert await afind_head(backend, session.key) == 431
     page = await backend.apage(session.key, before=251, limit=30)
     assert [item.position for item in page.items] == list(range(221, 251))
     assert (page.has_earlier, page.has_later) == (True, True)

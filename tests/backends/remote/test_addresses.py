@@ -17,6 +17,7 @@ from agent_sessions.backends.dapr import DaprBackend
 from agent_sessions.backends.redis import RedisBackend
 from agent_sessions.backends.redis.clients import Place
 from agent_sessions.backends.sdk import SDKBackend
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.checks import (
     check_backends,
     check_layers,
@@ -293,7 +294,7 @@ def made_with_secrets() -> list[Any]:
             sessions,
             *backends,
             *(open_session(backend, SessionKey("s")) for backend in backends),
-            sessions["private"].inner,
+            innermost(sessions["private"]),
             sessions["private"].source.ring(),  # type: ignore[attr-defined]
             RedisBackend("r", {"url": address}).place,
             Place(address, {"password": SECRET}, make=lambda secret=SECRET: secret),  # type: ignore[misc]

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from agents.memory import Session
@@ -212,9 +212,9 @@ async def test_an_async_page_does_so_too(seldom: None) -> None:
     assert await sync_to_async(count_of)("s-burst") == 2
     # Nothing is left to be written.
     await session.add_items([HELLO])
-    await sessions["default"].aflush(session.key)
+    await cast("Any", sessions["default"]).aflush(session.key)
     assert await sync_to_async(count_of)("s-burst") == 3
-    await sessions["default"].aflush(session.key)
+    await cast("Any", sessions["default"]).aflush(session.key)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -245,7 +245,7 @@ def test_a_session_deleted_by_another_process_gets_its_row_again(seldom: None) -
     # What a process does that this one hears nothing of.
     is_cleared(AgentSession.objects.get()).delete()
     session.sync.add_items([HELLO])
-    sessions["default"].flush(session.key)
+    cast("Any", sessions["default"]).flush(session.key)
     assert count_of("s-deleted") == 2
 
 
