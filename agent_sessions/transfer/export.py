@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -25,26 +25,21 @@ from agent_sessions.models import (
     SessionItem,
 )
 from agent_sessions.times import iso
+from agent_sessions.transfer.report import Report
+from agent_sessions.usage import COUNTERS
 
 FORMAT = "agent-sessions/1"
 # The key of a session's metadata that says where it was imported from, and how far.
 MARKER = "import"
-TOKENS = (
-    "requests",
-    "input_tokens",
-    "output_tokens",
-    "cached_tokens",
-    "reasoning_tokens",
-)
-# What a run's object has beside its id, branch and times. Not its state: that is
-# the SDK's and holds the whole conversation again.
+# What a run keeps wherever it goes, beside its id, branch and times. Not its state:
+# that is the SDK's and holds the whole conversation again.
 RUN_COLUMNS = (
     "agent_name",
     "model",
     "status",
     "first_position",
     "last_position",
-    *TOKENS,
+    *COUNTERS,
     "total_tokens",
     "usage",
     "error_code",
@@ -56,16 +51,7 @@ _PAGE = 200
 _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-@dataclass(slots=True)
-class Tally:
-    """What an export has written so far."""
-
-    items: int = 0
-    # Sessions whose items are encrypted in their store, and in clear in the export.
-    opened: int = 0
-
-
-def export_session(row: AgentSession, tally: Tally | None = None) -> Iterator[str]:
+def export_session(row: AgentSession, report: Report | None = None) -> Iterator[str]:
     """Return the pieces of a session's line, its newline included.
 
     Memory doesn't grow with the history. What other stores than Django's databases
@@ -74,63 +60,114 @@ def export_session(row: AgentSession, tally: Tally | None = None) -> Iterator[st
     """
     backend = sessions[row.backend]
     using = row._state.db or backend.directory.using
-    stored = backend.in_database is not None
-    branches = list(
-        Branch._base_manager.using(using)
-        .filter(session_id=row.pk)
-        .select_related("parent")
-        .order_by("pk")
-    )
-    runs = AgentRun._base_manager.using(using).filter(session_id=row.pk)
-    described = (
-        [_branch(branch) for branch in branches] if stored else [_only(backend, row)]
-    )
+    described = describe_session(row)
+    if backend.encrypts:
+        # An import keeps what is in clear in the file in clear, so it has to know.
+        described["encrypted"] = True
+    if backend.in_database is not None:
+        branches = _read_branches(using, row)
+        shapes = [_branch(branch) for branch in branches]
+        items = (
+            describe_item(item, branch.name)
+            for branch in branches
+            for item in read_branch(using, branch.pk)
+        )
+    else:
+        described["branch"] = MAIN_BRANCH
+        shapes = [_only_branch(backend, row)]
+        items = (describe_item(item, MAIN_BRANCH) for item in _with_turns(backend, row))
     yield f'{{"format":{_encode(FORMAT)},"session":'
-    # An import keeps what is in clear in the file in clear, so it has to know.
-    facts: dict[str, Any] = {"encrypted": True} if backend.encrypts else {}
-    facts |= {} if stored else {"branch": MAIN_BRANCH}
-    yield _encode(describe_session(row) | facts)
-    yield ',"branches":'
     yield _encode(described)
+    yield ',"branches":'
+    yield _encode(shapes)
     yield ',"runs":['
-    opened = SessionItem._base_manager.using(using).filter(pk=OuterRef("turn_item"))
-    runs = runs.select_related("branch").annotate(
-        opened_on=Subquery(opened.values("branch__name")),
-        opened_at=Subquery(opened.values("position")),
-    )
-    for index, run in enumerate(runs.order_by("pk").iterator()):
-        yield f"{',' * bool(index)}{_encode(_run(run))}"
+    yield from _joined(_encode(_run(run)) for run in _read_runs(using, row))
     yield '],"items":['
-    separator = ""
-    found = (
-        (item for branch in branches for item in _items_of(using, branch))
-        if stored
-        else (_item(MAIN_BRANCH, item) for item in _counted(backend, row))
-    )
     count = 0
-    for item in found:
-        yield separator + item
-        separator = ","
-        count += 1
+    for count, piece in enumerate(_joined(items), 1):  # noqa: B007 - counted below
+        yield piece
     yield "]}\n"
-    if tally is not None:
-        tally.items += count
-        tally.opened += backend.encrypts
+    if report is not None:
+        report.items += count
+        report.opened += backend.encrypts
+
+
+def read_branch(using: str, branch_id: int) -> Iterator[StoredItem]:
+    """Read the items that a branch has of its own, a page at a time."""
+    rows = SessionItem._base_manager.using(using).filter(branch_id=branch_id)
+    last = -1
+    while True:
+        page = list(rows.filter(position__gt=last).order_by("position")[:_PAGE])
+        for row in page:
+            yield StoredItem(
+                row.position, row.turn, decode(row.data), row.data, row.created_at
+            )
+        if len(page) < _PAGE:
+            return
+        last = page[-1].position
+
+
+def ended(status: Any) -> AgentRun.Status:
+    """Return a run's status elsewhere, where none goes on. Raises ValueError."""
+    found = AgentRun.Status(status)
+    going_on = {AgentRun.Status.RUNNING, AgentRun.Status.WAITING}
+    return AgentRun.Status.INTERRUPTED if found in going_on else found
+
+
+def describe_session(row: AgentSession) -> dict[str, Any]:
+    """Return what the directory knows of a session."""
+    metadata = row.metadata if isinstance(row.metadata, dict) else {}
+    # Read where the row lies: a replica may lag behind.
+    branches = Branch._base_manager.using(row._state.db).filter(pk=row.branch_id)
+    return {
+        "id": row.session_id,
+        "backend": row.backend,
+        "user": None if row.user is None else row.user.get_username(),
+        "title": row.title,
+        "metadata": {key: value for key, value in metadata.items() if key != MARKER},
+        "branch": branches.values_list("name", flat=True).first(),
+        "agent_name": row.agent_name,
+        "created_at": _time(row.created_at),
+        "updated_at": _time(row.updated_at),
+        "expires_at": _time(row.expires_at),
+        **{name: getattr(row, name) for name in COUNTERS},
+    }
 
 
 def _encode(value: Any) -> str:
     return ascii_json(_encoder.encode(value))
 
 
-def describe_item(row: StoredItem) -> str:
-    """Return an item as JSON, with its place; an unreadable one as its raw text."""
-    return _item(None, row)
+def _joined(pieces: Iterator[str]) -> Iterator[str]:
+    separator = ""
+    for piece in pieces:
+        yield separator + piece
+        separator = ","
 
 
-def _only(backend: BaseSessionBackend, row: AgentSession) -> dict[str, Any]:
-    """Describe the one line of a history in a store that has no branches."""
+def _read_branches(using: str, row: AgentSession) -> list[Branch]:
+    rows = Branch._base_manager.using(using).filter(session_id=row.pk)
+    return list(rows.select_related("parent").order_by("pk"))
+
+
+def _read_runs(using: str, row: AgentSession) -> Iterator[Any]:
+    opened = SessionItem._base_manager.using(using).filter(pk=OuterRef("turn_item"))
+    runs: Any = AgentRun._base_manager.using(using).filter(session_id=row.pk)
+    yield from (
+        runs.select_related("branch")
+        .annotate(
+            opened_on=Subquery(opened.values("branch__name")),
+            opened_at=Subquery(opened.values("position")),
+        )
+        .order_by("pk")
+        .iterator()
+    )
+
+
+def _only_branch(backend: BaseSessionBackend, row: AgentSession) -> dict[str, Any]:
+    """Describe the one branch of a history in a store that has no branches."""
     head = turn = 0
-    for item in _counted(backend, row):
+    for item in _with_turns(backend, row):
         head, turn = item.position, item.turn
     return {
         "name": MAIN_BRANCH,
@@ -143,46 +180,12 @@ def _only(backend: BaseSessionBackend, row: AgentSession) -> dict[str, Any]:
     }
 
 
-def _counted(backend: BaseSessionBackend, row: AgentSession) -> Iterator[StoredItem]:
+def _with_turns(backend: BaseSessionBackend, row: AgentSession) -> Iterator[StoredItem]:
     """Read a history with its turns as the user's messages make them."""
     turn = 0
     for item in read_history(backend, SessionKey(row.session_id, row.user_id)):
         turn += item.item is not None and opens_turn(item.item)
         yield replace(item, turn=turn)
-
-
-def _items_of(using: str, branch: Branch) -> Iterator[str]:
-    return (_item(branch.name, _stored(row)) for row in _rows(using, branch))
-
-
-def _stored(row: SessionItem) -> StoredItem:
-    return StoredItem(
-        row.position, row.turn, decode(row.data), row.data, row.created_at
-    )
-
-
-def describe_session(row: AgentSession) -> dict[str, Any]:
-    """Return what the directory knows of a session."""
-    metadata = row.metadata if isinstance(row.metadata, dict) else {}
-    return {
-        "id": row.session_id,
-        "backend": row.backend,
-        "user": None if row.user is None else row.user.get_username(),
-        "title": row.title,
-        "metadata": {key: value for key, value in metadata.items() if key != MARKER},
-        "branch": _branch_name(row),
-        "agent_name": row.agent_name,
-        "created_at": _time(row.created_at),
-        "updated_at": _time(row.updated_at),
-        "expires_at": _time(row.expires_at),
-        **{name: getattr(row, name) for name in TOKENS},
-    }
-
-
-def _branch_name(row: AgentSession) -> str | None:
-    """Read the current branch's name where the row lies: a replica may lag behind."""
-    branches = Branch._base_manager.using(row._state.db).filter(pk=row.branch_id)
-    return branches.values_list("name", flat=True).first()
 
 
 def _branch(branch: Branch) -> dict[str, Any]:
@@ -211,19 +214,8 @@ def _run(run: Any) -> dict[str, Any]:
     }
 
 
-def _rows(using: str, branch: Branch) -> Iterator[SessionItem]:
-    """Return a branch's own rows, a page at a time."""
-    rows = SessionItem._base_manager.using(using).filter(branch_id=branch.pk)
-    last = -1
-    while True:
-        page = list(rows.filter(position__gt=last).order_by("position")[:_PAGE])
-        yield from page
-        if len(page) < _PAGE:
-            return
-        last = page[-1].position
-
-
-def _item(branch: str | None, row: StoredItem) -> str:
+def describe_item(row: StoredItem, branch: str | None = None) -> str:
+    """Return an item as JSON, with its place; an unreadable one as its raw text."""
     place = {
         **({} if branch is None else {"branch": branch}),
         "position": row.position,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent_sessions.transfer.import_ import FORMAT
+from agent_sessions.transfer.export import FORMAT
 
 pytestmark = pytest.mark.one_database
 

@@ -236,9 +236,8 @@ def imported(path: Path, *args: str) -> str:
     return err.getvalue()
 
 
-@pytest.mark.parametrize("marked", [True, False])
 def test_what_was_encrypted_is_imported_in_clear_only_on_request(
-    tmp_path: Path, marked: bool
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "all.jsonl"
     with override_settings(AGENT_SESSIONS=PRIVATE):
@@ -250,10 +249,6 @@ def test_what_was_encrypted_is_imported_in_clear_only_on_request(
         facts = {line["session"]["id"]: line["session"] for line in lines}
         assert facts["secret"]["encrypted"] is True
         assert "encrypted" not in facts["open"]
-        if not marked:
-            # As releases before wrote it: the alias tells, where it is known.
-            del facts["secret"]["encrypted"]
-            path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         said = imported(path)
         assert "secret: refused: its items are encrypted where they are from" in said
         assert "--in-clear" in said

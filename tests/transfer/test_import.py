@@ -274,7 +274,7 @@ class TestConflicts:
         change(path, "DELETE FROM agent_messages WHERE id = 8")
         write_sqlite(path, "one", conversation(1))
         before = everything()
-        assert "the source has removed items" in self.refused(path)
+        assert "are others in the source now" in self.refused(path)
         assert everything() == before
 
     def test_a_session_in_use_is_refused(self, path: Path) -> None:

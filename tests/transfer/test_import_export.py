@@ -15,8 +15,8 @@ from django.utils import timezone
 
 from agent_sessions import DjangoSession, sessions
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
-from agent_sessions.transfer.import_ import FORMAT, export_session
-from agent_sessions.transfer.import_.stream import Broken, Stream
+from agent_sessions.transfer.export import FORMAT, export_session
+from agent_sessions.transfer.import_.export_file import Broken, Stream
 from tests.support.import_sources import conversation, imported, run_import
 
 pytestmark = pytest.mark.django_db

@@ -12,7 +12,8 @@ import pytest
 from django.core.management import CommandError
 
 from agent_sessions.models import SessionItem
-from agent_sessions.transfer.import_ import databases, importer
+from agent_sessions.transfer import report
+from agent_sessions.transfer.import_ import records
 from tests.support.import_sources import (
     conversation,
     imported,
@@ -238,7 +239,7 @@ class TestSizes:
     ) -> None:
         write_sqlite(path, "s", conversation(2))
         # Longer than what SQLite is asked for, so it can't even be measured.
-        for size in (databases.ITEM_BYTES + 1, 2 * databases.ITEM_BYTES):
+        for size in (records.ITEM_BYTES + 1, 2 * records.ITEM_BYTES):
             update = (
                 "UPDATE agent_messages SET message_data = zeroblob({}) WHERE id = 7"
             )
@@ -275,7 +276,7 @@ class TestSizes:
     def test_a_report_names_so_many_sessions(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(importer, "MOST_REFUSED", 2)
+        monkeypatch.setattr(report, "MOST_REFUSED", 2)
         path.write_text("x\n" * 5 + '{"format": "agent-sessions/1", "session": {"id"')
         told = refused("export", path)
         assert told.count("is no session of") == 2
@@ -370,6 +371,5 @@ class TestDamage:
         write_sqlite(path, "s", conversation(1))
         os.mkfifo(fifo := path.with_name("fifo"))
         for place in (fifo, "/dev/zero", "a\0b"):
-            assert "it is no file" in refused(
-                "sqlite", path, "--owners-csv", str(place)
-            )
+            said = refused("sqlite", path, "--owners-csv", str(place))
+            assert said.startswith("--owners-csv: can't read ")

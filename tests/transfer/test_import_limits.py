@@ -17,7 +17,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from agent_sessions.models import AgentSession, SessionItem
-from agent_sessions.transfer.import_.stream import Stream, TooMuch
+from agent_sessions.transfer.import_.export_file import Stream, TooMuch
 from tests.support.import_sources import run_import
 
 pytestmark = [pytest.mark.django_db, pytest.mark.one_database]

@@ -28,7 +28,8 @@ from agent_sessions.reports import guarded
 from agent_sessions.retention import store_of
 from agent_sessions.times import iso
 from agent_sessions.transcript.markdown import markdown
-from agent_sessions.transfer.export import Tally, export_session
+from agent_sessions.transfer.export import export_session
+from agent_sessions.transfer.report import Report
 
 # Exit code beside 0 and CommandError's 1, where nothing was exported.
 INCOMPLETE = 3
@@ -36,7 +37,7 @@ INCOMPLETE = 3
 _HELD = 4 * 1024 * 1024
 
 
-def _as_markdown(row: AgentSession, tally: Tally) -> Iterator[str]:
+def _as_markdown(row: AgentSession, report: Report) -> Iterator[str]:
     backend, key = store_of(row)
     count = 0
 
@@ -54,11 +55,11 @@ def _as_markdown(row: AgentSession, tally: Tally) -> Iterator[str]:
     )
     for line in markdown(items(), title=row.session_id, facts=facts):
         yield f"{line}\n"
-    tally.items += count
-    tally.opened += backend.encrypts
+    report.items += count
+    report.opened += backend.encrypts
 
 
-FORMATS: dict[str, tuple[Callable[[AgentSession, Tally], Iterator[str]], str]] = {
+FORMATS: dict[str, tuple[Callable[[AgentSession, Report], Iterator[str]], str]] = {
     "json": (export_session, "jsonl"),
     "markdown": (_as_markdown, "md"),
 }
@@ -97,7 +98,7 @@ class Command(PrintingCommand):
                 if selection.session_ids
                 else selection.rows()
             )
-            done, tally, failed = self._export(rows, options)
+            done, report, failed = self._export(rows, options)
         except AgentSessionError as exc:
             raise CommandError(str(exc)) from exc
         except (OSError, ValueError) as exc:
@@ -106,11 +107,11 @@ class Command(PrintingCommand):
             # Standard output may be the export.
             self.stderr.write(
                 f"Exported {counted(done, 'session')} with "
-                f"{counted(tally.items, 'item')}."
+                f"{counted(report.items, 'item')}."
             )
-            if tally.opened:
+            if report.opened:
                 self.stderr.write(
-                    f"{counted(tally.opened, 'session')} of these: encrypted in the "
+                    f"{counted(report.opened, 'session')} of these: encrypted in the "
                     "store, and in clear in the export."
                 )
         if failed:
@@ -121,16 +122,16 @@ class Command(PrintingCommand):
 
     def _export(
         self, rows: Iterable[AgentSession], options: dict[str, Any]
-    ) -> tuple[int, Tally, int]:
+    ) -> tuple[int, Report, int]:
         """Export one session after the other; count them, their items and failures."""
         make, ending = FORMATS[options["format"]]
         done = failed = 0
-        tally = Tally()
+        report = Report()
         with self._target(options, ending) as take:
             for row in rows:
                 with SpooledTemporaryFile(max_size=_HELD) as whole:
                     try:
-                        for piece in make(row, tally):
+                        for piece in make(row, report):
                             whole.write(piece.encode("utf-8", "replace"))
                     except AgentSessionError as exc:
                         failed += 1
@@ -139,7 +140,7 @@ class Command(PrintingCommand):
                     whole.seek(0)
                     take(row, whole)
                 done += 1
-        return done, tally, failed
+        return done, report, failed
 
     @contextmanager
     def _target(

@@ -16,17 +16,15 @@ from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.progress import add_progress, showing
 from agent_sessions.management.selecting import count
 from agent_sessions.reports import guarded
-from agent_sessions.transfer.import_ import (
-    KINDS,
-    Importer,
+from agent_sessions.transfer.import_.importer import KINDS, Importer, open_source
+from agent_sessions.transfer.import_.owners import (
     OneOwner,
     Owners,
     OwnersFromFile,
     OwnersFromIds,
-    Report,
-    Source,
-    open_source,
 )
+from agent_sessions.transfer.import_.records import Source
+from agent_sessions.transfer.report import Report
 
 
 class Command(PrintingCommand):
@@ -109,7 +107,7 @@ class Command(PrintingCommand):
             report = importer.report
             self.stopped = partial(self._stopped, report)
             with showing(self, options, source.total) as importer.progress:
-                importer.run()
+                importer.run(options["session_id"])
         except AgentSessionError as exc:
             raise CommandError(str(exc)) from exc
         except DatabaseError as exc:
@@ -137,7 +135,6 @@ class Command(PrintingCommand):
             owners=_owners(options),
             batch_size=options["batch_size"],
             dry_run=options["dry_run"],
-            only=options["session_id"],
             in_clear=options["in_clear"],
         )
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
+from agent_sessions.backends.arguments import is_text
 from agent_sessions.models import MAIN_BRANCH, AgentRun
-from agent_sessions.transfer.import_.checks import MOST_BRANCHES, MOST_RUNS
-from agent_sessions.transfer.import_.databases import as_time
 from agent_sessions.transfer.import_.records import (
-    Mark,
+    MOST_BRANCHES,
+    MOST_RUNS,
     SourceBranch,
     SourceItem,
     SourceRun,
     SourceSession,
     UnreadableSource,
-    after_mark,
+    as_time,
 )
 from agent_sessions.transfer.import_.tables import TableSource
 
@@ -33,6 +33,7 @@ class AdvancedSource(TableSource):
     two branches name the same messages from the beginning is where one forked.
     """
 
+    kind = "advanced-sqlite"
     more_tables = ("message_structure", "turn_usage", "branch_reservations")
 
     def sessions(self) -> Iterator[SourceSession]:
@@ -40,48 +41,31 @@ class AdvancedSource(TableSource):
             if session.problem:
                 yield session
                 continue
-            names = self._names(session.key)
-            if problem := _wrong(names) or _wrong(self._reserved(session.key)):
+            names = self._names(session.session_id)
+            reserved = self._reserved(session.session_id)
+            if problem := _wrong(names) or _wrong(reserved) or _alike(names):
                 yield SourceSession(session.session_id, problem=problem)
                 continue
-            histories = self._histories(session.key, names)
-            everything = self._ids(session.key)
+            histories = self._histories(session.session_id, names)
+            everything = self.ids_of(session.session_id)
             if not histories:
                 # Written by a plain SQLiteSession on the same file.
-                yield replace(session, key=(session.key, {MAIN_BRANCH: everything}))
-                continue
-            if len({*map(_own_name, names)}) < len(names):
-                yield SourceSession(
-                    session.session_id,
-                    problem="two of its branches have names that differ only in ~ and "
-                    "-, and ~ becomes - here. Delete one of them in the source.",
-                )
+                yield replace(session, key={MAIN_BRANCH: everything})
                 continue
             shown = {pk for ids in histories.values() for pk in ids}
             yield replace(
                 session,
-                key=(session.key, histories),
-                branches=list(self._branches(session.key, histories)),
-                runs=list(self._runs(session.key)),
+                key=histories,
+                branches=list(self._branches(session.session_id, histories, reserved)),
+                runs=list(self._runs(session.session_id)),
                 left_out=len(everything) - len(shown),
             )
 
-    def grown(self, session: SourceSession, marks: Mapping[str, Mark]) -> set[str]:
-        return {
-            branch.name
-            for branch in session.branches
-            if self._proved(
-                _own_ids(session, branch),
-                marks.get(branch.name, Mark()),
-                f"branch {branch.name!r}",
-            )
-        }
-
     def items(
-        self, session: SourceSession, branch: SourceBranch, mark: Mark
+        self, session: SourceSession, branch: SourceBranch, after: int = 0
     ) -> Iterator[list[SourceItem]]:
-        own = _own_ids(session, branch)
-        return self._pages(after_mark(own, mark, f"branch {branch.name!r}"))
+        ids: array[int] = session.key.get(branch.name, array("q"))
+        return self.pages(ids[(branch.fork_position or 0) + after :])
 
     def _names(self, session_id: Any) -> list[str]:
         """Name the branches that show something as the source does; main comes first."""
@@ -108,9 +92,15 @@ class AdvancedSource(TableSource):
         }
 
     def _branches(
-        self, session_id: Any, histories: dict[str, array[int]]
+        self, session_id: Any, histories: dict[str, array[int]], reserved: list[str]
     ) -> Iterator[SourceBranch]:
-        created = self._created(session_id)
+        # Rows that a fork copied are as old as the fork.
+        rows = self.database.rows(
+            "SELECT branch_id, MIN(created_at) FROM message_structure "
+            f"WHERE session_id = {self.database.mark} GROUP BY branch_id",
+            [session_id],
+        )
+        created = {_own_name(name): as_time(at, self.zone) for name, at in rows}
         placed: list[str] = []
         for name, ids in histories.items():
             branch = SourceBranch(name, created_at=created.get(name))
@@ -122,24 +112,16 @@ class AdvancedSource(TableSource):
                 branch.fork_position = _shared(histories[branch.parent], ids)
             yield branch
             placed.append(name)
-        for name in dict.fromkeys(map(_own_name, self._reserved(session_id))):
+        for name in dict.fromkeys(map(_own_name, reserved)):
             if name not in histories:
                 # Empty or deleted, which looks the same; its name stays taken.
                 yield SourceBranch(name, MAIN_BRANCH, 0, archived=True)
 
-    def _created(self, session_id: Any) -> dict[str, Any]:
-        # Rows that a fork copied are as old as the fork.
-        rows = self.database.rows(
-            f"SELECT branch_id, {self.database.time('MIN(created_at)')} "
-            f"FROM message_structure WHERE session_id = {self.database.mark} "
-            "GROUP BY branch_id",
-            [session_id],
-        )
-        return {_own_name(name): as_time(at, self.zone) for name, at in rows}
-
     def _reserved(self, session_id: Any) -> list[str]:
-        # Files of older releases of the SDK have no such table.
-        if not self._has_table("branch_reservations"):
+        try:
+            self.database.columns("branch_reservations")
+        except UnreadableSource:
+            # Files of older releases of the SDK have no such table.
             return []
         rows = self.database.rows(
             "SELECT branch_id FROM branch_reservations "
@@ -147,12 +129,6 @@ class AdvancedSource(TableSource):
             [session_id],
         )
         return [name for (name,) in rows]
-
-    def _has_table(self, name: str) -> bool:
-        try:
-            return bool(self.database.columns(self.database.quote(name)))
-        except UnreadableSource:
-            return False
 
     def _runs(self, session_id: Any) -> Iterator[SourceRun]:
         """Return the usage of each turn as a run: the source keeps no single runs."""
@@ -169,55 +145,56 @@ class AdvancedSource(TableSource):
         ) in self.database.rows(
             "SELECT branch_id, user_turn_number, requests, input_tokens, "
             "output_tokens, total_tokens, input_tokens_details, "
-            f"output_tokens_details, {self.database.time('created_at')} "
-            f"FROM turn_usage WHERE session_id = {self.database.mark} "
-            f"ORDER BY id LIMIT {MOST_RUNS + 1}",
+            "output_tokens_details, created_at FROM turn_usage "
+            f"WHERE session_id = {self.database.mark} ORDER BY id LIMIT {MOST_RUNS + 1}",
             [session_id],
         ):
-            details = {"in": _object(input_details), "out": _object(output_details)}
-            ended = as_time(created_at, self.zone)
-            columns = {
-                "status": AgentRun.Status.COMPLETED,
+            into, out = _object(input_details), _object(output_details)
+            used = {
                 "requests": requests or 0,
                 "input_tokens": input_tokens or 0,
                 "output_tokens": output_tokens or 0,
                 "total_tokens": total or 0,
-                "cached_tokens": _number(details["in"].get("cached_tokens")),
-                "reasoning_tokens": _number(details["out"].get("reasoning_tokens")),
+            }
+            columns = {
+                "status": AgentRun.Status.COMPLETED,
+                **used,
+                "cached_tokens": _number(into.get("cached_tokens")),
+                "reasoning_tokens": _number(out.get("reasoning_tokens")),
                 "usage": {
-                    "requests": requests or 0,
-                    "input_tokens": input_tokens or 0,
-                    "input_tokens_details": [details["in"]],
-                    "output_tokens": output_tokens or 0,
-                    "output_tokens_details": [details["out"]],
-                    "total_tokens": total or 0,
+                    **used,
+                    "input_tokens_details": [into],
+                    "output_tokens_details": [out],
                     "request_usage_entries": [],
                 },
-                **({"started_at": ended, "finished_at": ended} if ended else {}),
             }
-            key = sha256(f"{turn}\n{branch}".encode()).hexdigest()
-            yield SourceRun(RUN_ID + key[:48], _own_name(branch), columns, turn)
+            if ended := as_time(created_at, self.zone):
+                columns |= {"started_at": ended, "finished_at": ended}
+            key = sha256(f"{turn}\n{branch}".encode("utf-8", "replace")).hexdigest()
+            yield SourceRun(RUN_ID + key[:48], _own_name(str(branch)), columns, turn)
 
 
 def _wrong(names: list[Any]) -> str:
     """Return what is wrong with the names of a session's branches; "" for nothing."""
     if len(names) > MOST_BRANCHES:
         return f"it has more than {MOST_BRANCHES:,} branches. Delete some there."
-    if not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str) and is_text(name) for name in names):
         return "one of its branches has a name that is no text. Change it there."
     return ""
+
+
+def _alike(names: list[str]) -> str:
+    if len({*map(_own_name, names)}) == len(names):
+        return ""
+    return (
+        "two of its branches have names that differ only in ~ and -, and ~ becomes - "
+        "here. Delete one of them in the source."
+    )
 
 
 def _own_name(name: str) -> str:
     """Return the name that a branch has here, where a ~ marks undone ones."""
     return name.replace("~", "-")
-
-
-def _own_ids(session: SourceSession, branch: SourceBranch) -> array[int]:
-    """Return the ids of a branch's own items."""
-    _, histories = session.key
-    ids: array[int] = histories.get(branch.name, array("q"))
-    return ids[branch.fork_position or 0 :]
 
 
 def _shared(one: array[int], other: array[int]) -> int:

@@ -1,33 +1,49 @@
-"""Reading a source's tables: a file of SQLite, or an alias of DATABASES."""
+"""Reading a source's tables: a file of SQLite, or an alias of DATABASES.
+
+The schema of a file is somebody's program. So only tables are read, whose columns are
+stored and not computed; their pages are checked before; no text is longer than it may
+be, and no query goes on for longer than a file of this size can need.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import sqlite3
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Collection, Sequence
-from datetime import datetime, timedelta, tzinfo
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import quote
 
 from django.db import DatabaseError, connections
-from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 
 from agent_sessions.reports import told
-from agent_sessions.times import stored
-from agent_sessions.transfer.import_.records import UnreadableSource
+from agent_sessions.transfer.import_.records import (
+    CELL_BYTES,
+    SQLITE_MAGIC,
+    UnreadableSource,
+    as_text,
+)
 
-# Bytes of an id, a name or a time in a source: many times what one has.
-CELL_BYTES = 64 * 1024
-# Bytes of one item. What is read into memory is a small multiple of it.
-ITEM_BYTES = 32 * 1024 * 1024
+# Steps of SQLite's virtual machine that each query may take, and for each byte of the
+# file: reading a row takes about ten.
+_STEPS = 20_000_000
+_STEPS_PER_BYTE = 4
+# Steps between two looks at how many there were.
+_LOOK = 10_000
+_FUNCTIONS = frozenset({"count", "length", "max", "min"})
+_TABLE = re.compile(r"CREATE\s+TABLE\b", re.IGNORECASE)
+# What is wrong with a value, whatever the driver makes of it.
+_ERRORS = (sqlite3.Error, ValueError, TypeError, OverflowError)
 
 
 class TooLong(UnreadableSource):
     """A text of a source is longer than any of its kind."""
-
-
-class Garbled(bytes):
-    """A text of SQLite that is no UTF-8."""
 
 
 class Database(ABC):
@@ -43,61 +59,48 @@ class Database(ABC):
         """See that nothing but tables is read. Raises UnreadableSource."""
 
     @abstractmethod
-    def rows(
+    def query(
         self, sql: str, params: Sequence[Any] = (), *, longest: int = CELL_BYTES
-    ) -> list[tuple[Any, ...]]:
-        """Run a query whose texts have up to so many bytes.
+    ) -> AbstractContextManager[Any]:
+        """Run a query whose texts have up to so many bytes; yield its cursor.
 
         Raises TooLong, and UnreadableSource.
         """
 
     @abstractmethod
-    def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
-        """Run a query for whole numbers that may be very many."""
-
-    @abstractmethod
-    def columns(self, table: str) -> set[str]:
-        """Name a table's columns. Raises UnreadableSource."""
-
-    @abstractmethod
     def quote(self, name: str) -> str:
         """Quote the name of a table, which may have its schema before it."""
-
-    def raw(self, column: str) -> str:
-        """Return an expression for a text as it is stored."""
-        # SQLite's text may be no UTF-8, which the driver refuses to decode.
-        return {
-            "sqlite": f"CAST({column} AS BLOB)",
-            "postgresql": f"{column}::text",
-        }.get(self.vendor, column)
-
-    def size(self, column: str) -> str:
-        """Return an expression for the bytes of a text."""
-        function = "length" if self.vendor == "sqlite" else "octet_length"
-        return f"{function}({self.raw(column)})"
-
-    def time(self, column: str) -> str:
-        """Return an expression for a time that no driver chokes on."""
-        # Neither one that isn't a time, nor one that isn't even text, or is a book.
-        return (
-            f"substr(CAST({column} AS BLOB), 1, 64)"
-            if self.vendor == "sqlite"
-            else column
-        )
-
-    def value(self, column: str) -> str:
-        """Return two expressions for a value of any type, which `as_value` reads."""
-        if self.vendor != "sqlite":
-            return f"{column}, 'any'"
-        return f"CAST({column} AS BLOB), typeof({column})"
-
-    def marks(self, values: Sequence[Any]) -> str:
-        """Return the places of several parameters."""
-        return ", ".join([self.mark] * len(values))
 
     @abstractmethod
     def close(self) -> None:
         """Let go of the connection, if it is the import's own."""
+
+    def rows(
+        self, sql: str, params: Sequence[Any] = (), *, longest: int = CELL_BYTES
+    ) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        with self.query(sql, params, longest=longest) as cursor:
+            return list(cursor.fetchall())
+
+    def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
+        """Return whole numbers that may be very many."""
+        with self.query(sql, params) as cursor:
+            return array("q", (row[0] for row in cursor))
+
+    def columns(self, table: str) -> set[str]:
+        """Name a table's columns. Raises UnreadableSource."""
+        with self.query(f"SELECT * FROM {table} WHERE 1 = 0") as cursor:
+            return {column[0].lower() for column in cursor.description}
+
+    def size(self, column: str) -> str:
+        """Return an expression for the bytes of a text."""
+        if self.vendor == "sqlite":
+            return f"length(CAST({column} AS BLOB))"
+        return f"octet_length({column})"
+
+    def marks(self, values: Sequence[Any]) -> str:
+        """Return the places of several parameters."""
+        return ", ".join([self.mark] * len(values))
 
     def _problem(self, exc: Exception) -> UnreadableSource:
         return UnreadableSource(
@@ -116,79 +119,250 @@ class Alias(Database):
         self._connection = connections[alias]
         self.vendor = self._connection.vendor
 
-    def rows(
+    @contextmanager
+    def query(
         self, sql: str, params: Sequence[Any] = (), *, longest: int = CELL_BYTES
-    ) -> list[tuple[Any, ...]]:
+    ) -> Iterator[Any]:
         try:
             with self._connection.cursor() as cursor:
                 cursor.execute(sql, params)
-                return list(cursor.fetchall())
-        except (DatabaseError, ValueError) as exc:
-            raise self._problem(exc) from None
-
-    def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
-        try:
-            with self._connection.cursor() as cursor:
-                cursor.execute(sql, params)
-                return array("q", (row[0] for row in cursor))
-        except (DatabaseError, ValueError) as exc:
-            raise self._problem(exc) from None
-
-    def columns(self, table: str) -> set[str]:
-        try:
-            with self._connection.cursor() as cursor:
-                cursor.execute(f"SELECT * FROM {table} WHERE 1 = 0", [])
-                return {column[0].lower() for column in cursor.description}
-        except (DatabaseError, ValueError) as exc:
+                yield cursor
+        except (DatabaseError, TypeError, ValueError) as exc:
             raise self._problem(exc) from None
 
     def quote(self, name: str) -> str:
-        quote = self._connection.ops.quote_name
-        return ".".join(quote(part) for part in name.split(".")).replace("%", "%%")
+        quoted = self._connection.ops.quote_name
+        return ".".join(quoted(part) for part in name.split(".")).replace("%", "%%")
 
     def close(self) -> None:
         """Leave the connection, which is the project's."""
 
 
-def as_text(value: Any) -> str:
-    """Return a stored text in characters that every database takes.
+class SQLiteFile(Database):
+    """A file of SQLite, opened for reading only."""
 
-    What isn't text, NUL and bytes that are no UTF-8, is spelled with backslashes.
+    vendor = "sqlite"
+    mark = "?"
+
+    def __init__(self, path: Path) -> None:
+        self.name = as_text(path.resolve())
+        self._most = _STEPS + _STEPS_PER_BYTE * path.stat().st_size
+        self._steps = 0
+        self._place = _Place(path.resolve(), self.name)
+        try:
+            self._connection = sqlite3.connect(
+                self._place.uri, uri=True, timeout=20, isolation_level=None
+            )
+        except _ERRORS as exc:
+            self._place.close()
+            raise UnreadableSource(f"Can't open {self.name}: {told(exc)}.") from None
+        # Bytes that are no UTF-8 stay apart from text: see `as_text`.
+        self._connection.text_factory = lambda data: data.decode(
+            "utf-8", "surrogateescape"
+        )
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        self._connection.set_progress_handler(self._look, _LOOK)
+        for pragma in (
+            "trusted_schema = OFF",
+            "query_only = ON",
+            "cell_size_check = ON",
+            "mmap_size = 0",
+            # They are the file's own expressions, and the check below would run them.
+            "ignore_check_constraints = ON",
+        ):
+            self.rows(f"PRAGMA {pragma}")
+
+    def expect(self, tables: Collection[str]) -> None:
+        if self.rows("PRAGMA encoding") != [("UTF-8",)]:
+            raise UnreadableSource(
+                f"{self.name} has its texts in UTF-16. Copy it into a file in UTF-8: "
+                "sqlite3 OLD .dump | sqlite3 NEW."
+            )
+        for table in tables:
+            self._check_table(table)
+        names = {table.rpartition(".")[2].lower() for table in tables}
+
+        def authorize(
+            action: int,
+            first: str | None,
+            second: str | None,
+            schema: str | None,
+            view: str | None,
+        ) -> int:
+            allowed = view is None and (
+                action == sqlite3.SQLITE_SELECT
+                or (action == sqlite3.SQLITE_READ and (first or "").lower() in names)
+                or (action == sqlite3.SQLITE_FUNCTION and second in _FUNCTIONS)
+            )
+            return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+        self._connection.set_authorizer(authorize)
+
+    @contextmanager
+    def query(
+        self, sql: str, params: Sequence[Any] = (), *, longest: int = CELL_BYTES
+    ) -> Iterator[Any]:
+        self._steps = 0
+        # A row counts as one text, and has some bytes of its own.
+        self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest + CELL_BYTES)
+        try:
+            with closing(self._connection.execute(sql, tuple(params))) as cursor:
+                yield cursor
+        except _ERRORS as exc:
+            raise self._problem(exc) from None
+        self._place.check()
+
+    def quote(self, name: str) -> str:
+        return ".".join(map(_quote, name.split(".")))
+
+    def close(self) -> None:
+        self._connection.close()
+        self._place.close()
+
+    def _look(self) -> int:
+        self._steps += _LOOK
+        return int(self._steps > self._most)
+
+    def _check_table(self, table: str) -> None:
+        """Refuse what is computed, and what is damaged."""
+        name = table.rpartition(".")[2]
+        quoted = _quote(name)
+        columns = self.rows(f"PRAGMA table_xinfo({quoted})")
+        if not columns:
+            # There is none, which is told where it is read.
+            return
+        if not self._is_table(name):
+            raise UnreadableSource(
+                f"{table} of {self.name} is a view or a virtual table. Only tables are "
+                "read: copy what it shows into one."
+            )
+        if any(column[-1] for column in columns) or self._has_computed_index(quoted):
+            raise UnreadableSource(
+                f"{table} of {self.name} has computed columns or indexes, which aren't "
+                "read. Copy it into a table without them."
+            )
+        ((found, *_), *_) = self.rows(f"PRAGMA integrity_check({quoted})") or [
+            ("no answer",)
+        ]
+        if found != "ok":
+            raise UnreadableSource(
+                f"{self.name} is damaged: {as_text(found)}. Let SQLite's shell recover "
+                "what is left, with .recover, into a new file."
+            )
+
+    def _is_table(self, name: str) -> bool:
+        """Return whether a name is a table's, in the schema's text and as it is read."""
+        made = self.rows(
+            "SELECT sql FROM sqlite_master WHERE type IN ('table', 'view') "
+            "AND name = ? COLLATE NOCASE",
+            [name],
+        )
+        # Releases of SQLite before 3.37 don't know it, and give nothing.
+        kinds = {row[2] for row in self.rows(f"PRAGMA table_list({_quote(name)})")}
+        return (
+            len(made) == 1
+            and isinstance(made[0][0], str)
+            and _TABLE.match(made[0][0]) is not None
+            and kinds <= {"table"}
+        )
+
+    def _has_computed_index(self, quoted: str) -> bool:
+        """Return whether a table has a partial index, or one of expressions."""
+        for _, name, _, _, is_partial in self.rows(f"PRAGMA index_list({quoted})"):
+            columns = self.rows(f"PRAGMA index_xinfo({_quote(name)})")
+            # An expression is column -2, the row's own number -1.
+            if is_partial or any(column[1] == -2 for column in columns):
+                return True
+        return False
+
+    def _problem(self, exc: Exception) -> UnreadableSource:
+        self._place.check()
+        if isinstance(exc, sqlite3.OperationalError) and self._steps > self._most:
+            return UnreadableSource(
+                f"Can't read {self.name}: a query takes more steps than a file of this "
+                "size can need. It is damaged, or was made to do so."
+            )
+        if isinstance(exc, sqlite3.DataError):
+            return TooLong(
+                f"Can't read {self.name}: it has an id, a name or a time of more than "
+                f"{CELL_BYTES:,} bytes. Shorten it in the source."
+            )
+        return super()._problem(exc)
+
+
+class _Place:
+    """Where a file of SQLite is read, so that nothing is left beside it.
+
+    Who opens a file that keeps a write-ahead log makes two files beside it, which a
+    reader can't remove again. So one whose log is empty is read as it lies there, and is
+    watched; one whose log nobody has open is copied with it first.
     """
-    if isinstance(value, memoryview):
-        value = value.tobytes()
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "backslashreplace")
-    text = "" if value is None else str(value)
-    if not text.isascii():
-        text = text.encode("utf-8", "backslashreplace").decode()
-    return text.replace("\x00", "\\x00")
 
-
-def as_value(value: Any, kind: str) -> Any:
-    """Read what `Database.value` gave; text that is no UTF-8 comes as `Garbled`."""
-    if kind == "text":
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        self._name = name
+        self._copy: TemporaryDirectory[str] | None = None
+        self._seen: tuple[int, int] | None = None
+        more = ""
         try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return Garbled(value)
-    return {"integer": int, "real": float}.get(kind, lambda same: same)(value)
+            with path.open("rb") as file:
+                head = file.read(20)
+            if head and not head.startswith(SQLITE_MAGIC):
+                raise UnreadableSource(
+                    f"{name} is no file of SQLite: it is not a database, or is packed."
+                )
+            log = Path(f"{path}-wal")
+            if head[18:] != b"\x02\x02":
+                pass
+            elif not log.is_file() or not log.stat().st_size:
+                self._seen = self._look()
+                more = "&immutable=1"
+            elif not os.access(f"{path}-shm", os.R_OK | os.W_OK):
+                self._copy = TemporaryDirectory(prefix="agent-sessions-")
+                path = Path(self._copy.name) / "source"
+                shutil.copyfile(self._path, path)
+                shutil.copyfile(log, f"{path}-wal")
+        except OSError as exc:
+            self.close()
+            raise UnreadableSource(
+                f"Can't read {name}: {exc.strerror or type(exc).__name__}."
+            ) from None
+        self.uri = f"file:{quote(os.fsencode(path))}?mode=ro{more}"
+
+    def check(self) -> None:
+        """Raise UnreadableSource where the file was written to since it was opened."""
+        if self._seen is not None and self._seen != self._look():
+            raise UnreadableSource(
+                f"{self._name} was written to while it was read. Run the same command "
+                "again to go on."
+            )
+
+    def close(self) -> None:
+        """Remove the copy, if there is one."""
+        if self._copy is not None:
+            self._copy.cleanup()
+
+    def _look(self) -> tuple[int, int]:
+        found = self._path.stat()
+        return found.st_mtime_ns, found.st_size
 
 
-def as_time(value: Any, zone: tzinfo) -> datetime | None:
-    """Read a source's time; one without an offset is of `zone`."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, str):
-        try:
-            value = parse_datetime(value)
-        except ValueError:
-            return None
-    if not isinstance(value, datetime):
-        return None
-    # Years at the very ends can't be moved to another zone.
-    if not 2 <= value.year <= 9998:
-        return None
-    aware = value if value.utcoffset() is not None else value.replace(tzinfo=zone)
-    aware = aware.astimezone(timezone.get_fixed_timezone(timedelta(0)))
-    return stored(aware)
+def open_database(place: str) -> Database:
+    """Open an alias of DATABASES, or else a file. Raises UnreadableSource."""
+    if place in connections:
+        return Alias(place)
+    path = Path(place)
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):
+        is_file = False
+    if not is_file:
+        raise UnreadableSource(
+            f"--from {place!r} is neither an alias of DATABASES "
+            f"({', '.join(sorted(connections))}) nor a file."
+        )
+    return SQLiteFile(path)
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

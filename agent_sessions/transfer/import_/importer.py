@@ -3,65 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from typing import Any
 
+from django.db.models import F, Max, Min, Q
+
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.items.kinds import OPENING
+from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.reports import guarded
-from agent_sessions.transfer.import_.batches import Batches
-from agent_sessions.transfer.import_.checks import NAME_LENGTH, check_session
-from agent_sessions.transfer.import_.encoding import encode_page
+from agent_sessions.transfer.import_.advanced import AdvancedSource
+from agent_sessions.transfer.import_.databases import open_database
+from agent_sessions.transfer.import_.export_file import ExportSource
 from agent_sessions.transfer.import_.owners import Owners
 from agent_sessions.transfer.import_.records import (
     ImportProblem,
     Source,
-    SourceBranch,
-    SourceItem,
+    SourceRun,
     SourceSession,
+    UnreadableSource,
+    check_session,
 )
-from agent_sessions.transfer.import_.runs import write_runs
-from agent_sessions.transfer.import_.target import Target
+from agent_sessions.transfer.import_.tables import SQLAlchemySource, TableSource
+from agent_sessions.transfer.import_.target import Batches, Target
+from agent_sessions.transfer.report import Report
+from agent_sessions.usage import COUNTERS
 
-# Sessions that a report names.
-MOST_REFUSED = 10_000
+KINDS = {
+    "sqlite": "the SDK's SQLiteSession and AsyncSQLiteSession",
+    "advanced-sqlite": "the SDK's AdvancedSQLiteSession",
+    "sqlalchemy": "the SDK's SQLAlchemySession",
+    "export": "our own export, agent-sessions/1",
+}
+_TABLES: dict[str, type[TableSource]] = {
+    source.kind: source for source in (TableSource, AdvancedSource, SQLAlchemySource)
+}
 
 
-@dataclass(slots=True)
-class Report:
-    """What an import did, or would do."""
+def open_source(
+    kind: str,
+    place: str,
+    *,
+    sessions_table: str = "agent_sessions",
+    messages_table: str = "agent_messages",
+    zone: tzinfo | None = None,
+    only: Sequence[str] = (),
+) -> Source:
+    """Open a source of one of KINDS: a file, or an alias of DATABASES.
 
-    # Sessions that were made, that grew, and that had nothing new.
-    made: int = 0
-    grown: int = 0
-    unchanged: int = 0
-    items: int = 0
-    branches: int = 0
-    runs: int = 0
-    # Items that can't be read, and were kept as they are.
-    unreadable: int = 0
-    # Items that the source itself shows nowhere.
-    left_out: int = 0
-    # Sessions that were not imported, and why.
-    refused: dict[str, str] = field(default_factory=dict)
-    # How many more there were, once as many as MOST_REFUSED are named.
-    more_refused: int = 0
-    # Sessions that were asked for by id, and that the source doesn't have.
-    missing: set[str] = field(default_factory=set)
-
-    @property
-    def failures(self) -> int:
-        """Count the sessions that were wanted and not imported."""
-        return len(self.refused) + self.more_refused + len(self.missing)
-
-    def refuse(self, session_id: Any, reason: str) -> None:
-        """Name a session that is not imported, and why; memory stays bounded."""
-        name = str(session_id)
-        if len(name) > NAME_LENGTH:
-            name = f"{name[:NAME_LENGTH]}…"
-        if name in self.refused or len(self.refused) >= MOST_REFUSED:
-            self.more_refused += 1
-        else:
-            self.refused[name] = reason
+    `zone` is that of times without an offset: UTC if none is given, and in our own
+    export the project's TIME_ZONE. `only` names the sessions wanted. Raises
+    UnreadableSource.
+    """
+    if kind == "export":
+        return ExportSource(place, zone=zone, only=only)
+    database = open_database(place)
+    try:
+        if kind == "advanced-sqlite" and database.vendor != "sqlite":
+            raise UnreadableSource("AdvancedSQLiteSession has its tables in SQLite.")
+        return _TABLES[kind](
+            database,
+            sessions_table=sessions_table,
+            messages_table=messages_table,
+            zone=zone or UTC,
+            only=only,
+        )
+    except UnreadableSource:
+        database.close()
+        raise
 
 
 class Importer:
@@ -75,7 +86,6 @@ class Importer:
         owners: Owners,
         batch_size: int = 1_000,
         dry_run: bool = False,
-        only: Sequence[str] = (),
         in_clear: bool = False,
     ) -> None:
         self.source = source
@@ -84,18 +94,20 @@ class Importer:
         self.dry_run = dry_run
         # Whether what was encrypted elsewhere may be stored in clear.
         self.in_clear = in_clear
-        self.report = Report(missing=set(only))
+        self.report = Report()
         self._batches = Batches(backend.using, batch_size)
         # Told how many items each page had.
-        self.progress: Callable[[int], None] | None = None
+        self.progress: Callable[[int], None] = lambda count: None
 
     @guarded
-    def run(self) -> Report:
+    def run(self, only: Sequence[str] = ()) -> Report:
         """Import everything that is new. Raises UnreadableSource.
 
-        It may be run again after any end: it goes on where it stopped.
+        It may be run again after any end: it goes on where it stopped. The report
+        names those of `only` that the source doesn't have.
         """
-        with self._batches.running():
+        self.report.missing.update(only)
+        with self._batches:
             for session in self.source.sessions():
                 self.report.missing.discard(session.session_id)
                 try:
@@ -106,7 +118,7 @@ class Importer:
 
     def _import(self, session: SourceSession) -> None:
         check_session(session)
-        if session.opened and not (self.in_clear or self.backend.encrypts):
+        if session.opened and not self.in_clear:
             raise ImportProblem(
                 "its items are encrypted where they are from, and would be stored in "
                 "clear. Add --in-clear if that is meant; copy_agent_sessions goes from "
@@ -114,61 +126,138 @@ class Importer:
             )
         owner = self.owners.of(session)
         target = Target(
-            self.backend,
-            self._batches,
-            self.source.name,
-            session,
-            owner,
-            dry_run=self.dry_run,
+            self.backend, self._batches, self.source.name, session, dry_run=self.dry_run
         )
-        if target.lines:
-            # What can't go on is found before anything is written.
-            marks = {name: line.mark for name, line in target.lines.items()}
-            target.check(self.source.grown(session, marks))
+        target.open(owner)
+        # What can't go on is found before anything is written.
+        target.compare(self.source)
         pages = [
-            (branch, self.source.items(session, branch, target.mark_of(branch.name)))
+            (branch, self.source.items(session, branch, target.count_of(branch.name)))
             for branch in session.branches
         ]
-        complete = target.complete
-        if self.progress is not None:
-            self.progress(sum(line.mark.count for line in target.lines.values()))
-        target.make()
+        self.progress(sum(known.count for known in target.branches.values()))
+        target.make(owner)
         items = branches = 0
         for branch, own in pages:
-            branches += branch.name not in target.lines
-            target.line(branch)
-            items += sum(self._write(target, branch, page) for page in own if page)
+            branches += branch.name not in target.branches
+            target.open_branch(branch)
+            for page in filter(None, own):
+                self.report.unreadable += target.write(branch.name, page)
+                self.report.items += len(page)
+                items += len(page)
+                self.progress(len(page))
         runs = write_runs(target)
-        if not complete or items or branches or runs:
+        if items or branches or runs or not target.is_complete:
             target.finish()
-        self._count(target, session, items, branches, runs)
-
-    def _write(
-        self, target: Target, branch: SourceBranch, items: list[SourceItem]
-    ) -> int:
-        page = encode_page(items)
-        target.write(branch.name, items, page)
-        self.report.unreadable += page.verbatim
-        self.report.items += len(items)
-        if self.progress is not None:
-            self.progress(len(items))
-        return len(items)
-
-    def _count(
-        self,
-        target: Target,
-        session: SourceSession,
-        items: int,
-        branches: int,
-        runs: int,
-    ) -> None:
-        report = self.report
-        report.branches += branches
-        report.runs += runs
-        report.left_out += session.left_out
+        self.report.branches += branches
+        self.report.runs += runs
+        self.report.left_out += session.left_out
         if target.is_new:
-            report.made += 1
+            self.report.made += 1
         elif items or branches or runs:
-            report.grown += 1
+            self.report.grown += 1
         else:
-            report.unchanged += 1
+            self.report.unchanged += 1
+
+
+# -- runs ------------------------------------------------------------------------------
+
+
+def write_runs(target: Target) -> int:
+    """Write a session's runs that are new or have changed; tell how many."""
+    runs = target.session.runs
+    if not runs:
+        return 0
+    target.hold()
+    row = target.row
+    if row is None:
+        return len(runs)
+    here = run_rows.runs_of(target.using, row.pk)
+    known = {run.run_id: run for run in here}
+    turns = _read_turns(target)
+    more = dict.fromkeys(COUNTERS, 0)
+    new: list[AgentRun] = []
+    changed: dict[int, dict[str, Any]] = {}
+    for source in runs:
+        columns = source.columns | _columns_of(source, target, turns)
+        run = known.get(source.run_id)
+        if run is None:
+            new.append(AgentRun(session_id=row.pk, run_id=source.run_id, **columns))
+        elif any(getattr(run, name) != value for name, value in columns.items()):
+            changed[run.pk] = columns
+        else:
+            continue
+        for name in COUNTERS:
+            more[name] += columns.get(name, 0) - (getattr(run, name) if run else 0)
+    if (new or changed) and not target.dry_run:
+        run_rows.copy(target.using, new)
+        for pk, columns in changed.items():
+            run_rows.write(here.filter(pk=pk), **columns)
+        AgentSession.objects.using(target.using).filter(pk=row.pk).update(
+            **{name: F(name) + value for name, value in more.items()}
+        )
+    return len(new) + len(changed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Where a turn lies: its items, and the user message that opens it."""
+
+    number: int
+    first: int
+    last: int
+    opening: int | None
+
+
+# By branch and number, and by branch and position of the message that opens it.
+_Turns = dict[tuple[int, str, int], _Turn]
+
+
+def _read_turns(target: Target) -> _Turns:
+    """Find the turns of what was imported, by branch, and by number or opening."""
+    is_opening = Q(**OPENING)
+    branches = [known.branch.pk for known in target.branches.values() if known.branch]
+    rows = (
+        SessionItem._base_manager.using(target.using)
+        .filter(branch_id__in=branches)
+        .values_list("branch_id", "turn")
+        .annotate(
+            first=Min("position"),
+            last=Max("position"),
+            opening=Min("pk", filter=is_opening),
+            opened_at=Min("position", filter=is_opening),
+        )
+        .order_by()
+    )
+    turns: _Turns = {}
+    for branch, number, first, last, opening, opened_at in rows:
+        turn = _Turn(number, first, last, opening)
+        turns[branch, "number", number] = turn
+        if opened_at is not None:
+            turns[branch, "opening", opened_at] = turn
+    return turns
+
+
+def _columns_of(run: SourceRun, target: Target, turns: _Turns) -> dict[str, Any]:
+    """Return the columns that say which items and turn a run was about."""
+    known = target.branches.get(run.branch)
+    if known is None or known.branch is None:
+        return {}
+    columns: dict[str, Any] = {"branch_id": known.branch.pk}
+    if run.opening is not None:
+        opened_on = target.branches.get(run.opening[0])
+        if opened_on is None or opened_on.branch is None:
+            return columns
+        found = turns.get((opened_on.branch.pk, "opening", run.opening[1]))
+        if found is not None:
+            columns |= {"turn": found.number, "turn_item": found.opening}
+    elif run.turn is not None:
+        found = turns.get((known.branch.pk, "number", run.turn))
+        if found is not None:
+            columns |= {
+                "first_position": found.first,
+                "last_position": found.last,
+                "turn": found.number,
+                "turn_item": found.opening,
+            }
+    return columns

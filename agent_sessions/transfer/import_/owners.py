@@ -12,11 +12,11 @@ from django.core.exceptions import ValidationError
 
 from agent_sessions.backends.arguments import is_text
 from agent_sessions.owners import owners
-from agent_sessions.transfer.import_.formats import check_text, read_head
 from agent_sessions.transfer.import_.records import (
     ImportProblem,
     SourceSession,
     UnreadableSource,
+    text_file,
 )
 
 # How many owners are remembered, so that memory stays bounded.
@@ -104,16 +104,12 @@ class OwnersFromFile(Owners):
     def __init__(self, path: str) -> None:
         super().__init__()
         try:
-            if not Path(path).is_file() or Path(path).stat().st_size > _MOST_BYTES:
-                raise UnreadableSource(
-                    f"--owners-csv: can't read {path}: it is no file of up to "
-                    f"{_MOST_BYTES:,} bytes."
-                )
-            check_text(f"--owners-csv: {path}", read_head(path))
+            if text_file(path).stat().st_size > _MOST_BYTES:
+                raise UnreadableSource(f"it has more than {_MOST_BYTES:,} bytes.")
             with Path(path).open(encoding="utf-8-sig", newline="") as file:
                 rows = [row for row in csv.reader(file) if row]
-        except (OSError, ValueError, csv.Error) as exc:
-            raise UnreadableSource(f"--owners-csv: can't read {path}: {exc}.") from exc
+        except (UnreadableSource, OSError, ValueError, csv.Error) as exc:
+            raise UnreadableSource(f"--owners-csv: can't read {path}: {exc}") from exc
         if wrong := [n for n, row in enumerate(rows, 1) if len(row) != 2]:
             raise UnreadableSource(
                 f"--owners-csv: row {wrong[0]} has not two columns, a session's id and "

@@ -1,20 +1,54 @@
-"""What every source of an import gives, and what may be wrong with it."""
+"""What every source of an import gives, and whether it can be kept here."""
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
 from typing import Any, Protocol
 
-from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.models import MAIN_BRANCH
+from django.db import models
+from django.utils.dateparse import parse_datetime
+
+from agent_sessions.backends.arguments import check_session_id, is_text
+from agent_sessions.exceptions import (
+    AgentSessionError,
+    InvalidItem,
+    InvalidSessionId,
+)
+from agent_sessions.items import EncodedItem, decode, encode_batch
+from agent_sessions.models import MAIN_BRANCH, AgentRun, AgentSession
+from agent_sessions.times import stored
+
+# Bytes of an id, a name or a time in a source: many times what one has.
+CELL_BYTES = 64 * 1024
+# Bytes of one item. What is read into memory is a small multiple of it.
+ITEM_BYTES = 32 * 1024 * 1024
+# Items and bytes that are read and written at once.
+PAGE_ROWS = 200
+PAGE_BYTES = 4 * 1024 * 1024
+SQLITE_MAGIC = b"SQLite format 3\x00"
+NAME_LENGTH = 255
+# Where repairs put what doesn't fit; no conversation goes on there.
+RESERVED = frozenset({"quarantine"})
+MOST_TURNS = 2**31 - 1
+MOST_POSITIONS = 2**63 - 1
+# Each is compared with those before it, and a session's row names all of them.
+MOST_BRANCHES = 2_000
+# Each is held in memory, with its usage.
+MOST_RUNS = 100_000
+# Lists and objects within each other: writing JSON needs a call for each.
+MOST_DEPTH = 100
 
 
 class ImportProblem(AgentSessionError):
     """One session can't be imported; it is as it was, and others go on."""
+
+
+class BreaksOff(ImportProblem):
+    """A session ends too early in its source; what comes before is imported."""
 
 
 class UnreadableSource(AgentSessionError):
@@ -22,22 +56,9 @@ class UnreadableSource(AgentSessionError):
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """How far a branch has been imported: how many items, and the last one's id.
-
-    `digest` is a hash over all of them, which tells them from any others.
-    """
-
-    count: int = 0
-    last: int | None = None
-    digest: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class SourceItem:
     """One item as its source has it; `position` None means the next one."""
 
-    id: int
     data: str
     created_at: datetime | None = None
     position: int | None = None
@@ -61,7 +82,7 @@ class SourceRun:
 
 @dataclass(slots=True)
 class SourceBranch:
-    """A line of history; its items begin after the fork."""
+    """A branch of a source; its items begin after the fork."""
 
     name: str = MAIN_BRANCH
     parent: str | None = None
@@ -69,9 +90,8 @@ class SourceBranch:
     created_at: datetime | None = None
     # Not shown, and its name stays taken.
     archived: bool = False
-    # The last position that was taken and the last turn; None where items tell.
-    head: int | None = None
-    turn: int | None = None
+    # The last position that was taken, where the items don't tell.
+    head: int = 0
 
 
 @dataclass(slots=True)
@@ -96,7 +116,7 @@ class SourceSession:
     left_out: int = 0
     # Why the source can't give it whole; it is then refused by name.
     problem: str = ""
-    # The source's own key for the session.
+    # What the source itself knows the session by.
     key: Any = None
 
     @property
@@ -118,49 +138,220 @@ class Source(Protocol):
     def sessions(self) -> Iterator[SourceSession]:
         """Return the sessions one after the other."""
 
-    def grown(self, session: SourceSession, marks: Mapping[str, Mark]) -> set[str]:
-        """Name the branches that have items after their marks.
-
-        Raises ImportProblem where the source no longer has what a mark says was
-        imported.
-        """
-
     def items(
-        self, session: SourceSession, branch: SourceBranch, mark: Mark
+        self, session: SourceSession, branch: SourceBranch, after: int = 0
     ) -> Iterator[list[SourceItem]]:
-        """Return pages of the items that a branch has of its own after the mark.
+        """Return pages of a branch's own items but for so many of the first ones.
 
-        Raises ImportProblem before the first page where the source no longer has
-        what the mark says was imported.
+        Those of all branches are asked for in their order, perhaps twice. Raises
+        ImportProblem before the first page where one is too long.
         """
 
     def close(self) -> None:
         """Let go of files and connections."""
 
 
-def extend(digest: str, items: Iterable[SourceItem]) -> str:
-    """Go on with the hash of what was taken. Each item is a step: pages may differ."""
-    for item in items:
-        step = hashlib.sha256(f"{digest}\n{item.id}\n".encode())
-        step.update(item.data.encode("utf-8", "surrogatepass"))
-        digest = step.hexdigest()
-    return digest
-
-
-def changed(what: str) -> ImportProblem:
-    """Make the error for a source that has something else than was imported."""
-    return ImportProblem(
-        f"the items of {what} that were imported before are others in the source now: "
-        "they were changed, or it is another conversation of this id. Delete the "
-        "imported session and import again, or import into another --backend."
-    )
-
-
-def after_mark(ids: array[int], mark: Mark, what: str) -> array[int]:
-    """Return the ids after a mark. Raises ImportProblem where they have changed."""
-    if mark.count and (len(ids) < mark.count or ids[mark.count - 1] != mark.last):
-        raise ImportProblem(
-            f"the source has removed items of {what} that were imported before, so "
-            "what is new can't be told. Delete the imported session and import again."
+def text_file(path: str) -> Path:
+    """Return the path of a regular file of text. Raises UnreadableSource."""
+    try:
+        # Pipes and devices may never end, or never begin.
+        if not Path(path).is_file():
+            raise UnreadableSource(f"There is no regular file {path!r}.")
+        with Path(path).open("rb") as file:
+            head = file.read(100)
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise UnreadableSource(f"Can't read {path!r}: {reason}.") from exc
+    if head.startswith(SQLITE_MAGIC):
+        raise UnreadableSource(
+            f"{path!r} is a file of SQLite. Name the KIND whose tables it has."
         )
-    return ids[mark.count :]
+    if b"\0" in head:
+        raise UnreadableSource(
+            f"{path!r} is no text in UTF-8. Unpack it, or write it anew in UTF-8."
+        )
+    return Path(path)
+
+
+# -- values ----------------------------------------------------------------------------
+
+
+def as_text(value: Any) -> str:
+    """Return a stored text in characters that every database takes.
+
+    What isn't text, NUL and bytes that are no UTF-8, is spelled with backslashes.
+    """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    text = "" if value is None else str(value)
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raw = text.encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace").replace("\x00", "\\x00")
+
+
+def as_time(value: Any, zone: tzinfo) -> datetime | None:
+    """Read a source's time; one without an offset is of `zone`."""
+    if isinstance(value, str):
+        try:
+            value = parse_datetime(value)
+        except ValueError:
+            return None
+    # Years at the very ends can't be moved to another zone.
+    if not isinstance(value, datetime) or not 2 <= value.year <= 9998:
+        return None
+    aware = value if value.utcoffset() is not None else value.replace(tzinfo=zone)
+    return stored(aware.astimezone(UTC))
+
+
+def encode_items(items: Sequence[SourceItem]) -> tuple[list[EncodedItem], str, int]:
+    """Return a page's rows and title, and how many aren't items and stay as they are.
+
+    A row's turn counts from 0, the turn that was open before the page.
+    """
+    decoded: list[Any] = [decode(item.data) for item in items]
+    try:
+        batch = encode_batch(decoded)
+    except InvalidItem:
+        pass
+    else:
+        return list(batch.rows), batch.title, 0
+    rows: list[EncodedItem] = []
+    turns = unreadable = 0
+    title = ""
+    for source, item in zip(items, decoded, strict=True):
+        try:
+            batch = encode_batch([item])
+        except InvalidItem:
+            unreadable += 1
+            rows.append(EncodedItem(source.data, turns, "", "", "", "", ""))
+            continue
+        turns += batch.turns
+        title = title or batch.title
+        rows.append(batch.rows[0]._replace(turn=turns))
+    return rows, title, unreadable
+
+
+# -- what can be kept ------------------------------------------------------------------
+
+
+def check_session(session: SourceSession) -> None:
+    """Refuse what can't be stored. Raises ImportProblem."""
+    if session.problem:
+        raise ImportProblem(session.problem)
+    try:
+        check_session_id(session.session_id)
+    except InvalidSessionId as exc:
+        raise ImportProblem(str(exc)) from exc
+    if len(session.branches) > MOST_BRANCHES:
+        raise ImportProblem(
+            f"it has more than {MOST_BRANCHES:,} branches. Delete some in the source."
+        )
+    known: set[str] = set()
+    for branch in session.branches:
+        _check_branch(branch, known)
+        known.add(branch.name)
+    if session.shown not in {b.name for b in session.branches if not b.archived}:
+        raise ImportProblem(
+            "it names no current branch that is shown, and has none called "
+            f"{MAIN_BRANCH!r}. Name one of its branches in the source."
+        )
+    if not _is_storable(session.columns.get("metadata")):
+        raise ImportProblem("its metadata can't be kept here. Mend it in the source.")
+    _check_runs(session)
+
+
+def _check_branch(branch: SourceBranch, known: set[str]) -> None:
+    name = branch.name
+    if (branch.parent is not None and branch.parent not in known) or name in known:
+        raise ImportProblem(f"its branch {name!r} comes twice, or before its parent.")
+    # Undone and repaired branches have a ~; one that is shown would pass for those.
+    if (
+        not 1 <= len(name) <= NAME_LENGTH
+        or not _is_storable(name)
+        or name in RESERVED
+        or ("~" in name and not branch.archived)
+    ):
+        raise ImportProblem(
+            f"its branch {name[:NAME_LENGTH]!r} has a name that can't be kept here."
+        )
+    fork = branch.fork_position
+    if (branch.parent is None) != (fork is None) or not all(
+        0 <= number <= MOST_POSITIONS for number in (fork or 0, branch.head)
+    ):
+        raise ImportProblem(
+            f"its branch {name!r} has a fork or a head that can't be. Mend it in the "
+            "source."
+        )
+
+
+def _check_runs(session: SourceSession) -> None:
+    """See that rows can be made of the runs, and that their sums fit."""
+    runs = session.runs
+    if len(runs) > MOST_RUNS:
+        raise ImportProblem(
+            f"it has more than {MOST_RUNS:,} runs. Delete some in the source."
+        )
+    if len({run.run_id for run in runs}) < len(runs):
+        raise ImportProblem("two of its runs have one id. Mend it in the source.")
+    for number, run in enumerate(runs, 1):
+        for name, value in {"run_id": run.run_id, **run.columns}.items():
+            if not _fits(AgentRun._meta.get_field(name), value):
+                raise ImportProblem(
+                    f"its run {number} has a value of {name} that can't be kept "
+                    "here. Mend it in the source."
+                )
+    for name, value in session.columns.items():
+        column = AgentSession._meta.get_field(name)
+        if isinstance(column, models.IntegerField) and not _fits(
+            column, value + sum_of(runs, name)
+        ):
+            raise ImportProblem(
+                f"its {name} can't be kept here: the number is too large. Mend it in "
+                "the source."
+            )
+
+
+def sum_of(runs: Iterable[SourceRun], name: str) -> int:
+    """Add up a counter of runs."""
+    return sum(run.columns.get(name) or 0 for run in runs)
+
+
+def _fits(column: Any, value: Any) -> bool:
+    if value is None:
+        return bool(column.null)
+    if isinstance(column, models.CharField):
+        return (
+            isinstance(value, str)
+            and len(value) <= (column.max_length or len(value))
+            and _is_storable(value)
+        )
+    if isinstance(column, models.IntegerField):
+        is_big = isinstance(
+            column, models.BigIntegerField | models.PositiveBigIntegerField
+        )
+        most = MOST_POSITIONS if is_big else MOST_TURNS
+        return isinstance(value, int) and 0 <= value <= most
+    return not isinstance(column, models.JSONField) or _is_storable(value)
+
+
+def _is_storable(value: Any) -> bool:
+    """Return whether every database takes a text, or JSON of such texts."""
+    level = [value]
+    for _ in range(MOST_DEPTH + 1):
+        within: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                within += [*each, *each.values()]
+            elif isinstance(each, list):
+                within += each
+            elif isinstance(each, float):
+                if not math.isfinite(each):
+                    return False
+            elif isinstance(each, str) and not is_text(each):
+                return False
+        if not within:
+            return True
+        level = within
+    return False

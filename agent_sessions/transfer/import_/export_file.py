@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from django.utils.timezone import get_default_timezone
 
-from agent_sessions.exceptions import AgentSessionError, InvalidItem
-from agent_sessions.handler import sessions
+from agent_sessions.exceptions import InvalidItem
 from agent_sessions.items import Item, encode_batch
-from agent_sessions.models import MAIN_BRANCH, AgentRun
-from agent_sessions.transfer.export import FORMAT, RUN_COLUMNS, TOKENS
-from agent_sessions.transfer.import_.checks import MOST_POSITIONS, MOST_TURNS
-from agent_sessions.transfer.import_.databases import ITEM_BYTES, as_text, as_time
-from agent_sessions.transfer.import_.formats import check_text, read_head
+from agent_sessions.models import MAIN_BRANCH
+from agent_sessions.transfer.export import FORMAT, RUN_COLUMNS, ended
 from agent_sessions.transfer.import_.records import (
+    ITEM_BYTES,
+    MOST_POSITIONS,
+    MOST_TURNS,
+    PAGE_BYTES,
+    PAGE_ROWS,
+    BreaksOff,
     ImportProblem,
-    Mark,
     Source,
     SourceBranch,
     SourceItem,
     SourceRun,
     SourceSession,
-    UnreadableSource,
-    changed,
-    extend,
+    as_text,
+    as_time,
+    sum_of,
+    text_file,
 )
-from agent_sessions.transfer.import_.stream import Broken, Stream, TooMuch
+from agent_sessions.usage import COUNTERS
 
 # What is raised by values that aren't of the format.
-_WRONG = (KeyError, TypeError, ValueError, OverflowError)
+_WRONG = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 # Characters of a line before its items, with all of its branches and runs.
 HEADER_LENGTH = 16 * 1024 * 1024
 _KEYS = frozenset({"format", "session", "branches", "runs"})
-_PAGE_ROWS = 200
-_PAGE_SIZE = 4 * 1024 * 1024
-# A run that was going on elsewhere goes on nowhere.
-_ENDED = {
-    AgentRun.Status.RUNNING: AgentRun.Status.INTERRUPTED,
-    AgentRun.Status.WAITING: AgentRun.Status.INTERRUPTED,
-}
+_CHUNK = 256 * 1024
+_NO_BLANK = re.compile(r"[^ \t\r]")
+_decoder = json.JSONDecoder()
 
 
 class ExportSource(Source):
@@ -57,21 +56,15 @@ class ExportSource(Source):
         self.only = frozenset(only)
         # The lines that ids were found on: a second one would pass for growth.
         self._seen: dict[str, int] = {}
-        try:
-            self.name = as_text(f"export:{Path(path).resolve()}")
-            if not Path(path).is_file():
-                # Pipes and devices may never end, or never begin.
-                raise UnreadableSource(f"There is no regular file {path!r}.")
-            check_text(as_text(path), read_head(path))
-            # Closed by close(). A byte that is no UTF-8 breaks its own line only: what
-            # it becomes is no JSON.
-            self._file = Path(path).open(  # noqa: SIM115
-                encoding="utf-8", errors="backslashreplace", newline="\n"
-            )
-        except (OSError, ValueError) as exc:
-            reason = getattr(exc, "strerror", None) or exc
-            raise UnreadableSource(f"Can't read {path!r}: {reason}.") from exc
+        self.name = as_text(f"export:{text_file(path).resolve()}")
+        # Closed by close(). A byte that is no UTF-8 breaks its own line only: what it
+        # becomes is no JSON.
+        self._file = Path(path).open(  # noqa: SIM115
+            encoding="utf-8", errors="backslashreplace", newline="\n"
+        )
         self._stream = Stream(self._file)
+        # Where the line's items begin, once they were asked for.
+        self._items_at: tuple[int, str] | None = None
         self._next: dict[str, Any] | None = None
         self._first = True
 
@@ -89,7 +82,7 @@ class ExportSource(Source):
                     "its items."
                 )
                 yield SourceSession(f"line {line}", problem=problem)
-            except (Broken, *_WRONG, AttributeError):
+            except (Broken, *_WRONG):
                 yield SourceSession(
                     f"line {line}", problem=f"line {line} is no session of {FORMAT}."
                 )
@@ -98,46 +91,21 @@ class ExportSource(Source):
                     yield self._once(session)
             self._stream.next_line()
 
-    def grown(self, session: SourceSession, marks: Mapping[str, Mark]) -> set[str]:
-        if not self._file.seekable():
-            return set()
-        place = self._stream.place()
-        positions, digests, is_whole = self._positions(marks)
-        self._stream.go_back(place)
-        self._first, self._next = True, None
-        found = set()
-        for branch in session.branches:
-            own, mark = positions.get(branch.name, array("q")), marks.get(branch.name)
-            if mark is not None and mark.count:
-                if len(own) < mark.count and not is_whole:
-                    continue
-                if len(own) < mark.count or own[mark.count - 1] != mark.last:
-                    raise _removed(branch)
-                if digests[branch.name] != mark.digest:
-                    raise changed(f"branch {branch.name!r}")
-            if len(own) > (mark.count if mark else 0):
-                found.add(branch.name)
-        return found
-
     def items(
-        self, session: SourceSession, branch: SourceBranch, mark: Mark
+        self, session: SourceSession, branch: SourceBranch, after: int = 0
     ) -> Iterator[list[SourceItem]]:
-        seen = 0
+        if branch is session.branches[0]:
+            self._begin_items()
         page: list[SourceItem] = []
         size = 0
-        for item in self._own(branch):
-            seen += 1
-            if seen <= mark.count:
-                if seen == mark.count and item.id != mark.last:
-                    raise _removed(branch)
+        for number, item in enumerate(self._own(branch)):
+            if number < after:
                 continue
             page.append(item)
             size += len(item.data)
-            if len(page) == _PAGE_ROWS or size > _PAGE_SIZE:
+            if len(page) == PAGE_ROWS or size > PAGE_BYTES:
                 yield page
                 page, size = [], 0
-        if seen < mark.count:
-            raise _removed(branch)
         if branch is session.branches[-1] and self._next is not None:
             raise ImportProblem(
                 f"line {self._stream.line}: its items aren't in its branches' order."
@@ -181,9 +149,16 @@ class ExportSource(Source):
         if found["format"] != FORMAT:
             raise Broken
         stream.take("[")
-        self._first = True
-        self._next = None
+        self._items_at = None
         return _session(found, self.zone)
+
+    def _begin_items(self) -> None:
+        """Go to the line's first item, from wherever in it."""
+        if self._items_at is None:
+            self._items_at = self._stream.place()
+        else:
+            self._stream.go_back(self._items_at)
+        self._first, self._next = True, None
 
     def _own(self, branch: SourceBranch) -> Iterator[SourceItem]:
         """Return the items that follow, as long as they are the branch's."""
@@ -193,29 +168,6 @@ class ExportSource(Source):
                 yield _item(found, self.zone)
             except _WRONG:
                 raise self._broken() from None
-
-    def _positions(
-        self, marks: Mapping[str, Mark]
-    ) -> tuple[dict[str, array[int]], dict[str, str], bool]:
-        """Read on to the line's end; tell too whether it was reached.
-
-        With the positions of each branch comes the hash of its items up to its mark.
-        """
-        positions: dict[str, array[int]] = {}
-        digests: dict[str, str] = {}
-        try:
-            while (found := self._look()) is not None:
-                self._next = None
-                name = found["branch"]
-                own = positions.setdefault(name, array("q"))
-                if name in marks and len(own) < marks[name].count:
-                    digests[name] = extend(
-                        digests.get(name, ""), [_item(found, self.zone)]
-                    )
-                own.append(int(found["position"]))
-        except (ImportProblem, *_WRONG):
-            return positions, digests, False
-        return positions, digests, True
 
     def _look(self) -> dict[str, Any] | None:
         """Look at the next item; None after the last one."""
@@ -229,7 +181,7 @@ class ExportSource(Source):
                 stream.take(",")
             found = stream.value(ITEM_BYTES)
         except TooMuch:
-            raise ImportProblem(
+            raise BreaksOff(
                 f"line {stream.line} has an item of more than {ITEM_BYTES:,} "
                 "characters. What came before is imported."
             ) from None
@@ -241,18 +193,11 @@ class ExportSource(Source):
         self._next = found
         return found
 
-    def _broken(self) -> ImportProblem:
-        return ImportProblem(
+    def _broken(self) -> BreaksOff:
+        return BreaksOff(
             f"line {self._stream.line} breaks off or is no {FORMAT}. What came before "
             "is imported; with a whole file the rest follows."
         )
-
-
-def _removed(branch: SourceBranch) -> ImportProblem:
-    return ImportProblem(
-        f"the file no longer has all items of branch {branch.name!r} that were "
-        "imported before. Delete the imported session and import again."
-    )
 
 
 def _item(found: dict[str, Any], zone: tzinfo) -> SourceItem:
@@ -268,7 +213,7 @@ def _item(found: dict[str, Any], zone: tzinfo) -> SourceItem:
         except InvalidItem as exc:
             raise ValueError from exc
     created_at = as_time(found.get("created_at"), zone)
-    return SourceItem(position, data, created_at, position, turn)
+    return SourceItem(data, created_at, position, turn)
 
 
 def _session(found: dict[str, Any], zone: tzinfo) -> SourceSession:
@@ -280,17 +225,13 @@ def _session(found: dict[str, Any], zone: tzinfo) -> SourceSession:
     branches = [_branch(branch, zone) for branch in found["branches"]]
     # The sums hold runs too that are no longer there; those that are add themselves.
     sums = {
-        name: max(
-            int(row.get(name) or 0) - sum(run.columns.get(name) or 0 for run in runs), 0
-        )
-        for name in TOKENS
+        name: max(int(row.get(name) or 0) - sum_of(runs, name), 0) for name in COUNTERS
     }
     return SourceSession(
         session_id,
         as_time(row.get("created_at"), zone),
         as_time(row.get("updated_at"), zone),
         _word(row.get("user")),
-        # Lines of older releases have none.
         _word(row.get("backend")),
         branches or [SourceBranch()],
         _word(row.get("branch")) or MAIN_BRANCH,
@@ -302,16 +243,8 @@ def _session(found: dict[str, Any], zone: tzinfo) -> SourceSession:
             "expires_at": as_time(row.get("expires_at"), zone),
             **sums,
         },
-        opened=row.get("encrypted") is True or _encrypts(row.get("backend")),
+        opened=row.get("encrypted") is True,
     )
-
-
-def _encrypts(alias: Any) -> bool:
-    """Return whether an alias of ours encrypts: lines of older releases don't say."""
-    try:
-        return isinstance(alias, str) and sessions[alias].encrypts
-    except AgentSessionError:
-        return False
 
 
 def _word(value: Any) -> str | None:
@@ -330,14 +263,12 @@ def _branch(found: dict[str, Any], zone: tzinfo) -> SourceBranch:
         as_time(found.get("created_at"), zone),
         bool(found.get("archived")),
         int(found.get("head") or 0),
-        int(found.get("turn") or 0),
     )
 
 
 def _run(found: dict[str, Any], zone: tzinfo) -> SourceRun:
     columns = {name: found[name] for name in RUN_COLUMNS if name in found}
-    status = AgentRun.Status(columns["status"])
-    columns["status"] = _ENDED.get(status, status)
+    columns["status"] = ended(columns["status"])
     started_at = as_time(found.get("started_at"), zone)
     finished_at = as_time(found.get("finished_at"), zone)
     times = {"started_at": started_at} if started_at else {}
@@ -348,3 +279,100 @@ def _run(found: dict[str, Any], zone: tzinfo) -> SourceRun:
         {**columns, **times, "finished_at": finished_at or started_at},
         opening=opening and (str(opening["branch"]), int(opening["position"])),
     )
+
+
+class Broken(Exception):
+    """The line is no JSON, or it ends too early."""
+
+
+class TooMuch(Broken):
+    """A value, or what is read before the items, has more characters than it may."""
+
+
+class Stream:
+    """A file of one JSON object a line."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._text = ""
+        self._at = 0
+        self.line = 1
+        # Characters of the values that were taken.
+        self.taken = 0
+
+    def more_lines(self) -> bool:
+        """Pass over empty lines; tell whether another one follows."""
+        while (character := self.peek()) == "\n":
+            self._at += 1
+            self.line += 1
+        return bool(character)
+
+    def next_line(self) -> None:
+        """Pass over what is left of the line."""
+        while (end := self._text.find("\n", self._at)) < 0:
+            self._at = len(self._text)
+            if not self._fill(_CHUNK):
+                return
+        self._at = end + 1
+        self.line += 1
+
+    def place(self) -> tuple[int, str]:
+        """Return where it is, for a later `go_back` within the same line."""
+        return self._file.tell(), self._text[self._at :]
+
+    def go_back(self, place: tuple[int, str]) -> None:
+        """Go back to a place of the same line."""
+        position, self._text = place
+        self._file.seek(position)
+        self._at = 0
+
+    def peek(self) -> str:
+        """Look at the next character that isn't blank; "" at the file's end."""
+        while True:
+            if found := _NO_BLANK.search(self._text, self._at):
+                self._at = found.start()
+                return found[0]
+            self._at = len(self._text)
+            if not self._fill(_CHUNK):
+                return ""
+
+    def take(self, wanted: str) -> str:
+        """Take the next character, one of those wanted. Raises Broken."""
+        found = self.peek()
+        if not found or found not in wanted:
+            raise Broken
+        self._at += 1
+        return found
+
+    def value(self, most: int = ITEM_BYTES) -> Any:
+        """Take a whole value of up to so many characters. Raises Broken."""
+        self.peek()
+        size = _CHUNK
+        while True:
+            try:
+                value, end = _decoder.raw_decode(self._text, self._at)
+            except RecursionError:
+                raise Broken from None
+            except ValueError:
+                end = len(self._text)
+                # A value that a line's end cuts will never be whole.
+                if self._text.find("\n", self._at) >= 0:
+                    raise Broken from None
+            # A number may go on in what hasn't been read.
+            if end < len(self._text):
+                if end - self._at > most:
+                    raise TooMuch
+                self.taken += end - self._at
+                self._at = end
+                return value
+            if len(self._text) - self._at > most:
+                raise TooMuch
+            size = min(size * 2, most + 1)
+            if not self._fill(size):
+                raise Broken
+
+    def _fill(self, size: int) -> bool:
+        more = self._file.read(size)
+        self._text = self._text[self._at :] + more
+        self._at = 0
+        return bool(more)
