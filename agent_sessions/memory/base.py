@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from agents.memory import SessionABC, SessionSettings
 from agents.memory.session_settings import (
@@ -17,12 +19,9 @@ from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 
 from agent_sessions.backends.arguments import check_limit, check_session_id
-from agent_sessions.backends.base import (
-    BaseSessionBackend,
-    SessionKey,
-)
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.keys import Asking, PopsIf
-from agent_sessions.exceptions import BlockingCall, SessionDoesNotExist
+from agent_sessions.exceptions import BlockingCall, SessionClosed, SessionDoesNotExist
 from agent_sessions.items import as_sequence
 from agent_sessions.memory.context import names_other
 from agent_sessions.reports import guard_public_methods, leave, unwrapped
@@ -31,7 +30,12 @@ if TYPE_CHECKING:
     from agents.items import TResponseInputItem
     from agents.run_context import RunContextWrapper
 
+P = ParamSpec("P")
+S = TypeVar("S", bound="BackendSession")
 T = TypeVar("T")
+
+# Set while a synchronous face runs a method.
+_is_blocking: ContextVar[bool] = ContextVar("is_blocking", default=False)
 
 
 @guard_public_methods
@@ -124,7 +128,9 @@ class BackendSession(SessionABC):
         before = sys.exception()
         try:
             await self._admit(wrapper)
-            return await self.backend.alatest(self.key, _limit(self, limit))  # type: ignore[return-value]
+            limit = resolve_session_limit(limit, self.session_settings)
+            backend = self.backend
+            return await self._call(backend.latest, backend.alatest, check_limit(limit))  # type: ignore[arg-type]
         except Exception as exc:
             leave(exc, before)
             raise
@@ -140,14 +146,15 @@ class BackendSession(SessionABC):
         Raises InvalidItem, SessionDoesNotExist, LeaseLost and StorageError.
         """
         await self._admit(wrapper)
-        await self.backend.aappend(self.key, as_sequence(items))
+        backend = self.backend
+        await self._call(backend.append, backend.aappend, as_sequence(items))
 
     async def pop_item(
         self, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> TResponseInputItem | None:
         """Remove and return the newest readable item; None where there is none."""
         await self._admit(wrapper)
-        return await self.backend.apop(self.key)  # type: ignore[return-value]
+        return await self._call(self.backend.pop, self.backend.apop)  # type: ignore[arg-type]
 
     async def pop_if(
         self,
@@ -170,14 +177,23 @@ class BackendSession(SessionABC):
     ) -> None:
         """Remove every item; the session stays usable."""
         await self._admit(wrapper)
-        await self.backend.aclear(self.key)
+        await self._call(self.backend.clear, self.backend.aclear)
 
     async def clear(self) -> None:
         """See clear_session()."""
         await self.clear_session()
 
-    def assert_usable(self) -> None:
-        """Pass, unless the session is of a kind that can be closed, and is."""
+    async def _call(
+        self,
+        blocking: Callable[Concatenate[SessionKey, P], T],
+        awaiting: Callable[Concatenate[SessionKey, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Call the backend: for the synchronous face the form that blocks."""
+        if _is_blocking.get():
+            return blocking(self.key, *args, **kwargs)
+        return await awaiting(self.key, *args, **kwargs)
 
     async def _admit(self, wrapper: RunContextWrapper[Any] | None) -> None:
         """Refuse a run whose context names someone else than the session's owner.
@@ -196,62 +212,94 @@ class BackendSession(SessionABC):
             raise SessionDoesNotExist(self.session_id)
 
 
-def _limit(session: BackendSession, limit: int | None) -> int | None:
-    """Return how many items are read: what was asked for, else the session's own."""
-    return check_limit(resolve_session_limit(limit, session.session_settings))
+class ClosableSession(BackendSession):
+    """A session that close() ends, unless its client was given to it.
+
+    As the SDK's: a client that is the caller's stays open, and then the session stays
+    usable. Closing twice is no error.
+    """
+
+    _closed = False
+
+    async def close(self) -> None:
+        """Let go of connections; every later call raises SessionClosed.
+
+        Where it fails, the session has ended all the same, and closing again goes on.
+        """
+        if self._owns_client():
+            self._closed = True
+            await self._release()
+
+    async def ping(self) -> bool:
+        """Return whether the store answers. Raises SessionClosed."""
+        self._assert_open()
+        return await self._ping()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _assert_open(self) -> None:
+        if self._closed:
+            raise SessionClosed(type(self).__name__)
+
+    async def _admit(self, wrapper: RunContextWrapper[Any] | None) -> None:
+        self._assert_open()
+        await super()._admit(wrapper)
+
+    def _owns_client(self) -> bool:
+        """Return whether nobody but our own code has the client."""
+        raise NotImplementedError
+
+    async def _release(self) -> None:
+        """Close what can be closed; once more is no error."""
+        raise NotImplementedError
+
+    async def _ping(self) -> bool:
+        raise NotImplementedError
 
 
-def blocking(kind: type[T]) -> type[T]:
-    """Decorate a synchronous face so that its methods say what to call in async code."""
-    for name, method in list(vars(kind).items()):
-        if inspect.isfunction(method) and not name.startswith("_"):
-            setattr(kind, name, _told(method))
-    return kind
+def twin(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], T]:
+    """Make the synchronous form of a session's method, on the caller's connection.
 
+    It runs the method's own coroutine, which has nothing to wait for where _call()
+    blocks. In async code it raises BlockingCall instead of Django's error.
+    """
 
-def _told(method: Any) -> Any:
     @wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        token = _is_blocking.set(True)
         try:
-            return method(*args, **kwargs)
+            method(self._session, *args, **kwargs).send(None)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
         except SynchronousOnlyOperation:
             raise BlockingCall(method.__name__) from None
+        finally:
+            _is_blocking.reset(token)
+        raise AssertionError(f"{method.__name__}() waits for something.")
 
     return call
 
 
 @guard_public_methods
-@blocking
 class SyncSession:
     """The synchronous face of a session, on the caller's own connection."""
 
     def __init__(self, session: BackendSession) -> None:
         self._session = session
 
-    def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
-        """See BackendSession.get_items()."""
-        session = self._usable()
-        return session.backend.latest(session.key, _limit(session, limit))  # type: ignore[return-value]
-
-    def add_items(self, items: list[TResponseInputItem]) -> None:
-        """See BackendSession.add_items()."""
-        session = self._usable()
-        session.backend.append(session.key, as_sequence(items))
-
-    def pop_item(self) -> TResponseInputItem | None:
-        """See BackendSession.pop_item()."""
-        session = self._usable()
-        return session.backend.pop(session.key)  # type: ignore[return-value]
-
-    def clear_session(self) -> None:
-        """See BackendSession.clear_session()."""
-        session = self._usable()
-        session.backend.clear(session.key)
-
-    def clear(self) -> None:
-        """See BackendSession.clear_session()."""
-        self.clear_session()
-
-    def _usable(self) -> BackendSession:
-        self._session.assert_usable()
-        return self._session
+    get_items = twin(BackendSession.get_items)
+    add_items = twin(BackendSession.add_items)
+    pop_item = twin(BackendSession.pop_item)
+    clear_session = twin(BackendSession.clear_session)
+    clear = twin(BackendSession.clear)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, cast
 from agent_sessions.backends.base import make_key
 from agent_sessions.backends.dapr import DaprBackend
 from agent_sessions.concurrency.loops import BackgroundLoop
-from agent_sessions.memory.closing import ClosableSession
+from agent_sessions.memory.base import ClosableSession
 from agent_sessions.reports import guard_public_methods
 
 if TYPE_CHECKING:

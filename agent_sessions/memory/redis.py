@@ -11,8 +11,7 @@ from django.dispatch import receiver
 from agent_sessions.backends.base import make_key
 from agent_sessions.backends.redis import RedisBackend
 from agent_sessions.backends.redis.commands import GivenClient
-from agent_sessions.memory.base import BackendSession
-from agent_sessions.memory.closing import ClosableSession
+from agent_sessions.memory.base import BackendSession, ClosableSession
 from agent_sessions.reports import guard_public_methods, guarded
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class RedisSession(ClosableSession):
             BackendSession.get_items,
         ):
             return False  # a subclass changes items on their way
-        self.assert_usable()
+        self._assert_open()
         backend = cast("RedisBackend", self.backend)
         await backend.areplace(self.key, items)  # type: ignore[arg-type]
         return True
