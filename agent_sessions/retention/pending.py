@@ -19,7 +19,7 @@ from django.db import connections, transaction
 from django.db.models import Count
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.remote.erasure import erase_leftover, leave
+from agent_sessions.backends.remote.erasure import add_pending, erase_pending
 from agent_sessions.backends.wrapping import forget_key, innermost
 from agent_sessions.exceptions import InvalidBackend, StoreUnavailable
 from agent_sessions.handler import sessions
@@ -92,7 +92,7 @@ def on_delete(
         key = SessionKey(instance.session_id, instance.user_id)
         forget_key(sessions[instance.backend], key)
     if keeps_outside(instance, using):
-        _batch(using).append(leave(using, instance).pk)
+        _batch(using).append(add_pending(using, instance).pk)
 
 
 def keeps_outside(row: AgentSession, using: str) -> bool:
@@ -169,7 +169,7 @@ def _erase(
         if row.backend not in down and (until is None or time.monotonic() < until):
             try:
                 backend = sessions[row.backend]
-                count = erase_leftover(backend, _key(row), row)
+                count = erase_pending(backend, _key(row), row)
             except Exception as exc:
                 # A store of somebody else's may raise anything; the row stays.
                 name = type(exc).__name__

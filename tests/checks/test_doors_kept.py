@@ -25,7 +25,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.shortreads import ShortReads
 from agent_sessions.backends.processes import this_process
 from agent_sessions.backends.redis.keys import Names
-from agent_sessions.backends.remote.directory_cache import Admissions
+from agent_sessions.backends.remote.directory_cache import DirectoryCache
 from agent_sessions.encryption import Memory
 from agent_sessions.exceptions import (
     InvalidOwner,
@@ -273,7 +273,7 @@ def short(pair: Pair, settings: Any) -> None:
 
 
 def admitted(pair: Pair, settings: Any) -> None:
-    known = Admissions(60)
+    known = DirectoryCache(60)
     known.remember(SessionKey("ours-id", pair.us.pk))
     assert known.is_known(SessionKey("ours-id", pair.us.pk))
     for user in (pair.them.pk, None):

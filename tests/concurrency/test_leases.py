@@ -22,7 +22,7 @@ from agent_sessions.backends.leases import (
     is_over,
     judged,
 )
-from agent_sessions.backends.remote.erasure import CLAIM, erase_leftover, leave
+from agent_sessions.backends.remote.erasure import CLAIM, add_pending, erase_pending
 from agent_sessions.exceptions import SessionBusy
 from agent_sessions.models import AgentRun, AgentSession, PendingClear
 from agent_sessions.retention import why_spared
@@ -107,15 +107,17 @@ class TestWrongClocks:
         assert lost.status == "interrupted"
 
     def test_a_claim_on_a_leftover_holds(self, wrong: float) -> None:
-        left = leave("default", AgentSession(backend="default", session_id="gone"))
+        left = add_pending(
+            "default", AgentSession(backend="default", session_id="gone")
+        )
         key = get_session("gone").key
         PendingClear.objects.update(attempts=1, tried_at=DatabaseNow())
         left.refresh_from_db()
         with clock_off_by(wrong):
-            assert erase_leftover(sessions["default"], key, left) is None
+            assert erase_pending(sessions["default"], key, left) is None
         PendingClear.objects.update(tried_at=DatabaseNow() - CLAIM * 1.1)
         with clock_off_by(wrong):
-            assert erase_leftover(sessions["default"], key, left) == 0
+            assert erase_pending(sessions["default"], key, left) == 0
 
     def test_a_history_that_is_moved_is_held(self, wrong: float) -> None:
         where = conversation()
@@ -138,11 +140,11 @@ def test_a_heartbeat_far_in_the_future_is_as_old_as_it_is_far(
 
 
 def test_a_claim_far_in_the_future_is_free() -> None:
-    left = leave("default", AgentSession(backend="default", session_id="gone"))
+    left = add_pending("default", AgentSession(backend="default", session_id="gone"))
     PendingClear.objects.update(attempts=1, tried_at=DatabaseNow() + CLAIM * 1.1)
     left.refresh_from_db()
     key = get_session("gone").key
-    assert erase_leftover(sessions["default"], key, left) == 0
+    assert erase_pending(sessions["default"], key, left) == 0
 
 
 def test_a_run_that_beats_after_it_was_judged_keeps_its_lease() -> None:

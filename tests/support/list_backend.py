@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 from django.utils import timezone
 
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.remote.base import RemoteBackend, Written
-from agent_sessions.backends.remote.paging import page_of
+from agent_sessions.backends.remote.base import RemoteBackend, Stretch, Written
 from agent_sessions.items import Batch, Item, decode, decode_all
 
 
@@ -42,11 +41,8 @@ class ListBackend(RemoteBackend):
     async def store_clear(self, key: SessionKey) -> int:
         return len(self.histories.pop((key.user_id, key.session_id), []))
 
-    async def store_page(
-        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
-    ) -> Page:
-        items = decode_all(self.texts(key))
-        return page_of(items, timezone.now(), before=before, after=after, limit=limit)
+    async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
+        return wanted.cut(decode_all(self.texts(key)), timezone.now())
 
     async def store_ids(self) -> AsyncIterator[str]:
         for user_id, session_id in list(self.histories):

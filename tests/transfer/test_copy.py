@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from agent_sessions import DjangoSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.remote.base import Written
+from agent_sessions.backends.remote.base import Stretch, Written
 from agent_sessions.exceptions import StoreUnavailable
 from agent_sessions.items import Batch, Item, decode
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
@@ -52,8 +52,8 @@ class RewritingLists(OtherLists):
         items = await super().store_latest(key, limit)
         return [{**item, "id": f"msg_{n}"} for n, item in enumerate(items)]
 
-    async def store_page(self, key: SessionKey, **where: Any) -> Any:
-        page = await super().store_page(key, **where)
+    async def store_page(self, key: SessionKey, wanted: Stretch) -> Any:
+        page = await super().store_page(key, wanted)
         for stored in page.items:
             assert stored.item is not None
             stored.item["id"] = f"msg_{stored.position}"

@@ -16,6 +16,7 @@ from django.test import override_settings
 
 from agent_sessions import sessions
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.remote.base import Stretch
 from agent_sessions.exceptions import StorageError
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import AgentSession, Branch, SessionItem
@@ -27,10 +28,10 @@ pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
 class BrokenBackend(ListBackend):
     """A store that breaks off in the middle of a history."""
 
-    async def store_page(self, key: SessionKey, **where: Any) -> Any:
-        if (where["after"] or 0) > 100:
+    async def store_page(self, key: SessionKey, wanted: Stretch) -> Any:
+        if (wanted.after or 0) > 100:
             raise StorageError("The store is down.")
-        return await super().store_page(key, **where)
+        return await super().store_page(key, wanted)
 
 
 @pytest.fixture(autouse=True)

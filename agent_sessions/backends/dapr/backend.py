@@ -23,7 +23,8 @@ from agent_sessions.backends.dapr.reading import Rules
 from agent_sessions.backends.dapr.records import head_key
 from agent_sessions.backends.dapr.sidecar import Sidecar
 from agent_sessions.backends.keys import Asking, anything
-from agent_sessions.backends.remote.base import RemoteBackend, Written
+from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
+from agent_sessions.backends.remote.paging import Stretch
 from agent_sessions.backends.retention import EXAMPLES, parse_age
 from agent_sessions.concurrency.loops import BackgroundLoop, PerLoop
 from agent_sessions.exceptions import InvalidBackend, StorageError
@@ -229,12 +230,10 @@ class DaprBackend(RemoteBackend):
         history = await self._to_read(place, key)
         return await history.latest(limit)
 
-    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
+    async def store_pop(self, key: SessionKey) -> Popped:
         return await self.store_pop_if(key, anything)
 
-    async def store_pop_if(
-        self, key: SessionKey, asking: Asking
-    ) -> tuple[Item | None, Written]:
+    async def store_pop_if(self, key: SessionKey, asking: Asking) -> Popped:
         place = await self._places.get()
         history = self._history(place, key)
         async with place.lock(history.key):
@@ -247,12 +246,10 @@ class DaprBackend(RemoteBackend):
         async with place.lock(history.key):
             return await history.clear()
 
-    async def store_page(
-        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
-    ) -> Page:
+    async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
         place = await self._places.get()
         history = await self._to_read(place, key)
-        return await history.page(before=before, after=after, limit=limit)
+        return await history.page(wanted)
 
     async def store_count(self, key: SessionKey) -> int | None:
         place = await self._places.get()

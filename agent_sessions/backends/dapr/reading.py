@@ -22,6 +22,7 @@ from agent_sessions.backends.dapr.records import (
     split,
 )
 from agent_sessions.backends.dapr.sidecar import Sidecar, Value, pause
+from agent_sessions.backends.remote.paging import Stretch
 from agent_sessions.exceptions import StorageError
 from agent_sessions.items import Item, StoredItem, decode
 
@@ -100,7 +101,7 @@ class Reader:
             number = first
         return items[::-1]
 
-    async def page(self, *, before: int | None, after: int | None, limit: int) -> Page:
+    async def page(self, wanted: Stretch) -> Page:
         """Read the items nearest to a position; see BaseSessionBackend.page().
 
         A position is the place in its segment: the first of segment n is n x size + 1.
@@ -110,9 +111,9 @@ class Reader:
                 await pause(attempt, first=0.01)
             try:
                 found = await self.read()
-                if after is not None:
-                    return await self._page_after(found, after, limit)
-                return await self._page_before(found, before, limit)
+                if wanted.after is not None:
+                    return await self._page_after(found, wanted.after, wanted.limit)
+                return await self._page_before(found, wanted.before, wanted.limit)
             except Moved:
                 continue
         raise StorageError(_RESTLESS)

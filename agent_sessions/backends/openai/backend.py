@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -12,8 +13,9 @@ from django.core import checks
 
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.openai.checks import check_options
-from agent_sessions.backends.openai.places import START, Place, Places, Stretch
-from agent_sessions.backends.remote.base import RemoteBackend, Written
+from agent_sessions.backends.openai.cursors import START, Cursor, Cursors
+from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
+from agent_sessions.backends.remote.paging import Stretch
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.exceptions import (
@@ -70,7 +72,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         self._clients: PerLoop[Conversations] = PerLoop(
             self.make_client, self.close_client
         )
-        self._places = Places()
+        self._cursors = Cursors()
         self._counts: OrderedDict[str, int] = OrderedDict()
         self._counting = new_lock()
 
@@ -103,7 +105,7 @@ class OpenAIConversationsBackend(RemoteBackend):
 
     def _admit_again(self, key: SessionKey) -> None:
         """Make the row of a session that was deleted since it was last looked up."""
-        self._admissions.forget(key)
+        self._known_rows.forget(key)
         self._admit(key, write=True)
 
     async def swap(self, key: SessionKey, old: str, new: str) -> bool:
@@ -186,8 +188,8 @@ class OpenAIConversationsBackend(RemoteBackend):
 
         return await self._again(read)
 
-    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
-        async def pop() -> tuple[Item | None, Written]:
+    async def store_pop(self, key: SessionKey) -> Popped:
+        async def pop() -> Popped:
             found = await self.find(key)
             if not found:
                 return None, Written(0)
@@ -222,10 +224,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         self._forget_count(remote)
         return count
 
-    async def store_page(
-        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
-    ) -> Page:
-        stretch = Stretch(before, after, limit)
+    async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
         used = await self.on_directory(self._used_at, key) if self.listed else None
 
         async def read() -> Page:
@@ -236,40 +235,43 @@ class OpenAIConversationsBackend(RemoteBackend):
             return await self._on(
                 key,
                 found,
-                lambda c: self._walk(c, remote, stretch, used or datetime.now(UTC)),
+                lambda c: self._walk(c, remote, wanted, used or datetime.now(UTC)),
                 Page([], has_earlier=False),
             )
 
         return await self._again(read)
 
     async def _walk(
-        self, c: Conversations, remote: str, stretch: Stretch, used: Any
+        self, c: Conversations, remote: str, wanted: Stretch, used: Any
     ) -> Page:
-        """Read from the nearest known place to the end of a page."""
-        from agent_sessions.backends.openai.client import PlaceLost
+        """Read from the nearest known cursor to the end of a page."""
+        from agent_sessions.backends.openai.client import CursorLost
 
-        begin = stretch.begin(self._places, remote)
+        begin = self._cursors.before(remote, wanted)
         while True:
             try:
-                items, more = await self._read_on(c, remote, stretch, begin)
-            except PlaceLost:
-                self._places.forget(remote)
+                items, more = await self._read_on(c, remote, wanted, begin)
+            except CursorLost:
+                self._cursors.forget(remote)
                 begin = START
                 continue
-            if stretch.reaches_back(begin, items):
-                return stretch.cut(begin, items, used, more=more)
+            first, _ = wanted.bounds(0, begin.position + len(items))
+            if first >= begin.position:
+                page = wanted.cut(items, used, skipped=begin.position, turn=begin.turn)
+                return replace(page, has_later=page.has_later or more)
+            # The page begins earlier: items were removed since.
             begin = START
 
     async def _read_on(
-        self, c: Conversations, remote: str, stretch: Stretch, begin: Place
+        self, c: Conversations, remote: str, wanted: Stretch, cursor: Cursor
     ) -> tuple[list[Item], bool]:
         items: list[Item] = []
-        place, more = begin, True
-        while more and not stretch.is_read(place.position):
-            page, more = await c.following(remote, place.item)
+        more, last = True, wanted.last
+        while more and (last is None or cursor.position < last):
+            page, more = await c.following(remote, cursor.item)
             if page:
-                place = place.behind(page)
-                self._places.note(remote, place)
+                cursor = cursor.behind(page)
+                self._cursors.note(remote, cursor)
                 items += page
         return items, more
 
@@ -342,7 +344,7 @@ class OpenAIConversationsBackend(RemoteBackend):
     def _forget_count(self, remote: str) -> None:
         with self._counting:
             self._counts.pop(remote, None)
-        self._places.forget(remote)
+        self._cursors.forget(remote)
 
     async def _count_of(self, remote: str) -> int:
         known = self._add_to_count(remote, 0)

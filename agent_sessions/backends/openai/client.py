@@ -35,7 +35,7 @@ WRITE_SIZE = 20
 PAGE_SIZE = 100
 # Longer than this (s) nothing is tried again: a longer wait is the caller's business.
 LONGEST_WAIT = 10.0
-# How often a reading is begun again whose place in the history was popped.
+# How often a reading is begun again whose cursor was popped.
 _READINGS = 5
 
 
@@ -124,7 +124,7 @@ class Conversations:
     ) -> tuple[list[Item], bool]:
         """Read one page behind an item, or from the beginning; tell if more follow.
 
-        Raises PlaceLost where the item isn't there any more.
+        Raises CursorLost where the item isn't there any more.
         """
         async with self._lock(conversation):
             page = await self._page(conversation, "asc", PAGE_SIZE, after)
@@ -158,14 +158,14 @@ class Conversations:
         for _ in range(_READINGS):
             try:
                 return await self._read(conversation, limit)
-            except PlaceLost:
+            except CursorLost:
                 continue
         raise StoreBusy(
             "OpenAI's conversation changes faster than it can be read. Try again."
         )
 
     async def _read(self, conversation: str, limit: int | None) -> list[Item]:
-        """Read from the newest back. Raises PlaceLost where a pop took the place."""
+        """Read from the newest back. Raises CursorLost where a pop took the cursor."""
         found: list[Item] = []
         after: str | None = None
         while limit is None or len(found) < limit:
@@ -187,7 +187,7 @@ class Conversations:
             return await self._get(_path(conversation, "items"), query)
         except StorageError as exc:
             if after is not None and type(exc) in {HistoryGone, StorageError}:
-                raise PlaceLost from exc
+                raise CursorLost from exc
             raise
 
     async def _undo(
@@ -292,7 +292,7 @@ class Conversations:
         return self._locks.setdefault(conversation, asyncio.Lock())
 
 
-class PlaceLost(Exception):
+class CursorLost(Exception):
     """The item at which a reading was to go on has been removed."""
 
 

@@ -24,7 +24,8 @@ from agent_sessions.backends.redis.commands import (
 from agent_sessions.backends.redis.errors import named_errors
 from agent_sessions.backends.redis.keys import Names, id_of, pattern, unowned
 from agent_sessions.backends.redis.scripts import Script
-from agent_sessions.backends.remote.base import RemoteBackend, Written
+from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
+from agent_sessions.backends.remote.paging import Stretch, read_readable
 from agent_sessions.backends.retention import parse_age
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.concurrency.settle import settle
@@ -271,18 +272,14 @@ class RedisBackend(RemoteBackend):
 
     async def _replace(self, key: SessionKey, batch: Batch) -> None:
         written = await self._add(key, batch, replaces=True)
-        await self._atouch(key, written, batch.title)
+        await self._touch(key, written, batch.title)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         names = self.names(key)
-        window = min(limit or _EVERYTHING, _EVERYTHING)
-        while True:
-            texts = await self._newest(key, names, window)
-            items = [item for text in texts if (item := _read(text)) is not None]
-            if limit is None or len(items) >= limit or len(texts) < window:
-                return items if limit is None else items[-limit:]
-            # The limit counts what can be read.
-            window = min(window * 2, _EVERYTHING)
+        items, _ = await read_readable(
+            lambda window: self._newest(key, names, window or _EVERYTHING), _read, limit
+        )
+        return items if limit is None else items[-limit:]
 
     async def _newest(self, key: SessionKey, names: Names, window: int) -> list[bytes]:
         fence, ttl, sliding = self._terms(key)
@@ -298,17 +295,13 @@ class RedisBackend(RemoteBackend):
             )
         return texts
 
-    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
+    async def store_pop(self, key: SessionKey) -> Popped:
         return await self._take(key, None)
 
-    async def store_pop_if(
-        self, key: SessionKey, asking: Asking
-    ) -> tuple[Item | None, Written]:
+    async def store_pop_if(self, key: SessionKey, asking: Asking) -> Popped:
         return await self._take(key, asking)
 
-    async def _take(
-        self, key: SessionKey, asking: Asking | None
-    ) -> tuple[Item | None, Written]:
+    async def _take(self, key: SessionKey, asking: Asking | None) -> Popped:
         names, terms = self.names(key), self._terms(key)
         # The server chooses, unless it is in doubt or the caller has a say.
         first = (0 if asking is None else -1, 0, b"")
@@ -336,12 +329,10 @@ class RedisBackend(RemoteBackend):
         names, fence = self.names(key), self._terms(key)[0]
         return int(await self._write(scripts.CLEAR, names, fence))
 
-    async def store_page(
-        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
-    ) -> Page:
-        edges = ("" if edge is None else edge for edge in (before, after))
+    async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
+        edges = ("" if edge is None else edge for edge in (wanted.before, wanted.after))
         base, count, start, stamps, texts = await self._run(
-            scripts.PAGE, self.names(key), *edges, limit
+            scripts.PAGE, self.names(key), *edges, wanted.limit
         )
         times = [tuple(map(int, stamp.split(b":"))) for stamp in stamps]
         items = []

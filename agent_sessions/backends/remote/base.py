@@ -1,7 +1,8 @@
 """What backends share whose items lie outside Django's databases.
 
 The directory's row in a Django database still says whose a session is. A store only
-implements the coroutines store_…(); the rest, with the synchronous faces, is here.
+implements the coroutines store_…(). The synchronous forms run the asynchronous ones in
+a loop of the backend's own, whose queries run in the caller's thread meanwhile.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.keys import Asking
 from agent_sessions.backends.remote.listed import ListedBackend, Written
+from agent_sessions.backends.remote.paging import Stretch
 from agent_sessions.concurrency.loops import BackgroundLoop, take
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.items import Batch, Item, encode_batch
@@ -20,11 +22,12 @@ from agent_sessions.items import Batch, Item, encode_batch
 if TYPE_CHECKING:
     from agent_sessions.backends.directory import Seen
 
-__all__ = ["RemoteBackend", "Written"]
+__all__ = ["RemoteBackend", "Stretch", "Written"]
 
 T = TypeVar("T")
 
-_Taking = Coroutine[Any, Any, tuple[Item | None, Written]]
+# The item that was removed, if there was one, and how many are left.
+Popped = tuple[Item | None, Written]
 # Ids of one step of a listing.
 _CHUNK = 500
 
@@ -53,12 +56,10 @@ class RemoteBackend(ListedBackend):
         """Read the newest `limit` (1 or more) readable items, oldest first."""
 
     @abstractmethod
-    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
+    async def store_pop(self, key: SessionKey) -> Popped:
         """Remove and return the newest readable item."""
 
-    async def store_pop_if(
-        self, key: SessionKey, asking: Asking
-    ) -> tuple[Item | None, Written]:
+    async def store_pop_if(self, key: SessionKey, asking: Asking) -> Popped:
         """Remove and return the newest item that is accepted; others stay.
 
         Only where `supports_pop_if` is set.
@@ -70,10 +71,8 @@ class RemoteBackend(ListedBackend):
         """Remove every item; tell how many there were. Nothing there is no error."""
 
     @abstractmethod
-    async def store_page(
-        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
-    ) -> Page:
-        """Read up to `limit` items around a position; see page()."""
+    async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
+        """Read the items that a page is to hold."""
 
     async def store_count(self, key: SessionKey) -> int | None:
         """Return how many items there are, if that is known without reading them."""
@@ -90,48 +89,52 @@ class RemoteBackend(ListedBackend):
         """Remove the items of a session whose row is gone; `remote_id` was its own."""
         return await self.store_clear(key)
 
-    # -- sync --------------------------------------------------------------------
+    # -- async -------------------------------------------------------------------
 
-    def append(self, key: SessionKey, items: Sequence[Item]) -> None:
-        if not items:
-            return
-        batch = encode_batch(items)
-        self._admit(key, write=True)
-        written = self._await(self.store_append(key, batch))
-        self._touch(key, written, batch.title)
+    async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
+        if items:
+            batch = encode_batch(items)
+            await self.aadmit(key, write=True)
+            await settle(self._append(key, batch))
 
-    def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        seen = self._admit(key)
-        items = [] if limit == 0 else self._await(self.store_latest(key, limit))
-        if seen is not None:
-            self._put_right(key, seen, self._await(self.store_count(key)))
+    async def _append(self, key: SessionKey, batch: Batch) -> None:
+        await self._touch(key, await self.store_append(key, batch), batch.title)
+
+    async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        seen = await self.aadmit(key)
+        items = [] if limit == 0 else await self.store_latest(key, limit)
+        await self._correct_count(key, seen)
         return items
 
-    def pop(self, key: SessionKey) -> Item | None:
-        return self._taken(key, self.store_pop(key))
+    async def apop(self, key: SessionKey) -> Item | None:
+        await self.aadmit(key)
+        return await settle(self._pop(key, self.store_pop(key)))
 
-    def pop_if(self, key: SessionKey, asking: Asking) -> Item | None:
-        return self._taken(key, self.store_pop_if(key, asking))
+    async def apop_if(self, key: SessionKey, asking: Asking) -> Item | None:
+        await self.aadmit(key)
+        return await settle(self._pop(key, self.store_pop_if(key, asking)))
 
-    def _taken(self, key: SessionKey, taking: _Taking) -> Item | None:
-        try:
-            self._admit(key)
-        except BaseException:
-            taking.close()
-            raise
-        item, written = self._await(taking)
+    async def _pop(
+        self, key: SessionKey, popping: Coroutine[Any, Any, Popped]
+    ) -> Item | None:
+        item, written = await popping
         if item is not None:
-            self._touch(key, written)
+            await self._touch(key, written)
         return item
 
-    def clear(self, key: SessionKey) -> int:
-        self._admit(key)
-        self._begin_clear(key)
-        count = self._await(self.store_clear(key))
-        self._cleared(key, count)
+    async def aclear(self, key: SessionKey) -> int:
+        await self.aadmit(key)
+        return await settle(self._clear(key))
+
+    async def _clear(self, key: SessionKey) -> int:
+        if self.listed:
+            await self.on_directory(self._revoke_lease, key)
+        count = await self.store_clear(key)
+        if self.listed:
+            await self.on_directory(self._cleared, key, count)
         return count
 
-    def page(
+    async def apage(
         self,
         key: SessionKey,
         *,
@@ -139,17 +142,44 @@ class RemoteBackend(ListedBackend):
         after: int | None = None,
         limit: int = 100,
     ) -> Page:
-        seen = self._admit(key)
-        page = self._await(
-            self.store_page(key, before=before, after=after, limit=limit)
-        )
-        self.flush(key)
-        if seen is not None:
-            self._put_right(key, seen, self._await(self.store_count(key)))
+        seen = await self.aadmit(key)
+        page = await self.store_page(key, Stretch(before, after, limit))
+        await self.aflush(key)
+        await self._correct_count(key, seen)
         return page
 
+    async def _correct_count(self, key: SessionKey, seen: Seen | None) -> None:
+        """Correct what a row says of its items, unless it has changed since.
+
+        A process that was killed may not have written its last count.
+        """
+        if seen is not None:
+            count = await self.store_count(key)
+            if count not in {None, seen.item_count}:
+                await self.on_directory(self._recount, key, seen, count)
+
+    # -- sync --------------------------------------------------------------------
+
+    def append(self, key: SessionKey, items: Sequence[Item]) -> None:
+        self._await(self.aappend(key, items))
+
+    def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        return self._await(self.alatest(key, limit))
+
+    def pop(self, key: SessionKey) -> Item | None:
+        return self._await(self.apop(key))
+
+    def pop_if(self, key: SessionKey, asking: Asking) -> Item | None:
+        return self._await(self.apop_if(key, asking))
+
+    def clear(self, key: SessionKey) -> int:
+        return self._await(self.aclear(key))
+
+    def page(self, key: SessionKey, **edges: Any) -> Page:
+        return self._await(self.apage(key, **edges))
+
     def erase(self, key: SessionKey, remote_id: str = "") -> int:
-        self._admissions.forget(key)
+        self._known_rows.forget(key)
         return self._await(self.store_erase(key, remote_id))
 
     def list_ids(self) -> Iterator[str]:
@@ -164,71 +194,6 @@ class RemoteBackend(ListedBackend):
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._background.run(coroutine)
-
-    # -- async -------------------------------------------------------------------
-
-    async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
-        if items:
-            batch = encode_batch(items)
-            await self.aadmit(key, write=True)
-            await settle(self._append(key, batch))
-
-    async def _append(self, key: SessionKey, batch: Batch) -> None:
-        written = await self.store_append(key, batch)
-        await self._atouch(key, written, batch.title)
-
-    async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        seen = await self.aadmit(key)
-        items = [] if limit == 0 else await self.store_latest(key, limit)
-        if seen is not None:
-            await self._aput_right(key, seen)
-        return items
-
-    async def _aput_right(self, key: SessionKey, seen: Seen) -> None:
-        count = await self.store_count(key)
-        if count not in {None, seen.item_count}:
-            await self.threads.run(self._put_right, key, seen, count)
-
-    async def apop(self, key: SessionKey) -> Item | None:
-        await self.aadmit(key)
-        return await settle(self._ataken(key, self.store_pop(key)))
-
-    async def apop_if(self, key: SessionKey, asking: Asking) -> Item | None:
-        await self.aadmit(key)
-        return await settle(self._ataken(key, self.store_pop_if(key, asking)))
-
-    async def _ataken(self, key: SessionKey, taking: _Taking) -> Item | None:
-        item, written = await taking
-        if item is not None:
-            await self._atouch(key, written)
-        return item
-
-    async def aclear(self, key: SessionKey) -> int:
-        await self.aadmit(key)
-        return await settle(self._clear(key))
-
-    async def _clear(self, key: SessionKey) -> int:
-        if self.listed:
-            await self.threads.run(self._begin_clear, key)
-        count = await self.store_clear(key)
-        if self.listed:
-            await self.threads.run(self._cleared, key, count)
-        return count
-
-    async def apage(
-        self,
-        key: SessionKey,
-        *,
-        before: int | None = None,
-        after: int | None = None,
-        limit: int = 100,
-    ) -> Page:
-        seen = await self.aadmit(key)
-        page = await self.store_page(key, before=before, after=after, limit=limit)
-        await self.aflush(key)
-        if seen is not None:
-            await self._aput_right(key, seen)
-        return page
 
     def close(self) -> None:
         super().close()

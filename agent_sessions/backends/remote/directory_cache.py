@@ -15,35 +15,34 @@ REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """What a session's row is to say: how many items, and the title if it has none."""
+class PendingUpdate:
+    """What is to be written into a session's row: its count, and its first title."""
 
     count: int | None = None
     title: str = ""
 
-    def then(self, later: News) -> News:
-        """Return what is to be said after both."""
+    def then(self, later: PendingUpdate) -> PendingUpdate:
+        """Return what is to be written after both."""
         count = self.count if later.count is None else later.count
-        return News(count, self.title or later.title)
+        return PendingUpdate(count, self.title or later.title)
 
 
 @dataclass(slots=True)
-class _Admission:
-    """That a key's row was found or made, and when it was last written."""
+class _Entry:
+    """A row that was found or made, and when it was last looked at and written."""
 
     key: SessionKey
     checked: float
     touched: float | None = None
-    # What was put off.
-    news: News | None = None
+    pending: PendingUpdate | None = None
 
 
-class Admissions:
-    """The sessions that were looked up within the last `interval` seconds."""
+class DirectoryCache:
+    """The rows that were looked up within the last `interval` seconds."""
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
-        self._known: OrderedDict[str, _Admission] = OrderedDict()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._lock = new_lock()
         self._pid = os.getpid()
 
@@ -58,70 +57,71 @@ class Admissions:
             found = self._find(key)
             return found is not None and self._is_fresh(found.checked)
 
-    def remember(self, key: SessionKey) -> list[tuple[SessionKey, News]]:
-        """Note that a key's row is there; give what must be written for lack of room.
+    def remember(self, key: SessionKey) -> list[tuple[SessionKey, PendingUpdate]]:
+        """Note that a key has its row. Return the updates that there is no room for.
 
-        What is known of the row's last writing stays known.
+        When the row was last written stays known.
         """
-        pushed = []
+        evicted = []
         with self._lock:
             found = self._find(key)
             if found is None:
-                self._known.pop(key.session_id, None)
-                found = _Admission(key.fenced(None), 0)
-                self._known[key.session_id] = found
+                self._entries.pop(key.session_id, None)
+                found = _Entry(key.fenced(None), 0)
+                self._entries[key.session_id] = found
             found.checked = time.monotonic()
-            self._known.move_to_end(key.session_id)
-            while len(self._known) > REMEMBERED:
-                _, old = self._known.popitem(last=False)
-                if old.news is not None:
-                    pushed.append((old.key, old.news))
-        return pushed
+            self._entries.move_to_end(key.session_id)
+            while len(self._entries) > REMEMBERED:
+                _, old = self._entries.popitem(last=False)
+                if old.pending is not None:
+                    evicted.append((old.key, old.pending))
+        return evicted
 
     def forget(self, key: SessionKey) -> None:
         """Have the row looked up again at the next use."""
         with self._lock:
             if self._find(key) is not None:
-                del self._known[key.session_id]
+                del self._entries[key.session_id]
 
-    def tell(self, key: SessionKey, news: News) -> News | None:
-        """Take what the row is to say now, or put it off until it was long enough."""
+    def submit(self, key: SessionKey, update: PendingUpdate) -> PendingUpdate | None:
+        """Return what is to be written now; None puts it off until it is due."""
         with self._lock:
             found = self._find(key)
             if found is None:
-                return news
-            news = news if found.news is None else found.news.then(news)
+                return update
+            update = found.pending.then(update) if found.pending else update
             if found.touched is not None and self._is_fresh(found.touched):
-                found.news = news
+                found.pending = update
                 return None
-            found.touched, found.news = time.monotonic(), None
-            return news
+            found.touched, found.pending = time.monotonic(), None
+            return update
 
-    def put_off(self, key: SessionKey, news: News) -> None:
+    def put_off(self, key: SessionKey, update: PendingUpdate) -> None:
         """Keep what could not be written for the next time."""
         with self._lock:
             if (found := self._find(key)) is not None:
                 found.touched = None
-                found.news = news if found.news is None else news.then(found.news)
+                later = found.pending
+                found.pending = update if later is None else update.then(later)
 
-    def take(self, key: SessionKey) -> News | None:
+    def take(self, key: SessionKey) -> PendingUpdate | None:
         """Take what was put off for a key."""
         with self._lock:
             found = self._find(key)
-            if found is None or found.news is None:
+            if found is None or found.pending is None:
                 return None
-            news, found.news = found.news, None
+            update, found.pending = found.pending, None
             found.touched = time.monotonic()
-            return news
+            return update
 
-    def take_all(self) -> list[tuple[SessionKey, News]]:
-        """Forget everything; give what was put off."""
+    def take_all(self) -> list[tuple[SessionKey, PendingUpdate]]:
+        """Forget everything. Return what was put off."""
         with self._lock:
-            known, self._known = self._known, OrderedDict()
-        return [(each.key, each.news) for each in known.values() if each.news]
+            entries, self._entries = self._entries, OrderedDict()
+        return [(each.key, each.pending) for each in entries.values() if each.pending]
 
-    def _find(self, key: SessionKey) -> _Admission | None:
-        found = self._known.get(key.session_id)
+    def _find(self, key: SessionKey) -> _Entry | None:
+        found = self._entries.get(key.session_id)
         return found if found and found.key.user_id == key.user_id else None
 
     def _is_fresh(self, moment: float) -> bool:

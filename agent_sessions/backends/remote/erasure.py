@@ -30,7 +30,7 @@ _PATIENCE = 5.0
 _PAUSE = 0.05
 
 
-def leave(using: str, row: AgentSession) -> PendingClear:
+def add_pending(using: str, row: AgentSession) -> PendingClear:
     """Write down that a session's history is to be removed from its store."""
     return PendingClear.objects.using(using).create(
         backend=row.backend,
@@ -45,7 +45,7 @@ def owner_text(user_id: Any) -> str:
     return "" if user_id is None else str(user_id)
 
 
-def erase_leftover(
+def erase_pending(
     backend: BaseSessionBackend, key: SessionKey, row: PendingClear
 ) -> int | None:
     """Remove what a row tells of; give how many items, None where another does it.
@@ -76,8 +76,8 @@ def erase_before(backend: BaseSessionBackend, key: SessionKey) -> None:
     Raises what the store raises, and StoreBusy where another process takes too long.
     """
     deadline = time.monotonic() + _PATIENCE
-    while (row := left_by(backend, key).first()) is not None:
-        if erase_leftover(backend, key, row) is not None:
+    while (row := pending_of(backend, key).first()) is not None:
+        if erase_pending(backend, key, row) is not None:
             continue
         if time.monotonic() > deadline:
             raise StoreBusy(
@@ -110,7 +110,7 @@ def erase_now(backend: BaseSessionBackend, key: SessionKey) -> None:
         backend=backend.alias, session_id=key.session_id, user_id=key.user_id
     )
     try:
-        erase_leftover(backend, key, leave(backend.directory.using, row))
+        erase_pending(backend, key, add_pending(backend.directory.using, row))
     except AgentSessionError as exc:
         logger.warning(
             "A deleted session's history is still in %r (%s)",
@@ -119,7 +119,7 @@ def erase_now(backend: BaseSessionBackend, key: SessionKey) -> None:
         )
 
 
-def left_by(backend: BaseSessionBackend, key: SessionKey) -> QuerySet[PendingClear]:
+def pending_of(backend: BaseSessionBackend, key: SessionKey) -> QuerySet[PendingClear]:
     """Return what earlier sessions of this key have left."""
     return (
         PendingClear.objects.using(backend.directory.using)

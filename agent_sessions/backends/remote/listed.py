@@ -15,7 +15,7 @@ from weakref import WeakSet
 from django.db import Error, IntegrityError, connections, transaction
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.remote.directory_cache import Admissions, News
+from agent_sessions.backends.remote.directory_cache import DirectoryCache, PendingUpdate
 from agent_sessions.concurrency.loops import with_caller
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.concurrency.threads import ThreadsByDatabase
@@ -66,7 +66,7 @@ class ListedBackend(BaseSessionBackend):
         self.listed = listed
         self.database: str | None = self.options["database"]
         self._pools = ThreadsByDatabase(routed=self.database is None)
-        self._admissions = Admissions(self.options["touch_interval"])
+        self._known_rows = DirectoryCache(self.options["touch_interval"])
         self._database_name: Any = None
         _backends.add(self)
 
@@ -101,31 +101,32 @@ class ListedBackend(BaseSessionBackend):
 
     def flush(self, key: SessionKey) -> None:
         """Bring the session's row up to date with what was written, if it isn't."""
-        if (news := self._admissions.take(key)) is not None:
-            self._write_down(key, news)
+        if (update := self._known_rows.take(key)) is not None:
+            self._write_update(key, update)
 
     async def aflush(self, key: SessionKey) -> None:
         """See flush()."""
-        if (news := self._admissions.take(key)) is not None:
-            await settle(self.threads.run(self._write_down, key, news))
+        if (update := self._known_rows.take(key)) is not None:
+            await settle(self.on_directory(self._write_update, key, update))
 
-    def _is_known(self, key: SessionKey) -> bool:
-        # A run's lease is looked at each time.
-        return not self.listed or (key.fence is None and self._admissions.is_known(key))
-
-    def _admit(self, key: SessionKey, *, write: bool = False) -> Seen | None:
+    async def aadmit(self, key: SessionKey, *, write: bool = False) -> Seen | None:
         """Pass where the key's session is its own; a write makes the row.
 
         Return what the row says, if it was there and looked at. Raises
         SessionDoesNotExist for someone else's, LeaseLost, and StorageError where the
         directory's database fails.
         """
-        if self._is_known(key):
+        # A run's lease is looked at each time.
+        known = key.fence is None and self._known_rows.is_known(key)
+        if not self.listed or known:
             return None
-        with self._asking():
-            return self._look(key, write=write)
+        return await self.on_directory(self._admit, key, write=write)
 
-    def _look(self, key: SessionKey, *, write: bool) -> Seen | None:
+    def _admit(self, key: SessionKey, *, write: bool) -> Seen | None:
+        with self._as_storage_error():
+            return self._look_up(key, write=write)
+
+    def _look_up(self, key: SessionKey, *, write: bool) -> Seen | None:
         directory, seen = self.directory, None
         if key.fence is not None:
             # Of a session that is somebody else's, or gone, nobody has a lease.
@@ -147,54 +148,45 @@ class ListedBackend(BaseSessionBackend):
         transaction.on_commit(partial(self._remember, key), using=self.using)
         return seen
 
-    def _asking(self) -> AbstractContextManager[None]:
+    def _as_storage_error(self) -> AbstractContextManager[None]:
         return as_storage_error(self.using, "look up or change a session's row")
-
-    async def aadmit(self, key: SessionKey, *, write: bool = False) -> Seen | None:
-        """See that the session has its row. Raises SessionDoesNotExist."""
-        if self._is_known(key):
-            return None
-        return await self.threads.run(self._admit, key, write=write)
 
     def _remember(self, key: SessionKey) -> None:
         self._database_name = connections[self.using].settings_dict["NAME"]
-        for pushed, news in self._admissions.remember(key):
-            self._write_down(pushed, news)
+        self._write_all(self._known_rows.remember(key))
 
-    def _touch(self, key: SessionKey, written: Written, title: str = "") -> None:
+    async def _touch(self, key: SessionKey, written: Written, title: str = "") -> None:
         """Bring the row up to date, if that is due. The items are written already."""
         if self.listed:
-            news = self._admissions.tell(key, News(written.count, title))
-            if news is not None:
-                self._write_down(key, news)
+            update = self._known_rows.submit(key, PendingUpdate(written.count, title))
+            if update is not None:
+                await self.on_directory(self._write_update, key, update)
 
-    async def _atouch(self, key: SessionKey, written: Written, title: str = "") -> None:
-        if self.listed:
-            news = self._admissions.tell(key, News(written.count, title))
-            if news is not None:
-                await self.threads.run(self._write_down, key, news)
+    def _write_all(self, updates: list[tuple[SessionKey, PendingUpdate]]) -> None:
+        for key, update in updates:
+            self._write_update(key, update)
 
-    def _write_down(self, key: SessionKey, news: News) -> None:
-        """Write what is new into the row. What the store acknowledged stays so."""
+    def _write_update(self, key: SessionKey, update: PendingUpdate) -> None:
+        """Write an update into the row. What the store acknowledged stays so."""
         try:
-            if not self.directory.touch(key, count=news.count, title=news.title):
-                self._admissions.forget(key)
-                self._rescue(key, news)
+            if not self.directory.touch(key, count=update.count, title=update.title):
+                self._known_rows.forget(key)
+                self._restore_row(key, update)
         except Error as exc:
-            self._admissions.put_off(key, news)
+            self._known_rows.put_off(key, update)
             self._warn("could not be touched", exc)
 
-    def _rescue(self, key: SessionKey, news: News) -> None:
+    def _restore_row(self, key: SessionKey, update: PendingUpdate) -> None:
         """Make a row for what was written to a session that was deleted meanwhile.
 
-        Where its owner is gone, or a run wrote, it goes the way of the session.
+        The items are erased where their owner is gone, or a run wrote them.
         """
         from agent_sessions.backends.remote.erasure import erase_now, has_owner
 
         try:
             if key.fence is None and has_owner(self.using, key):
                 self.directory.ensure(key)
-                self.directory.touch(key, count=news.count, title=news.title)
+                self.directory.touch(key, count=update.count, title=update.title)
                 return
         except (IntegrityError, SessionDoesNotExist) as exc:
             self._warn("has got another owner", exc)
@@ -205,17 +197,15 @@ class ListedBackend(BaseSessionBackend):
             "The row of a session in %r %s (%s)", self.alias, what, type(exc).__name__
         )
 
-    def _begin_clear(self, key: SessionKey) -> None:
+    def _revoke_lease(self, key: SessionKey) -> None:
         """End a run's lease before its items go: it must not write between."""
-        if self.listed and key.fence is None:
-            with self._asking():
+        if key.fence is None:
+            with self._as_storage_error():
                 self.directory.revoke(key)
 
     def _cleared(self, key: SessionKey, count: int) -> None:
-        if not self.listed:
-            return
-        self._admissions.forget(key)
-        with self._asking():
+        self._known_rows.forget(key)
+        with self._as_storage_error():
             self.directory.cleared(key)
         session_cleared.send(
             type(self),
@@ -225,13 +215,7 @@ class ListedBackend(BaseSessionBackend):
             count=count,
         )
 
-    def _put_right(self, key: SessionKey, seen: Seen | None, count: int | None) -> None:
-        """Correct what a row says of its items, unless somebody else has meanwhile.
-
-        A process that was killed may not have written its last count.
-        """
-        if seen is None or count in {None, seen.item_count}:
-            return
+    def _recount(self, key: SessionKey, seen: Seen, count: int) -> None:
         try:
             self.directory.recount(key, seen, count)
         except Error as exc:
@@ -240,36 +224,35 @@ class ListedBackend(BaseSessionBackend):
     def forget_rows(self, using: str) -> None:
         """Forget what is remembered of the rows of a database, which was emptied."""
         if self.listed and using == self.using:
-            self._admissions.take_all()
+            self._known_rows.take_all()
 
     def write_at_exit(self) -> None:
         """Write what was put off, as the process ends."""
         # No thread can be started any more, and no loop runs. Nothing is made anew: a
         # test's database may be gone, and its name be that of another one again.
-        if self._admissions.is_inherited or not self.listed:
+        if self._known_rows.is_inherited or not self.listed:
             return
         using = self.using
         if connections[using].settings_dict["NAME"] != self._database_name:
             return
         try:
-            for key, news in self._admissions.take_all():
-                self.directory.touch(key, count=news.count, title=news.title)
+            for key, update in self._known_rows.take_all():
+                self.directory.touch(key, count=update.count, title=update.title)
         except Error as exc:
             self._warn("could not be touched", exc)
         finally:
             connections[using].close()
 
     def close(self) -> None:
-        if news := self._admissions.take_all():
+        if updates := self._known_rows.take_all():
             # In a thread: whoever closes may be in an event loop.
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(self._write_all, news).result()
+                pool.submit(self._write_last, updates).result()
         self._pools.close()
 
-    def _write_all(self, all_news: list[tuple[SessionKey, News]]) -> None:
+    def _write_last(self, updates: list[tuple[SessionKey, PendingUpdate]]) -> None:
         try:
-            for key, news in all_news:
-                self._write_down(key, news)
+            self._write_all(updates)
         finally:
             connections[self.using].close()
 

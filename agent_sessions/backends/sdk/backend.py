@@ -14,7 +14,7 @@ from django.core import checks
 from agent_sessions.backends.addresses import ENCODE, is_address, is_misread
 from agent_sessions.backends.base import Page, SessionKey, option_names
 from agent_sessions.backends.remote.base import RemoteBackend, Written
-from agent_sessions.backends.remote.paging import page_of
+from agent_sessions.backends.remote.paging import Stretch, read_readable
 from agent_sessions.backends.sdk.opening import Maker, Opened, OpenSessions
 from agent_sessions.backends.sdk.signatures import (
     NotFound,
@@ -229,14 +229,10 @@ class SDKBackend(RemoteBackend):
 
         return await self._use(key, clear, writes=True)
 
-    async def store_page(
-        self, key: SessionKey, *, before: int | None, after: int | None, limit: int
-    ) -> Page:
+    async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
         items = await self._use(key, lambda opened: _latest(opened, WINDOW))
         used = await self.on_directory(self._used_at, key) if self.listed else None
-        return page_of(
-            items, used or datetime.now(UTC), before=before, after=after, limit=limit
-        )
+        return wanted.cut(items, used or datetime.now(UTC))
 
     async def store_count(self, key: SessionKey) -> int | None:
         # Once in `touch_interval`, since the classes can't tell without reading all.
@@ -309,16 +305,13 @@ class SDKBackend(RemoteBackend):
 
 async def _latest(opened: Opened, limit: int | None) -> list[Item]:
     """Read the newest items; what is no dict doesn't count."""
-    wanted = limit
-    while True:
-        found = await opened.session.get_items(wanted)
-        items = [item for item in found if isinstance(item, dict)]
-        if limit is None or wanted is None or len(found) < wanted:
-            opened.count = len(items)
-            break
-        if len(items) >= limit:
-            break
-        wanted *= 2
+    items, is_all = await read_readable(
+        opened.session.get_items,
+        lambda item: item if isinstance(item, dict) else None,
+        limit,
+    )
+    if is_all:
+        opened.count = len(items)
     return items if limit is None else items[-limit:]
 
 

@@ -15,7 +15,7 @@ from django.test import override_settings
 
 from agent_sessions import get_session
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.remote.base import Written
+from agent_sessions.backends.remote.base import Stretch, Written
 from agent_sessions.exceptions import LeaseLost, StoreUnavailable
 from agent_sessions.items import Batch, Item, encode_batch
 from agent_sessions.models import AgentRun, AgentSession, PendingClear
@@ -44,9 +44,9 @@ class PartsBackend(ListBackend):
         self.assert_up()
         return await super().store_latest(key, limit)
 
-    async def store_page(self, key: SessionKey, **where: Any) -> Page:
+    async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
         self.assert_up()
-        return await super().store_page(key, **where)
+        return await super().store_page(key, wanted)
 
     def assert_up(self) -> None:
         if PartsBackend.down:
