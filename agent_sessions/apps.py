@@ -25,6 +25,7 @@ class AgentSessionsConfig(AppConfig):
             check_databases,
             check_deployment,
             check_layers,
+            check_session_classes,
             check_shown_passwords,
         )
         from agent_sessions.concurrency.forks import remember_connection
@@ -36,6 +37,7 @@ class AgentSessionsConfig(AppConfig):
         checks.register(check_databases, checks.Tags.database)
         checks.register(check_deployment, deploy=True)
         checks.register(check_layers)
+        checks.register(check_session_classes, deploy=True)
         checks.register(check_shown_passwords, deploy=True)
         connection_created.connect(remember_connection)
         setting_changed.connect(reset_backends)

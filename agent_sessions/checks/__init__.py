@@ -5,7 +5,11 @@ docs/checks.md has the table of ids.
 
 from __future__ import annotations
 
-from agent_sessions.checks.backends import check_backends, check_databases
+from agent_sessions.checks.backends import (
+    check_backends,
+    check_databases,
+    check_session_classes,
+)
 from agent_sessions.checks.deployment import check_deployment
 from agent_sessions.checks.secrets import check_layers, check_shown_passwords
 
@@ -14,5 +18,6 @@ __all__ = [
     "check_databases",
     "check_deployment",
     "check_layers",
+    "check_session_classes",
     "check_shown_passwords",
 ]

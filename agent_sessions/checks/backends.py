@@ -13,6 +13,7 @@ from django.db import connections, router
 
 from agent_sessions.backends.base import BaseSessionBackend
 from agent_sessions.backends.database.columns import check_columns
+from agent_sessions.backends.sdk import SDKBackend
 from agent_sessions.checks.messages import printed
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.handler import CHAT_BACKEND, DEFAULT_ALIAS, sessions
@@ -56,6 +57,21 @@ def check_databases(
             asked.add(sessions[alias].directory.using)
     found = sorted(asked & set(databases or ()))
     return [message for using in found for message in check_columns(using)]
+
+
+@printed
+def check_session_classes(**kwargs: Any) -> list[CheckMessage]:
+    """Import the classes behind SDKBackend, which takes seconds: `check --deploy`."""
+    messages: list[CheckMessage] = []
+    for alias in _aliases():
+        with suppress(InvalidBackend):
+            backend = sessions[alias]
+            if isinstance(backend, SDKBackend):
+                try:
+                    backend.make_sessions()
+                except InvalidBackend as exc:
+                    messages.append(_error(exc))
+    return messages
 
 
 def _check_chat(aliases: Sequence[str]) -> list[CheckMessage]:

@@ -15,14 +15,11 @@ from agent_sessions.backends.addresses import ENCODE, is_address, is_misread
 from agent_sessions.backends.base import Page, SessionKey, option_names
 from agent_sessions.backends.remote.base import RemoteBackend, Written
 from agent_sessions.backends.remote.paging import Stretch, read_readable
-from agent_sessions.backends.sdk.opening import Maker, Opened, OpenSessions
-from agent_sessions.backends.sdk.signatures import (
-    NotFound,
-    Signature,
-    read_signature,
-)
-from agent_sessions.backends.spelling import (
-    did_you_mean,
+from agent_sessions.backends.sdk.opening import (
+    Maker,
+    Opened,
+    OpenSessions,
+    name_of,
 )
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.exceptions import AgentSessionError, InvalidBackend, StorageError
@@ -87,45 +84,22 @@ class SDKBackend(RemoteBackend):
             super()._check_option_names({})
         target = options["session"]
         if not isinstance(target, str) and not callable(target):
-            raise _invalid(f"{setting}['OPTIONS']['session'] is no class.", target)
-        try:
-            signature = read_signature(target)
-        except NotFound as exc:
-            raise _invalid(
-                f"{setting}['OPTIONS']['session'] can't be found: no {exc}.", target
-            ) from None
-        if _is_conversations(target):
             raise InvalidBackend(
-                f"{setting}: the Runner has rules of its own for "
-                "OpenAIConversationsSession, which SDKBackend would hide from it.",
-                hint="Use agent_sessions.backends.openai.OpenAIConversationsBackend.",
+                f"{setting}['OPTIONS']['session'] is no class.",
+                hint="Give the dotted path of a class that has the SDK's Session "
+                "protocol, or of a class method that makes one.",
                 id="agent_sessions.E020",
             )
-        if signature is not None:
-            self._check_arguments(setting, options, signature)
 
-    def _check_arguments(
-        self, setting: str, options: dict[str, Any], signature: Signature
-    ) -> None:
-        own = option_names(type(self))
-        given = _arguments(options, own)
-        taken = signature.names
-        if not signature.is_open and (unknown := sorted(given.keys() - taken)):
-            raise InvalidBackend(
-                f"{setting} has OPTIONS that {_name(options['session'])} doesn't "
-                f"take: {', '.join(unknown)}.",
-                hint=did_you_mean(unknown, taken | own)
-                + f"It takes: {', '.join(sorted(taken)) or 'none'}. SDKBackend takes: "
-                f"{', '.join(sorted(own))}.",
-                id="agent_sessions.E008",
-            )
-        if missing := sorted(signature.required - given.keys()):
-            raise InvalidBackend(
-                f"{setting} lacks OPTIONS that {_name(options['session'])} needs: "
-                f"{', '.join(missing)}.",
-                hint=f"Set {setting}['OPTIONS'][{missing[0]!r}].",
-                id="agent_sessions.E009",
-            )
+    def make_sessions(self) -> OpenSessions:
+        """Import the class, and see that it takes the arguments.
+
+        Raises InvalidBackend. Only here, since importing the SDK takes seconds.
+        """
+        arguments = _arguments(self.options, option_names(type(self)))
+        setting = f"AGENT_SESSIONS[{self.alias!r}]"
+        maker = Maker(self.options["session"], arguments, setting)
+        return OpenSessions(maker, self.options["keep"])
 
     def check(self) -> list[checks.CheckMessage]:
         messages = super().check()
@@ -166,9 +140,9 @@ class SDKBackend(RemoteBackend):
         url = str(given.get("url", ""))
         if url.startswith("sqlite"):
             return url.endswith((":memory:", "://", ":///"))
-        signature = read_signature(self.options["session"])
-        has_path = signature is not None and "db_path" in signature.names
-        return has_path and str(given.get("db_path", ":memory:")) == ":memory:"
+        in_file = "SQLiteSession" in name_of(self.options["session"])
+        default = ":memory:" if in_file else ""
+        return str(given.get("db_path", default)) == ":memory:"
 
     # -- what a store implements -----------------------------------------------------
 
@@ -287,16 +261,13 @@ class SDKBackend(RemoteBackend):
         except Exception as exc:
             # Without its text and cause, which may quote the items or a password.
             raise StorageError(
-                f"{_name(self.options['session'])} of {self.alias!r} failed "
+                f"{name_of(self.options['session'])} of {self.alias!r} failed "
                 f"({type(exc).__name__}). Look into what it stores in, and whether "
                 "a write has arrived, before you try again."
             ) from None
 
     async def _make_sessions(self) -> OpenSessions:
-        arguments = _arguments(self.options, option_names(type(self)))
-        return OpenSessions(
-            Maker(self.options["session"], arguments), self.options["keep"]
-        )
+        return self.make_sessions()
 
     def _used_at(self, key: SessionKey) -> Any:
         rows = self.directory.rows(key)
@@ -319,36 +290,3 @@ def _arguments(options: dict[str, Any], own: frozenset[str]) -> dict[str, Any]:
     """Return what is meant for the inner class."""
     given = {name: value for name, value in options.items() if name not in own}
     return {**given, **(options.get("arguments") or {})}
-
-
-def _name(target: Any) -> str:
-    path = target if isinstance(target, str) else getattr(target, "__qualname__", "it")
-    parts = path.split(".")
-    # A class method's name alone says nothing.
-    return ".".join(parts[-2:] if parts[-1][:1].islower() else parts[-1:])
-
-
-def _is_conversations(target: Any) -> bool:
-    return isinstance(target, str) and (
-        target.startswith("agents.") and "OpenAIConversationsSession" in target
-    )
-
-
-def _invalid(message: str, target: Any) -> InvalidBackend:
-    near = did_you_mean([target], _KNOWN) if isinstance(target, str) else ""
-    return InvalidBackend(
-        message,
-        hint=near + "Give the dotted path of a class that has the SDK's Session "
-        "protocol, or of a class method that makes one.",
-        id="agent_sessions.E020",
-    )
-
-
-_KNOWN = (
-    "agents.memory.SQLiteSession",
-    "agents.extensions.memory.AdvancedSQLiteSession",
-    "agents.extensions.memory.AsyncSQLiteSession",
-    "agents.extensions.memory.MongoDBSession.from_uri",
-    "agents.extensions.memory.RedisSession.from_url",
-    "agents.extensions.memory.SQLAlchemySession.from_url",
-)

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from django.utils.module_loading import import_string
 
 from agent_sessions.backends.sdk.noticing import RunView
+from agent_sessions.backends.spelling import did_you_mean
 from agent_sessions.exceptions import InvalidBackend
 
 # The method of SQLAlchemySession that makes an engine for each session.
 _ENGINE_MAKER = "agents.extensions.memory.sqlalchemy_session"
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+# What misspelt paths are compared with.
+_KNOWN = (
+    "agents.memory.SQLiteSession",
+    "agents.extensions.memory.AdvancedSQLiteSession",
+    "agents.extensions.memory.AsyncSQLiteSession",
+    "agents.extensions.memory.MongoDBSession.from_uri",
+    "agents.extensions.memory.RedisSession.from_url",
+    "agents.extensions.memory.SQLAlchemySession.from_url",
+)
 
 
 class Opened:
@@ -84,22 +96,38 @@ class Maker:
     """Makes sessions from the dotted path, or the class, and its arguments.
 
     SQLAlchemySession.from_url would make an engine, with a pool of connections, for
-    each session: here they share one.
+    each session: here they share one. `setting` names the alias in errors. Raises
+    InvalidBackend where the class can't be imported or doesn't take the arguments.
     """
 
-    def __init__(self, target: str | Callable[..., Any], arguments: dict[str, Any]):
+    def __init__(
+        self,
+        target: str | Callable[..., Any],
+        arguments: dict[str, Any],
+        setting: str,
+    ) -> None:
         self._make = resolve(target) if isinstance(target, str) else target
+        self._name = name_of(target)
         self._arguments = arguments
+        self._setting = setting
         self._engine: Any = None
-        self._by_name = "session_id" in _names(self._make)
-        if self._makes_engines():
-            self._share_engine()
+        if inspect.isclass(self._make):
+            refuse_conversations(self._make)
+        self._by_name = self._check_arguments()
 
     def __call__(self, session_id: str) -> Any:
-        if self._by_name:
-            session = self._make(session_id=session_id, **self._arguments)
-        else:
-            session = self._make(session_id, **self._arguments)
+        if self._engine is None and self._makes_engines():
+            self._share_engine()
+        named = {"session_id": session_id} if self._by_name else {}
+        given = () if self._by_name else (session_id,)
+        try:
+            session = self._make(*given, **named, **self._arguments)
+        except TypeError as exc:
+            # Of a class that passes its arguments on: only the name is quoted.
+            found = re.search(r"unexpected keyword argument '(\w+)'", str(exc))
+            if found is None or found[1] not in self._arguments:
+                raise
+            raise self._unknown([found[1]], ()) from None
         refuse_conversations(type(session))
         return session
 
@@ -107,6 +135,43 @@ class Maker:
         """Close what the sessions share."""
         if self._engine is not None:
             await self._engine.dispose()
+
+    def _check_arguments(self) -> bool:
+        """Compare the arguments with the signature.
+
+        Return whether the session's id goes by its name.
+        """
+        try:
+            parameters = dict(inspect.signature(self._make).parameters)
+        except (TypeError, ValueError):
+            return False
+        by_name = parameters.pop("session_id", None) is not None
+        if not by_name and parameters:
+            parameters.pop(next(iter(parameters)))
+        named = [p for p in parameters.values() if p.kind in _NAMED]
+        taken = {p.name for p in named}
+        is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if not is_open and (unknown := sorted(self._arguments.keys() - taken)):
+            raise self._unknown(unknown, taken)
+        required = {p.name for p in named if p.default is p.empty}
+        if missing := sorted(required - self._arguments.keys()):
+            raise InvalidBackend(
+                f"{self._setting} lacks OPTIONS that {self._name} needs: "
+                f"{', '.join(missing)}.",
+                hint=f"Set {self._setting}['OPTIONS'][{missing[0]!r}].",
+                id="agent_sessions.E009",
+            )
+        return by_name
+
+    def _unknown(self, unknown: list[str], taken: Iterable[str]) -> InvalidBackend:
+        known = sorted(taken)
+        hint = f"It takes: {', '.join(known)}." if known else "See its documentation."
+        return InvalidBackend(
+            f"{self._setting} has OPTIONS that {self._name} doesn't take: "
+            f"{', '.join(unknown)}.",
+            hint=did_you_mean(unknown, known) + hint,
+            id="agent_sessions.E008",
+        )
 
     def _makes_engines(self) -> bool:
         function = getattr(self._make, "__func__", None)
@@ -125,6 +190,13 @@ class Maker:
         self._arguments = {**arguments, "engine": self._engine}
 
 
+def name_of(target: str | Callable[..., Any]) -> str:
+    """Name a class, or a class method with its class."""
+    path = target if isinstance(target, str) else getattr(target, "__qualname__", "it")
+    parts = path.split(".")
+    return ".".join(parts[-2:] if parts[-1][:1].islower() else parts[-1:])
+
+
 def resolve(path: str) -> Callable[..., Any]:
     """Import a class, or a class method. Raises InvalidBackend."""
     try:
@@ -135,19 +207,17 @@ def resolve(path: str) -> Callable[..., Any]:
             if "." not in owner:
                 raise
             found = getattr(import_string(owner), method)
+        if callable(found):
+            return found  # type: ignore[no-any-return]
+        reason = "it is neither a class nor a class method"
     except (ImportError, AttributeError) as exc:
-        raise InvalidBackend(
-            f"The session class {path!r} can't be imported: {exc}",
-            hint="Install what it needs, and check the option 'session'.",
-            id="agent_sessions.E020",
-        ) from exc
-    if not callable(found):
-        raise InvalidBackend(
-            f"{path!r} is neither a class nor a class method.",
-            hint="Check the option 'session'.",
-            id="agent_sessions.E020",
-        )
-    return found  # type: ignore[no-any-return]
+        reason = str(exc)
+    raise InvalidBackend(
+        f"The session class {path!r} can't be used: {reason}",
+        hint=did_you_mean([path], _KNOWN)
+        + "Install what it needs, and check the option 'session'.",
+        id="agent_sessions.E020",
+    )
 
 
 def refuse_conversations(kind: type) -> None:
@@ -176,10 +246,3 @@ async def close(session: Any) -> None:
         result = closing()
         if inspect.isawaitable(result):
             await result
-
-
-def _names(target: Callable[..., Any]) -> set[str]:
-    try:
-        return set(inspect.signature(target).parameters)
-    except (TypeError, ValueError):
-        return set()
