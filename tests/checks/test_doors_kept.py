@@ -304,7 +304,7 @@ def texts_say_nothing(pair: Pair, settings: Any) -> None:
 
 PLAIN = [
     "backends/openai/backend.py",
-    "backends/openai/places.py",
+    "backends/openai/cursors.py",
     "backends/sdk/opening.py",
     "backends/database/prepared.py",
     "backends/database/direct.py",
@@ -314,7 +314,6 @@ PLAIN = [
     "memory/redis.py",
     "backends/openai/client.py",
     "memory/encrypted.py",
-    "backends/sdk/signatures.py",
 ]
 KEPT: dict[str, Callable[[Pair, Any], None]] = {
     "backends/remote/directory_cache.py": admitted,
