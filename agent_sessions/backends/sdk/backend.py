@@ -96,9 +96,13 @@ class SDKBackend(RemoteBackend):
 
         Raises InvalidBackend. Only here, since importing the SDK takes seconds.
         """
-        arguments = _arguments(self.options, option_names(type(self)))
-        setting = f"AGENT_SESSIONS[{self.alias!r}]"
-        maker = Maker(self.options["session"], arguments, setting)
+        own = option_names(type(self))
+        maker = Maker(
+            self.options["session"],
+            _arguments(self.options, own),
+            f"AGENT_SESSIONS[{self.alias!r}]",
+            own,
+        )
         return OpenSessions(maker, self.options["keep"])
 
     def check(self) -> list[checks.CheckMessage]:

@@ -96,8 +96,9 @@ class Maker:
     """Makes sessions from the dotted path, or the class, and its arguments.
 
     SQLAlchemySession.from_url would make an engine, with a pool of connections, for
-    each session: here they share one. `setting` names the alias in errors. Raises
-    InvalidBackend where the class can't be imported or doesn't take the arguments.
+    each session: here they share one. Errors name the alias's `setting`, and options
+    of its backend's `own` that may be misspelt. Raises InvalidBackend where the class
+    can't be imported or doesn't take the arguments.
     """
 
     def __init__(
@@ -105,11 +106,13 @@ class Maker:
         target: str | Callable[..., Any],
         arguments: dict[str, Any],
         setting: str,
+        own: Iterable[str] = (),
     ) -> None:
         self._make = resolve(target) if isinstance(target, str) else target
         self._name = name_of(target)
         self._arguments = arguments
         self._setting = setting
+        self._own = sorted(own)
         self._engine: Any = None
         if inspect.isclass(self._make):
             refuse_conversations(self._make)
@@ -169,7 +172,7 @@ class Maker:
         return InvalidBackend(
             f"{self._setting} has OPTIONS that {self._name} doesn't take: "
             f"{', '.join(unknown)}.",
-            hint=did_you_mean(unknown, known) + hint,
+            hint=did_you_mean(unknown, [*known, *self._own]) + hint,
             id="agent_sessions.E008",
         )
 

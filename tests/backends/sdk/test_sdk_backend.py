@@ -92,6 +92,8 @@ def test_misspelt_and_missing_arguments() -> None:
     assert error.id == "agent_sessions.E008"
     assert "SQLiteSession doesn't take: db_pat" in str(error)
     assert "Did you mean 'db_path'?" in str(error)
+    error = refused(session=SQLITE, kep=3)
+    assert "Did you mean 'keep'?" in str(error)
     error = refused(session="agents.extensions.memory.SQLAlchemySession.from_url")
     assert error.id == "agent_sessions.E009"
     assert "SQLAlchemySession.from_url needs: url" in str(error)
