@@ -18,15 +18,15 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from agent_sessions import retention as clearing
 from agent_sessions.admin.session_rules import Rows, SessionRules
 from agent_sessions.approvals import find_states
-from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentSession
+from agent_sessions.retention import Removal, Spared, finish_removals, remove
 
 # Sessions that a page or message names; more are counted.
 NAMED = 20
+_DELETION = Removal(delete=True, waiting=True, running=True)
 
 
 class ClearingMixin(SessionRules):
@@ -106,17 +106,18 @@ class ClearingMixin(SessionRules):
         sessions = items = 0
         busy: list[str] = []
         for row in rows:
-            if holds_a_run(row):
-                busy.append(self.label(request, row))
-                continue
             try:
                 with transaction.atomic(row._state.db):
-                    count = clearing.clear(row)
+                    count = remove(row, Removal(waiting=True)) or 0
                     self.log_change(request, row, f"Cleared {count} items.")
+            except Spared:
+                busy.append(self.label(request, row))
+                continue
             except AgentSessionError as exc:
                 self._tell_failure(request, row, exc)
                 continue
             sessions, items = sessions + 1, items + count
+        finish_removals()
         if busy:
             text = _("Not cleared, because a run is active: %(names)s.")
             self.message_user(request, text % {"names": _some(busy)}, messages.WARNING)
@@ -148,11 +149,12 @@ class ClearingMixin(SessionRules):
             try:
                 with transaction.atomic(row._state.db):
                     self.log_deletions(request, self._alone(request, row))
-                    clearing.delete(row)
+                    remove(row, _DELETION)
             except AgentSessionError as exc:
                 self._tell_failure(request, row, exc)
             else:
                 deleted += 1
+        finish_removals()
         if deleted:
             text = ngettext("Deleted %d session.", "Deleted %d sessions.", deleted)
             self.message_user(request, text % deleted, messages.SUCCESS)
@@ -173,7 +175,7 @@ class ClearingMixin(SessionRules):
             return HttpResponseRedirect(self.change_url(row))
 
     def delete_model(self, request: HttpRequest, obj: AgentSession) -> None:
-        clearing.delete(obj)
+        remove(obj, _DELETION)
 
     def delete_queryset(self, request: HttpRequest, queryset: Rows) -> None:
         rows: Iterable[AgentSession] = list(queryset)
@@ -181,7 +183,7 @@ class ClearingMixin(SessionRules):
         if self.has_rules("view", "delete"):
             rows = self.permitted(request, rows, "delete")
         for row in rows:
-            clearing.delete(row)
+            remove(row, _DELETION)
 
     def get_deleted_objects(
         self, objs: Any, request: HttpRequest

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import router, transaction
-from django.db.models import F, QuerySet
+from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 
 from agent_sessions.backends import run_rows
@@ -19,6 +19,7 @@ from agent_sessions.exceptions import (
 )
 from agent_sessions.models import (
     MAIN_BRANCH,
+    AgentRun,
     AgentSession,
     Branch,
     SessionQuerySet,
@@ -155,27 +156,33 @@ class Directory:
         with transaction.atomic(self.using):
             session = self.rows(key).values_list("pk", flat=True).first()
             if session is not None:
-                forget_history(self.using, session, keep_lease=key.fence is not None)
+                is_own = key.fence is not None
+                forget_histories(self.using, [session], keep_lease=is_own)
 
     def _any_owner(self, key: SessionKey) -> SessionQuerySet:
         rows: Any = AgentSession.objects.using(self.using)
         return rows.filter(backend=self.alias, session_id=key.session_id)  # type: ignore[no-any-return]
 
 
-def forget_history(
-    using: str, session: int, *, keep_lease: bool, **columns: Any
-) -> None:
-    """Reset what a session's row tells of its items, and withdraw open approvals.
+def forget_histories(using: str, sessions: list[int], *, keep_lease: bool) -> None:
+    """Reset what sessions' rows tell of their items, and withdraw open approvals.
 
-    A run that is going on loses its lease, unless it is the one that clears: else its
-    late writes would bring back a part of what was cleared. `columns` are written with
-    the rest.
+    They go on with their main branch. A run that is going on loses its lease, unless it
+    is the one that clears: else its late writes would bring back a part of what was
+    cleared.
     """
     now = timezone.now()
-    waiting = run_rows.runs_of(using, session).filter(status=run_rows.Status.WAITING)
+    runs = AgentRun._base_manager.using(using).filter(session_id__in=sessions)
+    waiting = runs.filter(status=run_rows.Status.WAITING)
     run_rows.end(waiting, run_rows.Status.CANCELLED)
+    columns: dict[str, Any] = {}
     if not keep_lease:
-        columns |= {"fence": F("fence") + 1, **NO_RUN}
-    AgentSession.objects.using(using).filter(pk=session).update(
-        item_count=0, title="", **active(now), **columns
+        columns = {"fence": F("fence") + 1, **NO_RUN}
+    main = Branch._base_manager.filter(session_id=OuterRef("pk"), name=MAIN_BRANCH)
+    AgentSession.objects.using(using).filter(pk__in=sessions).update(
+        item_count=0,
+        title="",
+        branch=Subquery(main.values("pk")[:1]),
+        **active(now),
+        **columns,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent_sessions.doctor.examining import examine
+from agent_sessions.doctor.examining import examine, why_closed
 from agent_sessions.doctor.findings import CODES, Finding, Quarantined, Report, Skipped
 from agent_sessions.doctor.restoring import restore
 
@@ -14,4 +14,5 @@ __all__ = [
     "Skipped",
     "examine",
     "restore",
+    "why_closed",
 ]

@@ -1,4 +1,4 @@
-"""What commands print: tables, JSON, and nothing that a terminal would obey."""
+"""What commands print and ask, and what they say of errors and interruptions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import (
     BaseCommand,
     CommandError,
@@ -16,15 +18,22 @@ from django.core.management.base import (
     SystemCheckError,
 )
 from django.core.management.color import no_style
+from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db.migrations.executor import MigrationExecutor
+from django.utils.connection import ConnectionDoesNotExist
 
+from agent_sessions.backends.spelling import DEFAULT_ALIAS
 from agent_sessions.characters import ascii_json, printable, printable_lines
-from agent_sessions.management.failures import explain
+from agent_sessions.exceptions import AgentSessionError, StorageError
+from agent_sessions.models import AgentSession
+from agent_sessions.retention.selection import databases
 from agent_sessions.times import iso
 
 # Rows by which the widths of columns are chosen.
 _PAGE = 100
 # The exit code of what Ctrl-C has ended, as shells have it.
 INTERRUPTED = 130
+_OF_DATABASES = (DatabaseError, InterfaceError, StorageError)
 
 
 class Output(OutputWrapper):
@@ -71,10 +80,15 @@ class Output(OutputWrapper):
 
 
 class PrintingCommand(BaseCommand):
-    """The base of every command here: nothing is printed but by the table."""
+    """The base of every command here: nothing is printed but by the table.
 
-    # The exit code of a call that has done nothing.
+    An error ends a command that has not `begun` with the exit code `nothing_done`,
+    and one that has begun with `incomplete`, unless it brings a code of its own.
+    """
+
     nothing_done = 1
+    incomplete = 3
+    begun = False
 
     # What Ctrl-C prints: what is done, and how to go on. Without it, Ctrl-C is raised.
     stopped: Callable[[], str] | None = None
@@ -104,6 +118,7 @@ class PrintingCommand(BaseCommand):
             if options.get(name):
                 setattr(self, name, Output(options[name]))
                 options[name] = None
+        self.options, self.begun = options, False
         try:
             return super().execute(*args, **options)
         except KeyboardInterrupt:
@@ -113,7 +128,8 @@ class PrintingCommand(BaseCommand):
             raise CommandError(text, returncode=INTERRUPTED) from None
         except Exception as exc:
             _clean_messages(exc)
-            if (told := explain(exc, nothing_done=self.nothing_done)) is None:
+            told = self._explain(exc)
+            if told is exc:
                 raise
             _clean_messages(told)
             raise told from exc
@@ -127,6 +143,8 @@ class PrintingCommand(BaseCommand):
         self.stdout.has_lines = self.stderr.has_lines = False
         self.style = style
 
+    # -- for the commands ----------------------------------------------------------
+
     def ask(self, question: str = "") -> str:
         """Ask on the terminal, or read what was asked for.
 
@@ -136,6 +154,53 @@ class PrintingCommand(BaseCommand):
             return input(printable(question)) if question else input()
         except UnicodeDecodeError:
             return ""
+
+    def confirm(self, question: str, *, undone: str = "written") -> None:
+        """Pass where the answer is yes. Raises CommandError."""
+        try:
+            answer = self.ask(question)
+        except EOFError:
+            raise CommandError(
+                "There is nobody to ask. Use --noinput to go on without."
+            ) from None
+        if answer.strip().lower() not in {"y", "yes"}:
+            raise CommandError(f"Cancelled; nothing was {undone}.")
+
+    def _explain(self, exc: Exception) -> Exception:
+        """Return the error to print instead of one, or that one itself."""
+        code = self.incomplete if self.begun else self.nothing_done
+        found = next(
+            (each for each in _chain(exc) if isinstance(each, _OF_DATABASES)), None
+        )
+        if found is not None and (lacking := _find_unmigrated()) is not None:
+            words, is_bare = lacking
+            return CommandError(
+                words, returncode=self.nothing_done if is_bare else code
+            )
+        if isinstance(exc, CommandError):
+            # 1 is what an error has that brings none.
+            if exc.returncode == 1:
+                exc.returncode = code
+            return exc
+        if isinstance(exc, AgentSessionError):
+            return CommandError(str(exc), returncode=code)
+        if isinstance(exc, ImproperlyConfigured | ConnectionDoesNotExist):
+            return CommandError(
+                f"{exc} Mend the settings, and run the command again.", returncode=code
+            )
+        if found is None:
+            return exc
+        # The driver's own words may quote contents, so only its kind is told.
+        kind, advice = type(found).__name__, "Its own log says why."
+        if self.begun:
+            advice = "Run the same command again to go on."
+        elif isinstance(found, OperationalError | InterfaceError):
+            advice = (
+                "See that it runs, that DATABASES says where, and that it takes writes."
+            )
+        return CommandError(
+            f"The database could not be used ({kind}). {advice}", returncode=code
+        )
 
 
 def moment(when: datetime | None) -> str:
@@ -170,12 +235,19 @@ def json_list(values: Iterable[Any]) -> Iterator[str]:
     yield "[]" if before == "[" else "]"
 
 
-def _clean_messages(exc: BaseException) -> None:
-    """Clean an error and its causes, which --traceback prints by itself."""
+def _chain(exc: BaseException) -> Iterator[BaseException]:
+    """Return an error and what it was caused by."""
     seen: set[int] = set()
     found: BaseException | None = exc
     while found is not None and id(found) not in seen:
         seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _clean_messages(exc: BaseException) -> None:
+    """Clean an error and its causes, which --traceback prints by itself."""
+    for found in _chain(exc):
         one_line = isinstance(found, CommandError) and not isinstance(
             found, SystemCheckError
         )
@@ -183,7 +255,28 @@ def _clean_messages(exc: BaseException) -> None:
         found.args = tuple(
             clean(each) if isinstance(each, str) else each for each in found.args
         )
-        found = found.__cause__ or found.__context__
+
+
+def _find_unmigrated() -> tuple[str, bool] | None:
+    """Return what to say of a database that lacks migrations; None where none does.
+
+    Also whether it has no table of ours at all.
+    """
+    for using in databases(skip_broken=True):
+        # Out of order, or in a transaction that is lost: nobody can tell.
+        with suppress(Exception):
+            executor = MigrationExecutor(connections[using])
+            targets = executor.loader.graph.leaf_nodes(AgentSession._meta.app_label)
+            if plan := executor.migration_plan(targets):
+                tables = connections[using].introspection.table_names()
+                where = "" if using == DEFAULT_ALIAS else f" --database {using}"
+                are = "migration is" if len(plan) == 1 else "migrations are"
+                words = (
+                    f"The database {using!r} is not migrated: {len(plan)} {are} not "
+                    f"applied. Run manage.py migrate{where} first."
+                )
+                return words, AgentSession._meta.db_table not in tables
+    return None
 
 
 def _widths(page: list[list[str]]) -> list[int]:

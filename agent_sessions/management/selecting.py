@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -21,26 +22,67 @@ from agent_sessions.retention import Selection
 MOST = 2**31 - 1
 
 
+# Options that several commands have; what differs is given to add_options().
+_SHARED: dict[str, dict[str, Any]] = {
+    "--user": {"metavar": "NAME", "help": "only sessions of the user of this name"},
+    "--backend": {
+        "action": "append",
+        "default": [],
+        "metavar": "ALIAS",
+        "help": "only sessions of this alias of AGENT_SESSIONS; may be given again "
+        "(default: all)",
+    },
+    "--dry-run": {"action": "store_true", "help": "write nothing, say what would be"},
+    "--json": {"action": "store_true"},
+}
+
+
+def add_options(parser: Any, *flags: str, **changes: Any) -> None:
+    """Add options that several commands have; `changes` are arguments of each."""
+    for flag in flags:
+        parser.add_argument(flag, **(_SHARED[flag] | changes))
+
+
+def add_batch_size(parser: ArgumentParser, default: int, what: str) -> None:
+    """Add the option that says how many rows are taken at a time."""
+    parser.add_argument(
+        "--batch-size", type=count, default=default, help=f"{what} (default: {default})"
+    )
+
+
+def add_noinput(parser: ArgumentParser) -> None:
+    """Add the option not to be asked."""
+    parser.add_argument(
+        "--noinput",
+        "--no-input",
+        action="store_false",
+        dest="interactive",
+        help="don't ask",
+    )
+
+
+def add_limit(parser: ArgumentParser, default: int, what: str) -> None:
+    """Add the option that says how many are shown."""
+    parser.add_argument(
+        "--limit",
+        type=whole,
+        default=default,
+        metavar="N",
+        help=f"{what}, 0 for all (default: {default})",
+    )
+
+
 def add_selection(parser: ArgumentParser, *, verb: str) -> None:
     """Add the options that choose sessions."""
     parser.add_argument(
         "session_ids", nargs="*", metavar="SESSION_ID", help=f"a session to {verb}"
     )
     owners = parser.add_mutually_exclusive_group()
-    owners.add_argument(
-        "--user", metavar="NAME", help="only sessions of the user of this name"
-    )
+    add_options(owners, "--user")
     owners.add_argument(
         "--unowned", action="store_true", help="only sessions without an owner"
     )
-    parser.add_argument(
-        "--backend",
-        action="append",
-        default=[],
-        metavar="ALIAS",
-        help="only sessions of this alias of AGENT_SESSIONS; may be given again "
-        "(default: all)",
-    )
+    add_options(parser, "--backend")
     parser.add_argument(
         "--older-than",
         type=age,
@@ -68,8 +110,17 @@ def read_selection(options: dict[str, Any], **more: Any) -> Selection:
         user=None if options["user"] is None else find_user(options["user"]),
         unowned=options["unowned"],
         older_than=options["older_than"],
-        **{"idle": options["idle"], "expired": options["expired"], **more},
+        idle=options["idle"],
+        expired=options["expired"],
+        **more,
     )
+
+
+def read_rows(selection: Selection, *, undone: str) -> Iterable[AgentSession]:
+    """Return the sessions that are chosen. Raises what find_named() does."""
+    if selection.session_ids:
+        return find_named(selection, undone=undone)
+    return selection.rows()
 
 
 def find_named(selection: Selection, *, undone: str) -> list[AgentSession]:
@@ -89,7 +140,7 @@ def find_named(selection: Selection, *, undone: str) -> list[AgentSession]:
     raise CommandError(f"{where}: {names}. {undone}")
 
 
-def find_user(name: str, *, returncode: int = 1) -> Any:
+def find_user(name: str) -> Any:
     """Find an owner by the name that people log in with. Raises CommandError.
 
     That of a user whom the default manager leaves out counts too.
@@ -107,12 +158,11 @@ def find_user(name: str, *, returncode: int = 1) -> Any:
     except model.MultipleObjectsReturned:
         raise CommandError(
             f"Several users are called {name!r}, some of them perhaps hidden. Give "
-            "each a name of its own first.",
-            returncode=returncode,
+            "each a name of its own first."
         ) from None
     except (model.DoesNotExist, ValueError, ValidationError):
         pass
-    raise CommandError(f"There is no user {name!r}.", returncode=returncode)
+    raise CommandError(f"There is no user {name!r}.")
 
 
 def age(text: str) -> timedelta:

@@ -1,4 +1,4 @@
-"""Find, read, clear and delete sessions by their row: what the admin and commands do.
+"""Find and remove sessions by their row: what the admin and the commands do.
 
 They are trusted: the row says whose session it is, nobody asks who wants it.
 """
@@ -10,33 +10,33 @@ from agent_sessions.retention.removal import (
     Spared,
     count_trimmed,
     finish_removals,
+    is_waiting,
     remove,
+    remove_all,
+    store_of,
     trim,
     unfinished_items,
     why_spared,
 )
-from agent_sessions.retention.rows import (
-    clear,
-    delete,
-    is_waiting,
-    read_page,
-    store_of,
+from agent_sessions.retention.selection import (
+    Selection,
+    Totals,
+    databases,
+    has_retention,
 )
-from agent_sessions.retention.selection import Selection, Totals, has_retention
 
 __all__ = [
     "Removal",
     "Selection",
     "Spared",
     "Totals",
-    "clear",
     "count_trimmed",
-    "delete",
+    "databases",
     "finish_removals",
     "has_retention",
     "is_waiting",
-    "read_page",
     "remove",
+    "remove_all",
     "store_of",
     "trim",
     "unfinished_items",

@@ -10,7 +10,6 @@ from django.utils import timezone
 
 from agent_sessions.backends.remote.erasure import owner_text
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession, PendingClear
 from agent_sessions.owners import owner_key
 from agent_sessions.retention.pending import retry_pending
@@ -18,10 +17,10 @@ from agent_sessions.retention.removal import (
     Removal,
     Spared,
     finish_removals,
-    remove,
+    remove_all,
     unfinished_items,
 )
-from agent_sessions.retention.selection import Selection
+from agent_sessions.retention.selection import Selection, databases
 from agent_sessions.retention.traces import (
     blank_log_about,
     blank_log_of,
@@ -73,7 +72,11 @@ class Receipt:
     @classmethod
     def of(cls, user: AbstractBaseUser) -> Receipt:
         """Begin the receipt of a user."""
-        return cls(user.get_username(), str(user.pk), _now())
+        return cls(user.get_username(), str(user.pk), iso(timezone.now()))
+
+    def leave(self, row: AgentSession | PendingClear, code: str, reason: str) -> None:
+        """Write down that a session is left, and why."""
+        self.left.append(Left(row.backend, row.session_id, code, reason))
 
     @property
     def is_complete(self) -> bool:
@@ -101,79 +104,51 @@ def erase_user(user: AbstractBaseUser, receipt: Receipt, *, batch_size: int) -> 
     """
     owner_key(user)
     how = Removal(delete=True, waiting=True, batch_size=batch_size)
-    databases, began, gone = _databases(), timezone.now(), list[Any]()
+    using, began, gone = databases(), timezone.now(), list[Any]()
     # First: whose an entry is can't be told once the rows are gone.
-    receipt.log_entries += blank_log_of(user.pk, databases)
-    for row in Selection(user=user).rows():
-        try:
-            items = remove(row, how)
-        except Spared as exc:
-            receipt.left.append(_left(row, "run_active", f"Left, because {exc}."))
-        except AgentSessionError as exc:
-            receipt.left.append(_left(row, "store_failed", str(exc)))
-        except Exception as exc:
-            # A store of somebody else's may raise anything, and quote contents in it.
-            reason = f"The store raised {type(exc).__name__}."
-            receipt.left.append(_left(row, "store_failed", reason))
+    receipt.log_entries += blank_log_of(user.pk, using)
+    for row, items in remove_all(Selection(user=user).rows(), how):
+        if isinstance(items, Spared):
+            receipt.leave(row, "run_active", f"Left, because {items}.")
+        elif isinstance(items, AgentSessionError):
+            receipt.leave(row, "store_failed", str(items))
         else:
             gone.append(row.pk)
             if items is not None:
                 receipt.erased.append(Erased(row.backend, row.session_id, items))
     finish_removals(batch_size=batch_size)
-    if items := unfinished_items():
-        reason = f"Another process is deleting {items} items; some may be theirs."
+    if unfinished := unfinished_items():
+        reason = f"Another process is deleting {unfinished} items; some may be theirs."
         receipt.left.append(Left("", "", "removing", reason))
-    _finish_deleted(receipt, user, databases)
-    receipt.keys += delete_lone_keys(user.pk, databases, began)
+    _finish_deleted(receipt, user, using)
+    receipt.keys += delete_lone_keys(user.pk, using, began)
     # What was logged meanwhile.
     receipt.log_entries += blank_log_about(gone)
-    receipt.finished_at = _now()
+    receipt.finished_at = iso(timezone.now())
 
 
-def _finish_deleted(
-    receipt: Receipt, user: AbstractBaseUser, databases: list[str]
-) -> None:
+def _finish_deleted(receipt: Receipt, user: AbstractBaseUser, using: list[str]) -> None:
     """Ask stores again for what sessions that were deleted earlier have left there."""
-    before = _pending(user, databases)
-    if not before:
-        return
+    before = _pending(user, using)
     for alias in sorted({row.backend for row in before}):
         retry_pending(alias)
-    after = {(row._state.db, row.pk): row for row in _pending(user, databases)}
+    after = {(row._state.db, row.pk): row for row in _pending(user, using)}
     for row in before:
         still = after.get((row._state.db, row.pk))
         if still is None:
             receipt.erased.append(Erased(row.backend, row.session_id, 0))
             continue
         why = f" ({still.error_code})" if still.error_code else ""
-        receipt.left.append(
-            Left(
-                row.backend,
-                row.session_id,
-                "pending",
-                "The session was deleted earlier, and its store couldn't be reached"
-                f"{why}.",
-            )
+        receipt.leave(
+            row,
+            "pending",
+            f"The session was deleted earlier, and its store couldn't be reached{why}.",
         )
 
 
-def _databases() -> list[str]:
-    """Name the Django databases that may have sessions. Raises InvalidBackend."""
-    found = [sessions.database(), *(sessions[alias] for alias in sessions)]
-    return sorted({each.directory.using for each in found})
-
-
-def _pending(user: AbstractBaseUser, databases: list[str]) -> list[PendingClear]:
+def _pending(user: AbstractBaseUser, using: list[str]) -> list[PendingClear]:
     return [
         row
-        for using in databases
-        for row in PendingClear.objects.using(using).filter(owner=owner_text(user.pk))
+        for name in using
+        for row in PendingClear.objects.using(name).filter(owner=owner_text(user.pk))
     ]
-
-
-def _left(row: AgentSession, code: str, reason: str) -> Left:
-    return Left(row.backend, row.session_id, code, reason)
-
-
-def _now() -> str:
-    return iso(timezone.now())

@@ -1,29 +1,49 @@
-"""Remove histories for the commands: in small steps, beside those who write."""
+"""Remove histories for the admin and the commands, beside those who write.
+
+Who asks is trusted: a row says whose session it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
 
+from django.db import DatabaseError, transaction
+
+from agent_sessions import approvals
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.database.engine import Engine
 from agent_sessions.backends.database.removal import (
     BATCH_SIZE,
-    remove_history,
-    sweep,
-    unswept,
+    count_removed,
+    finish,
+    rest,
+    take_out,
 )
 from agent_sessions.backends.database.trimming import count_older, trim_history
 from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.backends.wrapping import innermost, removing
 from agent_sessions.exceptions import (
     AgentSessionError,
+    InvalidApproval,
+    InvalidBackend,
     InvalidBranch,
     SessionDoesNotExist,
 )
 from agent_sessions.handler import sessions
-from agent_sessions.models import AgentSession
-from agent_sessions.retention.rows import clear, delete, is_waiting, store_of
+from agent_sessions.models import AgentRun, AgentSession
+from agent_sessions.retention.pending import is_cleared
+from agent_sessions.retention.selection import Rows, Selection, databases
+
+# Sessions of one transaction.
+_SESSIONS = 50
+
+# How many items a session had; None where it has changed; why it was left.
+Outcome = int | AgentSessionError | None
 
 
 class Spared(AgentSessionError):
@@ -34,112 +54,232 @@ class Spared(AgentSessionError):
 class Removal:
     """How sessions are removed.
 
-    `delete` takes their rows too, `waiting` those that wait for an approval. `still`
-    is asked again once the session is held: somebody may have used it meanwhile, or
-    another process may have been faster.
+    `delete` takes their rows too, `waiting` those that wait for an approval, `running`
+    those with an active run. `still` says which are meant; it is asked again once a
+    session is held: somebody may have used it meanwhile, or another process may have
+    been faster.
     """
 
     delete: bool = False
     waiting: bool = False
-    still: Callable[[AgentSession], bool] | None = None
+    running: bool = False
+    still: Selection = Selection()  # noqa: RUF009 - it is frozen
     batch_size: int = BATCH_SIZE
+
+    def rows(self, using: str, pks: list[int]) -> Rows:
+        """Return the sessions of these keys that are still meant."""
+        return self.still.among(using, pks)
 
     def guard(self, row: AgentSession) -> None:
         """Pass where a session may be removed, as its row has just been read.
 
         Raises Spared, and SessionDoesNotExist where it is no longer meant.
         """
-        if self.still is not None and not self.still(row):
+        if not self.rows(str(row._state.db), [row.pk]).exists():
             raise SessionDoesNotExist(row.session_id)
-        if reason := why_spared(row, waiting=self.waiting):
+        if reason := self.why_spared(row):
             raise Spared(reason)
 
+    def why_spared(self, row: AgentSession) -> str:
+        """Return why a session is left; "" where nothing speaks for it."""
+        return why_spared(row, waiting=self.waiting, running=self.running)
 
-def why_spared(row: AgentSession, *, waiting: bool = False) -> str:
-    """Return why a session is to be left as it is; "" where nothing speaks for it."""
-    if holds_a_run(row):
+
+def why_spared(
+    row: AgentSession, *, waiting: bool = False, running: bool = False
+) -> str:
+    """Return why a session is to be left as it is; see Removal."""
+    if not running and holds_a_run(row):
         return f"run {row.run_id} is active"
     if not waiting and is_waiting(row):
         return "it waits for an approval"
     return ""
 
 
-def remove(row: AgentSession, how: Removal) -> int | None:
-    """Remove a session's items; tell how many there were, None where it has changed.
+def remove_all(
+    rows: Iterable[AgentSession], how: Removal
+) -> Iterator[tuple[AgentSession, Outcome]]:
+    """Remove the items of sessions, and say of each what became of it.
 
-    Nobody finds them from then on; finish_removals() deletes what is left of long
-    histories. Raises Spared, and what the store raises, which leaves the row.
+    Short histories go together. Nobody finds what was removed from then on;
+    finish_removals() deletes what is left of long ones.
     """
-    backend, key = store_of(row)
-    try:
-        store = innermost(backend).in_database
-        # A subclass with a clear() of its own knows better what else is to be done.
-        if store is not None and type(store).clear is DatabaseBackend.clear:
-            with removing(backend, key):
-                return remove_history(
-                    store.engine,
-                    key,
-                    delete=how.delete,
-                    guard=how.guard,
-                    batch_size=how.batch_size,
-                )
-        fresh = backend.directory.rows(key).first()
-        if fresh is None:
-            return None
-        how.guard(fresh)
-        return delete(fresh) if how.delete else clear(fresh)
-    except SessionDoesNotExist:
-        return None
+    for batch in _batches(rows, how.batch_size):
+        try:
+            found = _remove(batch, how)
+        except AgentSessionError as exc:
+            if len(batch) > 1:
+                # One of them can't be removed; the others can.
+                for row in batch:
+                    yield from remove_all([row], how)
+                continue
+            found = {batch[0].pk: exc}
+        except DatabaseError:
+            raise
+        except Exception as exc:
+            # A store of somebody else's may raise anything, and quote contents in it.
+            error = AgentSessionError(f"The store raised {type(exc).__name__}.")
+            found = {batch[0].pk: error}
+        for row in batch:
+            yield row, found.get(row.pk)
+
+
+def remove(row: AgentSession, how: Removal) -> int | None:
+    """Remove a session's items, as remove_all() does.
+
+    Return how many there were, None where it has changed. Raises Spared, and what the
+    store raises, which leaves the row.
+    """
+    found = _remove([row], how).get(row.pk)
+    if isinstance(found, AgentSessionError):
+        raise found
+    return found
 
 
 def trim(row: AgentSession, keep: int, how: Removal | None = None) -> int | None:
     """Remove all but the last `keep` turns of a session, and of each of its branches.
 
-    Tells how many items, None where the session has changed. Raises Spared, also where
+    Return how many items, None where the session has changed. Raises Spared, also where
     the store can't remove single turns, and what the store raises.
     """
     how = how or Removal()
+    size = how.batch_size
+    return _trimming(
+        row,
+        lambda engine, key: trim_history(
+            engine, key, keep, guard=how.guard, batch_size=size
+        ),
+    )
+
+
+def count_trimmed(row: AgentSession, keep: int) -> int | None:
+    """Return how many items trim() would remove. Raises what it does."""
+    return _trimming(row, lambda engine, key: count_older(engine, key, keep))
+
+
+def _trimming(
+    row: AgentSession, act: Callable[[Engine, SessionKey], int]
+) -> int | None:
     backend, key = store_of(row)
     if (rows := backend.in_database) is None:
         raise Spared(f"{type(backend).__name__} can't remove single turns")
     try:
-        return trim_history(
-            rows.engine, key, keep, guard=how.guard, batch_size=how.batch_size
-        )
+        return act(rows.engine, key)
     except SessionDoesNotExist:
         return None
-    except InvalidBranch as exc:
-        raise Spared(str(exc).rstrip(".")) from exc
-
-
-def count_trimmed(row: AgentSession, keep: int) -> int:
-    """Return how many items trim() would remove. Raises what it does."""
-    backend, key = store_of(row)
-    if (rows := backend.in_database) is None:
-        raise Spared(f"{type(backend).__name__} can't remove single turns")
-    try:
-        return count_older(rows.engine, key, keep)
     except InvalidBranch as exc:
         raise Spared(str(exc).rstrip(".")) from exc
 
 
 def unfinished_items() -> int:
     """Return how many items were removed earlier and are still to be deleted."""
-    return sum(unswept(using) for using in _databases())
+    return sum(map(count_removed, databases()))
 
 
 def finish_removals(
     *, batch_size: int = BATCH_SIZE, progress: Callable[[int], None] | None = None
 ) -> int:
-    """Delete what remove() has taken out, also in earlier calls; tell how many items."""
-    return sum(
-        sweep(backend.engine, batch_size=batch_size, progress=progress)
-        for backend in _databases().values()
-    )
+    """Delete what was removed, also in earlier calls; return how many items."""
+    stores = [sessions.database(using).in_database for using in databases()]
+    return sum(finish(store.engine, batch_size, progress) for store in stores if store)
 
 
-def _databases() -> dict[str, Any]:
-    """Return a backend for each Django database that may have histories."""
-    found = [sessions.database(), *(sessions[alias] for alias in sessions)]
-    names = {each.directory.using for each in found}
-    return {name: sessions.database(name) for name in sorted(names)}
+def store_of(row: AgentSession) -> tuple[BaseSessionBackend, SessionKey]:
+    """Return the backend and key of a row. Raises InvalidBackend."""
+    return sessions[row.backend], SessionKey(row.session_id, row.user_id)
+
+
+def is_waiting(row: AgentSession) -> bool:
+    """Return whether an approval of the session can still be given."""
+    if row.state != AgentSession.State.WAITING:
+        return False
+    runs = AgentRun._base_manager.using(row._state.db).filter(session_id=row.pk)
+    run = approvals.waiting(runs).select_related("session").order_by("-pk").first()
+    if run is None:
+        return False
+    try:
+        return not approvals.unseal(*store_of(row), run).is_over
+    except InvalidApproval:
+        return False
+    except AgentSessionError:
+        # Its key is missing, or its alias: nobody can tell.
+        return True
+
+
+# -- inside ----------------------------------------------------------------------------
+
+
+def _plain_store(backend: BaseSessionBackend) -> DatabaseBackend | None:
+    """Return what holds a backend's items where that is the database's own backend.
+
+    A subclass with a clear() of its own knows better what else is to be done.
+    """
+    store = innermost(backend).in_database
+    is_plain = store is not None and type(store).clear is DatabaseBackend.clear
+    return store if is_plain else None
+
+
+def _batches(rows: Iterable[AgentSession], size: int) -> Iterator[list[AgentSession]]:
+    """Return sessions that are removed in one transaction: short ones of one backend."""
+
+    def kind(row: AgentSession) -> object:
+        with suppress(InvalidBackend):
+            backend = sessions[row.backend]
+            if _plain_store(backend) is backend:
+                return row.backend
+        return row.pk
+
+    for _, group in groupby(rows, kind):
+        batch, items = list[AgentSession](), 0
+        for row in group:
+            if batch and (items + row.item_count > size or len(batch) == _SESSIONS):
+                yield batch
+                batch, items = [], 0
+            batch.append(row)
+            items += row.item_count
+        yield batch
+
+
+def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:
+    """Remove sessions of one backend. Raises what their store raises."""
+    found: dict[int, Outcome] = {}
+
+    def may_go(row: AgentSession) -> bool:
+        if reason := how.why_spared(row):
+            found[row.pk] = Spared(reason)
+        else:
+            found[row.pk] = row.item_count
+        return not reason
+
+    using, pks = str(batch[0]._state.db), [row.pk for row in batch]
+    rows = how.rows(using, pks)
+    backend, key = store_of(batch[0])
+    if (store := _plain_store(backend)) is not None:
+        began = time.monotonic()
+        with nullcontext() if store is backend else removing(backend, key):
+            take_out(store.engine, rows, may_go, delete=how.delete, most=how.batch_size)
+            outcome = found.get(pks[0])
+            if store is not backend and not isinstance(outcome, int):
+                # The session's key stays too.
+                raise outcome or SessionDoesNotExist(key.session_id)
+        rest(using, began)
+    elif (row := rows.first()) is not None and may_go(row):
+        found[row.pk] = _remove_outside(backend, key, row, delete=how.delete)
+    return found
+
+
+def _remove_outside(
+    backend: BaseSessionBackend, key: SessionKey, row: AgentSession, *, delete: bool
+) -> int:
+    """Clear a history in its store, then delete its row, which is all that is known."""
+    if not delete:
+        return backend.clear(key)
+    if innermost(backend).keeps_outside:
+        # No transaction is held while another store is asked: SQLite has one writer.
+        count = backend.clear(key)
+        is_cleared(row).delete(using=row._state.db)
+        return count
+    with transaction.atomic(row._state.db):
+        count = backend.clear(key)
+        is_cleared(row).delete(using=row._state.db)
+    return count

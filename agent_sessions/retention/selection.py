@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import Count, Q, QuerySet, Sum
+from django.core.exceptions import ImproperlyConfigured
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 
 from agent_sessions.backends.arguments import SESSION_ID_LENGTH, check_session_id
-from agent_sessions.exceptions import InvalidSessionId
+from agent_sessions.exceptions import AgentSessionError, InvalidSessionId
 from agent_sessions.handler import sessions
-from agent_sessions.models import AgentSession
+from agent_sessions.models import AgentSession, Branch
 from agent_sessions.times import day_of
 
-# Rows and ids of one query.
+# Rows of one query.
 CHUNK = 500
 
 Rows = QuerySet[AgentSession]
@@ -50,42 +52,43 @@ class Selection:
     state: str = ""
     # Without those that are known to be empty.
     filled: bool = False
+    # Only those that have a branch of more turns, as far as its row counts them.
+    more_turns_than: int = 0
 
     @property
     def narrows(self) -> bool:
-        """Return whether more is said than the backend and that it isn't empty."""
-        return bool(
-            self.session_ids
-            or self.user is not None
-            or self.unowned
-            or self.older_than is not None
-            or self.idle
-            or self.expired
-            or self.state
-        )
+        """Return whether more is said than the backend, and what is worth a look."""
+        plain = replace(self, backends=(), filled=False, more_turns_than=0)
+        return plain != Selection()
 
-    def queries(self, now: datetime | None = None) -> list[Rows]:
+    def queries(self) -> list[Rows]:
         """Return a query for each Django database. Raises InvalidBackend."""
-        now = now or timezone.now()
-        wanted = self._wanted(now)
+        if self.backends:
+            using = {sessions[alias].directory.using for alias in self.backends}
+        else:
+            using = set(databases())
+        wanted = self._wanted()
         return [
-            AgentSession.objects.using(using).filter(aliases & wanted)
-            for using, aliases in sorted(self._places().items())
+            AgentSession.objects.using(name).filter(wanted) for name in sorted(using)
         ]
+
+    def among(self, using: str, pks: Collection[int]) -> Rows:
+        """Return the sessions of these keys that are selected."""
+        return AgentSession.objects.using(using).filter(self._wanted(), pk__in=pks)
 
     def named(self) -> tuple[list[AgentSession], list[str]]:
         """Find the named sessions, in the order given, and the names of no session."""
         wanted = list(dict.fromkeys(self.session_ids))
-        storable = [name for name in wanted if is_storable(name)]
+        ids = [name for name in wanted if is_storable(name)]
         found: dict[str, list[AgentSession]] = {}
         for query in self.queries():
-            for start in range(0, len(storable), CHUNK):
-                ids = storable[start : start + CHUNK]
-                named = query.filter(session_id__in=ids).order_by("pk")
-                for row in named.select_related("user"):
-                    found.setdefault(row.session_id, []).append(row)
-        rows = [row for name in wanted for row in found.get(name, ())]
-        return rows, [name for name in wanted if name not in found]
+            rows = query.filter(session_id__in=ids).order_by("pk")
+            for row in rows.select_related("user"):
+                found.setdefault(row.session_id, []).append(row)
+        return (
+            [row for name in wanted for row in found.get(name, ())],
+            [name for name in wanted if name not in found],
+        )
 
     def rows(self) -> Iterator[AgentSession]:
         """Return the sessions; in chunks, with no cursor held between them."""
@@ -94,12 +97,9 @@ class Selection:
             return
         for query in self.queries():
             after = 0
-            while True:
-                later = query.filter(pk__gt=after).order_by("pk")
-                chunk = list(later.select_related("user")[:CHUNK])
+            rows = query.order_by("pk").select_related("user")
+            while chunk := list(rows.filter(pk__gt=after)[:CHUNK]):
                 yield from chunk
-                if len(chunk) < CHUNK:
-                    break
                 after = chunk[-1].pk
 
     def totals(self) -> Totals:
@@ -107,38 +107,18 @@ class Selection:
         if self.session_ids:
             rows = self.named()[0]
             return Totals(len(rows), sum(row.item_count for row in rows))
-        totals = Totals()
-        for query in self.queries():
-            found = query.aggregate(sessions=Count("pk"), items=Sum("item_count"))
-            totals = Totals(
-                totals.sessions + found["sessions"],
-                totals.items + (found["items"] or 0),
-            )
-        return totals
-
-    def holds(self, row: AgentSession) -> bool:
-        """Return whether a session is still selected, as its database has it now."""
-        return any(
-            query.filter(pk=row.pk).exists()
+        found = [
+            query.aggregate(sessions=Count("pk"), items=Sum("item_count"))
             for query in self.queries()
-            if query.db == row._state.db
+        ]
+        return Totals(
+            sum(each["sessions"] for each in found),
+            sum(each["items"] or 0 for each in found),
         )
 
-    def _places(self) -> dict[str, Q]:
-        """Return the rows that are looked at, by database."""
-        if not self.backends:
-            # Rows of an alias that is no longer configured are there too, and
-            # DjangoSession works without any alias.
-            found = [sessions.database(), *(sessions[alias] for alias in sessions)]
-            return {each.directory.using: Q() for each in found}
-        places: dict[str, Q] = {}
-        for alias in self.backends:
-            using = sessions[alias].directory.using
-            places[using] = places.get(using, Q()) | Q(backend=alias)
-        return places
-
-    def _wanted(self, now: datetime) -> Q:
-        wanted = Q()
+    def _wanted(self) -> Q:
+        now = timezone.now()
+        wanted = Q(backend__in=self.backends) if self.backends else Q()
         if self.user is not None:
             wanted &= Q(user_id=self.user.pk)
         if self.unowned:
@@ -151,6 +131,11 @@ class Selection:
             # Other stores may not tell the directory how many items there are.
             counting = [a for a in sessions if sessions[a].in_database]
             wanted &= ~Q(item_count=0, backend__in=counting)
+        if self.more_turns_than:
+            branches = Branch._base_manager.filter(
+                session_id=OuterRef("pk"), turn__gt=self.more_turns_than
+            )
+            wanted &= Q(Exists(branches))
         if self.idle or self.expired:
             wanted &= self._over(now)
         return wanted
@@ -166,6 +151,24 @@ class Selection:
                 since = _before(now, retention.max_age)
                 found |= Q(backend=alias, created_at__lt=since)
         return found
+
+
+def databases(*, skip_broken: bool = False) -> list[str]:
+    """Name the Django databases that may have sessions.
+
+    Rows of an alias that is configured no longer are there too, and DjangoSession
+    works without any alias. Raises InvalidBackend, unless what can't be built is to be
+    skipped.
+    """
+    errors = (AgentSessionError, ImproperlyConfigured) if skip_broken else ()
+    found = set[str]()
+    with suppress(*errors):
+        found.add(sessions.database().directory.using)
+    with suppress(*errors):
+        for alias in sessions:
+            with suppress(*errors):
+                found.add(sessions[alias].directory.using)
+    return sorted(found)
 
 
 def has_retention(backends: tuple[str, ...] = ()) -> bool:

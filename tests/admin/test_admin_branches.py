@@ -11,12 +11,12 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from agent_sessions import DjangoSession, sessions
-from agent_sessions import retention as clearing
 from agent_sessions.admin.reading import BRANCHES, History
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.compaction import swap_all
 from agent_sessions.items import encode_batch
 from agent_sessions.models import AgentSession, Branch
+from agent_sessions.retention import Removal, remove
 from tests.support.admin_pages import XSS, assert_safe, make, make_run, page, staff, url
 
 pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
@@ -105,7 +105,7 @@ class TestBranches:
 
     def test_what_has_nothing_to_show_is_not_offered(self, reader: Client) -> None:
         row = forked()
-        clearing.clear(row)
+        remove(row, Removal())
         row.refresh_from_db()
         assert [branch.name for branch in History(row).branches] == ["main"]
         assert "as-branches" not in page(reader, url("change", row))

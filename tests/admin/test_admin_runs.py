@@ -238,9 +238,9 @@ class TestRun:
     def test_a_run_whose_items_were_cleared(self, reader: Client) -> None:
         row = make()
         run = make_run(row, first_position=1, last_position=2)
-        from agent_sessions import retention as clearing
+        from agent_sessions.retention import Removal, remove
 
-        clearing.clear(row)
+        remove(row, Removal())
         assert "This run left no items." in page(reader, run_url(run))
 
     def test_a_store_that_is_not_configured_is_told(self, reader: Client) -> None:

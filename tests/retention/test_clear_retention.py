@@ -175,7 +175,7 @@ class TestSettings:
         sessions["default"].append(
             SessionKey("idle"), [{"role": "user", "content": ""}]
         )
-        assert remove(row, Removal(still=selection.holds)) is None
+        assert remove(row, Removal(still=selection)) is None
         assert filled() == {"idle"}
 
 
@@ -264,8 +264,8 @@ class TestTurns:
         make("one", items=5)
         make("two", items=2)
         args = ("--all", "--noinput", "--keep-last-turns", "3")
-        assert run(*args, "--dry-run")[0] == "Would remove 2 items of 2 sessions.\n"
-        assert run(*args) == ("Removed 2 items of 2 sessions.\n", "")
+        assert run(*args, "--dry-run")[0] == "Would remove 2 items of 1 session.\n"
+        assert run(*args) == ("Removed 2 items of 1 session.\n", "")
         counts = dict(AgentSession.objects.values_list("session_id", "item_count"))
         assert counts == {"one": 3, "two": 2}
 

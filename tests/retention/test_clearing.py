@@ -29,6 +29,7 @@ from agent_sessions.retention import (
     unfinished_items,
 )
 from tests.backends.remote.test_pending import FailingBackend
+from tests.support.selections import AskedSelection
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.one_database]
 
@@ -111,11 +112,11 @@ def test_rows_of_named_sessions_come_in_their_order() -> None:
     assert [row.session_id for row in rows] == ["two", "one"]
 
 
-def test_items_that_came_late_are_found_when_it_looks_again() -> None:
+def test_an_item_that_came_late_goes_with_its_branch() -> None:
     row = make("long", 9)
     remove(row, Removal(batch_size=2))
-    grave = AgentSession._base_manager.exclude(backend="default").get()
-    branch = Branch._base_manager.get(session=grave)
+    removed = AgentSession._base_manager.exclude(backend="default").get()
+    branch = Branch._base_manager.get(session=removed)
     late: list[int] = []
 
     def write(count: int) -> None:
@@ -126,7 +127,8 @@ def test_items_that_came_late_are_found_when_it_looks_again() -> None:
             )
             late.append(item.pk)
 
-    assert finish_removals(batch_size=2, progress=write) == 10
+    # It goes with its branch.
+    assert finish_removals(batch_size=2, progress=write) == 9
     assert late
     assert not SessionItem._base_manager.exists()
     assert unfinished_items() == 0
@@ -136,29 +138,41 @@ def test_a_session_that_is_branched_all_the_time_is_told() -> None:
     row = make("busy", 9)
     backend, key = store_of(row)
 
-    def branch(fresh: AgentSession) -> bool:
-        last = backend.branches(key).current()  # type: ignore[attr-defined]
-        backend.branches(key).fork(last, last.head, last.turn, f"b{fresh.branch_id}")  # type: ignore[attr-defined]
+    def branch() -> bool:
+        fresh = AgentSession.objects.get()
+        branches = backend.engine.branches(key)  # type: ignore[attr-defined]
+        last = branches.current()
+        branches.fork(last, last.head, last.turn, f"b{fresh.branch_id}")
         return True
 
     with pytest.raises(StorageError, match="makes branches of the session all the"):
-        trim(row, 2, Removal(batch_size=1, still=branch))
+        trim(row, 2, Removal(batch_size=1, still=AskedSelection(branch)))
     assert SessionItem._base_manager.count() == 9
 
 
-def test_a_database_that_refuses_is_told_by_its_errors_kind() -> None:
+@pytest.mark.parametrize(
+    ("table", "code", "advice"),
+    [
+        ("agent_sessions_agentsession", 1, "Its own log says why."),
+        ("agent_sessions_pendingclear", 3, "Run the same command again to go on."),
+    ],
+)
+def test_a_database_that_refuses_is_told_by_its_errors_kind(
+    table: str, code: int, advice: str
+) -> None:
     from django.db import DatabaseError, connection
 
     def refuse(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        raise DatabaseError("quotes what was said")
+        if table in sql:
+            raise DatabaseError("quotes what was said")
+        return execute(sql, params, many, context)
 
     make("one")
     with connection.execute_wrapper(refuse), pytest.raises(CommandError) as caught:
         call_command("clear_agent_sessions", "one")
-    assert caught.value.returncode == 3
+    assert caught.value.returncode == code
     assert str(caught.value) == (
-        "The database refused the call (DatabaseError). Run the same command again to "
-        "go on."
+        f"The database could not be used (DatabaseError). {advice}"
     )
 
 

@@ -269,8 +269,9 @@ class TestReceipt:
 
         monkeypatch.setattr(OddBackend, "clear", interrupt)
         out = io.StringIO()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(CommandError, match="Erased 1 session with 2") as caught:
             call_command("erase_agent_user", "alice", "--noinput", stdout=out)
+        assert caught.value.returncode == 130
         receipt = json.loads(out.getvalue())
         assert [each["session_id"] for each in receipt["erased"]] == ["one"]
         assert (receipt["complete"], receipt["finished_at"]) == (False, "")

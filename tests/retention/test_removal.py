@@ -29,6 +29,7 @@ from agent_sessions.retention import (
     unfinished_items,
 )
 from agent_sessions.signals import session_cleared
+from tests.support.selections import AskedSelection
 
 pytestmark = pytest.mark.django_db
 
@@ -220,7 +221,7 @@ class TestGuards:
 
     def test_what_is_no_longer_meant_stays(self) -> None:
         row = make()
-        assert take_out(row, still=lambda fresh: False) is None
+        assert take_out(row, still=AskedSelection(lambda: False)) is None
         assert len(texts()) == 11
 
     def test_a_run_that_began_meanwhile_is_seen(self) -> None:

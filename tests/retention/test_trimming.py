@@ -16,6 +16,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.doctor import examine
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.retention import Removal, Spared, count_trimmed, trim
+from tests.support.selections import AskedSelection
 
 pytestmark = pytest.mark.django_db
 
@@ -138,11 +139,11 @@ def test_each_step_is_of_whole_turns(size: int) -> None:
     made = make(6)
     seen: list[list[str]] = []
 
-    def look(fresh: AgentSession) -> bool:
+    def look() -> bool:
         seen.append(shown())
         return True
 
-    assert trim(made, 2, Removal(batch_size=size, still=look)) == 16
+    assert trim(made, 2, Removal(batch_size=size, still=AskedSelection(look))) == 16
     for items in seen:
         assert len(items) % 4 == 0
         assert items[0].startswith("t")
@@ -154,13 +155,13 @@ def test_who_is_killed_is_gone_on_with() -> None:
     made = make(6)
     asked = count()
 
-    def kill(fresh: AgentSession) -> bool:
+    def kill() -> bool:
         if next(asked) == 2:
             raise KeyboardInterrupt
         return True
 
     with pytest.raises(KeyboardInterrupt):
-        trim(made, 2, Removal(batch_size=1, still=kill))
+        trim(made, 2, Removal(batch_size=1, still=AskedSelection(kill)))
     assert users() == ["t3", "t4", "t5", "t6"]
     assert trim(made, 2, Removal(batch_size=1)) == 8
     assert users() == ["t5", "t6"]
@@ -300,13 +301,13 @@ class TestBranches:
         made = make(6)
         asked = count()
 
-        def fork(fresh: AgentSession) -> bool:
+        def fork() -> bool:
             if next(asked) == 1:
                 session().create_branch_from_turn(6, "late")
                 session().switch_to_branch("main")
             return True
 
-        trim(made, 2, Removal(batch_size=4, still=fork))
+        trim(made, 2, Removal(batch_size=4, still=AskedSelection(fork)))
         assert users("late") == ["t4", "t5"]
         assert users("main") == ["t4", "t5", "t6"]
         assert_healthy()

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from django.utils import timezone
-
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.directory import forget_history
 from agent_sessions.items import StoredItem, decode
-from agent_sessions.models import MAIN_BRANCH, Branch, SessionItem
 
 
 def read_page(
@@ -38,26 +34,3 @@ def read_page(
         for position, turn, data, created_at in found
     ]
     return Page(items, has_earlier, has_later)
-
-
-def clear_history(using: str, session: int, *, keep_lease: bool) -> int:
-    """Empty a session whose row is held; tell how many items it had.
-
-    It goes on with its main branch. Branches' heads stay, so positions are never given
-    twice, and so do their names: a stale session can't write into another's.
-    """
-    now = timezone.now()
-    branches = Branch._base_manager.using(using).filter(session_id=session)
-    items = SessionItem._base_manager.using(using).filter(
-        branch_id__in=list(branches.values_list("pk", flat=True))
-    )
-    count, _ = items.delete()
-    branches.exclude(name=MAIN_BRANCH).update(archived_at=now)
-    branches.filter(name=MAIN_BRANCH).update(turn=0)
-    forget_history(
-        using,
-        session,
-        keep_lease=keep_lease,
-        branch=branches.filter(name=MAIN_BRANCH).first(),
-    )
-    return count

@@ -1,24 +1,27 @@
 from __future__ import annotations
 
-from argparse import ArgumentParser, BooleanOptionalAction
-from collections.abc import Callable, Iterable
+from argparse import ArgumentParser
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from django.core.management.base import CommandError
-from django.db import DatabaseError
 
 from agent_sessions.backends.database.removal import BATCH_SIZE
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
 from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.management.progress import Progress
+from agent_sessions.management.progress import add_progress, showing
 from agent_sessions.management.selecting import (
+    add_batch_size,
+    add_noinput,
+    add_options,
     add_selection,
     count,
     counted,
-    find_named,
+    read_rows,
     read_selection,
 )
 from agent_sessions.models import AgentSession
@@ -30,31 +33,24 @@ from agent_sessions.retention import (
     count_trimmed,
     finish_removals,
     has_retention,
-    remove,
+    remove_all,
     trim,
     unfinished_items,
-    why_spared,
 )
 from agent_sessions.retention.pending import retry_pending
+from agent_sessions.retention.removal import Outcome
 
-# Exit codes beside 0 and CommandError's 1, where nothing was written.
-INCOMPLETE = 3
 NOTHING_WRITTEN = "Nothing was written."
 
 
 @dataclass(slots=True)
 class Done:
-    """What became of the sessions."""
+    """What became of the sessions: numbers of sessions and of items, by alias."""
 
-    # By alias: sessions and items.
-    removed: dict[str, list[int]] = field(default_factory=dict)
+    sessions: Counter[str] = field(default_factory=Counter)
+    items: Counter[str] = field(default_factory=Counter)
     spared: int = 0
     failed: int = 0
-
-    def add(self, alias: str, items: int) -> None:
-        sums = self.removed.setdefault(alias, [0, 0])
-        sums[0] += 1
-        sums[1] += items
 
 
 class Command(PrintingCommand):
@@ -88,74 +84,55 @@ class Command(PrintingCommand):
             metavar="N",
             help="remove only what is older than the last N turns of each session",
         )
-        parser.add_argument(
-            "--dry-run", action="store_true", help="write nothing, say what would be"
-        )
-        parser.add_argument(
-            "--batch-size",
-            type=count,
-            default=BATCH_SIZE,
-            help="rows to delete in one transaction (default: %(default)s)",
-        )
-        parser.add_argument(
-            "--noinput",
-            "--no-input",
-            action="store_false",
-            dest="interactive",
-            help="don't ask before more than one session",
-        )
-        parser.add_argument(
-            "--progress",
-            action=BooleanOptionalAction,
-            help="show a progress bar (default: on a terminal)",
-        )
+        add_options(parser, "--dry-run")
+        add_progress(parser)
+        add_batch_size(parser, BATCH_SIZE, "rows to delete in one transaction")
+        add_noinput(parser)
 
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity: int = options["verbosity"]
-        self.options = options
-        try:
-            self._handle()
-        except AgentSessionError as exc:
-            raise CommandError(str(exc)) from exc
-        except DatabaseError as exc:
-            # The driver's own words may quote contents, so only its kind is told.
-            raise CommandError(
-                f"The database refused the call ({type(exc).__name__}). Run the same "
-                "command again to go on.",
-                returncode=INCOMPLETE,
-            ) from exc
-
-    def _handle(self) -> None:
+        self.done = Done()
         selection = self._selection()
-        rows: Iterable[AgentSession] = (
-            find_named(selection, undone=NOTHING_WRITTEN)
-            if selection.session_ids
-            else selection.rows()
+        how = Removal(
+            delete=options["delete"],
+            waiting=options["waiting"],
+            still=selection,
+            batch_size=options["batch_size"],
         )
-        failed = 0
-        if self.options["dry_run"]:
-            done = self._try(rows)
+        rows = read_rows(selection, undone=NOTHING_WRITTEN)
+        if options["dry_run"]:
+            self._try(rows, how)
         else:
-            if self.options["interactive"]:
-                self._ask(selection, rows)
-            failed = self._finish()
-            done = self._remove(selection, rows)
-        self._tell(done)
-        done.failed += failed
-        left = done.failed + (0 if self._is_governed(selection) else done.spared)
+            if options["interactive"]:
+                self._ask(selection, rows, how)
+            self.begun, self.stopped = True, self._stopped
+            self.done.failed = self._finish()
+            self._remove(selection, rows, how)
+        if self.verbosity:
+            for line in self._lines():
+                self.stdout.write(line)
+        left = self.done.failed
+        if not self._is_governed(selection):
+            left += self.done.spared
         if left:
             left_as = "was left as it is" if left == 1 else "were left as they are"
             raise CommandError(
-                f"{counted(left, 'session')} {left_as}.", returncode=INCOMPLETE
+                f"{counted(left, 'session')} {left_as}.", returncode=self.incomplete
             )
+
+    def _stopped(self) -> str:
+        done = " ".join(self._lines())
+        return f"Stopped. {done} Run the same command again to go on."
 
     # -- what is meant -------------------------------------------------------------
 
     def _selection(self) -> Selection:
         selection = read_selection(self.options)
-        if self.options["keep_last_turns"]:
+        if keep := self.options["keep_last_turns"]:
             selection = self._trimmable(selection)
+            if not selection.session_ids:
+                selection = replace(selection, more_turns_than=keep)
         if not (selection.narrows or self.options["all"]):
             if self.verbosity and not has_retention(selection.backends):
                 self.stdout.write(
@@ -193,36 +170,27 @@ class Command(PrintingCommand):
         """Return whether the settings say which sessions are meant."""
         return not selection.session_ids and (selection.idle or selection.expired)
 
-    def _ask(self, selection: Selection, rows: Iterable[AgentSession]) -> None:
+    def _ask(
+        self, selection: Selection, rows: Iterable[AgentSession], how: Removal
+    ) -> None:
         """Ask before more than one session, where settings haven't decided it."""
-        if self._is_governed(selection) and not self.options["delete"]:
+        if self._is_governed(selection) and not how.delete:
             return
         if isinstance(rows, list):
-            meant = [row for row in rows if not self._reason(row)]
+            meant = [row for row in rows if not how.why_spared(row)]
             number, items = len(meant), sum(row.item_count for row in meant)
         else:
             totals = selection.totals()
             number, items = totals.sessions, totals.items
         if number < 2:
             return
-        keep = self.options["keep_last_turns"]
-        question = (
-            f"{'Delete' if self.options['delete'] else 'Clear'} {number} sessions"
+        act = "Delete" if how.delete else "Clear"
+        if keep := self.options["keep_last_turns"]:
+            act = f"Keep only the last {counted(keep, 'turn')} of"
+        self.confirm(
+            f"{act} {number} sessions with {counted(items, 'item')}? This can't be "
+            "undone. [y/N] "
         )
-        if keep:
-            question = (
-                f"Keep only the last {counted(keep, 'turn')} of {number} sessions"
-            )
-        try:
-            answer = self.ask(
-                f"{question} with {counted(items, 'item')}? This can't be undone. [y/N] "
-            )
-        except EOFError:
-            raise CommandError(
-                "There is nobody to ask. Use --noinput to go on without."
-            ) from None
-        if answer.strip().lower() not in {"y", "yes"}:
-            raise CommandError("Cancelled; nothing was written.")
 
     # -- what is done --------------------------------------------------------------
 
@@ -250,96 +218,64 @@ class Command(PrintingCommand):
                 )
         return failed
 
-    def _try(self, rows: Iterable[AgentSession]) -> Done:
-        done = Done()
+    def _try(self, rows: Iterable[AgentSession], how: Removal) -> None:
+        keep = self.options["keep_last_turns"]
         for row in rows:
-            if reason := self._reason(row):
-                self._spare(row, reason, done)
-            elif keep := self.options["keep_last_turns"]:
-                self._one(row, done, partial(count_trimmed, row, keep))
+            if reason := how.why_spared(row):
+                self._count(row, Spared(reason))
+            elif keep:
+                self._count(row, _outcome(partial(count_trimmed, row, keep)))
             else:
-                done.add(row.backend, row.item_count)
-        return done
+                self._count(row, row.item_count)
 
-    def _remove(self, selection: Selection, rows: Iterable[AgentSession]) -> Done:
-        done = Done()
-        size, keep = self.options["batch_size"], self.options["keep_last_turns"]
-        how = Removal(
-            delete=self.options["delete"],
-            waiting=self.options["waiting"],
-            still=selection.holds,
-            batch_size=size,
-        )
-        progress = self._progress(selection)
-        for row in rows:
+    def _remove(
+        self, selection: Selection, rows: Iterable[AgentSession], how: Removal
+    ) -> None:
+        keep, size = self.options["keep_last_turns"], how.batch_size
+        total = lambda: selection.totals().items  # noqa: E731
+        with showing(self, self.options, total) as add:
             if keep:
-                self._one(row, done, partial(trim, row, keep, how))
-                progress.add(row.item_count)
-                continue
-            items = self._one(row, done, partial(remove, row, how)) or 0
-            if items > size:
-                finish_removals(batch_size=size, progress=progress.add)
-            else:
-                progress.add(items)
-        progress.close()
-        return done
+                for row in rows:
+                    self._count(row, _outcome(partial(trim, row, keep, how)))
+                    add(row.item_count)
+                return
+            for row, items in remove_all(rows, how):
+                self._count(row, items)
+                if isinstance(items, int) and items > size:
+                    finish_removals(batch_size=size, progress=add)
+                else:
+                    add(row.item_count)
 
-    def _one(
-        self, row: AgentSession, done: Done, act: Callable[[], int | None]
-    ) -> int | None:
-        """Do something to one session; give the number of its items, if it was done."""
-        try:
-            items = act()
-        except Spared as exc:
-            self._spare(row, str(exc), done)
-        except AgentSessionError as exc:
-            done.failed += 1
-            self.stderr.write(f"{row.session_id}: {exc}")
-        else:
-            if items is not None:
-                done.add(row.backend, items)
-            return items
-        return None
+    def _count(self, row: AgentSession, outcome: Outcome) -> None:
+        if isinstance(outcome, Spared):
+            self.done.spared += 1
+            self.stderr.write(f"{row.session_id}: left out, because {outcome}.")
+        elif isinstance(outcome, AgentSessionError):
+            self.done.failed += 1
+            self.stderr.write(f"{row.session_id}: {outcome}")
+        elif outcome is not None:
+            self.done.sessions[row.backend] += 1
+            self.done.items[row.backend] += outcome
 
-    def _reason(self, row: AgentSession) -> str:
-        return why_spared(row, waiting=self.options["waiting"])
-
-    def _spare(self, row: AgentSession, reason: str, done: Done) -> None:
-        done.spared += 1
-        self.stderr.write(f"{row.session_id}: left out, because {reason}.")
-
-    # -- what is told --------------------------------------------------------------
-
-    def _progress(self, selection: Selection) -> Any:
-        shown = self.options["progress"]
-        if shown is None:
-            shown = bool(self.verbosity) and self.stderr.isatty()
-        if not shown:
-            return _Silence()
-        # Not self.stderr, which ends every line and colours it.
-        return Progress(self.stderr.stream, selection.totals().items)
-
-    def _tell(self, done: Done) -> None:
-        if not self.verbosity:
-            return
-        verb = "Deleted" if self.options["delete"] else "Cleared"
-        if self.options["dry_run"]:
-            verb = "Would delete" if self.options["delete"] else "Would clear"
-        several = len(done.removed) > 1
-        for alias, (number, items) in sorted((done.removed or {"": [0, 0]}).items()):
-            where = f"{alias}: " if several else ""
-            text = f"{verb} {counted(number, 'session')} with {counted(items, 'item')}."
+    def _lines(self) -> Iterator[str]:
+        """Return what was done, or would be, a line for each backend."""
+        verb = "Delete" if self.options["delete"] else "Clear"
+        if self.options["keep_last_turns"]:
+            verb = "Remove"
+        is_tried = self.options["dry_run"]
+        verb = f"Would {verb.lower()}" if is_tried else f"{verb.rstrip('e')}ed"
+        several = len(self.done.sessions) > 1
+        for alias in sorted(self.done.sessions) or [""]:
+            sessions = counted(self.done.sessions[alias], "session")
+            items = counted(self.done.items[alias], "item")
+            what = f"{sessions} with {items}"
             if self.options["keep_last_turns"]:
-                verb = "Would remove" if self.options["dry_run"] else "Removed"
-                text = (
-                    f"{verb} {counted(items, 'item')} of {counted(number, 'session')}."
-                )
-            self.stdout.write(where + text)
+                what = f"{items} of {sessions}"
+            yield f"{f'{alias}: ' if several else ''}{verb} {what}."
 
 
-class _Silence:
-    """The progress of a call that nobody watches."""
-
-    def add(self, number: int) -> None: ...
-
-    def close(self) -> None: ...
+def _outcome(act: Callable[[], int | None]) -> Outcome:
+    try:
+        return act()
+    except AgentSessionError as exc:
+        return exc

@@ -5,22 +5,19 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
-from django.core.management.base import CommandError
-
-from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.management.printing import PrintingCommand, json_list, moment, table
 from agent_sessions.management.selecting import (
+    add_limit,
+    add_options,
     add_selection,
     find_named,
     read_selection,
-    whole,
 )
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
 from agent_sessions.times import iso
 
-LIMIT = 100
 HEADS = (
     "session",
     "user",
@@ -46,45 +43,21 @@ class Command(PrintingCommand):
         parser.add_argument(
             "--state", choices=AgentSession.State.values, help="only sessions so far"
         )
-        parser.add_argument(
-            "--limit",
-            type=whole,
-            default=LIMIT,
-            metavar="N",
-            help="how many to list, 0 for all (default: %(default)s)",
-        )
+        add_limit(parser, 100, "how many to list")
         parser.add_argument(
             "--titles",
             action="store_true",
             help="show titles, which quote the first message",
         )
-        parser.add_argument(
-            "--json", action="store_true", help="print a JSON list, a session a line"
-        )
+        add_options(parser, "--json", help="print a JSON list, a session a line")
 
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            selection = read_selection(options, state=options["state"] or "")
-            rows = self._rows(selection)
-            shown: Iterator[AgentSession] = iter(rows)
-            if options["limit"]:
-                shown = islice(rows, options["limit"])
-            self._print(shown, options)
-            if options["limit"] and next(rows, None) is not None:
-                self.stderr.write(
-                    f"There are more than {options['limit']}; --limit 0 lists all."
-                )
-        except AgentSessionError as exc:
-            raise CommandError(str(exc)) from exc
-
-    def _rows(self, selection: Selection) -> Iterator[AgentSession]:
-        if selection.session_ids:
-            yield from find_named(selection, undone="Nothing was listed.")
-            return
-        for query in selection.queries():
-            ordered = query.order_by("-active_on", "-pk").select_related("user")
-            yield from ordered.defer("metadata").iterator(chunk_size=500)
+        limit = options["limit"]
+        rows = _rows(read_selection(options, state=options["state"] or ""))
+        self._print(islice(rows, limit or None), options)
+        if limit and next(rows, None) is not None:
+            self.stderr.write(f"There are more than {limit}; --limit 0 lists all.")
 
     def _print(self, rows: Iterator[AgentSession], options: dict[str, Any]) -> None:
         titles = options["titles"]
@@ -100,6 +73,15 @@ class Command(PrintingCommand):
             return
         for line in table(heads, chain([first], cells)):
             self.stdout.write(line)
+
+
+def _rows(selection: Selection) -> Iterator[AgentSession]:
+    if selection.session_ids:
+        yield from find_named(selection, undone="Nothing was listed.")
+        return
+    for query in selection.queries():
+        ordered = query.order_by("-active_on", "-pk").select_related("user")
+        yield from ordered.defer("metadata").iterator(chunk_size=500)
 
 
 def _cells(row: AgentSession, *, titles: bool) -> tuple[Any, ...]:

@@ -2,25 +2,23 @@ from __future__ import annotations
 
 import math
 import time
-from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from django.core.management.base import CommandError
-from django.db import DatabaseError
 
 from agent_sessions.backends.encrypted import EncryptedBackend
 from agent_sessions.backends.encrypted.retirement import Retirement
 from agent_sessions.backends.encrypted.rotation import Rotated, Rotation, rotate_rest
-from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
 from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.management.progress import Progress
-from agent_sessions.management.selecting import count, counted
+from agent_sessions.management.progress import add_progress, showing
+from agent_sessions.management.selecting import add_batch_size, add_options, counted
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
 
-# Beside 0 and CommandError's 1, where nothing was written.
-INCOMPLETE = 3
 # Seconds between two looks at who writes.
 _PAUSE = 0.5
 
@@ -44,7 +42,9 @@ class Job:
         self.sessions = 0
         self.is_complete = False
 
-    def sweep(self, batch_size: int, bar: Progress | None = None) -> None:
+    def sweep(
+        self, batch_size: int, progress: Callable[[int], None] | None = None
+    ) -> None:
         """Put what is there now under the first key."""
         self.last = rotate_rest(self.backend, batch_size)
         self.sessions += self.last.keys
@@ -52,8 +52,8 @@ class Job:
             rotated = Rotation(self.backend, row).run(batch_size=batch_size)
             self.last.add(rotated)
             self.sessions += bool(rotated.items or rotated.texts or rotated.keys)
-            if bar is not None:
-                bar.add(row.item_count)
+            if progress is not None:
+                progress(row.item_count)
         self.done.add(self.last)
         self.retirement.add(self.last.older)
 
@@ -76,20 +76,13 @@ class Command(PrintingCommand):
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
+        add_options(
+            parser,
             "--backend",
-            action="append",
-            default=[],
-            metavar="ALIAS",
             help="only this encrypted alias of AGENT_SESSIONS; may be given again "
             "(default: all of them)",
         )
-        parser.add_argument(
-            "--batch-size",
-            type=count,
-            default=500,
-            help="rows to write in one transaction (default: %(default)s)",
-        )
+        add_batch_size(parser, 500, "rows to write in one transaction")
         parser.add_argument(
             "--wait",
             type=_seconds,
@@ -103,38 +96,20 @@ class Command(PrintingCommand):
             metavar="KEY_ID",
             help="only allow processes to write with a retired key again",
         )
-        parser.add_argument(
-            "--progress",
-            action=BooleanOptionalAction,
-            help="show a progress bar (default: on a terminal)",
-        )
+        add_progress(parser)
 
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:
-        self.options = options
-        try:
-            if options["reinstate"] is not None:
-                self._reinstate(options["reinstate"])
-                return
-            jobs = [Job(alias) for alias in self._aliases()]
-        except AgentSessionError as exc:
-            raise CommandError(str(exc)) from exc
-        try:
-            left = self._rotate(jobs)
-        except AgentSessionError as exc:
-            raise CommandError(str(exc), returncode=INCOMPLETE) from exc
-        except DatabaseError as exc:
-            # The driver's own words may quote contents, so only its kind is told.
-            raise CommandError(
-                f"The database refused the call ({type(exc).__name__}). Run the same "
-                "command again to go on.",
-                returncode=INCOMPLETE,
-            ) from exc
-        if left:
+        if options["reinstate"] is not None:
+            self._reinstate(options["reinstate"])
+            return
+        jobs = [Job(alias) for alias in self._aliases()]
+        self.begun = True
+        self.stopped = partial(_stopped, jobs)
+        if left := self._rotate(jobs):
             raise CommandError(
                 f"Keep the older keys of {', '.join(left)}: not everything is under "
-                "the first one, or stays so. Then give the same command again.",
-                returncode=INCOMPLETE,
+                "the first one, or stays so. Then give the same command again."
             )
 
     def _aliases(self) -> list[str]:
@@ -162,30 +137,21 @@ class Command(PrintingCommand):
 
     def _rotate(self, jobs: list[Job]) -> list[str]:
         """Rotate aliases; give those of which something needs an older key, or may."""
+        size = self.options["batch_size"]
         for job in jobs:
-            bar = self._bar(job.alias)
-            job.sweep(self.options["batch_size"], bar)
-            if bar is not None:
-                bar.close()
+            total = partial(_count_items, job.alias)
+            with showing(self, self.options, total) as add:
+                job.sweep(size, add)
         waiting = [job for job in jobs if job.retirement.writers and not job.last.left]
         self._wait(waiting)
         for job in waiting:
             if not job.retirement.writers:
                 # What was written until the older keys were retired.
-                job.sweep(self.options["batch_size"])
+                job.sweep(size)
         for job in jobs:
             job.finish()
             self._tell(job)
         return [job.alias for job in jobs if not job.is_complete]
-
-    def _bar(self, alias: str) -> Progress | None:
-        shown = self.options["progress"]
-        if shown is None:
-            shown = bool(self.options["verbosity"]) and self.stderr.isatty()
-        if not shown:
-            return None
-        # Not self.stderr, which ends every line and colours it.
-        return Progress(self.stderr.stream, Selection(backends=(alias,)).totals().items)
 
     def _wait(self, jobs: list[Job]) -> None:
         """Wait until nobody writes with older keys, or the time is over."""
@@ -258,3 +224,15 @@ class Command(PrintingCommand):
                     f"{job.alias}: nothing is under {key_id}, with which no process has "
                     "written. Any may: remove it from the keys if none is to."
                 )
+
+
+def _count_items(alias: str) -> int:
+    return Selection(backends=(alias,)).totals().items
+
+
+def _stopped(jobs: list[Job]) -> str:
+    items = sum(job.done.items + job.done.texts for job in jobs)
+    return (
+        f"Stopped. Put under the first key so far: {counted(items, 'item')}. Run the "
+        "same command again to go on."
+    )
