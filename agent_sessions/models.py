@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import date
+from typing import Any
 
 from django.conf import settings
 from django.db import models
@@ -28,6 +29,7 @@ from agent_sessions.managers import (
 from agent_sessions.times import day_of
 
 __all__ = [
+    "LABEL_MARK",
     "MAIN_BRANCH",
     "REMOVED",
     "AgentRun",
@@ -43,6 +45,8 @@ __all__ = [
 ]
 
 MAIN_BRANCH = "main"
+# Stands in labels between a branch's name and its version, and in no name.
+LABEL_MARK = "~"
 
 
 def today() -> date:
@@ -165,8 +169,8 @@ class Branch(StoredModel):
         db_index=False,
     )
     name = ExactCharField(_("name"), max_length=255, default=MAIN_BRANCH)
-    # 0 for the branch that has the name, also after it was deleted. Another value, the
-    # row's own key, for what undo or compaction replaced and for a quarantine.
+    # 0 for the branch that has the name, also after it was deleted. Another number for
+    # what undo or compaction replaced, and for a quarantine.
     version = models.BigIntegerField(_("version"), default=0, editable=False)
     parent = models.ForeignKey(
         "self",
@@ -200,6 +204,19 @@ class Branch(StoredModel):
 
     def __str__(self) -> str:
         return str(self.name)
+
+    @property
+    def label(self) -> str:
+        """The name; of what has lost it, with a number that tells it from others."""
+        return f"{self.name}{LABEL_MARK}{self.version}" if self.version else self.name
+
+    @staticmethod
+    def of_label(label: str) -> dict[str, Any]:
+        """Return the columns that a label stands for."""
+        name, _, version = label.rpartition(LABEL_MARK)
+        if version.isdecimal():
+            return {"name": name, "version": int(version)}
+        return {"name": label, "version": 0}
 
 
 class SessionItem(StoredModel):

@@ -11,7 +11,7 @@ from typing import Any
 from django.db.models import OuterRef, Subquery
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
-from agent_sessions.backends.database.branches import QUARANTINE, Branches
+from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.history import read_page
 from agent_sessions.backends.database.lineage import Segment
 from agent_sessions.handler import sessions
@@ -78,18 +78,18 @@ class History:
         # The doctor's quarantine holds rows, not histories.
         rows: Any = (
             Branch.objects.using(backend.using)
-            .filter(session_id=self.row.pk)
-            .exclude(name__startswith=f"{QUARANTINE}~")
+            .filter(session_id=self.row.pk, is_quarantine=False)
             .annotate(first=Subquery(first))
         )
         found = list(rows.order_by("-pk")[:BRANCHES])
         if self._wanted and len(found) == BRANCHES:
             # One that was asked for is there, however old.
-            found += rows.filter(name=self._wanted, pk__lt=found[-1].pk)
+            older = rows.filter(pk__lt=found[-1].pk)
+            found += older.filter(**Branch.of_label(self._wanted))
         family = {branch.pk: branch for branch in found}
         return [
             BranchChoice(
-                branch.name,
+                branch.label,
                 branch.created_at,
                 branch.archived_at,
                 branch.pk == self.row.branch_id,

@@ -254,7 +254,7 @@ class AgentRunAdmin(GuardedAdmin, RowRules):
     def _items(
         self, request: HttpRequest, run: AgentRun, first: int, last: int
     ) -> dict[str, Any]:
-        branch = "" if run.branch is None else run.branch.name
+        branch = "" if run.branch is None else run.branch.label
         history = History(run.session, branch)
         limit = max(1, min(last - first + 1, PAGE_LENGTH))
         try:

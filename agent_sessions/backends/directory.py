@@ -75,6 +75,7 @@ class Directory:
         return branches.filter(
             session_id__in=self.rows(key).values("pk"),
             name=key.branch,
+            version=0,
             archived_at=None,
         )
 
@@ -113,7 +114,7 @@ class Directory:
         if session.user_id != key.user_id:
             raise SessionDoesNotExist(key.session_id)
         branch, _ = Branch._base_manager.using(self.using).get_or_create(
-            session=session, name=MAIN_BRANCH
+            session=session, name=MAIN_BRANCH, version=0
         )
         sessions.filter(pk=session.pk, branch=None).update(branch=branch)
 
@@ -178,7 +179,9 @@ def forget_histories(using: str, sessions: list[int], *, keep_lease: bool) -> No
     columns: dict[str, Any] = {}
     if not keep_lease:
         columns = {"fence": F("fence") + 1, **NO_RUN}
-    main = Branch._base_manager.filter(session_id=OuterRef("pk"), name=MAIN_BRANCH)
+    main = Branch._base_manager.filter(
+        session_id=OuterRef("pk"), name=MAIN_BRANCH, version=0
+    )
     AgentSession.objects.using(using).filter(pk__in=sessions).update(
         item_count=0,
         title="",

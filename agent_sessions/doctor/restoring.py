@@ -10,7 +10,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.doctor.examining import backend_of
 from agent_sessions.doctor.quarantine import quarantined
 from agent_sessions.doctor.turns import renumber
-from agent_sessions.models import AgentSession, SessionItem
+from agent_sessions.models import AgentSession, Branch, SessionItem
 from agent_sessions.reports import guarded
 
 
@@ -27,7 +27,8 @@ def restore(session: AgentSession, position: int, *, branch: str | None = None) 
     def move(_: Any) -> None:
         rows = quarantined(using, session.pk).filter(position=position)
         if branch is not None:
-            rows = rows.filter(branch__parent__name=branch)
+            homes = Branch._base_manager.using(using).filter(**Branch.of_label(branch))
+            rows = rows.filter(branch__parent__in=homes.filter(session_id=session.pk))
         count = rows.aggregate(count=Count("pk"))["count"]
         if not count:
             raise SessionItem.DoesNotExist(

@@ -11,7 +11,7 @@ from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.lineage import Lineages, visible
 from agent_sessions.doctor.findings import CODES, Finding
 from agent_sessions.doctor.leases import Leases
-from agent_sessions.doctor.quarantine import is_quarantine, put_away
+from agent_sessions.doctor.quarantine import put_away
 from agent_sessions.doctor.rows import Fault, Reader, columns_of
 from agent_sessions.doctor.turns import renumber
 from agent_sessions.items import first_line
@@ -69,7 +69,7 @@ class Examination:
         current = self._check_current(branches)
         # Parents are older than their children, so mended before they are inherited.
         for branch in branches:
-            if not is_quarantine(branch):
+            if not branch.is_quarantine:
                 self._check_branch(branch, waiting_from)
         if self.repair and self._changed:
             renumber(self.using, self.row.pk, self.batch_size)
@@ -90,7 +90,9 @@ class Examination:
         if current is not None:
             return current
         self._add("no_branch")
-        main = next((b for b in branches if b.name == MAIN_BRANCH), None)
+        main = next(
+            (b for b in branches if b.name == MAIN_BRANCH and not b.version), None
+        )
         if self.repair:
             if main is None:
                 main = Branch._base_manager.using(self.using).create(
@@ -194,7 +196,7 @@ class Examination:
                 code=code,
                 session=self.row.pk,
                 session_id=self.row.session_id,
-                branch=None if branch is None else branch.name,
+                branch=None if branch is None else branch.label,
                 position=position,
                 message=kind.message.format(**told),
                 repair=kind.repair,

@@ -9,7 +9,6 @@ from typing import Any
 from django.db.models import F, QuerySet, Subquery
 
 from agent_sessions.backends.database.lineage import Lineages, Segment, visible
-from agent_sessions.doctor.quarantine import is_quarantine
 from agent_sessions.items.kinds import OPENING, is_opening
 from agent_sessions.models import AgentRun, Branch, SessionItem
 
@@ -53,7 +52,7 @@ def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
     lineages = Lineages(using)
     branches = Branch._base_manager.using(using).filter(session_id=session)
     for branch in branches.order_by("pk"):
-        if is_quarantine(branch):
+        if branch.is_quarantine:
             continue
         turn = turns_before(using, lineages.of(branch.pk)[1:])
         columns = ("position", "pk", "turn", "type", "role")

@@ -24,7 +24,7 @@ from agent_sessions.backends.remote.erasure import add_pending, erase_pending
 from agent_sessions.backends.wrapping import forget_key, innermost
 from agent_sessions.exceptions import InvalidBackend, StoreUnavailable
 from agent_sessions.handler import sessions
-from agent_sessions.models import REMOVED, AgentSession, Branch, PendingClear
+from agent_sessions.models import AgentSession, Branch, PendingClear
 from agent_sessions.retention.selection import databases
 
 logger = logging.getLogger("agent_sessions.retention.pending")
@@ -77,7 +77,7 @@ def on_delete(
     sender: type[AgentSession], *, instance: AgentSession, using: str, **kwargs: Any
 ) -> None:
     """Write down what a deleted session leaves, in the transaction that deletes it."""
-    if instance.history_is_cleared:
+    if instance.history_is_cleared or instance.removed_at is not None:
         return
     with suppress(InvalidBackend):
         # In this transaction: an earlier session's key must not serve a later one.
@@ -117,8 +117,6 @@ def _batch(using: str) -> _Batch:
 
 def _keeps_outside(row: AgentSession, using: str) -> bool:
     """Return whether a session's items don't go with its row."""
-    if row.backend == REMOVED:
-        return False
     try:
         return innermost(sessions[row.backend]).keeps_outside
     except InvalidBackend:

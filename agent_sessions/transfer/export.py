@@ -64,11 +64,13 @@ def export_session(row: AgentSession, report: Report | None = None) -> Iterator[
     if backend.encrypts:
         # An import keeps what is in clear in the file in clear, so it has to know.
         described["encrypted"] = True
+    labels: dict[int, str] = {}
     if backend.in_database is not None:
         branches = _read_branches(using, row)
-        shapes = [_branch(branch) for branch in branches]
+        labels = {branch.pk: branch.label for branch in branches}
+        shapes = [_branch(branch, labels) for branch in branches]
         items = (
-            describe_item(item, branch.name)
+            describe_item(item, branch.label)
             for branch in branches
             for item in read_branch(using, branch.pk)
         )
@@ -81,7 +83,7 @@ def export_session(row: AgentSession, report: Report | None = None) -> Iterator[
     yield ',"branches":'
     yield _encode(shapes)
     yield ',"runs":['
-    yield from _joined(_encode(_run(run)) for run in _read_runs(using, row))
+    yield from _joined(_encode(_run(run, labels)) for run in _read_runs(using, row))
     yield '],"items":['
     count = 0
     for count, piece in enumerate(_joined(items), 1):  # noqa: B007 - counted below
@@ -147,16 +149,15 @@ def _joined(pieces: Iterator[str]) -> Iterator[str]:
 
 def _read_branches(using: str, row: AgentSession) -> list[Branch]:
     rows = Branch._base_manager.using(using).filter(session_id=row.pk)
-    return list(rows.select_related("parent").order_by("pk"))
+    return list(rows.order_by("pk"))
 
 
 def _read_runs(using: str, row: AgentSession) -> Iterator[Any]:
     opened = SessionItem._base_manager.using(using).filter(pk=OuterRef("turn_item"))
     runs: Any = AgentRun._base_manager.using(using).filter(session_id=row.pk)
     yield from (
-        runs.select_related("branch")
-        .annotate(
-            opened_on=Subquery(opened.values("branch__name")),
+        runs.annotate(
+            opened_on=Subquery(opened.values("branch_id")),
             opened_at=Subquery(opened.values("position")),
         )
         .order_by("pk")
@@ -188,25 +189,26 @@ def _with_turns(backend: BaseSessionBackend, row: AgentSession) -> Iterator[Stor
         yield replace(item, turn=turn)
 
 
-def _branch(branch: Branch) -> dict[str, Any]:
+def _branch(branch: Branch, labels: dict[int, str]) -> dict[str, Any]:
     return {
-        "name": branch.name,
-        "parent": None if branch.parent is None else branch.parent.name,
+        "name": branch.label,
+        "parent": labels.get(branch.parent_id or 0),
         "fork_position": branch.fork_position,
         "head": branch.head,
         "turn": branch.turn,
         "created_at": _time(branch.created_at),
         "archived": branch.archived_at is not None,
+        **({"quarantine": True} if branch.is_quarantine else {}),
     }
 
 
-def _run(run: Any) -> dict[str, Any]:
+def _run(run: Any, labels: dict[int, str]) -> dict[str, Any]:
     opening = None
     if run.opened_on is not None:
-        opening = {"branch": run.opened_on, "position": run.opened_at}
+        opening = {"branch": labels.get(run.opened_on), "position": run.opened_at}
     return {
         "id": run.run_id,
-        "branch": None if run.branch is None else run.branch.name,
+        "branch": labels.get(run.branch_id),
         "opening": opening,
         "started_at": _time(run.started_at),
         "finished_at": _time(run.finished_at),

@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from agent_sessions.models import REMOVED, AgentRun, AgentSession
+from agent_sessions.models import AgentRun, AgentSession
 from tests.support.admin_pages import (
     XSS,
     Markup,
@@ -119,7 +119,7 @@ class TestList:
     def test_runs_of_what_is_being_deleted_are_left_out(self, reader: Client) -> None:
         row = make()
         make_run(row, run_id="gone")
-        AgentSession.objects.filter(pk=row.pk).update(backend=REMOVED)
+        AgentSession.objects.filter(pk=row.pk).update(removed_at=timezone.now())
         assert "gone" not in page(reader, reverse(RUNS))
 
     def test_queries_are_the_same_for_one_run_and_a_thousand(

@@ -45,7 +45,7 @@ def run(*args: str, code: int = 0, **options: Any) -> tuple[str, str]:
 
 
 def quarantined() -> set[str]:
-    rows = SessionItem.objects.filter(branch__name__startswith="quarantine")
+    rows = SessionItem.objects.filter(branch__is_quarantine=True)
     return set(rows.values_list("branch__session__session_id", flat=True))
 
 

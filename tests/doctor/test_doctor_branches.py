@@ -62,16 +62,13 @@ def test_rows_before_their_branch_begins_are_told_and_left() -> None:
     assert Branch.objects.get(name="fork").head == 2
 
 
-def test_a_quarantine_is_its_branchs_whatever_its_name() -> None:
-    """An import gives branches other keys, and quarantines keep their names."""
+def test_each_branch_has_a_quarantine_of_its_own() -> None:
     session = open_session([user("a"), output("x"), answer("A")], [user("b")])
     session.sync.create_branch_from_turn(2, "fork")
     session.sync.add_items([user("c")])
     examine(repair=True)
-    main, fork = Branch.objects.filter(name__in=("main", "fork")).order_by("pk")
-    Branch.objects.filter(parent=main, archived_at__isnull=False).update(
-        name=f"quarantine~{fork.pk}"
-    )
+    main, fork = Branch.objects.filter(version=0).order_by("pk")
+    assert [main.name, fork.name] == ["main", "fork"]
     session.sync.add_items([output("y")])
     report = examine(repair=True)
     assert report.is_clean
@@ -82,18 +79,18 @@ def test_a_quarantine_is_its_branchs_whatever_its_name() -> None:
     session.sync.switch_to_branch("main")
     session.sync.add_items([output("z")])
     assert examine(repair=True).is_clean
-    assert Branch.objects.filter(name__startswith="quarantine~").count() == 2
+    assert Branch.objects.filter(is_quarantine=True).count() == 2
     restore(AgentSession.objects.get(), 5, branch="fork")
     assert SessionItem.objects.get(call_id="y").branch == fork
 
 
-def test_a_branch_in_use_is_no_quarantine_whatever_its_name() -> None:
+def test_a_branch_may_be_called_quarantine() -> None:
     open_session([user("a"), output("x"), answer("A")])
-    Branch.objects.update(name="quarantine~1", turn=5)
+    Branch.objects.update(name="quarantine", turn=5)
     report = mend_once()
     assert codes(report) == ["orphan_output", "wrong_branch_turn"]
     (row,) = examine().quarantined
-    assert (row.branch, row.position) == ("quarantine~1", 2)
+    assert (row.branch, row.position) == ("quarantine", 2)
     SessionItem.objects.update(turn=7)
     assert codes(mend_once()) == ["wrong_turn"]
 

@@ -402,17 +402,17 @@ async def test_a_deleted_branch_is_not_among_what_can_be_restored() -> None:
         await session.restore_branch("draft")
 
 
-async def test_undo_goes_on_where_its_archived_name_is_taken() -> None:
-    """An import from another database brings names that end with keys of its own."""
+async def test_what_was_replaced_keeps_the_branchs_name() -> None:
     session = DjangoSession("s")
     await three_turns(session)
-    main = await Branch.objects.aget()
-    await Branch.objects.acreate(
-        session_id=main.session_id, name=f"main~{main.pk}", archived_at=main.created_at
-    )
-    assert await session.undo_turn() == 3
-    (archived,) = await session.list_archived()
-    assert await session.restore_branch(archived) == "main_restored"
+    for turn in (3, 2):
+        assert await session.undo_turn() == turn
+    branches = [branch async for branch in Branch.objects.order_by("pk")]
+    assert {branch.name for branch in branches} == {"main"}
+    assert [bool(branch.version) for branch in branches] == [True, True, False]
+    archived = await session.list_archived()
+    assert archived == [branch.label for branch in branches[:2]]
+    assert await session.restore_branch(archived[0]) == "main_restored"
     assert len(await session.get_items()) == 8
 
 

@@ -62,7 +62,7 @@ def backend() -> DatabaseBackend:
 
 def nothing_is_left() -> bool:
     return not (
-        AgentSession._base_manager.filter(backend=REMOVED).exists()
+        AgentSession._base_manager.filter(REMOVED).exists()
         or Branch._base_manager.exclude(session__backend="default").exists()
     )
 

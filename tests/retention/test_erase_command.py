@@ -315,7 +315,7 @@ def seed(user: Any, name: str) -> list[Any]:
     row = make(f"{name}-private", user, "private")
     branch = Branch.objects.get(session=row)
     old = Branch.objects.create(
-        session=row, name=f"{name}~1", parent=branch, archived_at=timezone.now()
+        session=row, name=f"{name}-1", parent=branch, archived_at=timezone.now()
     )
     SessionItem.objects.create(branch=old, position=1, data="{}", text=name)
     run = AgentRun.objects.create(session=row, branch=old, run_id=f"{name}-run")

@@ -62,7 +62,7 @@ def texts(session_id: str = "s") -> list[str]:
 
 
 def graves() -> Any:
-    return AgentSession._base_manager.filter(backend=REMOVED)
+    return AgentSession._base_manager.filter(REMOVED)
 
 
 def nothing_is_left() -> bool:

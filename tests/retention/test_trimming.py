@@ -343,7 +343,7 @@ class TestSpared:
         examine(repair=True)
         for number in range(2, 5):
             add(*turn(f"t{number}"))
-        assert Branch.objects.filter(name__startswith="quarantine~").exists()
+        assert Branch.objects.filter(is_quarantine=True).exists()
         assert trim(row(), 2) == 6
         assert row().item_count == SessionItem.objects.count() == 8
         assert_healthy()

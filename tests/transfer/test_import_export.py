@@ -14,6 +14,7 @@ from django.core.management import CommandError
 from django.utils import timezone
 
 from agent_sessions import DjangoSession, sessions
+from agent_sessions.doctor import examine
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.transfer.export import FORMAT, export_session
 from agent_sessions.transfer.import_.export_file import Broken, Stream
@@ -99,6 +100,36 @@ def test_a_round_trip_changes_nothing(path: Path) -> None:
     row = AgentSession.objects.get(session_id="one")
     assert (row.item_count, row.user) == (1_007, user)
     assert "unchanged 2" in run_import("export", path)[0]
+
+
+def test_what_was_replaced_and_quarantined_comes_along(path: Path) -> None:
+    session = DjangoSession("one").sync
+    said: Any = [
+        {"role": role, "content": f"{role} {turn}"}
+        for turn in range(3)
+        for role in ("user", "assistant")
+    ]
+    session.add_items(said)
+    session.undo_turn()
+    SessionItem.objects.filter(position=2).update(data="[]")
+    examine(repair=True)
+    shown = session.get_items()
+    lines = export(path)
+    AgentSession.objects.all().delete()
+    run_import("export", path)
+    assert "unchanged 1" in run_import("export", path)[0]
+    assert session.get_items() == shown
+    (archived,) = session.list_archived()
+    assert session.restore_branch(archived) == "main_restored"
+    assert session.get_items() == said[:1] + said[2:]
+    (row,) = examine().quarantined
+    assert (row.branch, row.position) == (archived, 2)
+    branches = json.loads(lines[0])["branches"]
+    assert [(b["name"], b.get("quarantine", False)) for b in branches] == [
+        ("main~1", False),
+        ("main", False),
+        ("main~2", True),
+    ]
 
 
 def test_a_run_that_was_going_on_has_ended_here(path: Path) -> None:

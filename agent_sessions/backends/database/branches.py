@@ -19,13 +19,16 @@ from agent_sessions.backends.database.lineage import (
 from agent_sessions.backends.database.seeking import first_of_turn
 from agent_sessions.backends.directory import Directory
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
-from agent_sessions.models import MAIN_BRANCH, AgentSession, Branch, SessionItem
+from agent_sessions.models import (
+    LABEL_MARK,
+    MAIN_BRANCH,
+    AgentSession,
+    Branch,
+    SessionItem,
+)
 from agent_sessions.times import iso
 
 NAME_LENGTH = 255
-# How much of a branch's name the name of its archived row keeps.
-NAME_KEPT = 200
-QUARANTINE = "quarantine"
 
 
 def check_turn(turn: object) -> None:
@@ -34,9 +37,13 @@ def check_turn(turn: object) -> None:
         raise InvalidBranch(f"A turn is a whole number, not {turn!r}.")
 
 
-def root_name(branch: Branch) -> str:
-    """Return the name that a branch had before replace() archived it."""
-    return str(branch.name).partition("~")[0]
+def next_version(branch: Branch) -> int:
+    """Return the number of the next version of a branch's name."""
+    named = Branch._base_manager.using(branch._state.db).filter(
+        session_id=branch.session_id, name=branch.name
+    )
+    last: int = named.aggregate(last=Max("version"))["last"]
+    return last + 1
 
 
 class Branches:
@@ -77,19 +84,22 @@ class Branches:
         if name is None:
             return self.current()
         check_branch(name)
-        branch: Branch | None = self._all().filter(name=name, archived_at=None).first()
+        branch: Branch | None = (
+            self._all().filter(name=name, version=0, archived_at=None).first()
+        )
         if branch is None:
             self.directory.assert_own(self.key)
             if name != MAIN_BRANCH:
                 raise BranchDoesNotExist(self.key.session_id, name)
         return branch
 
-    def archived(self, name: str) -> Branch:
-        """Find an archived branch. Raises BranchDoesNotExist."""
-        check_branch(name)
-        branch: Branch | None = self._archived().filter(name=name).first()
+    def archived(self, label: str) -> Branch:
+        """Find a replaced branch. Raises BranchDoesNotExist."""
+        check_branch(label)
+        found = self._replaced().filter(**Branch.of_label(label))
+        branch: Branch | None = found.first()
         if branch is None:
-            raise BranchDoesNotExist(self.key.session_id, name)
+            raise BranchDoesNotExist(self.key.session_id, label)
         return branch
 
     def replaced_by(self, branch_id: int) -> Branch | None:
@@ -97,16 +107,15 @@ class Branches:
         branch: Branch | None = self._all().filter(pk=branch_id).first()
         if branch is None or branch.parent_id is None:
             return None
-        root = f"{root_name(branch)[:NAME_KEPT]}~"
-        older = self._archived().filter(pk__lt=branch_id, name__startswith=root)
+        older = self._replaced().filter(pk__lt=branch_id, name=branch.name)
         found: Branch | None = older.order_by("-pk").first()
         return found
 
     def archived_names(self) -> list[str]:
-        """Name the archived branches that still have something to show."""
+        """Return the labels of replaced branches that still have something to show."""
         return [
-            branch.name
-            for branch in self._archived().order_by("pk")
+            branch.label
+            for branch in self._replaced().order_by("pk")
             if self.items(branch).exists()
         ]
 
@@ -120,15 +129,8 @@ class Branches:
         """Return the rows that a branch shows."""
         return visible(self.using, self.segments(branch))
 
-    def _archived(self) -> Any:
-        # Deleted branches keep their names, which have no ~; and the doctor's
-        # quarantine holds rows, not histories.
-        return (
-            self._all()
-            .exclude(archived_at=None)
-            .filter(name__contains="~")
-            .exclude(name__startswith=f"{QUARANTINE}~")
-        )
+    def _replaced(self) -> Any:
+        return self._all().filter(version__gt=0, is_quarantine=False)
 
     def _all(self) -> Any:
         sessions = self.directory.rows(self.key).values("pk")
@@ -194,13 +196,11 @@ class Branches:
     ) -> Branch:
         """Let a branch's name mean its history up to a position; keep the old rows.
 
-        The old branch is archived under another name: lineages never change. The
-        history may be that of another branch, which is `shown`.
+        The old branch is archived as a version of the name: lineages never change.
+        The history may be that of another branch, which is `shown`.
         """
         rows = Branch._base_manager.using(self.using).filter(pk=source.pk)
-        # What was imported may have the name of a row that is made here.
-        name = self.free_name(f"{source.name[:NAME_KEPT]}~{source.pk}")
-        rows.update(name=name, archived_at=timezone.now())
+        rows.update(version=next_version(source), archived_at=timezone.now())
         shown = source if shown is None else shown
         parent = segment_of(self.segments(shown), position)
         branch: Branch = Branch._base_manager.using(self.using).create(
@@ -223,14 +223,15 @@ class Branches:
         check_branch(name)
         if not name.strip():
             raise InvalidBranch("Branch name cannot be empty.")
-        if len(name) > NAME_LENGTH or "\x00" in name or "~" in name:
+        if len(name) > NAME_LENGTH or "\x00" in name or LABEL_MARK in name:
             raise InvalidBranch(
-                f"A branch name has up to {NAME_LENGTH} characters, and neither NUL nor ~."
+                f"A branch name has up to {NAME_LENGTH} characters, and neither NUL nor "
+                f"{LABEL_MARK}."
             )
         named = Branch._base_manager.using(self.using).filter(
             session_id=session, name=name
         )
-        if name == QUARANTINE or named.exists():
+        if named.exists():
             raise InvalidBranch(
                 f"Branch ID {name!r} has already been used. Choose a new branch ID: "
                 "names stay reserved, so that no stale session writes into another's."

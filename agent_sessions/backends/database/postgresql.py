@@ -93,7 +93,10 @@ class PostgreSQLStatements(Statements):
         name: list[Any] = []
         target = f"{self.branch}.id = s.branch_id"
         if key.branch is not None:
-            target = f"{self.branch}.session_id = s.id AND {self.branch}.name = %s"
+            target = (
+                f"{self.branch}.session_id = s.id AND {self.branch}.name = %s "
+                f"AND {self.branch}.version = 0"
+            )
             name = [key.branch]
         # Of type json, not jsonb, each element keeps its text byte for byte. The
         # other columns travel apart: reading a member of an object would unescape

@@ -1,9 +1,8 @@
 """Remove histories in short transactions, so that no writer waits for them.
 
-A short history is deleted at once. A long one is taken out of its session: from then on
-nobody finds it. It lies under a row of the directory that belongs to no backend until
-its rows have been deleted, some at a time. Who is killed in between leaves that row
-behind, and the next finish() goes on.
+A short history is deleted at once. A long one moves to a row of the directory that has
+`removed_at`: from then on nobody finds it. Its rows are deleted some at a time, and the
+next finish() goes on where a process was killed.
 """
 
 from __future__ import annotations
@@ -207,8 +206,9 @@ def _remove(
         return left
     # Branches' heads stay, so positions are never given twice, and so do their names:
     # a stale session can't write into another's.
-    branches.exclude(name=MAIN_BRANCH).update(archived_at=timezone.now())
-    branches.filter(name=MAIN_BRANCH).update(turn=0)
+    main = {"name": MAIN_BRANCH, "version": 0}
+    branches.exclude(**main).update(archived_at=timezone.now())
+    branches.filter(**main).update(turn=0)
     forget_histories(using, pks, keep_lease=keep_lease)
     return left
 
@@ -216,7 +216,7 @@ def _remove(
 def _detach(using: str, row: AgentSession) -> int:
     """Take a whole session out of the directory; its id is free at once."""
     AgentSession.objects.using(using).filter(pk=row.pk).update(
-        backend=REMOVED,
+        removed_at=timezone.now(),
         session_id=AgentSession.new_id(),
         user=None,
         title="",
@@ -236,10 +236,13 @@ def _detach_branches(using: str, row: AgentSession) -> int:
     bear their names, so that no stale session writes into another's.
     """
     removed = AgentSession.objects.using(using).create(
-        backend=REMOVED, session_id=AgentSession.new_id(), item_count=row.item_count
+        backend=row.backend,
+        session_id=AgentSession.new_id(),
+        removed_at=timezone.now(),
+        item_count=row.item_count,
     )
     branches = Branch._base_manager.using(using)
-    old = list(branches.filter(session_id=row.pk))
+    old = list(branches.filter(session_id=row.pk, version=0))
     branches.filter(session_id=row.pk).update(session=removed)
     # The runs stay with their session, and lead to nothing that is removed.
     runs = AgentRun._base_manager.using(using).filter(session_id=row.pk)
@@ -253,8 +256,6 @@ def _detach_branches(using: str, row: AgentSession) -> int:
             archived_at=None if branch.name == MAIN_BRANCH else now,
         )
         for branch in old
-        # The other names are made by us, from numbers that are never given twice.
-        if "~" not in branch.name
     )
     return int(removed.pk)
 
@@ -264,7 +265,7 @@ def _detach_branches(using: str, row: AgentSession) -> int:
 
 def _removed(using: str) -> QuerySet[AgentSession]:
     # The default manager leaves them out.
-    return AgentSession._base_manager.using(using).filter(backend=REMOVED)
+    return AgentSession._base_manager.using(using).filter(REMOVED)
 
 
 class _RemovedHistory:

@@ -74,7 +74,7 @@ class Statements:
             f"SELECT {self.branch}.id FROM {self.branch} JOIN {self.session} "
             f"ON {self.session}.id = {self.branch}.session_id "
             f"WHERE {self.owned} AND {self.branch}.name = %s "
-            f"AND {self.branch}.archived_at IS NULL"
+            f"AND {self.branch}.version = 0 AND {self.branch}.archived_at IS NULL"
         )
 
     def adapt_time(self, now: datetime) -> Any:
@@ -294,9 +294,9 @@ class Statements:
                 f"UPDATE {self.session} SET active_on = %s WHERE id = %s",
                 [today, row[1]],
             )
-        where, value = ("id", row[0])
+        where, value = "id", row[0]
         if key.branch is not None:
-            where, value = ("session_id = %s AND name", key.branch)
+            where, value = "session_id = %s AND version = 0 AND name", key.branch
         cursor.execute(
             f"UPDATE {self.branch} SET head = head + %s, turn = turn + %s "
             f"WHERE {where} = %s RETURNING id, head, turn",
@@ -343,7 +343,7 @@ class Statements:
             branch = (
                 f" AND EXISTS (SELECT 1 FROM {self.branch} "
                 f"WHERE {self.branch}.session_id = {self.session}.id "
-                f"AND {self.branch}.name = %s AND {self.branch}.archived_at IS NULL)"
+                f"AND {self.branch}.name = %s AND version = 0 AND archived_at IS NULL)"
             )
         # Two indexes hold the day, which changes with a day's first write.
         day = "" if self.writes_all_indexes else "active_on = %s, "

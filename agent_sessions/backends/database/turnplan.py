@@ -11,7 +11,6 @@ from typing import Any
 
 from django.db.models import Count, Max, Min, Q, QuerySet
 
-from agent_sessions.backends.database.branches import QUARANTINE
 from agent_sessions.backends.database.lineage import Lineages, Segment, visible
 from agent_sessions.exceptions import InvalidBranch
 from agent_sessions.items import Item, decode
@@ -144,7 +143,7 @@ class TurnPlan:
                 .order_by("first")
             )
             groups = [Group(branch.pk, *values) for values in found]
-            if not _is_quarantine(branch):
+            if not branch.is_quarantine:
                 _check_order(self.row, groups)
             self._own[branch.pk] = groups
 
@@ -201,7 +200,7 @@ class TurnPlan:
 
         for branch in self._branches:
             own = self._own[branch.pk]
-            if not own or _is_quarantine(branch):
+            if not own or branch.is_quarantine:
                 continue
             inherited = self._lineages.of(branch.pk)[1:]
             seen = (found[-1] for each in inherited if (found := self._seen(each)))
@@ -244,7 +243,7 @@ class TurnPlan:
 
     def _numbered(self) -> Iterator[int]:
         for branch in self._branches:
-            if not _is_quarantine(branch):
+            if not branch.is_quarantine:
                 yield branch.pk
 
     def _kept_of(self, branch: int) -> list[Group]:
@@ -272,10 +271,6 @@ def _check_order(row: AgentSession, groups: list[Group]) -> None:
             f"The turns of session {row.session_id!r} are numbered wrongly, so its "
             "last ones can't be told. Mend it with check_agent_sessions --repair."
         )
-
-
-def _is_quarantine(branch: Branch) -> bool:
-    return bool(branch.name.startswith(f"{QUARANTINE}~"))
 
 
 def _last_turns(groups: list[Group], keep: int) -> list[Group]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from agent_sessions.backends.database.branches import (
     Branches,
     check_turn,
-    root_name,
 )
 from agent_sessions.exceptions import InvalidBranch
 from agent_sessions.models import Branch
@@ -51,7 +50,7 @@ def fork_at(branches: Branches, turn: int, name: str | None) -> str:
 def restore(branches: Branches, archived: str) -> str:
     """Make an archived branch current again under a name of its own."""
     found = branches.archived(archived)
-    name = branches.free_name(f"{root_name(found)}_restored")
+    name = branches.free_name(f"{found.name}_restored")
     return branches.fork(found, found.head, found.turn, name).name
 
 

@@ -15,7 +15,7 @@ from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 
 from agent_sessions.backends import run_rows
-from agent_sessions.backends.database.branches import NAME_KEPT, Branches
+from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.lineage import Lineages, Segment, visible
 from agent_sessions.items.kinds import OPENING
 from agent_sessions.models import (
@@ -134,7 +134,7 @@ def _stored(
     if not found:
         return {}
     names = _Names(branches)
-    same = (row for row in found if names.root(row["branch_id"]) == branch.name)
+    same = (row for row in found if names.of(row["branch_id"]) == branch.name)
     return next(same, {})
 
 
@@ -227,7 +227,7 @@ class _Names:
         rows = Branch._base_manager.using(branches.using).filter(
             session_id__in=branches.directory.rows(branches.key).values("pk")
         )
-        columns = ("name", "archived_at", "created_at")
+        columns = ("name", "archived_at")
         self._rows = {row.pk: row for row in rows.order_by("pk").only(*columns)}
         self._live = {
             row.name: row for row in self._rows.values() if row.archived_at is None
@@ -240,24 +240,10 @@ class _Names:
         """Return whether the session has no branch at all."""
         return not self._rows
 
-    def root(self, branch_id: int | None) -> str:
-        """Return the name that a branch had before it was archived as `name~number`."""
+    def of(self, branch_id: int | None) -> str:
+        """Return the name that a branch has, or had before another took it."""
         row = self._rows.get(branch_id)
-        if row is None:
-            return ""
-        name: str = row.name
-        kept, tilde, _ = name.rpartition("~")
-        if row.archived_at is None or not tilde:
-            return name
-        if len(kept) < NAME_KEPT:
-            return kept
-        # It may have been longer. The branch that took its place is a younger one.
-        name = min(
-            (named for named in self._rows.values() if _is_named(named, kept)),
-            key=lambda named: named.created_at < row.archived_at,
-            default=row,
-        ).name
-        return name
+        return "" if row is None else row.name
 
     def showing(self, branch_id: int, opened_on: int, opened_at: int) -> str | None:
         """Name the branch that the usage of a turn counts for; None where none does.
@@ -266,10 +252,10 @@ class _Names:
         oldest that shows it, a fork or where the turn was restored; but what was used
         for an inherited turn goes to nobody else, who has that turn's own usage.
         """
-        own = self.root(branch_id)
+        own = self.of(branch_id)
         if self._shows(own, opened_on, opened_at):
             return own
-        if own != self.root(opened_on):
+        if own != self.of(opened_on):
             return None
         shown = (live for live in self._live if self._shows(live, opened_on, opened_at))
         return next(shown, None)
@@ -284,12 +270,6 @@ class _Names:
             segment.branch_id == opened_on and segment.holds(opened_at)
             for segment in self._shown[row.pk]
         )
-
-
-def _is_named(branch: Branch, kept: str) -> bool:
-    """Return whether a branch, even a deleted one, has a name that begins so."""
-    is_own = branch.archived_at is None or "~" not in branch.name
-    return is_own and branch.name[:NAME_KEPT] == kept
 
 
 def _sums(rows: list[_Row]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any
 
 from agent_sessions.backends.arguments import is_text
-from agent_sessions.models import MAIN_BRANCH, AgentRun
+from agent_sessions.models import LABEL_MARK, MAIN_BRANCH, AgentRun
 from agent_sessions.transfer.import_.records import (
     MOST_BRANCHES,
     MOST_RUNS,
@@ -187,14 +187,14 @@ def _alike(names: list[str]) -> str:
     if len({*map(_own_name, names)}) == len(names):
         return ""
     return (
-        "two of its branches have names that differ only in ~ and -, and ~ becomes - "
-        "here. Delete one of them in the source."
+        f"two of its branches have names that differ only in {LABEL_MARK} and -, and "
+        f"{LABEL_MARK} becomes - here. Delete one of them in the source."
     )
 
 
 def _own_name(name: str) -> str:
-    """Return the name that a branch has here, where a ~ marks undone ones."""
-    return name.replace("~", "-")
+    """Return the name that a branch has here, where names lack one character."""
+    return name.replace(LABEL_MARK, "-")
 
 
 def _shared(one: array[int], other: array[int]) -> int:

@@ -262,6 +262,7 @@ def _branch(found: dict[str, Any], zone: tzinfo) -> SourceBranch:
         None if fork is None else int(fork),
         as_time(found.get("created_at"), zone),
         bool(found.get("archived")),
+        bool(found.get("quarantine")),
         int(found.get("head") or 0),
     )
 

@@ -19,7 +19,13 @@ from agent_sessions.exceptions import (
     InvalidSessionId,
 )
 from agent_sessions.items import EncodedItem, decode, encode_batch
-from agent_sessions.models import MAIN_BRANCH, AgentRun, AgentSession
+from agent_sessions.models import (
+    LABEL_MARK,
+    MAIN_BRANCH,
+    AgentRun,
+    AgentSession,
+    Branch,
+)
 from agent_sessions.times import stored
 
 # Bytes of an id, a name or a time in a source: many times what one has.
@@ -31,8 +37,6 @@ PAGE_ROWS = 200
 PAGE_BYTES = 4 * 1024 * 1024
 SQLITE_MAGIC = b"SQLite format 3\x00"
 NAME_LENGTH = 255
-# Where repairs put what doesn't fit; no conversation goes on there.
-RESERVED = frozenset({"quarantine"})
 MOST_TURNS = 2**31 - 1
 MOST_POSITIONS = 2**63 - 1
 # Each is compared with those before it, and a session's row names all of them.
@@ -90,6 +94,8 @@ class SourceBranch:
     created_at: datetime | None = None
     # Not shown, and its name stays taken.
     archived: bool = False
+    # Holds rows that the doctor took out of its parent.
+    quarantine: bool = False
     # The last position that was taken, where the items don't tell.
     head: int = 0
 
@@ -262,16 +268,26 @@ def check_session(session: SourceSession) -> None:
     _check_runs(session)
 
 
+def _is_label(branch: SourceBranch) -> bool:
+    """Return whether a branch can be what its label says."""
+    columns = Branch.of_label(branch.name)
+    is_version = 0 < columns["version"] <= MOST_POSITIONS
+    return (
+        LABEL_MARK not in columns["name"]
+        and Branch(**columns).label == branch.name
+        and (branch.archived or not is_version)
+        and (not branch.quarantine or (is_version and branch.parent is not None))
+    )
+
+
 def _check_branch(branch: SourceBranch, known: set[str]) -> None:
     name = branch.name
     if (branch.parent is not None and branch.parent not in known) or name in known:
         raise ImportProblem(f"its branch {name!r} comes twice, or before its parent.")
-    # Undone and repaired branches have a ~; one that is shown would pass for those.
     if (
         not 1 <= len(name) <= NAME_LENGTH
         or not _is_storable(name)
-        or name in RESERVED
-        or ("~" in name and not branch.archived)
+        or not _is_label(branch)
     ):
         raise ImportProblem(
             f"its branch {name[:NAME_LENGTH]!r} has a name that can't be kept here."

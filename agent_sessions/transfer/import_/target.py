@@ -148,7 +148,7 @@ class Target:
 
     def _read_branches(self, row: AgentSession, counts: dict[str, int]) -> None:
         rows = Branch._base_manager.using(self.using).filter(session_id=row.pk)
-        found = {branch.name: branch for branch in rows}
+        found = {branch.label: branch for branch in rows}
         self._names = set(found)
         for name, count in counts.items():
             branch, known = found.get(name), self.branches.get(name)
@@ -283,13 +283,14 @@ class Target:
         turn = 0 if parent is None else self._turn_at(parent, fork)
         branch = Branch._base_manager.using(self.using).create(
             session_id=self.row.pk,
-            name=source.name,
+            **Branch.of_label(source.name),
             parent=parent,
             fork_position=source.fork_position,
             head=fork,
             turn=turn,
             created_at=source.created_at or self.row.created_at,
             archived_at=timezone.now() if source.archived else None,
+            is_quarantine=source.quarantine,
         )
         if self.row.branch_id is None:
             # What is there can be read before the session is complete.
