@@ -1,4 +1,4 @@
-"""How long writers wait while a long history is cleared.
+"""How long writers wait while one long history, or many short ones, are cleared.
 
 Processes of their own append all the time, one of them to the session that is cleared.
 Printed is the longest that any of them waited for one append, before and meanwhile, and
@@ -36,6 +36,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--database", choices=("postgresql", "sqlite"), default="postgresql"
     )
     parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument(
+        "--sessions",
+        type=int,
+        default=0,
+        help="clear so many expired sessions instead of one; the items are theirs",
+    )
     parser.add_argument("--size", type=int, default=300, help="bytes of an item's text")
     parser.add_argument("--writers", type=int, default=2)
     parser.add_argument("--pause", type=float, default=0.01, help="between two appends")
@@ -132,15 +138,48 @@ def write(session_id: str, databases: str, pause: float) -> None:
 
 
 def fill(options: argparse.Namespace) -> None:
-    """Write the long history."""
+    """Write the long history, or the short ones."""
     from agent_sessions.backends.base import SessionKey
     from agent_sessions.handler import sessions
 
+    if options.sessions:
+        fill_short(options)
+        return
     backend, key = sessions["default"], SessionKey(SESSION)
     text = "word " * (options.size // 5)
     for start in range(0, options.items, CHUNK):
         count = min(CHUNK, options.items - start)
         backend.append(key, [{"role": "user", "content": text} for _ in range(count)])
+
+
+def fill_short(options: argparse.Namespace) -> None:
+    """Write sessions whose time is over."""
+    from django.db.models import OuterRef, Subquery
+    from django.utils import timezone
+
+    from agent_sessions.items import encode_batch
+    from agent_sessions.models import AgentSession, Branch, SessionItem
+
+    each = options.items // options.sessions
+    text = "word " * (options.size // 5)
+    (drawn,) = encode_batch([{"role": "user", "content": text}]).rows
+    columns = {name: getattr(drawn, name) for name in ("data", "type", "role", "text")}
+    over = timezone.now()
+    for start in range(0, options.sessions, CHUNK):
+        rows = AgentSession.objects.bulk_create(
+            AgentSession(session_id=f"short {n}", item_count=each, expires_at=over)
+            for n in range(start, min(start + CHUNK, options.sessions))
+        )
+        branches = Branch.objects.bulk_create(
+            Branch(session=row, head=each, turn=each) for row in rows
+        )
+        SessionItem.objects.bulk_create(
+            SessionItem(branch=branch, position=n, turn=n, **columns)
+            for branch in branches
+            for n in range(1, each + 1)
+        )
+    main = Branch.objects.filter(session=OuterRef("pk")).values("pk")
+    AgentSession.objects.filter(branch=None).update(branch=Subquery(main[:1]))
 
 
 def timed(transactions: list[float], run: Callable[..., Any]) -> Callable[..., Any]:
@@ -183,7 +222,8 @@ def measure(made: Database, options: argparse.Namespace) -> bool:
             timed(transactions, backend.clear)(SessionKey(SESSION))
         else:
             call_command(
-                *("clear_agent_sessions", SESSION, "--noinput", "--no-progress"),
+                *("clear_agent_sessions", "--noinput", "--no-progress"),
+                *([] if options.sessions else [SESSION]),
                 *(["--delete"] if options.delete else []),
                 batch_size=options.batch_size,
             )
