@@ -12,6 +12,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections, router
 
 from agent_sessions.backends.base import BaseSessionBackend
+from agent_sessions.backends.connecting import check_policy
 from agent_sessions.backends.database.columns import check_columns
 from agent_sessions.backends.sdk import SDKBackend
 from agent_sessions.checks.messages import printed
@@ -39,6 +40,8 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
             messages += _check_inner(backend)
             messages += _check_owners(backend)
             messages += backend.check()
+            if "connections" in backend.options:
+                messages += check_policy(backend, backend.directory.using)
     return messages
 
 

@@ -13,6 +13,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 chosen_database: ContextVar[str | None] = ContextVar("chosen_database", default=None)
 
 
+def is_pooled(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether Django takes a database's connections from a pool."""
+    return bool((connection.settings_dict.get("OPTIONS") or {}).get("pool"))
+
+
 def refresh(connection: BaseDatabaseWrapper) -> None:
     """Close a connection that has grown too old or whose server hung up."""
     if connection.vendor == "sqlite" and is_fresh(connection):

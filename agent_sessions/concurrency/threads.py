@@ -7,15 +7,26 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from asgiref.sync import AsyncToSync, sync_to_async
+from asgiref.sync import sync_to_async
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.concurrency.batching import Gathering, Outcomes
-from agent_sessions.concurrency.connections import chosen_database, is_fresh, refresh
+from agent_sessions.concurrency.callers import (
+    own_connection,
+    runs_in_its_thread,
+    sync_caller_waits,
+)
+from agent_sessions.concurrency.connections import (
+    chosen_database,
+    is_fresh,
+    is_pooled,
+    refresh,
+)
 from agent_sessions.concurrency.executor import WarmExecutor
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.concurrency.settle import settle
@@ -25,6 +36,26 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionPolicy:
+    """Which connections serve a backend's async callers.
+
+    `size` is how many threads of ours have one, and None the default of the database.
+    With `shared` the caller's own connection is used, as Django's async ORM does.
+    `prepare` is called with the connection before each call, in the caller's context.
+    `routed` says that a router chooses the database.
+    """
+
+    size: int | None = None
+    shared: bool = False
+    prepare: Callable[[BaseDatabaseWrapper], object] | None = None
+    routed: bool = False
+
+    def size_for(self, database: str) -> int:
+        """Return how many threads a database gets."""
+        return self.size or (1 if connections[database].vendor == "sqlite" else 8)
+
+
 class DatabaseThreads:
     """A bounded pool of threads that each keep one connection to a database.
 
@@ -32,11 +63,10 @@ class DatabaseThreads:
     slow query holds up everybody; these threads don't.
     """
 
-    def __init__(self, database: str, size: int, *, routed: bool = False) -> None:
+    def __init__(self, database: str, policy: ConnectionPolicy) -> None:
         self.database = database
-        self.size = size
-        # Whether a router has chosen the database: a call isn't to ask it again.
-        self._routed = routed
+        self.size = policy.size_for(database)
+        self._policy = policy
         self._lock = new_lock()
         self._pid = 0
         self._pool: WarmExecutor | None = None
@@ -60,17 +90,17 @@ class DatabaseThreads:
         return await self._begin(function, True, *args, **kwargs)
 
     async def finish_together(self, gathering: Gathering[A], argument: A) -> None:
-        """Write as finish() does, in the pool with the others that wait for it."""
-        if not self.serves_caller():
-            await self.finish(gathering.alone, argument)
-        else:
-            context = self._context()
+        """Write in the pool, with the others that wait for it.
 
-            def within(call: Callable[[], Outcomes]) -> Outcomes:
-                return context.run(self._on_own_connection, call)
+        Only where serves_caller(): those who share a transaction share a connection.
+        """
+        context = self._context()
 
-            pool = self._executor("_pool", self.size)
-            await gathering.join(argument, pool, within)
+        def within(call: Callable[[], Outcomes]) -> Outcomes:
+            return context.run(self._on_own_connection, call)
+
+        pool = self._executor("_pool", self.size)
+        await gathering.join(argument, pool, within)
 
     def here(self, work: Callable[[BaseDatabaseWrapper], T]) -> T | None:
         """Work in the running thread, on the connection of one that has nothing to do.
@@ -92,24 +122,48 @@ class DatabaseThreads:
             pool.give_back(thread)
 
     def serves_caller(self) -> bool:
-        """Return whether the caller's statements may run on another connection."""
+        """Return whether the caller's statements may run on any other connection."""
         return not (
-            self._sync_caller_waits() or self._is_lent(self._callers_connection())
+            self._policy.shared
+            or self._policy.prepare is not None
+            or sync_caller_waits()
+            or _is_lent(own_connection(self.database))
         )
 
     def _begin(
         self, function: Callable[P, T], settles: bool, *args: P.args, **kwargs: P.kwargs
     ) -> Awaitable[T]:
-        call = partial(self._context().run, function, *args, **kwargs)
-        if self._sync_caller_waits():
-            begun = sync_to_async(call, thread_sensitive=True)()
-            return settle(begun) if settles else begun
-        own = self._callers_connection()
-        if self._is_lent(own):
+        call = partial(function, *args, **kwargs)
+        if sync_caller_waits():
+            return self._in_callers_thread(call, settles)
+        own = own_connection(self.database)
+        if _is_lent(own) or (self._policy.shared and runs_in_its_thread()):
             lender = self._executor("_lender", 1)
-            return lender.run(partial(self._lend, own, call), settles=settles)
+            lent = partial(self._context().run, call)
+            return lender.run(partial(self._lend, own, lent), settles=settles)
+        if self._policy.shared:
+            return self._in_callers_thread(call, settles)
         pool = self._executor("_pool", self.size)
-        return pool.run(partial(self._on_own_connection, call), settles=settles)
+        ours = partial(self._context().run, self._prepared, call)
+        return pool.run(partial(self._on_own_connection, ours), settles=settles)
+
+    def _in_callers_thread(self, call: Callable[[], T], settles: bool) -> Awaitable[T]:
+        """Run a call where Django runs what an async view asks of its ORM.
+
+        A router is asked there: one that goes by what a middleware has left in that
+        thread gives its answer only there.
+        """
+        if self._policy.shared:
+            call = partial(contextvars.copy_context().run, self._prepared, call)
+        else:
+            call = partial(self._context().run, call)
+        begun = sync_to_async(call, thread_sensitive=True)()
+        return settle(begun) if settles else begun
+
+    def _prepared(self, call: Callable[[], T]) -> T:
+        if self._policy.prepare is not None:
+            self._policy.prepare(connections[self.database])
+        return call()
 
     def close(self) -> None:
         """End the threads and close their connections; later calls make new ones."""
@@ -127,33 +181,9 @@ class DatabaseThreads:
     def _context(self) -> contextvars.Context:
         """Copy the caller's context, with the database that was chosen in it."""
         context = contextvars.copy_context()
-        if self._routed:
+        if self._policy.routed:
             context.run(chosen_database.set, self.database)
         return context
-
-    def _callers_connection(self) -> BaseDatabaseWrapper:
-        """Return the connection of the code that started this thread's event loop.
-
-        Inside a running loop asgiref hides it behind the tasks' own, so that a run in
-        Runner.run_sync() would not see the transaction of its caller.
-        """
-        storage = getattr(vars(connections).get("_connections"), "_storage", None)
-        own = getattr(storage, self.database, None)
-        return own if own is not None else connections[self.database]
-
-    @staticmethod
-    def _is_lent(connection: BaseDatabaseWrapper) -> bool:
-        return connection.in_atomic_block or _in_memory(connection)
-
-    @staticmethod
-    def _sync_caller_waits() -> bool:
-        """Return whether async_to_sync runs us for a synchronous caller above.
-
-        asgiref keeps this for its own use: a test pins it, and without it calls go
-        to the pool.
-        """
-        executors = getattr(AsyncToSync, "executors", None)
-        return getattr(executors, "current", None) is not None
 
     def _executor(self, name: str, size: int) -> WarmExecutor:
         with self._lock:
@@ -183,6 +213,12 @@ class DatabaseThreads:
 
     def _on_own_connection(self, call: Callable[[], T]) -> T:
         connection = connections[self.database]
+        if is_pooled(connection):
+            try:
+                return call()
+            finally:
+                # It goes back to Django's pool, for the rest of the site.
+                connection.close()
         if connection.connection is None:
             with self._lock:
                 self._connections[threading.current_thread()] = connection
@@ -205,9 +241,8 @@ class DatabaseThreads:
 class ThreadsByDatabase:
     """A backend's threads, apart for each database that its calls go to."""
 
-    def __init__(self, size: int | None = None, *, routed: bool = False) -> None:
-        self._size = size
-        self._routed = routed
+    def __init__(self, policy: ConnectionPolicy) -> None:
+        self.policy = policy
         self._lock = new_lock()
         self._made: dict[str, DatabaseThreads] = {}
 
@@ -215,11 +250,7 @@ class ThreadsByDatabase:
         """Return the threads for an alias of DATABASES."""
         with self._lock:
             if database not in self._made:
-                is_file = connections[database].vendor == "sqlite"
-                size = self._size or (1 if is_file else 8)
-                self._made[database] = DatabaseThreads(
-                    database, size, routed=self._routed
-                )
+                self._made[database] = DatabaseThreads(database, self.policy)
             return self._made[database]
 
     def close(self) -> None:
@@ -242,6 +273,10 @@ def close_all(opened: Sequence[BaseDatabaseWrapper]) -> None:
         # In a thread, since Django closes none while a loop runs in its own.
         with ThreadPoolExecutor(1) as closer:
             closer.submit(close).result()
+
+
+def _is_lent(connection: BaseDatabaseWrapper) -> bool:
+    return connection.in_atomic_block or _in_memory(connection)
 
 
 def _in_memory(connection: BaseDatabaseWrapper) -> bool:

@@ -21,6 +21,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from agent_sessions.backends.arguments import check_limit, check_session_id
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.keys import Asking, PopsIf
+from agent_sessions.concurrency.callers import note_opening
 from agent_sessions.exceptions import BlockingCall, SessionClosed, SessionDoesNotExist
 from agent_sessions.items import as_sequence
 from agent_sessions.memory.context import names_other
@@ -55,6 +56,7 @@ class BackendSession(SessionABC):
         *,
         session_settings: SessionSettings | dict[str, Any] | None = None,
     ) -> None:
+        note_opening()
         self.backend = backend
         self.key = key
         self.session_settings = session_settings

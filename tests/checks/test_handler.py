@@ -82,6 +82,8 @@ def test_options_may_be_empty(options: dict[str, Any] | None) -> None:
         assert sessions["default"].options == {
             "database": None,
             "threads": None,
+            "connections": None,
+            "prepare_connection": None,
             "max_age": None,
             "max_idle": None,
             "run_session": None,
@@ -182,7 +184,8 @@ WRONG: dict[str, tuple[Any, str, str]] = {
     "a misspelt option": (
         {"default": {**DATABASE, "OPTIONS": {"thread": 4}}},
         "has unknown OPTIONS: thread. Did you mean 'threads'? DatabaseBackend takes: "
-        "database, max_age, max_idle, run_session, threads.",
+        "connections, database, max_age, max_idle, prepare_connection, "
+        "run_session, threads.",
         "E008",
     ),
     "a missing option": (

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from agents import Agent, Runner
 from agents.testing import ScriptedModel, assistant_message
-from asgiref.sync import AsyncToSync, async_to_sync
+from asgiref.sync import async_to_sync
 from django.db import connection, connections, transaction
 from django.test.utils import override_settings
 
@@ -251,19 +251,6 @@ class TestServerHangsUp:
 @pytest.mark.django_db(transaction=True)
 class TestSyncCallerWaits:
     """A view or a test that holds a transaction lends its own connection."""
-
-    def test_asgiref_still_tells_us(self) -> None:
-        # Not public: DatabaseThreads goes by it, and falls back to its pool without.
-        assert getattr(AsyncToSync.executors, "current", None) is None
-        seen: list[Any] = []
-
-        async def main() -> None:
-            seen.append(getattr(AsyncToSync.executors, "current", None))
-
-        async_to_sync(main)()
-        assert seen[0] is not None
-        asyncio.run(main())
-        assert seen[1] is None
 
     def test_it_runs_in_the_callers_thread(self) -> None:
         async def main() -> int:

@@ -11,6 +11,7 @@ from django.core import checks
 from django.db import connections
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
+from agent_sessions.backends.connecting import OPTIONS, read_policy
 from agent_sessions.backends.database import awaiting
 from agent_sessions.backends.database.appending import append_batch
 from agent_sessions.backends.database.branches import Branches
@@ -37,14 +38,17 @@ class DatabaseBackend(BaseSessionBackend):
     """Keep items in a Django database.
 
     OPTIONS: `database`, an alias of DATABASES (default: the router's choice);
-    `threads`, how many connections serve async callers (default: 1 on SQLite,
-    where more only wait for each other, else 8).
+    `connections`, "own" (default) for connections of a pool that serve async callers,
+    or "request" for the caller's own; `prepare_connection`, a function or its path that
+    is called with the connection before each call of an async caller; `threads`, how
+    many connections the pool has (default: 1 on SQLite, where more only wait for each
+    other, else 8).
     """
 
     supports_pop_if = True
     takes_decoder = True
     session_class = "agent_sessions.memory.django.DjangoSession"
-    option_defaults: ClassVar[dict[str, Any]] = {"database": None, "threads": None}
+    option_defaults: ClassVar[dict[str, Any]] = {**OPTIONS, "threads": None}
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
         super().__init__(alias, options)
@@ -58,17 +62,8 @@ class DatabaseBackend(BaseSessionBackend):
                 + "Leave the option database out for the router's choice.",
                 id="agent_sessions.E011",
             )
-        threads = self.options["threads"]
-        if threads is not None and (
-            isinstance(threads, bool) or not isinstance(threads, int) or threads < 1
-        ):
-            raise InvalidBackend(
-                f"AGENT_SESSIONS[{alias!r}]: threads must be a whole number of 1 or "
-                f"more, not {threads!r}.",
-                hint="Leave it out for 1 on SQLite and 8 on other databases.",
-                id="agent_sessions.E012",
-            )
-        self._pools = ThreadsByDatabase(threads, routed=self.database is None)
+        policy = read_policy(alias, self.options)
+        self._pools = ThreadsByDatabase(policy)
         self._engines: dict[str, Engine] = {}
         self._lock = new_lock()
 
@@ -134,7 +129,9 @@ class DatabaseBackend(BaseSessionBackend):
         if not items:
             return
         engine = self.engine
-        if engine.statements.appends_together:
+        if not engine.threads.serves_caller():
+            await engine.threads.finish(self.append, key, items)
+        elif engine.statements.appends_together:
             append = awaiting.make_ready(engine.statements, key, items)
             await engine.threads.finish_together(engine.gathering, append)
         elif not await awaiting.write(engine, key, items):
@@ -171,6 +168,8 @@ class DatabaseBackend(BaseSessionBackend):
 
     async def _clear_in_steps(self, key: SessionKey) -> int:
         engine = self.engine
+        if not engine.threads.serves_caller():
+            return await engine.threads.run(self.clear, key)
         clearing = Clearing(engine, key)
         while not clearing.is_done:
             # What others have waiting for the thread is done in between.

@@ -119,16 +119,18 @@ def _check_postgresql(
     pool = pool if isinstance(pool, dict) else {}
     size = pool.get("max_size") or pool.get("min_size", POOL_MIN_SIZE)
     threads = backend.threads.size
-    if not isinstance(size, int) or threads <= size:
+    shared = backend.options["connections"] == "request"
+    if shared or not isinstance(size, int) or threads < size:
         return []
     where = f"DATABASES[{backend.using!r}]"
     return [
         Warning(
-            f"{where} has a pool of {size} connections, but "
-            f"AGENT_SESSIONS[{backend.alias!r}] has {threads} threads, which then wait "
-            "for each other.",
-            hint=f'Set {where}[\'OPTIONS\']["pool"] to {{"max_size": {threads}}} or '
-            f"more, or the backend's option threads to {size}.",
+            f"{where} has a pool of {size} connections, and the {threads} threads of "
+            f"AGENT_SESSIONS[{backend.alias!r}] may use all of them at once: requests "
+            "of the site then wait.",
+            hint=f"Set {where}['OPTIONS'][\"pool\"] to a max_size of {threads} and as "
+            "many as the site's own requests need at once, or the backend's option "
+            "threads to fewer.",
             id="agent_sessions.W006",
         )
     ]

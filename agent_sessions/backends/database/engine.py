@@ -84,8 +84,9 @@ class Engine:
     @cached_property
     def short_reads(self) -> ShortReads | None:
         """The reads that the event loop does itself, where the database is a file."""
-        is_file = self.connection.vendor == "sqlite"
-        return ShortReads(self.threads) if is_file else None
+        if self.connection.vendor != "sqlite":
+            return None
+        return ShortReads(self.threads)
 
     def close(self) -> None:
         """End the threads and close the connections; nothing uses it any more."""

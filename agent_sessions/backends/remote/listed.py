@@ -15,6 +15,7 @@ from weakref import WeakSet
 from django.db import Error, IntegrityError, connections, transaction
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.backends.connecting import OPTIONS, read_policy
 from agent_sessions.backends.remote.directory_cache import DirectoryCache, PendingUpdate
 from agent_sessions.concurrency.loops import with_caller
 from agent_sessions.concurrency.settle import settle
@@ -48,13 +49,14 @@ class ListedBackend(BaseSessionBackend):
     """Base of backends whose sessions have rows in a Django database, but no items.
 
     OPTIONS of all: `database`, the alias of DATABASES with the directory (default:
-    the router's choice); `touch_interval`, seconds for which a session's row is
+    the router's choice); `connections` and `prepare_connection`, which connections
+    serve async callers, as of DatabaseBackend; `touch_interval`, seconds for which a session's row is
     neither looked up nor written again (default 60; 0 does both at each use).
     """
 
     keeps_outside = True
     option_defaults: ClassVar[dict[str, Any]] = {
-        "database": None,
+        **OPTIONS,
         "touch_interval": 60,
     }
 
@@ -65,7 +67,7 @@ class ListedBackend(BaseSessionBackend):
         super().__init__(alias, options)
         self.listed = listed
         self.database: str | None = self.options["database"]
-        self._pools = ThreadsByDatabase(routed=self.database is None)
+        self._pools = ThreadsByDatabase(read_policy(alias, self.options))
         self._known_rows = DirectoryCache(self.options["touch_interval"])
         self._database_name: Any = None
         _backends.add(self)
