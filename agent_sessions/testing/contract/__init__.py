@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from agent_sessions.testing.contract.approvals import ApprovalCases
-from agent_sessions.testing.contract.concurrency import ConcurrencyCases
-from agent_sessions.testing.contract.endings import EndingCases
+from agent_sessions.testing.contract.concurrency import ConcurrencyCases, ProcessCases
+from agent_sessions.testing.contract.endings import ApprovalCases, EndingCases
 from agent_sessions.testing.contract.fidelity import FidelityCases
-from agent_sessions.testing.contract.ids import IdCases
-from agent_sessions.testing.contract.owners import OwnerCases
-from agent_sessions.testing.contract.popping import PoppingCases
-from agent_sessions.testing.contract.processes import ProcessCases
-from agent_sessions.testing.contract.reading import ReadingCases
-from agent_sessions.testing.contract.runs import RunCases
-from agent_sessions.testing.contract.shape import ShapeCases
-from agent_sessions.testing.contract.sync import SyncCases
-from agent_sessions.testing.contract.wrappers import WrapperCases
-from agent_sessions.testing.contract.writing import WritingCases
+from agent_sessions.testing.contract.owners import IdCases, OwnerCases, SyncCases
+from agent_sessions.testing.contract.reading import ReadingCases, ShapeCases
+from agent_sessions.testing.contract.runs import RunCases, WrapperCases
+from agent_sessions.testing.contract.writing import PoppingCases, WritingCases
 
 __all__ = ["SessionContract"]
 
@@ -45,7 +38,6 @@ class SessionContract(
             async def make_session(self, session_id, **options):
                 return MySession(session_id, **options)
 
-    The cases are plain functions to the runner: pytest runs them as they are, with
-    or without an asyncio plugin, and so does unittest where the class is a TestCase
-    too. Marks and fixtures on the class apply as usual.
+    pytest runs the cases with or without an asyncio plugin; marks and fixtures on the
+    class apply as usual. A case that is set to None is left out.
     """

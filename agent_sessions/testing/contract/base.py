@@ -6,10 +6,9 @@ import asyncio
 import functools
 import inspect
 import json
-import types
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 from agents.memory import Session
@@ -32,14 +31,12 @@ def needs(*features: str) -> Callable[[TestFunction], TestFunction]:
 
 
 def each(values: Mapping[str, Any]) -> Callable[[TestFunction], TestFunction]:
-    """Turn a case into one case for each value, named after it.
-
-    Unlike pytest's parametrize, this works in a unittest.TestCase too.
-    """
+    """Run a case once for each value of its argument, under the value's name."""
 
     def mark(test: TestFunction) -> TestFunction:
-        test.__dict__["contract_values"] = values
-        return test
+        _, argument, *_ = inspect.signature(test).parameters
+        parametrize = pytest.mark.parametrize(argument, values.values(), ids=values)
+        return parametrize(test)
 
     return mark
 
@@ -76,8 +73,6 @@ class ContractBase:
     """Seconds after which a case that hangs is failed."""
     examples: ClassVar[int] = 25
     """How many examples hypothesis makes for each of its cases."""
-
-    own_cases: ClassVar[Mapping[str, Case | None]] = {}
 
     # --- Hooks ---------------------------------------------------------------
 
@@ -132,30 +127,26 @@ class ContractBase:
 
     # --- Collection ----------------------------------------------------------
 
+    @pytest.fixture(autouse=True)
+    def _known_gap(self, request: pytest.FixtureRequest) -> None:
+        if reason := self.known_gaps.get(request.node.name):
+            request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own: dict[str, Case | None] = {}
         for name, test in list(vars(cls).items()):
-            if not name.startswith("test"):
-                continue
-            if test is None:
-                own[name] = None
-            elif inspect.isfunction(test):
-                if values := getattr(test, "contract_values", None):
-                    delattr(cls, name)
-                    for label, value in values.items():
-                        title = f"{name}_{label}"
-                        own[title] = _as_test(_with_value(test, title, value))
-                else:
-                    own[name] = _as_test(test)
-        cls.own_cases = own
-        _choose(cls)
+            if name.startswith("test") and inspect.iscoroutinefunction(test):
+                setattr(cls, name, _as_test(test))
+        for name in set(dir(cls)) - vars(cls).keys():
+            found = (vars(kind).get(name) for kind in cls.__mro__)
+            test = next(filter(None, found), None)
+            if features := getattr(test, "contract_needs", ()):
+                is_supported = all(getattr(cls, f"supports_{f}") for f in features)
+                setattr(cls, name, test if is_supported else None)
 
 
 def _as_test(test: Case) -> Case:
-    """Make a coroutine function one that any runner can call."""
-    if not inspect.iscoroutinefunction(test):
-        return test
+    """Make a coroutine function one that pytest calls without a plugin."""
 
     @functools.wraps(test)
     def run_test(self: ContractBase, *args: Any, **kwargs: Any) -> None:
@@ -165,60 +156,11 @@ def _as_test(test: Case) -> Case:
 
         self.run_coroutine(main)
 
-    # Runners look through __wrapped__ and would take this for a coroutine function;
+    # pytest looks through __wrapped__ and would take this for a coroutine function;
     # the signature stays, for fixtures.
     run_test.__dict__["__signature__"] = inspect.signature(test)
     del run_test.__dict__["__wrapped__"]
     return run_test
-
-
-def _with_value(test: Case, name: str, value: Any) -> Case:
-    if inspect.iscoroutinefunction(test):
-
-        async def case(self: ContractBase) -> None:
-            await test(self, value)
-
-    else:
-
-        def case(self: ContractBase) -> None:  # type: ignore[misc]
-            test(self, value)
-
-    case.__dict__.update(test.__dict__)
-    case.__name__, case.__doc__ = name, test.__doc__
-    case.__qualname__ = f"{test.__qualname__.rpartition('.')[0]}.{name}"
-    case.__module__ = test.__module__
-    return case
-
-
-def _choose(cls: type[ContractBase]) -> None:
-    """Leave out what the class doesn't support, and expect its known gaps to fail."""
-    found: dict[str, Case | None] = {}
-    for klass in reversed(cls.__mro__):
-        found.update(vars(klass).get("own_cases", {}))
-    if unknown := sorted(cls.known_gaps.keys() - found.keys()):
-        raise TypeError(f"{cls.__name__}.known_gaps names no case: {unknown}")
-    for name, test in found.items():
-        features = getattr(test, "contract_needs", ())
-        if not all(getattr(cls, f"supports_{feature}") for feature in features):
-            setattr(cls, name, None)
-        elif test is not None and name in cls.known_gaps:
-            setattr(cls, name, _gap(test, cls.known_gaps[name]))
-        else:
-            setattr(cls, name, test)
-
-
-def _gap(test: Case, reason: str) -> Case:
-    copy = types.FunctionType(
-        test.__code__,
-        test.__globals__,
-        test.__name__,
-        test.__defaults__,
-        test.__closure__,
-    )
-    copy.__dict__.update(test.__dict__)
-    copy.__doc__, copy.__qualname__ = test.__doc__, test.__qualname__
-    copy.__kwdefaults__ = test.__kwdefaults__
-    return cast("Case", pytest.mark.xfail(strict=True, reason=reason)(copy))
 
 
 def message(text: str) -> Item:

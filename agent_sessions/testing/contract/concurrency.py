@@ -1,11 +1,16 @@
-"""Many at once in one process: tasks, threads, and callers that give up."""
+"""Many at once: tasks, threads, processes, callers that give up, and kill -9."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from agent_sessions.testing.contract.base import (
@@ -43,16 +48,17 @@ def assert_whole(found: list[Item]) -> list[str]:
     return names
 
 
+async def write(session: Any, writer: int, batches: int) -> None:
+    for number in range(batches):
+        await session.add_items(batch(f"{writer}.{number}"))
+
+
 class ConcurrencyCases(ContractBase):
     async def test_writers_of_one_object(self) -> None:
         """16 tasks on one object: every batch is there, whole and in its order."""
         session = await self.open()
 
-        async def write(writer: int) -> None:
-            for number in range(3):
-                await session.add_items(batch(f"{writer}.{number}"))
-
-        await asyncio.gather(*(write(writer) for writer in range(16)))
+        await asyncio.gather(*(write(session, writer, 3) for writer in range(16)))
         self._assert_complete(await session.get_items(), writers=16, batches=3)
 
     @needs("reopen")
@@ -60,12 +66,8 @@ class ConcurrencyCases(ContractBase):
         """16 objects of one id: their first writes don't collide, none is lost."""
         session_id = self.new_id()
 
-        async def write(writer: int) -> None:
-            session = await self.open(session_id)
-            for number in range(3):
-                await session.add_items(batch(f"{writer}.{number}"))
-
-        await asyncio.gather(*(write(writer) for writer in range(16)))
+        sessions = [await self.open(session_id) for _ in range(16)]
+        await asyncio.gather(*(write(s, n, 3) for n, s in enumerate(sessions)))
         found = await (await self.open(session_id)).get_items()
         self._assert_complete(found, writers=16, batches=3)
 
@@ -83,10 +85,6 @@ class ConcurrencyCases(ContractBase):
         session = await self.open()
         done = asyncio.Event()
 
-        async def write(writer: int) -> None:
-            for number in range(4):
-                await session.add_items(batch(f"{writer}.{number}"))
-
         async def read() -> None:
             seen: list[Item] = []
             while not done.is_set():
@@ -97,7 +95,7 @@ class ConcurrencyCases(ContractBase):
                 await asyncio.sleep(0)
 
         reader = asyncio.create_task(read())
-        await asyncio.gather(*(write(writer) for writer in range(8)))
+        await asyncio.gather(*(write(session, writer, 4) for writer in range(8)))
         done.set()
         await reader
 
@@ -114,15 +112,11 @@ class ConcurrencyCases(ContractBase):
         """What was written is popped or still there, never both and never neither."""
         session = await self.open()
 
-        async def write(writer: int) -> None:
-            for number in range(5):
-                await session.add_items(batch(f"{writer}.{number}"))
-
         async def pop() -> list[Item | None]:
             return [await session.pop_item() for _ in range(8)]
 
         popping = asyncio.gather(*(pop() for _ in range(4)))
-        await asyncio.gather(*(write(writer) for writer in range(4)))
+        await asyncio.gather(*(write(session, writer, 5) for writer in range(4)))
         popped = [item for items in await popping for item in items if item]
         found = Counter(texts([*popped, *await session.get_items()]))
         written = [batch(f"{w}.{n}") for w in range(4) for n in range(5)]
@@ -132,16 +126,14 @@ class ConcurrencyCases(ContractBase):
         """A clear takes whole batches or leaves them."""
         session = await self.open()
 
-        async def write(writer: int) -> None:
-            for number in range(4):
-                await session.add_items(batch(f"{writer}.{number}"))
-
         async def clear() -> None:
             for _ in range(3):
                 await asyncio.sleep(0.005)
                 await session.clear_session()
 
-        await asyncio.gather(clear(), *(write(writer) for writer in range(6)))
+        await asyncio.gather(
+            clear(), *(write(session, writer, 4) for writer in range(6))
+        )
         assert_whole(await session.get_items())
         await session.clear_session()
         assert await session.get_items() == []
@@ -201,13 +193,13 @@ class ConcurrencyCases(ContractBase):
         """Loops in six threads share one object; batches stay whole."""
         session = self.run_coroutine(self.open)
 
-        async def write(writer: int) -> None:
+        async def work(writer: int) -> None:
             for number in range(4):
                 await session.add_items(batch(f"{writer}.{number}"))
                 await session.get_items(limit=3)
 
-        self._in_threads(write, 6)
-        found = self.run_coroutine(lambda: session.get_items())
+        self._in_threads(work, 6)
+        found = self.run_coroutine(session.get_items)
         self._assert_complete(found, writers=6, batches=4)
 
     @needs("threads", "reopen")
@@ -215,13 +207,11 @@ class ConcurrencyCases(ContractBase):
         """Loops in six threads, each with an object of its own for the same id."""
         session = self.run_coroutine(self.open)
 
-        async def write(writer: int) -> None:
-            own = await self.open(session.session_id)
-            for number in range(4):
-                await own.add_items(batch(f"{writer}.{number}"))
+        async def work(writer: int) -> None:
+            await write(await self.open(session.session_id), writer, 4)
 
-        self._in_threads(write, 6)
-        found = self.run_coroutine(lambda: session.get_items())
+        self._in_threads(work, 6)
+        found = self.run_coroutine(session.get_items)
         self._assert_complete(found, writers=6, batches=4)
 
     def _in_threads(self, main: Callable[[int], Awaitable[None]], count: int) -> None:
@@ -264,3 +254,141 @@ class ConcurrencyCases(ContractBase):
         found = await sessions[winner].get_items()
         assert {name.split(".")[0] for name in assert_whole(found)} == {str(winner)}
         assert len(found) == 4 * BATCH
+
+
+# Goes behind `process_source`. The process says when it has started, waits for the
+# word, and then reports one JSON value a line.
+SCRIPT = """
+import asyncio, json, sys
+
+def say(value):
+    print(json.dumps(value), flush=True)
+
+def batch(name):
+    return [
+        {{"role": "user", "content": f"{{name}} {{n}}", "batch": name, "number": n}}
+        for n in range(5)
+    ]
+
+async def main():
+    session = await make_session({session_id!r})
+    await session.get_items(limit=1)
+    say("ready")
+    sys.stdin.readline()
+{body}
+    say("done")
+
+asyncio.run(main())
+"""
+
+WRITE = """
+    async def write(task):
+        for number in range(10):
+            await session.add_items(batch(f"{name}.{{task}}.{{number}}"))
+    await asyncio.gather(*(write(task) for task in range(4)))
+    say("written")
+    sys.stdin.readline()
+"""
+
+POP = """
+    async def pop():
+        while (item := await session.pop_item()) is not None:
+            say(item["content"])
+    await asyncio.gather(*(pop() for _ in range(3)))
+"""
+
+WRITE_FOR_EVER = """
+    number = 0
+    while True:
+        await session.add_items(batch(f"{name}.{{number}}"))
+        say(number)
+        number += 1
+"""
+
+
+def _tell(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+
+
+def _hear(process: subprocess.Popen[str]) -> Any:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, "the other process ended early; what it had to say is on stderr"
+    return json.loads(line)
+
+
+class ProcessCases(ContractBase):
+    def process_environment(self) -> dict[str, str]:
+        """Return the environment of the other processes; override to add to it."""
+        return dict(os.environ)
+
+    @contextmanager
+    def _process(self, session_id: str, body: str) -> Iterator[subprocess.Popen[str]]:
+        source = self.process_source() + SCRIPT.format(session_id=session_id, body=body)
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", source],
+            env=self.process_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            with process:
+                assert _hear(process) == "ready"
+                yield process
+        finally:
+            process.kill()
+
+    @needs("second_process")
+    def test_writers_and_pops_of_several_processes(self) -> None:
+        """Two processes of four writers each, and then three poppers each.
+
+        Every batch is there and whole, and every item is popped once.
+        """
+        session = self.run_coroutine(self.open)
+        with ExitStack() as stack:
+            processes = [
+                stack.enter_context(
+                    self._process(session.session_id, WRITE.format(name=name) + POP)
+                )
+                for name in ("a", "b")
+            ]
+            for process in processes:
+                _tell(process, "write")
+            assert [_hear(process) for process in processes] == ["written"] * 2
+            found = self.run_coroutine(session.get_items)
+            for process in processes:
+                _tell(process, "pop")
+            popped = []
+            for process in processes:
+                while (said := _hear(process)) != "done":
+                    popped.append(said)
+        names = assert_whole(found)
+        assert len(names) == 2 * 4 * 10
+        for writer in {name.rpartition(".")[0] for name in names}:
+            own = [name for name in names if name.startswith(f"{writer}.")]
+            assert own == [f"{writer}.{number}" for number in range(10)]
+        assert sorted(popped) == sorted(texts(found))
+        assert self.run_coroutine(session.get_items) == []
+
+    @needs("second_process")
+    def test_killed_process_loses_nothing_acknowledged(self) -> None:
+        """After kill -9 in mid-write: what was acknowledged is there, all of it whole."""
+        session = self.run_coroutine(self.open)
+        body = WRITE_FOR_EVER.format(name="a")
+        with self._process(session.session_id, body) as process:
+            _tell(process, "write")
+            acknowledged = [_hear(process) for _ in range(25)]
+            process.kill()
+            assert process.stdout is not None
+            acknowledged += [json.loads(line) for line in process.stdout]
+        names = assert_whole(self.run_coroutine(session.get_items))
+        assert names == [f"a.{number}" for number in range(len(names))]
+        assert len(acknowledged) <= len(names) <= len(acknowledged) + 1
+        self.run_coroutine(lambda: session.add_items([message("goes on")]))
+        assert texts(self.run_coroutine(lambda: session.get_items(limit=1))) == [
+            "goes on"
+        ]
+        assert batch("a.0")[0] == self.run_coroutine(session.get_items)[0]

@@ -1,4 +1,4 @@
-"""Real runs of the SDK on a scripted model: what is stored, and what the model sees."""
+"""Real runs of the SDK on a scripted model, and the SDK's wrappers of a session."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from agents import (
-    Agent,
-    ModelSettings,
-    RunConfig,
-    Runner,
-    UserError,
-)
-from agents.memory import SessionSettings
+from agents import Agent, ModelSettings, RunConfig, Runner, UserError
+from agents.memory import OpenAIResponsesCompactionSession, SessionSettings
 from agents.testing import ModelStep
+from openai import AsyncOpenAI
 
 from agent_sessions.testing.contract.base import (
     ContractBase,
@@ -72,7 +67,7 @@ class RunCases(ContractBase):
         with _default_loop():
             Runner.run_sync(agent, "1 + 2?", session=session)
         expected = ["user 1 + 2?", "call c1", "output c1 3", "assistant 3"]
-        assert outline(self.run_coroutine(lambda: session.get_items())) == expected
+        assert outline(self.run_coroutine(session.get_items)) == expected
         with _default_loop():
             Runner.run_sync(agent, "sure?", session=session)
         assert outline(model.calls[2].input) == [*expected, "user sure?"]
@@ -302,3 +297,67 @@ class RunCases(ContractBase):
         with pytest.raises(UserError):
             await run(agent, "hi", session=session, conversation_id="conv_1")
         assert await session.get_items() == []
+
+
+KEY = "a key for the contract suite"
+
+
+class WrapperCases(ContractBase):
+    async def _encrypted(self, **options: Any) -> tuple[Any, Any]:
+        from agents.extensions.memory import EncryptedSession
+
+        inner = await self.open(**options)
+        return inner, EncryptedSession(inner.session_id, inner, KEY)
+
+    @needs("encryption")
+    async def test_encrypted_session_wraps_it(self) -> None:
+        """The SDK's EncryptedSession reads back what it wrote, and hides it."""
+        inner, session = await self._encrypted()
+        await session.add_items(messages(3))
+        assert_same(await session.get_items(), messages(3))
+        assert texts(await session.get_items(2)) == ["item 1", "item 2"]
+        assert "item 1" not in str(await inner.get_items())
+        assert_same(await session.pop_item(), message("item 2"))
+        await session.clear_session()
+        assert await inner.get_items() == []
+
+    @needs("encryption")
+    async def test_encrypted_session_uses_the_settings(self) -> None:
+        """Settings are read and written through the wrapper."""
+        inner, session = await self._encrypted(session_settings={"limit": 1})
+        await session.add_items(messages(3))
+        assert texts(await session.get_items()) == ["item 2"]
+        session.session_settings = SessionSettings(limit=2)
+        assert inner.session_settings == SessionSettings(limit=2)
+        assert texts(await session.get_items()) == ["item 1", "item 2"]
+
+    @needs("encryption")
+    @each(RUNS)
+    async def test_encrypted_session_in_a_run(self, run: Run) -> None:
+        """A run remembers through the wrapper."""
+        _, session = await self._encrypted()
+        agent, model = scripted([say("one"), say("two")])
+        await run(agent, "first", session=session)
+        await run(agent, "second", session=session)
+        expected = ["user first", "assistant one", "user second"]
+        assert outline(model.calls[1].input) == expected
+        assert len(await session.get_items()) == 4
+
+    @each(RUNS)
+    async def test_compaction_session_wraps_it(self, run: Run) -> None:
+        """The SDK's compaction session stores through it, below its threshold."""
+        inner = await self.open()
+        client = AsyncOpenAI(api_key="none", base_url="http://127.0.0.1:9")
+        session = OpenAIResponsesCompactionSession(
+            inner.session_id, underlying_session=inner, client=client
+        )
+        agent, model = scripted([say("one"), say("two")])
+        await run(agent, "first", session=session)
+        await run(agent, "second", session=session)
+        assert len(model.calls[1].input) == 3
+        assert_same(await session.get_items(), await inner.get_items())
+        popped = await session.pop_item()
+        assert popped is not None
+        await session.clear_session()
+        assert await inner.get_items() == []
+        await client.close()

@@ -1,4 +1,4 @@
-"""add_items: whole batches, in order, or an error and nothing."""
+"""add_items, pop_item and clear_session: whole batches, in order, or nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import pytest
+from agents.memory import SessionSettings
 
 from agent_sessions.testing.contract.base import (
     ContractBase,
@@ -16,8 +17,10 @@ from agent_sessions.testing.contract.base import (
     each,
     message,
     messages,
+    needs,
     texts,
 )
+from agent_sessions.testing.contract.reading import DAMAGES
 
 
 def _circular() -> Item:
@@ -138,3 +141,139 @@ class WritingCases(ContractBase):
         assert await session.get_items() == []
         await session.add_items(messages(2))
         assert_same(await session.get_items(), messages(2))
+
+
+class PoppingCases(ContractBase):
+    async def test_pop_of_a_new_session(self) -> None:
+        """There is nothing to pop, and that is no error."""
+        assert await (await self.open()).pop_item() is None
+
+    async def test_pop_gives_the_newest(self) -> None:
+        """Pop removes and returns the newest item, until none is left."""
+        session = await self.filled(3)
+        assert_same(await session.pop_item(), message("item 2"))
+        assert texts(await session.get_items()) == ["item 0", "item 1"]
+        assert_same(await session.pop_item(), message("item 1"))
+        assert_same(await session.pop_item(), message("item 0"))
+        assert await session.pop_item() is None
+        assert await session.get_items() == []
+
+    async def test_pop_is_blind_to_the_limit(self) -> None:
+        """The limit of the settings is about reading alone."""
+        session = await self.filled(3, session_settings=SessionSettings(limit=0))
+        assert_same(await session.pop_item(), message("item 2"))
+        session.session_settings = SessionSettings(limit=1)
+        assert texts(await session.get_items()) == ["item 1"]
+
+    async def test_pop_after_a_limited_read(self) -> None:
+        """What was left out of a read is popped in its turn."""
+        session = await self.filled(3)
+        await session.get_items(limit=1)
+        popped = [await session.pop_item() for _ in range(4)]
+        assert_same(popped, [*messages(3)[::-1], None])
+
+    async def test_add_after_pop(self) -> None:
+        """What comes after a pop stands where the popped item stood."""
+        session = await self.filled(3)
+        await session.pop_item()
+        await session.pop_item()
+        await session.add_items([message("new"), message("newer")])
+        assert texts(await session.get_items()) == ["item 0", "new", "newer"]
+        assert texts(await session.get_items(limit=2)) == ["new", "newer"]
+
+    async def test_popped_items_can_be_put_back(self) -> None:
+        """The SDK's rewind pops some items and appends them again on a mismatch."""
+        session = await self.filled(5)
+        popped = [await session.pop_item() for _ in range(3)]
+        await session.add_items(popped[::-1])
+        assert_same(await session.get_items(), messages(5))
+
+    @needs("corrupt")
+    @each(DAMAGES)
+    async def test_pop_passes_over_an_unreadable_tail(self, damage: str) -> None:
+        """Pop gives the newest readable item and deletes no row that it can't read."""
+        session = await self.filled(3)
+        original = await self.corrupt(session, -1, damage)
+        assert_same(await session.pop_item(), message("item 1"))
+        assert texts(await session.get_items()) == ["item 0"]
+        assert await self.corrupt(session, -1, original) == damage
+        assert texts(await session.get_items()) == ["item 0", "item 2"]
+
+    @needs("corrupt")
+    async def test_pop_where_nothing_is_readable(self) -> None:
+        """Pop returns None and leaves every unreadable row where it is."""
+        session = await self.filled(2)
+        originals = [await self.corrupt(session, nth, "not json") for nth in (0, 1)]
+        assert await session.pop_item() is None
+        assert await session.pop_item() is None
+        for nth, original in enumerate(originals):
+            await self.corrupt(session, nth, original)
+        assert_same(await session.get_items(), messages(2))
+
+    @needs("corrupt")
+    async def test_add_after_an_unreadable_tail(self) -> None:
+        """New items follow an unreadable one; pops come back over it."""
+        session = await self.filled(2)
+        await self.corrupt(session, -1, "not json")
+        await session.add_items([message("new")])
+        assert texts(await session.get_items()) == ["item 0", "new"]
+        assert_same(await session.pop_item(), message("new"))
+        assert_same(await session.pop_item(), message("item 0"))
+        assert await session.pop_item() is None
+
+    async def test_clear_empties(self) -> None:
+        """After clear there is nothing, neither to read nor to pop."""
+        session = await self.filled(3)
+        assert await session.clear_session() is None
+        assert await session.get_items() == []
+        assert await session.get_items(limit=2) == []
+        assert await session.pop_item() is None
+
+    async def test_clear_of_a_new_session(self) -> None:
+        """Clearing nothing is fine, twice too."""
+        session = await self.open()
+        await session.clear_session()
+        await session.clear_session()
+        assert await session.get_items() == []
+
+    async def test_object_stays_usable_after_clear(self) -> None:
+        """The same object and id start afresh."""
+        session = await self.filled(3)
+        await session.clear_session()
+        await session.add_items([message("afresh")])
+        assert texts(await session.get_items()) == ["afresh"]
+        await session.clear_session()
+        await session.add_items(messages(2))
+        assert_same(await session.pop_item(), message("item 1"))
+
+    async def test_clear_keeps_other_sessions(self) -> None:
+        """Only this session is cleared."""
+        session, other = await self.filled(3), await self.filled(2)
+        await session.clear_session()
+        assert_same(await other.get_items(), messages(2))
+
+    @needs("reopen")
+    async def test_clear_is_seen_by_other_objects(self) -> None:
+        """Another object of the same id sees the clear, and can write after it."""
+        session = await self.filled(3)
+        other = await self.open(session.session_id)
+        await session.clear_session()
+        assert await other.get_items() == []
+        await other.add_items([message("after")])
+        assert texts(await session.get_items()) == ["after"]
+
+    @needs("corrupt")
+    async def test_clear_takes_unreadable_rows_too(self) -> None:
+        """Clear leaves nothing behind that could come back."""
+        session = await self.filled(3)
+        await self.corrupt(session, 1, "not json")
+        await session.clear_session()
+        await session.add_items([message("afresh")])
+        assert texts(await session.get_items()) == ["afresh"]
+
+    @needs("clear_alias")
+    async def test_clear_is_an_alias(self) -> None:
+        """`clear` does what `clear_session` does."""
+        session = await self.filled(3)
+        await session.clear()
+        assert await session.get_items() == []

@@ -32,12 +32,10 @@ from agent_sessions.memory.dapr import DaprSession
 from agent_sessions.models import AgentSession
 from agent_sessions.testing import SessionContract
 from agent_sessions.testing.contract.base import ContractBase
-from agent_sessions.testing.contract.concurrency import ConcurrencyCases
-from agent_sessions.testing.contract.popping import PoppingCases
-from agent_sessions.testing.contract.processes import ProcessCases
-from agent_sessions.testing.contract.shape import ShapeCases
-from agent_sessions.testing.contract.sync import SyncCases
-from agent_sessions.testing.contract.writing import WritingCases
+from agent_sessions.testing.contract.concurrency import ConcurrencyCases, ProcessCases
+from agent_sessions.testing.contract.owners import SyncCases
+from agent_sessions.testing.contract.reading import ShapeCases
+from agent_sessions.testing.contract.writing import PoppingCases, WritingCases
 from tests.servers.dapr import STORE, DaprSidecar
 
 T = TypeVar("T")

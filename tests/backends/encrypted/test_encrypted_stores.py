@@ -115,7 +115,10 @@ class TestOverConversations(EncryptedContract):
             "test_add_after_an_unreadable_tail",
             "test_all_rows_unreadable",
             "test_pop_where_nothing_is_readable",
-            *(f"test_pop_passes_over_an_unreadable_tail_{case}" for case in UNREADABLE),
+            *(
+                f"test_pop_passes_over_an_unreadable_tail[{case}]"
+                for case in UNREADABLE
+            ),
         ],
         TEXT,
     )

@@ -91,11 +91,11 @@ class ConversationsContract(SessionContract):
         "test_duplicates_are_kept": IDS,
         "test_unknown_keys_come_back": IDS,
         **{
-            f"test_item_comes_back_{name}": IDS
+            f"test_item_comes_back[{name}]": IDS
             for name in ("assistant_message", "reasoning", "item_reference")
         },
-        "test_item_comes_back_typed_message": TYPES,
-        **{f"test_compaction_session_wraps_it_{run}": COMPACTION for run in BOTH},
+        "test_item_comes_back[typed_message]": TYPES,
+        **{f"test_compaction_session_wraps_it[{run}]": COMPACTION for run in BOTH},
     }
 
     # They make items with ids. Below is one whose items have none.

@@ -20,9 +20,8 @@ from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.models import AgentSession
 from agent_sessions.testing import SessionContract
 from agent_sessions.testing.contract.concurrency import ConcurrencyCases
-from agent_sessions.testing.contract.popping import PoppingCases
-from agent_sessions.testing.contract.reading import ReadingCases
-from agent_sessions.testing.contract.shape import ShapeCases
+from agent_sessions.testing.contract.reading import ReadingCases, ShapeCases
+from agent_sessions.testing.contract.writing import PoppingCases
 from tests.servers import Server
 from tests.servers.redis import SERVICE, Watched, url
 
