@@ -27,7 +27,7 @@ from agent_sessions.exceptions import SessionBusy
 from agent_sessions.models import AgentRun, AgentSession, PendingClear
 from agent_sessions.retention import why_spared
 from agent_sessions.runs import Conversation, records
-from agent_sessions.transfer.copy.copier import Copier
+from agent_sessions.transfer.copy import Copier
 
 pytestmark = [pytest.mark.django_db(transaction=True)]
 

@@ -13,8 +13,9 @@ from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.progress import add_progress, showing
 from agent_sessions.management.selecting import count, counted, find_user
 from agent_sessions.reports import guarded
-from agent_sessions.transfer.copy import Copier, Report, find_sources
-from agent_sessions.transfer.copy.sources import count_items
+from agent_sessions.retention import Selection
+from agent_sessions.transfer.copy import Copier, find_sources
+from agent_sessions.transfer.report import Report
 
 # The exit code beside 0 and CommandError's 1, where nothing was written.
 INCOMPLETE = 3
@@ -100,12 +101,14 @@ class Command(PrintingCommand):
             self._confirm(options)
         chosen = find_sources(source, session_ids=ids, user=user)
         self.stopped = partial(self._stopped, copier.report)
-        total = partial(count_items, source, session_ids=ids, user=user)
-        with showing(self, options, total) as copier.progress:
+        selection = Selection(session_ids=ids, backends=(source.alias,), user=user)
+        with showing(
+            self, options, lambda: selection.totals().items
+        ) as copier.progress:
             return copier.run(chosen)
 
     def _stopped(self, report: Report) -> str:
-        done = counted(report.copied + report.resumed, "session")
+        done = counted(report.made + report.grown, "session")
         return f"Stopped after {done}. Run the same command again to go on."
 
     def _confirm(self, options: dict[str, Any]) -> None:
@@ -127,7 +130,7 @@ class Command(PrintingCommand):
             moved = f", moved {report.moved}" if options["move"] else ""
             self.stdout.write(
                 f"Copied {counted(report.items, 'item')}: sessions new "
-                f"{report.copied}, completed {report.resumed}, unchanged "
+                f"{report.made}, completed {report.grown}, unchanged "
                 f"{report.unchanged}{moved}, left {len(report.refused)}."
             )
         if report.refused:

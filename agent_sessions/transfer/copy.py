@@ -1,11 +1,12 @@
-"""The copying itself: one history after the other, compared when it is done."""
+"""Copy histories from one backend to another, and compare each with its copy."""
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
 
 from django.contrib.auth import get_user_model
 from django.db import transaction
@@ -16,42 +17,62 @@ from agent_sessions.backends.directory import NO_RUN
 from agent_sessions.backends.leases import DatabaseNow
 from agent_sessions.backends.reading import find_head, read_history
 from agent_sessions.backends.remote.erasure import enroll
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.exceptions import (
     AgentSessionError,
     SessionDoesNotExist,
     StorageError,
 )
-from agent_sessions.items import StoredItem
+from agent_sessions.items import Item, StoredItem, text_of
+from agent_sessions.items.kinds import type_and_role
 from agent_sessions.models import AgentSession, Branch
 from agent_sessions.reports import guarded
-from agent_sessions.retention import why_spared
+from agent_sessions.retention import Selection, why_spared
 from agent_sessions.retention.pending import is_cleared
-from agent_sessions.transfer.copy.histories import Fingerprint, Hasher, batches
-from agent_sessions.transfer.copy.rows import MARKER, Places, finish_row, mark_of
-from agent_sessions.transfer.copy.sources import Chosen
+from agent_sessions.retention.selection import is_storable
+from agent_sessions.transfer.copied_rows import MARKER, copy_row, mark_of
+from agent_sessions.transfer.report import Report
 
 # How often a history is read again that grows while it is copied.
 _ROUNDS = 5
+# Bytes of one append.
+_MOST_BYTES = 4 * 1024 * 1024
 
 
 class CopyProblem(AgentSessionError):
     """One history was left as it is, here and there; the others go on."""
 
 
-@dataclass(slots=True)
-class Report:
-    """What was copied."""
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A history to copy; without a row it is one of a store that nobody owns."""
 
-    copied: int = 0
-    # Copies that were there, begun or grown old, and are whole now.
-    resumed: int = 0
-    unchanged: int = 0
-    moved: int = 0
-    items: int = 0
-    # Histories that were left as they are, and why.
-    refused: dict[str, str] = field(default_factory=dict)
-    # Sessions that have other branches, which stay where they are.
-    branched: list[str] = field(default_factory=list)
+    key: SessionKey
+    row: AgentSession | None = None
+
+
+def find_sources(
+    backend: BaseSessionBackend, *, session_ids: tuple[str, ...] = (), user: Any = None
+) -> Iterator[Chosen | str]:
+    """Return the chosen histories of a backend, or an id that it doesn't have.
+
+    Without ids and user these are all, also those that only the store knows where it
+    can list them.
+    """
+    selection = Selection(session_ids=session_ids, backends=(backend.alias,), user=user)
+    rows, unknown = selection.named() if session_ids else (selection.rows(), [])
+    for row in rows:
+        yield Chosen(SessionKey(row.session_id, row.user_id), row)
+    for session_id in unknown:
+        key = SessionKey(session_id)
+        # Stores refuse to look for other ids.
+        is_sought = user is None and is_storable(session_id)
+        yield Chosen(key) if is_sought and _is_there(backend, key) else session_id
+    if not session_ids and user is None and backend.supports_listing:
+        for session_id in list(cast("Any", backend).list_ids()):
+            key = SessionKey(session_id)
+            if not backend.directory.rows(key).exists() and _is_there(backend, key):
+                yield Chosen(key)
 
 
 class Copier:
@@ -77,7 +98,9 @@ class Copier:
         self.batch_size = batch_size
         self.report = Report()
         # Told how many items were copied or found to be there.
-        self.progress: Callable[[int], None] | None = None
+        self.progress: Callable[[int], None] = lambda count: None
+        # Items are compared as the SDK does, by their JSON with sorted keys; where a
+        # store writes them anew, only by what they say.
         self._exact = source.keeps_exactly and target.keeps_exactly
 
     @guarded
@@ -88,34 +111,38 @@ class Copier:
         """
         for each in chosen:
             if isinstance(each, str):
-                self.report.refused[each] = "there is no such session."
+                self.report.refuse(each, "there is no such session.")
                 continue
             try:
                 self._copy(each)
             except AgentSession.DoesNotExist:
-                self._refuse(each, "it has been deleted meanwhile.")
+                reason = "it has been deleted meanwhile."
             except SessionDoesNotExist:
-                self._refuse(each, "a session of this id belongs to somebody else.")
+                reason = "a session of this id belongs to somebody else."
             except (CopyProblem, StorageError) as exc:
-                self._refuse(each, str(exc))
+                reason = str(exc)
+            else:
+                continue
+            self.report.refuse(each.key.session_id, reason)
         return self.report
-
-    def _refuse(self, chosen: Chosen, reason: str) -> None:
-        self.report.refused[chosen.key.session_id] = reason
-
-    # -- one history ---------------------------------------------------------------
 
     def _copy(self, chosen: Chosen) -> None:
         key = chosen.key
         self._check(chosen)
         held = self._hold(key) if self.move and chosen.row is not None else None
         try:
-            was = find_head(self.target, key) > 0
-            written, fingerprint = self._copy_items(key)
+            had_items = find_head(self.target, key) > 0
+            written = self._copy_items(key)
             done = self._finish(chosen)
-            self._count(written, was=was, done=done)
+            self.report.items += written
+            if not written and not done:
+                self.report.unchanged += 1
+            elif had_items:
+                self.report.grown += 1
+            else:
+                self.report.made += 1
             if self.move:
-                self._remove(chosen, fingerprint, held)
+                self._remove(key, held)
         finally:
             if held is not None:
                 self._release(key, held)
@@ -127,10 +154,14 @@ class Copier:
         for row in (chosen.row, self.target.directory.rows(chosen.key).first()):
             if row is not None and (reason := why_spared(row)):
                 raise CopyProblem(f"{reason} in {row.backend!r}.")
-        self._check_owner(chosen.key)
+        here, there = self.source.directory.using, self.target.directory.using
+        if chosen.key.user_id is not None and here != there:
+            owners: Any = get_user_model()._base_manager
+            if not owners.using(there).filter(pk=chosen.key.user_id).exists():
+                raise CopyProblem(f"its owner is not in the database {there!r}.")
         if chosen.row is None:
             return
-        branches = Branch._base_manager.using(self.source.directory.using)
+        branches = Branch._base_manager.using(here)
         own = branches.filter(session_id=chosen.row.pk, head__gt=0)
         if own.exclude(pk=chosen.row.branch_id).exists():
             if self.move:
@@ -140,63 +171,62 @@ class Copier:
                 )
             self.report.branched.append(chosen.key.session_id)
 
-    def _check_owner(self, key: SessionKey) -> None:
-        using = self.target.directory.using
-        if key.user_id is None or using == self.source.directory.using:
-            return
-        owners: Any = get_user_model()._base_manager
-        if not owners.using(using).filter(pk=key.user_id).exists():
-            raise CopyProblem(f"its owner is not in the database {using!r}.")
-
     # -- items ---------------------------------------------------------------------
 
-    def _copy_items(self, key: SessionKey) -> tuple[int, Fingerprint]:
-        """Copy what the target lacks; tell how many items, and what both are now."""
+    def _copy_items(self, key: SessionKey) -> int:
+        """Copy what the target lacks, and tell how many items that were."""
         written = 0
         for number in range(_ROUNDS):
-            more, fingerprint = self._copy_once(key, tell=not number)
+            more = 0
+            found = self._missing(key, tell=not number)
+            for batch in _batches(found, self.batch_size):
+                if not more:
+                    self._begin(key)
+                self.target.append(key, batch)
+                more += len(batch)
+                self.progress(len(batch))
             written += more
             if not more:
                 # Both were read as they lie there now, and are alike.
-                return written, fingerprint
+                return written
         raise CopyProblem("it grows while it is copied. Run the command again.")
 
-    def _copy_once(self, key: SessionKey, *, tell: bool) -> tuple[int, Fingerprint]:
-        """Read both histories side by side, and append what the target lacks."""
-        mine, theirs = Hasher(exact=self._exact), Hasher(exact=self._exact)
-        items = iter(read_history(self.source, key))
+    def _missing(self, key: SessionKey, *, tell: bool = False) -> Iterator[StoredItem]:
+        """Return what the target lacks, once what it has is seen to be the same."""
+        items = read_history(self.source, key)
         for there in read_history(self.target, key):
             here = next(items, None)
-            same = (
-                here is not None
-                and here.item is not None
-                and there.item is not None
-                and mine.add(here.item) == theirs.add(there.item)
-            )
-            if not same:
+            if (
+                here is None
+                or here.item is None
+                or there.item is None
+                or self._said(here.item) != self._said(there.item)
+            ):
                 raise CopyProblem(
                     f"{self.target.alias!r} has another history of this id. Nothing "
                     "was overwritten."
                 )
             if tell:
-                self._tell(1)
-        if mine.fingerprint() != theirs.fingerprint():
-            raise CopyProblem("its copy differs from it, though each item is alike.")
-        written = 0
-        for batch in batches(items, self.batch_size):
-            if not written:
-                self._begin(key, begun=mine.count > 0)
-            self.target.append(key, [self._readable(each, mine) for each in batch])
-            written += len(batch)
-            self._tell(len(batch))
-        return written, mine.fingerprint()
+                self.progress(1)
+        yield from items
 
-    def _begin(self, key: SessionKey, *, begun: bool) -> None:
+    def _said(self, item: Item) -> str:
+        """Return what an item is compared by."""
+        gist: Any = item
+        if not self._exact:
+            kind, role = type_and_role(item)
+            names = ("call_id", "name", "arguments", "output")
+            text = text_of(item) if kind == "message" else ""
+            gist = [kind, role, text, *map(item.get, names)]
+        return json.dumps(gist, sort_keys=True)
+
+    def _begin(self, key: SessionKey) -> None:
         """Mark the target as a copy, before anything is written to it."""
         rows = self.target.directory.rows(key)
         row = rows.first()
         marker = mark_of(row)
-        if begun and marker.get("backend") != self.source.alias:
+        is_ours = marker.get("backend") == self.source.alias
+        if not is_ours and find_head(self.target, key) > 0:
             raise CopyProblem(
                 f"{self.target.alias!r} has a shorter history of this id, and it is no "
                 "copy. Nothing was overwritten."
@@ -209,23 +239,6 @@ class Copier:
             metadata = {**row.metadata, MARKER: {"backend": self.source.alias}}
             rows.update(metadata=metadata)
 
-    def _readable(self, stored: StoredItem, hasher: Hasher) -> dict[str, Any]:
-        if stored.item is None:
-            raise CopyProblem(
-                f"item {stored.position} can't be read. Repair the session first: "
-                "manage.py check_agent_sessions."
-            )
-        hasher.add(stored.item)
-        return stored.item
-
-    def _read(self, backend: BaseSessionBackend, key: SessionKey) -> Fingerprint:
-        hasher = Hasher(exact=self._exact)
-        for stored in read_history(backend, key):
-            self._readable(stored, hasher)
-        return hasher.fingerprint()
-
-    # -- the rest ------------------------------------------------------------------
-
     def _finish(self, chosen: Chosen) -> bool:
         """Copy what the rows say; tell whether that was to be done."""
         if chosen.row is None:
@@ -233,31 +246,13 @@ class Copier:
         rows = self.target.directory.rows(chosen.key)
         if not rows.exists():
             # It is empty, and so is its copy.
-            self._begin(chosen.key, begun=False)
-        return finish_row(
-            self.target,
-            chosen.row,
-            rows.get(),
-            lambda: Places.read(self.source, self.target, chosen.key),
-        )
-
-    def _count(self, written: int, *, was: bool, done: bool) -> None:
-        self.report.items += written
-        if not written and not done:
-            self.report.unchanged += 1
-        elif was:
-            self.report.resumed += 1
-        else:
-            self.report.copied += 1
-
-    def _tell(self, count: int) -> None:
-        if self.progress is not None:
-            self.progress(count)
+            self._begin(chosen.key)
+        return copy_row(self.source, self.target, chosen.row, rows.get())
 
     # -- moving --------------------------------------------------------------------
 
     def _hold(self, key: SessionKey) -> str:
-        """Take the lease, so that no run begins; give its name."""
+        """Take the lease, so that no run begins; return its name."""
         held = f"copy-{uuid.uuid4().hex}"
         idle = self.source.directory.rows(key).filter(
             run_id="", state=AgentSession.State.IDLE
@@ -274,10 +269,9 @@ class Copier:
     def _release(self, key: SessionKey, held: str) -> None:
         self.source.directory.rows(key).filter(run_id=held).update(**NO_RUN)
 
-    def _remove(self, chosen: Chosen, there: Fingerprint, held: str | None) -> None:
+    def _remove(self, key: SessionKey, held: str | None) -> None:
         """Remove the source's history, if it is still what was copied."""
-        key = chosen.key
-        if self._read(self.source, key) != there:
+        if next(self._missing(key), None) is not None:
             raise CopyProblem("it was written to while it was copied; it stays here.")
         rows = self.source.directory.rows(key)
         if held is not None and not rows.filter(run_id=held).exists():
@@ -287,3 +281,28 @@ class Copier:
         if row is not None:
             is_cleared(row).delete(using=row._state.db)
         self.report.moved += 1
+
+
+def _is_there(backend: BaseSessionBackend, key: SessionKey) -> bool:
+    if backend.directory.rows(key).exists():
+        return True
+    return innermost(backend).keeps_outside and bool(backend.page(key, limit=1).items)
+
+
+def _batches(found: Iterable[StoredItem], size: int) -> Iterator[list[Item]]:
+    """Put items together, up to so many and so long. Raises CopyProblem."""
+    batch: list[Item] = []
+    length = 0
+    for stored in found:
+        if stored.item is None:
+            raise CopyProblem(
+                f"item {stored.position} can't be read. Repair the session first: "
+                "manage.py check_agent_sessions."
+            )
+        if batch and (len(batch) == size or length + len(stored.raw) > _MOST_BYTES):
+            yield batch
+            batch, length = [], 0
+        batch.append(stored.item)
+        length += len(stored.raw)
+    if batch:
+        yield batch
