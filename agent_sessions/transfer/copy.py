@@ -52,15 +52,15 @@ class Chosen:
 
 
 def find_sources(
-    backend: BaseSessionBackend, *, session_ids: tuple[str, ...] = (), user: Any = None
+    backend: BaseSessionBackend, selection: Selection
 ) -> Iterator[Chosen | str]:
     """Return the chosen histories of a backend, or an id that it doesn't have.
 
     Without ids and user these are all, also those that only the store knows where it
     can list them.
     """
-    selection = Selection(session_ids=session_ids, backends=(backend.alias,), user=user)
-    rows, unknown = selection.named() if session_ids else (selection.rows(), [])
+    ids, user = selection.session_ids, selection.user
+    rows, unknown = selection.named() if ids else (selection.rows(), [])
     for row in rows:
         yield Chosen(SessionKey(row.session_id, row.user_id), row)
     for session_id in unknown:
@@ -68,7 +68,7 @@ def find_sources(
         # Stores refuse to look for other ids.
         is_sought = user is None and is_storable(session_id)
         yield Chosen(key) if is_sought and _is_there(backend, key) else session_id
-    if not session_ids and user is None and backend.supports_listing:
+    if not ids and user is None and backend.supports_listing:
         for session_id in list(cast("Any", backend).list_ids()):
             key = SessionKey(session_id)
             if not backend.directory.rows(key).exists() and _is_there(backend, key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,3 +53,12 @@ class Report:
             self.more_refused += 1
         else:
             self.refused[name] = reason
+
+    def refusals(self) -> Iterator[str]:
+        """Return a line for each session that is left."""
+        for session_id, reason in self.refused.items():
+            yield f"{session_id}: refused: {reason}"
+        if self.more_refused:
+            yield f"and {self.more_refused} more: refused."
+        for session_id in sorted(self.missing):
+            yield f"{session_id}: the source has no such session."

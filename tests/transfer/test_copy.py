@@ -21,6 +21,7 @@ from agent_sessions.backends.remote.base import Stretch, Written
 from agent_sessions.exceptions import StoreUnavailable
 from agent_sessions.items import Batch, Item, decode
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
+from agent_sessions.retention import Selection
 from agent_sessions.runs.external import SessionHooks
 from agent_sessions.transfer.copy import Copier, find_sources
 from tests.support.chat import make_user
@@ -92,6 +93,11 @@ def copy(*args: str, code: int = 0, **options: Any) -> str:
     return text
 
 
+def choose(session_id: str) -> Any:
+    chosen = Selection(session_ids=(session_id,), backends=("default",))
+    return find_sources(sessions["default"], chosen)
+
+
 def said(number: int) -> Any:
     return {"role": "user", "content": f"Text {number} \x00 \ud800 é", "n": 1e22}
 
@@ -149,7 +155,7 @@ def test_there_and_back_again_nothing_is_lost(way: str) -> None:
 
     text = copy("s-runs", "--from=default", f"--to={way}", "--move", "--noinput")
     assert "Copied 4 items: sessions new 1" in text
-    assert "moved 1, left 0." in text
+    assert "moved 1, refused 0." in text
     assert not AgentSession.objects.filter(backend="default").exists()
     assert items_of("s-runs", way, alice) == history
     assert runs_of(row_of("s-runs", way)) == runs
@@ -188,19 +194,19 @@ def test_the_second_time_there_is_nothing_to_do() -> None:
         "--from=default", "--to=lists", "--all"
     )
     before = list(AgentSession.objects.order_by("pk").values())
-    assert "Copied 0 items: sessions new 0, completed 0, unchanged 2" in copy(
+    assert "Copied 0 items: sessions new 0, grown 0, unchanged 2" in copy(
         "--from=default", "--to=lists", "--all"
     )
     assert list(AgentSession.objects.order_by("pk").values()) == before
 
 
 @one_database
-def test_what_has_grown_is_completed() -> None:
+def test_what_has_grown_is_grown() -> None:
     session = fill("s-1", 3)
     copy("s-1", "--from=default", "--to=lists")
     session.sync.add_items([said(9)])
     AgentSession.objects.filter(backend="default").update(requests=5)
-    assert "completed 1" in copy("s-1", "--from=default", "--to=lists")
+    assert "grown 1" in copy("s-1", "--from=default", "--to=lists")
     assert items_of("s-1", "lists") == session.sync.get_items()
     row = row_of("s-1", "lists")
     assert (row.item_count, row.requests) == (4, 5)
@@ -211,11 +217,11 @@ def test_an_interrupted_copy_goes_on() -> None:
     fill("s-1", 25)
     OtherLists.appends_left = 2
     text = copy("s-1", "--from=default", "--to=others", "--batch-size=10", code=3)
-    assert "s-1: left: The store is down." in text
+    assert "s-1: refused: The store is down." in text
     assert len(items_of("s-1", "others")) == 20
     OtherLists.appends_left = 10
     text = copy("s-1", "--from=default", "--to=others", "--batch-size=10")
-    assert "Copied 5 items: sessions new 0, completed 1" in text
+    assert "Copied 5 items: sessions new 0, grown 1" in text
     assert items_of("s-1", "others") == items_of("s-1", "default")
 
 
@@ -289,11 +295,11 @@ def test_what_only_the_store_knows_is_copied_too() -> None:
     for session_id in ("s-1", "s-2"):
         ListBackend.histories[None, session_id] = ['{"role":"user","content":"Hi"}']
     assert "new 1" in copy("s-1", "--from=lists", "--to=default")
-    assert "new 1, completed 0, unchanged 1" in copy(
+    assert "new 1, grown 0, unchanged 1" in copy(
         "--all", "--from=lists", "--to=default"
     )
     assert [i["content"] for i in items_of("s-2", "default")] == ["Hi"]
-    assert "nothing: left: there is no such session" in copy(
+    assert "nothing: refused: there is no such session" in copy(
         "nothing", "--from=lists", "--to=default", code=3
     )
     assert "moved 2" in copy(
@@ -352,7 +358,7 @@ def test_what_is_written_while_it_moves_is_not_lost() -> None:
 
     copier = Copier(sessions["default"], sessions["lists"], move=True)
     copier.progress = write_more
-    report = copier.run(find_sources(sessions["default"], session_ids=("s-1",)))
+    report = copier.run(choose("s-1"))
     assert (report.moved, report.refused) == (1, {})
     assert len(items_of("s-1", "lists")) == 5
     assert items_of("s-1", "default") == []
@@ -363,7 +369,7 @@ def test_what_never_stops_growing_stays() -> None:
     session = fill("s-1", 3)
     copier = Copier(sessions["default"], sessions["lists"], move=True)
     copier.progress = lambda count: session.sync.add_items([said(7)])
-    report = copier.run(find_sources(sessions["default"], session_ids=("s-1",)))
+    report = copier.run(choose("s-1"))
     assert report.moved == 0
     assert "grows while it is copied" in report.refused["s-1"]
     assert len(items_of("s-1", "default")) == 8
@@ -373,7 +379,7 @@ def test_what_never_stops_growing_stays() -> None:
 def test_a_move_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     fill("s-1", 1)
     monkeypatch.setattr("builtins.input", lambda text: "no")
-    assert "Nothing was written" in copy(
+    assert "nothing was written" in copy(
         "s-1", "--from=default", "--to=lists", "--move", code=1
     )
     assert not ListBackend.histories
@@ -459,7 +465,7 @@ def test_a_run_that_takes_the_session_over_keeps_it() -> None:
     fill("s-1", 3)
     copier = Copier(sessions["default"], sessions["lists"], move=True)
     copier.progress = take_over("s-1", run_id="r-1")
-    report = copier.run(find_sources(sessions["default"], session_ids=("s-1",)))
+    report = copier.run(choose("s-1"))
     assert "somebody else took it" in report.refused["s-1"]
     assert len(items_of("s-1", "default")) == 3
     # Its lease is not ours to give back.
@@ -478,7 +484,7 @@ def test_a_run_that_never_ended_holds_the_session() -> None:
 @one_database
 def test_a_session_deleted_meanwhile_is_reported() -> None:
     fill("s-1", 3)
-    (chosen,) = find_sources(sessions["default"], session_ids=("s-1",))
+    (chosen,) = choose("s-1")
     AgentSession.objects.all().delete()
     report = Copier(sessions["default"], sessions["lists"]).run([chosen])
     assert "deleted meanwhile" in report.refused["s-1"]

@@ -27,18 +27,52 @@ _FIELD = re.compile(r"\{(username|email|pk)\}|(\*)")
 
 
 class Owners:
-    """Return whose a session is, as its source says; nobody's where it doesn't."""
+    """Return whose a session is: one user's, or as its id, a list or its source says.
 
-    def __init__(self) -> None:
+    `rule` finds a name in the id, such as `user:{username}:*`: `{username}`, `{email}`
+    or `{pk}` stands for the user and `*` for anything. A rule without any is what
+    comes before the user's name, which ends at `:`, `/` or the end. `path` is a file
+    of lines of a session's id and a user's name.
+    """
+
+    def __init__(
+        self, user: str | None = None, rule: str | None = None, path: str | None = None
+    ) -> None:
         self._known: dict[tuple[str, str], Any] = {}
+        self._user = user
+        self._rule = rule
+        self._names = None if path is None else _read_names(path)
+        if rule is not None:
+            self._field, self._pattern = _read_rule(rule)
+        if user is not None:
+            try:
+                self._find("username", user)
+            except ImportProblem as exc:
+                raise UnreadableSource(f"--user: {exc}") from exc
 
     def of(self, session: SourceSession) -> Any:
-        """Return the primary key of the owner. Raises ImportProblem."""
-        if session.owner is None:
-            return None
-        return self.find("username", session.owner)
+        """Return the primary key of the owner, None for nobody. Raises ImportProblem."""
+        field, name = "username", session.owner
+        if self._user is not None:
+            name = self._user
+        elif self._rule is not None:
+            match = self._pattern.fullmatch(session.session_id)
+            if match is None:
+                raise ImportProblem(
+                    f"its id doesn't fit --user-from {self._rule!r}, so nobody owns "
+                    "it. Import it apart, with --session-id and --user."
+                )
+            field, name = self._field, match["user"]
+        elif self._names is not None:
+            if session.session_id not in self._names:
+                raise ImportProblem(
+                    "--owners-csv has no line for it. Add one; a line without a name "
+                    "means that nobody owns it."
+                )
+            name = self._names[session.session_id] or None
+        return None if name is None else self._find(field, name)
 
-    def find(self, field: str, value: str) -> Any:
+    def _find(self, field: str, value: str) -> Any:
         """Find one user's primary key. Raises ImportProblem."""
         if (field, value) not in self._known:
             if len(self._known) >= _KNOWN:
@@ -47,93 +81,45 @@ class Owners:
         return self._known[field, value]
 
 
-class OneOwner(Owners):
-    """One user owns them all."""
+def _read_rule(rule: str) -> tuple[str, re.Pattern[str]]:
+    """Return the field that a rule finds, and its pattern. Raises UnreadableSource."""
+    fields = [field for field, _ in _FIELD.findall(rule) if field]
+    if not rule or len(fields) > 1:
+        raise UnreadableSource(
+            "--user-from takes one of {username}, {email} and {pk}, as in "
+            "'user:{username}:*', or a prefix, as in 'user:'."
+        )
+    if fields:
+        pattern = "".join(map(_pattern, re.split(r"(\{\w+\}|\*)", rule)))
+    else:
+        pattern = re.escape(rule) + "(?P<user>[^:/]+)(?:[:/].*)?"
+    return fields[0] if fields else "username", re.compile(pattern, re.DOTALL)
 
-    def __init__(self, username: str) -> None:
-        super().__init__()
-        try:
-            self._owner = self.find("username", username)
-        except ImportProblem as exc:
-            raise UnreadableSource(f"--user: {exc}") from exc
 
-    def of(self, session: SourceSession) -> Any:
-        return self._owner
-
-
-class OwnersFromIds(Owners):
-    """The session's id tells, by a rule such as `user:{username}:*`.
-
-    `{username}`, `{email}` or `{pk}` stands for the user and `*` for anything. A rule
-    without any is what comes before the user's name, which ends at `:`, `/` or the
-    end.
-    """
-
-    def __init__(self, rule: str) -> None:
-        super().__init__()
-        fields = [field for field, _ in _FIELD.findall(rule) if field]
-        if not rule or len(fields) > 1:
+def _read_names(path: str) -> dict[str, str]:
+    """Read a list of owners. Raises UnreadableSource."""
+    try:
+        if text_file(path).stat().st_size > _MOST_BYTES:
+            raise UnreadableSource(f"it has more than {_MOST_BYTES:,} bytes.")
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (UnreadableSource, OSError, ValueError, csv.Error) as exc:
+        raise UnreadableSource(f"--owners-csv: can't read {path}: {exc}") from exc
+    names: dict[str, str] = {}
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2:
             raise UnreadableSource(
-                "--user-from takes one of {username}, {email} and {pk}, as in "
-                "'user:{username}:*', or a prefix, as in 'user:'."
-            )
-        if fields:
-            self._field = fields[0]
-            pattern = "".join(
-                _pattern(part) for part in re.split(r"(\{\w+\}|\*)", rule)
-            )
-        else:
-            self._field = "username"
-            pattern = re.escape(rule) + "(?P<user>[^:/]+)(?:[:/].*)?"
-        self._rule = rule
-        self._pattern = re.compile(pattern, re.DOTALL)
-
-    def of(self, session: SourceSession) -> Any:
-        match = self._pattern.fullmatch(session.session_id)
-        if match is None:
-            raise ImportProblem(
-                f"its id doesn't fit --user-from {self._rule!r}, so nobody owns it. "
-                "Import it apart, with --session-id and --user."
-            )
-        return self.find(self._field, match["user"])
-
-
-class OwnersFromFile(Owners):
-    """A file tells: lines of a session's id and a user's name."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        try:
-            if text_file(path).stat().st_size > _MOST_BYTES:
-                raise UnreadableSource(f"it has more than {_MOST_BYTES:,} bytes.")
-            with Path(path).open(encoding="utf-8-sig", newline="") as file:
-                rows = [row for row in csv.reader(file) if row]
-        except (UnreadableSource, OSError, ValueError, csv.Error) as exc:
-            raise UnreadableSource(f"--owners-csv: can't read {path}: {exc}") from exc
-        if wrong := [n for n, row in enumerate(rows, 1) if len(row) != 2]:
-            raise UnreadableSource(
-                f"--owners-csv: row {wrong[0]} has not two columns, a session's id and "
+                f"--owners-csv: row {number} has not two columns, a session's id and "
                 "a user's name."
             )
-        self._names: dict[str, str] = {}
-        first: dict[str, int] = {}
-        for number, (session_id, name) in enumerate(rows, 1):
-            if first.setdefault(session_id, number) != number:
-                raise UnreadableSource(
-                    f"--owners-csv: rows {first[session_id]} and {number} are of the "
-                    f"same session, {session_id[:255]!r}. Keep the one that is right."
-                )
-            self._names[session_id] = name
-
-    def of(self, session: SourceSession) -> Any:
-        try:
-            name = self._names[session.session_id]
-        except (KeyError, TypeError):
-            raise ImportProblem(
-                "--owners-csv has no line for it. Add one; a line without a name "
-                "means that nobody owns it."
-            ) from None
-        return self.find("username", name) if name else None
+        if first.setdefault(row[0], number) != number:
+            raise UnreadableSource(
+                f"--owners-csv: rows {first[row[0]]} and {number} are of the "
+                f"same session, {row[0][:255]!r}. Keep the one that is right."
+            )
+        names[row[0]] = row[1]
+    return names
 
 
 def _find(field: str, value: str) -> Any:
