@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError, Future, wait
 from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from agent_sessions.concurrency import forks
 from agent_sessions.exceptions import StoreUnavailable
@@ -96,6 +96,22 @@ async def take(source: AsyncIterator[T], most: int) -> list[T]:
         if len(taken) == most:
             break
     return taken
+
+
+class HomeLoop:
+    """The event loop of a client that was given: the one that uses it first."""
+
+    def __init__(self) -> None:
+        self._loop: ref[asyncio.AbstractEventLoop] | None = None
+        self._lock = forks.new_lock()
+
+    def is_here(self) -> bool:
+        """Return whether the running loop is the client's; the first one becomes it."""
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._loop is None:
+                self._loop = ref(loop)
+            return self._loop() is loop
 
 
 class PerLoop(Generic[C]):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 from agents.memory import OpenAIConversationsSession as SDKConversationsSession
 from agents.memory import SessionSettings
@@ -16,6 +14,7 @@ from agent_sessions.backends.openai.backend import (
 )
 from agent_sessions.backends.openai.client import Conversations, http_client
 from agent_sessions.concurrency.forks import new_lock
+from agent_sessions.concurrency.loops import HomeLoop
 from agent_sessions.memory.base import BackendSession
 from agent_sessions.reports import guard_public_methods
 
@@ -113,7 +112,7 @@ class _Standalone(OpenAIConversationsBackend):
         super().__init__("standalone", {}, listed=False)
         self.name = name or ""
         self._given = client
-        self._home: ref[asyncio.AbstractEventLoop] | None = None
+        self._home = HomeLoop()
         self._naming = new_lock()
 
     async def find(self, key: SessionKey) -> str | None:
@@ -129,11 +128,7 @@ class _Standalone(OpenAIConversationsBackend):
     async def make_client(self) -> Conversations:
         if self._given is None:
             return await super().make_client()
-        loop = asyncio.get_running_loop()
-        with self._naming:
-            if self._home is None:
-                self._home = ref(loop)
-        if self._home() is loop:
+        if self._home.is_here():
             return Conversations(self._given)
         # Its connections belong to the loop of their first use.
         return Conversations(self._given.copy(http_client=http_client()))

@@ -10,7 +10,7 @@ from django.dispatch import receiver
 
 from agent_sessions.backends.base import make_key
 from agent_sessions.backends.redis import RedisBackend
-from agent_sessions.backends.redis.commands import GivenClient
+from agent_sessions.backends.redis.clients import GivenClient
 from agent_sessions.memory.base import BackendSession, ClosableSession
 from agent_sessions.reports import guard_public_methods, guarded
 
@@ -132,7 +132,7 @@ def _forget_caches(*, setting: str, **kwargs: Any) -> None:
 def _shared(**options: Any) -> RedisBackend:
     backend = RedisBackend(ALIAS, options, listed=False)
     _ = (
-        backend.place,
+        backend.endpoint,
         backend.key_prefix,
     )  # a mistake is told here, not at the first use
     return backend

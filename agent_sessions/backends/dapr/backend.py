@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.core import checks
@@ -25,9 +24,8 @@ from agent_sessions.backends.dapr.sidecar import Sidecar
 from agent_sessions.backends.keys import Asking, anything
 from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
 from agent_sessions.backends.remote.paging import Stretch
-from agent_sessions.backends.retention import EXAMPLES, parse_age
-from agent_sessions.concurrency.loops import BackgroundLoop, PerLoop
-from agent_sessions.exceptions import InvalidBackend, StorageError
+from agent_sessions.concurrency.loops import BackgroundLoop, HomeLoop, PerLoop
+from agent_sessions.exceptions import StorageError
 from agent_sessions.items import Batch, Item
 
 CONSISTENCIES = ("strong", "eventual")
@@ -37,7 +35,7 @@ _TAKEN = 1024
 _PING = "__ping__"
 
 
-class _Place:
+class _Slot:
     """What belongs to one event loop: the sidecar's client, and a lock for each key.
 
     Without the locks the writers of one process would refuse one another's heads.
@@ -74,6 +72,7 @@ class DaprBackend(RemoteBackend):
     """
 
     supports_pop_if = True
+    check_id = "agent_sessions.E017"
     required_options = frozenset({"store_name"})
     option_defaults: ClassVar[dict[str, Any]] = {
         **RemoteBackend.option_defaults,
@@ -93,20 +92,27 @@ class DaprBackend(RemoteBackend):
         super().__init__(alias, options, listed=listed)
         require_dapr("DaprBackend")
         self._check_values()
+        self._home = HomeLoop()
         self._knows_health_timeout = "health_timeout" in options
-        self._rules = Rules(self.options["segment_size"], self._ttl())
-        self._places = PerLoop(
-            self._make_place,
-            lambda place: place.sidecar.close(),
-            put_away=lambda place: place.sidecar.put_away(),
+        ttl = self.read_ttl()
+        self._rules = Rules(
+            self.read_whole("segment_size", 1, 1000),
+            None if ttl is None else max(1, int(ttl.total_seconds())),
+        )
+        self._slots = PerLoop(
+            self._make_slot,
+            lambda slot: slot.sidecar.close(),
+            put_away=lambda slot: slot.sidecar.put_away(),
         )
 
     def _check_values(self) -> None:
         options = self.options
         if not isinstance(options["store_name"], str) or not options["store_name"]:
-            raise self._invalid("store_name", "Give the name of a Dapr state store.")
+            raise self.invalid_option(
+                "store_name", "Give the name of a Dapr state store."
+            )
         if options["consistency"] not in CONSISTENCIES:
-            raise self._invalid(
+            raise self.invalid_option(
                 "consistency", f"It is one of: {', '.join(CONSISTENCIES)}."
             )
         address = options["address"]
@@ -114,21 +120,18 @@ class DaprBackend(RemoteBackend):
             not isinstance(address, str)
             or is_misread(address if is_address(address) else f"dns://{address}")
         ):
-            raise self._invalid("address", f"Write it as host:port. {ENCODE}")
+            raise self.invalid_option("address", f"Write it as host:port. {ENCODE}")
         client = options["client"]
         if client is not None and not hasattr(client, "get_state"):
-            raise self._invalid(
+            raise self.invalid_option(
                 "client", "Give a DaprClient of dapr.clients or dapr.aio.clients."
             )
-        size = options["segment_size"]
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 1000:
-            raise self._invalid("segment_size", "It is a whole number of 1 to 1000.")
         for name in ("timeout", "health_timeout"):
             seconds = options[name]
             if seconds is None and name == "health_timeout":
                 continue
             if not isinstance(seconds, int | float) or not seconds > 0:
-                raise self._invalid(name, "Give a number of seconds above 0.")
+                raise self.invalid_option(name, "Give a number of seconds above 0.")
 
     def check(self) -> list[checks.CheckMessage]:
         token = os.environ.get("DAPR_API_TOKEN")
@@ -144,33 +147,13 @@ class DaprBackend(RemoteBackend):
             ),
         ]
 
-    def _ttl(self) -> int | None:
-        value = self.options["ttl"]
-        if value is None:
-            return None
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = timedelta(seconds=value)
-        try:
-            return max(1, int(parse_age(value).total_seconds()))
-        except ValueError:
-            raise self._invalid(
-                "ttl", f"Give a timedelta, whole seconds above 0, or {EXAMPLES}."
-            ) from None
-
-    def _invalid(self, name: str, hint: str) -> InvalidBackend:
-        return InvalidBackend(
-            f"AGENT_SESSIONS[{self.alias!r}]: the option {name} is not valid.",
-            hint=hint,
-            id="agent_sessions.E017",
-        )
-
     def share_background(self, background: BackgroundLoop) -> None:
         """Let synchronous callers wait on a loop that other backends use too."""
         self._background = background
 
     # -- the sidecar -----------------------------------------------------------------
 
-    async def _make_place(self) -> _Place:
+    async def _make_slot(self) -> _Slot:
         given = self.options["client"]
         opening = self._open_client if given is None else None
         sidecar = Sidecar(
@@ -180,9 +163,14 @@ class DaprBackend(RemoteBackend):
             timeout=self.options["timeout"],
             open_client=opening,
         )
-        if given is not None and not sidecar.blocks:
-            self._check_loop(given)
-        return _Place(sidecar)
+        if given is not None and not (sidecar.blocks or self._home.is_here()):
+            # It would fail in ways that are hard to read.
+            raise StorageError(
+                "This DaprClient belongs to another event loop. Give the client of "
+                "dapr.clients, which serves all loops and threads, or make one of "
+                "dapr.aio.clients in each loop."
+            )
+        return _Slot(sidecar)
 
     async def _open_client(self) -> Client:
         seconds = self.options["health_timeout"]
@@ -192,85 +180,75 @@ class DaprBackend(RemoteBackend):
             seconds = float(settings.DAPR_HEALTH_TIMEOUT)
         return await open_client(self.options["address"], seconds)
 
-    def _check_loop(self, client: Any) -> None:
-        """Refuse an asyncio client of another loop: it fails in ways hard to read."""
-        loop = getattr(getattr(client, "_channel", None), "_loop", None)
-        if loop is not None and loop is not asyncio.get_running_loop():
-            raise StorageError(
-                "This DaprClient belongs to another event loop. Give the client of "
-                "dapr.clients, which serves all loops and threads, or make one of "
-                "dapr.aio.clients in each loop."
-            )
-
     async def ping(self) -> bool:
         """Return whether the sidecar and its store answer."""
         try:
-            place = await self._places.get()
-            await place.sidecar.read(_PING)
+            slot = await self._slots.get()
+            await slot.sidecar.read(_PING)
         except StorageError:
             return False
         return True
 
     async def disconnect(self) -> None:
         """Close the running loop's client, and that of synchronous callers."""
-        await self._places.aclose()
+        await self._slots.aclose()
         # In a thread: it waits for that loop's end.
         await asyncio.to_thread(self.close)
 
     # -- storage ---------------------------------------------------------------------
 
     async def store_append(self, key: SessionKey, batch: Batch) -> Written:
-        place = await self._places.get()
-        history = self._history(place, key)
-        async with place.lock(history.key):
+        slot = await self._slots.get()
+        history = self._history(slot, key)
+        async with slot.lock(history.key):
             return Written(await history.append(batch))
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        place = await self._places.get()
-        history = await self._to_read(place, key)
+        slot = await self._slots.get()
+        history = await self._to_read(slot, key)
         return await history.latest(limit)
 
     async def store_pop(self, key: SessionKey) -> Popped:
         return await self.store_pop_if(key, anything)
 
     async def store_pop_if(self, key: SessionKey, asking: Asking) -> Popped:
-        place = await self._places.get()
-        history = self._history(place, key)
-        async with place.lock(history.key):
+        slot = await self._slots.get()
+        history = self._history(slot, key)
+        async with slot.lock(history.key):
             item, count = await history.pop(asking)
         return item, Written(count)
 
     async def store_clear(self, key: SessionKey) -> int:
-        place = await self._places.get()
-        history = self._history(place, key)
-        async with place.lock(history.key):
+        slot = await self._slots.get()
+        history = self._history(slot, key)
+        async with slot.lock(history.key):
             return await history.clear()
 
     async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
-        place = await self._places.get()
-        history = await self._to_read(place, key)
+        slot = await self._slots.get()
+        history = await self._to_read(slot, key)
         return await history.page(wanted)
 
     async def store_count(self, key: SessionKey) -> int | None:
-        place = await self._places.get()
-        return (await self._history(place, key).read()).head.count
+        slot = await self._slots.get()
+        return (await self._history(slot, key).read()).head.count
 
-    async def _to_read(self, place: _Place, key: SessionKey) -> History:
+    async def _to_read(self, slot: _Slot, key: SessionKey) -> History:
         """Return a history to read, in whose head a run's lease is."""
-        history = self._history(place, key)
-        if self._is_fenced(key) and place.taken.get(history.key) != key.fence:
-            async with place.lock(history.key):
+        history = self._history(slot, key)
+        if self._is_fenced(key) and slot.taken.get(history.key) != key.fence:
+            async with slot.lock(history.key):
                 await history.take()
-            place.take(history.key, key.fence)
+            slot.take(history.key, key.fence)
         return history
 
     def _is_fenced(self, key: SessionKey) -> bool:
         return self.listed and key.fence is not None
 
-    def _history(self, place: _Place, key: SessionKey) -> History:
+    def _history(self, slot: _Slot, key: SessionKey) -> History:
         if not self._is_fenced(key):
             head = head_key(key, self.namespace)
-            return History(place.sidecar, head, self._rules)
+            return History(slot.sidecar, head, self._rules)
 
         async def admit() -> None:
             # After the head was read: whoever takes the lease and reads, writes or
@@ -278,4 +256,4 @@ class DaprBackend(RemoteBackend):
             await self.on_directory(self.directory.assert_lease, key)
 
         head = head_key(key, self.namespace)
-        return History(place.sidecar, head, self._rules, admit, key.fence)
+        return History(slot.sidecar, head, self._rules, admit, key.fence)

@@ -15,8 +15,6 @@ from agent_sessions.exceptions import MissingExtra, StorageError
 
 if TYPE_CHECKING:
     import grpc
-    from dapr.clients.grpc._request import TransactionalStateOperation
-    from dapr.clients.grpc._state import StateOptions
 
 # After a sidecar's restart gRPC waits up to two minutes with its own defaults.
 RECONNECT_OPTIONS = [
@@ -105,60 +103,31 @@ class Client:
         """Close the channel; what is under way is cancelled."""
         await self.channel.close()
 
-    async def get_state(
-        self, *, store_name: str, key: str, state_metadata: dict[str, str]
-    ) -> Any:
-        from dapr.proto import api_v1
-
-        request = api_v1.GetStateRequest(
-            store_name=store_name, key=key, metadata=state_metadata
-        )
-        return await self._stub.GetState(request, **self._given)
+    async def get_state(self, *, state_metadata: dict[str, str], **named: Any) -> Any:
+        return await self._ask("GetState", metadata=state_metadata, **named)
 
     async def get_bulk_state(
-        self,
-        *,
-        store_name: str,
-        keys: Sequence[str],
-        parallelism: int,
-        states_metadata: dict[str, str],
+        self, *, states_metadata: dict[str, str], **named: Any
     ) -> Any:
-        from dapr.proto import api_v1
-
-        request = api_v1.GetBulkStateRequest(
-            store_name=store_name,
-            keys=keys,
-            parallelism=parallelism,
-            metadata=states_metadata,
-        )
-        return await self._stub.GetBulkState(request, **self._given)
+        return await self._ask("GetBulkState", metadata=states_metadata, **named)
 
     async def save_state(
         self,
         *,
         store_name: str,
-        key: str,
-        value: bytes,
-        etag: str | None,
-        options: StateOptions,
+        options: Any,
         state_metadata: dict[str, str],
+        **named: Any,
     ) -> None:
-        from dapr.proto import api_v1
+        state = _state(metadata=state_metadata, **named)
+        state.options.CopyFrom(options.get_proto())
+        await self._ask("SaveState", store_name=store_name, states=[state])
 
-        state = _state(key, value, etag, state_metadata)
-        proto = options.get_proto()  # type: ignore[no-untyped-call]
-        state.options.CopyFrom(proto)
-        request = api_v1.SaveStateRequest(store_name=store_name, states=[state])
-        await self._stub.SaveState(request, **self._given)
-
-    async def delete_state(self, *, store_name: str, key: str) -> None:
-        from dapr.proto import api_v1
-
-        request = api_v1.DeleteStateRequest(store_name=store_name, key=key)
-        await self._stub.DeleteState(request, **self._given)
+    async def delete_state(self, **named: Any) -> None:
+        await self._ask("DeleteState", **named)
 
     async def execute_state_transaction(
-        self, *, store_name: str, operations: Sequence[TransactionalStateOperation]
+        self, *, store_name: str, operations: Sequence[Any]
     ) -> None:
         from dapr.proto import api_v1
 
@@ -169,10 +138,15 @@ class Client:
             )
             for each in operations
         ]
-        request = api_v1.ExecuteStateTransactionRequest(
-            storeName=store_name, operations=given
+        await self._ask(
+            "ExecuteStateTransaction", storeName=store_name, operations=given
         )
-        await self._stub.ExecuteStateTransaction(request, **self._given)
+
+    async def _ask(self, name: str, **fields: Any) -> Any:
+        from dapr.proto import api_v1
+
+        request = getattr(api_v1, f"{name}Request")(**fields)
+        return await getattr(self._stub, name)(request, **self._given)
 
 
 def _state(

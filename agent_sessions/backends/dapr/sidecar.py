@@ -156,18 +156,17 @@ class Sidecar:
         await self._each(writes, self._save)
 
     async def _save(self, write: Write, *, first_write: bool = False) -> None:
-        from dapr.clients.grpc._state import Concurrency, Consistency, StateOptions
+        from agent_sessions.backends.dapr.private import save_options
 
-        kind = Concurrency.first_write
-        if not (first_write or write.etag):
-            kind = Concurrency.last_write
         await self._call(
             "save_state",
             store_name=self.store_name,
             key=write.key,
             value=write.data,
             etag=write.etag or None,
-            options=StateOptions(Consistency[self.consistency], kind),
+            options=save_options(
+                self.consistency, first_write=first_write or bool(write.etag)
+            ),
             state_metadata=write.metadata,
         )
 
@@ -185,22 +184,16 @@ class Sidecar:
 
         Raises Conflict where one of them has another etag.
         """
-        from dapr.clients.grpc._request import TransactionalStateOperation
+        from agent_sessions.backends.dapr.private import upsert
 
-        operations = [
-            TransactionalStateOperation(
-                key=write.key,
-                data=write.data,
-                etag=write.etag or None,
-                metadata=write.metadata,
-            )
-            for write in writes
-        ]
         try:
             await self._call(
                 "execute_state_transaction",
                 store_name=self.store_name,
-                operations=operations,
+                operations=[
+                    upsert(write.key, write.data, write.etag, write.metadata)
+                    for write in writes
+                ],
             )
         except _Unsupported:
             return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,20 +12,19 @@ from django.core import checks
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.keys import Asking, anything
 from agent_sessions.backends.redis import clients, scripts
-from agent_sessions.backends.redis.calls import Calls
-from agent_sessions.backends.redis.clients import CHECK_ID, Client, Place
-from agent_sessions.backends.redis.commands import (
+from agent_sessions.backends.redis.clients import (
+    CHECK_ID,
+    Client,
+    Endpoint,
     GivenClient,
-    evaluate,
     is_cluster,
-    scan,
 )
+from agent_sessions.backends.redis.commands import Calls, evaluate, scan
 from agent_sessions.backends.redis.errors import named_errors
 from agent_sessions.backends.redis.keys import Names, id_of, pattern, unowned
 from agent_sessions.backends.redis.scripts import Script
 from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
 from agent_sessions.backends.remote.paging import Stretch, read_readable
-from agent_sessions.backends.retention import parse_age
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
@@ -37,12 +35,10 @@ if TYPE_CHECKING:
 
 
 KEY_PREFIX = "agents:session"
-# Redis takes no larger number of milliseconds, counted from 1970.
-_LONGEST = timedelta(days=36_500)
 _EVERYTHING = 2**62
 # The options that say under which keys a history lies.
 _PLACES = ("cache", "url", "client", "key_prefix")
-# How many texts a pop looks at where the newest is doubtful; then all of them.
+# How many texts a pop looks at where the newest has no mark; then all of them.
 _WINDOW = 32
 
 
@@ -60,6 +56,7 @@ class RedisBackend(RemoteBackend):
 
     supports_listing = True
     supports_pop_if = True
+    check_id = CHECK_ID
     session_class = "agent_sessions.memory.redis.RedisSession"
     option_defaults: ClassVar[dict[str, Any]] = {
         **RemoteBackend.option_defaults,
@@ -84,8 +81,10 @@ class RedisBackend(RemoteBackend):
         super().__init__(alias, options, listed=listed)
         if find_spec("redis") is None:
             raise MissingExtra("RedisBackend", "redis")
-        self.ttl_ms = self._ttl_ms(self.options["ttl"])
-        self.max_items = self._whole("max_items") or 0
+        ttl = self.read_ttl()
+        self.ttl_ms = 0 if ttl is None else max(ttl // timedelta(milliseconds=1), 1)
+        limited = self.options["max_items"] is not None
+        self.max_items = self.read_whole("max_items", 1) if limited else 0
         client = self.options["client"]
         self.given: GivenClient | None = None
         if client is not None and not callable(client):
@@ -95,55 +94,26 @@ class RedisBackend(RemoteBackend):
 
     # -- configuration -----------------------------------------------------------
 
-    def _ttl_ms(self, ttl: Any) -> int:
-        if ttl is None:
-            return 0
-        if isinstance(ttl, str):
-            with suppress(ValueError):
-                ttl = parse_age(ttl)
-        if isinstance(ttl, int | float) and not isinstance(ttl, bool):
-            ttl = _seconds(ttl)
-        if not (isinstance(ttl, timedelta) and timedelta(0) < ttl <= _LONGEST):
-            raise self._invalid(
-                f"the option ttl is no length of time: {self.options['ttl']!r}.",
-                'Give a timedelta, seconds or text such as "30d", more than 0 and at '
-                "most 100 years, or None for ever.",
-            )
-        return max(ttl // timedelta(milliseconds=1), 1)
-
-    def _whole(self, name: str) -> int | None:
-        value: Any = self.options[name]
-        if value is None or (type(value) is int and value > 0):
-            return value
-        raise self._invalid(
-            f"the option {name} is {value!r}.", "Give a whole number of 1 or more."
-        )
-
-    def _invalid(self, message: str, hint: str) -> InvalidBackend:
-        return InvalidBackend(
-            f"AGENT_SESSIONS[{self.alias!r}]: {message}", hint=hint, id=CHECK_ID
-        )
-
     @property
-    def place(self) -> Place:
+    def endpoint(self) -> Endpoint:
         """Where the server is. Raises InvalidBackend."""
         url = self.options["url"]
         extra = dict(self.options["client_options"] or {})
         places = [name for name in ("cache", "url", "client") if self.options[name]]
         if len(places) > 1:
-            raise self._invalid(
-                f"the options {' and '.join(places)} are both given.",
-                "Keep one of them.",
+            raise self.invalid_option(
+                " and the option ".join(places), "Keep one of them.", "are both given"
             )
         if self.options["client"] is not None:
-            return Place("", make=self.options["client"])
+            return Endpoint("", make=self.options["client"])
         cluster: bool = self.options["cluster"]
         if url is not None:
             return clients.from_url(url, extra, cluster=cluster)
         if cluster:
-            raise self._invalid(
-                "the option cluster needs a url.",
+            raise self.invalid_option(
+                "cluster",
                 "django-redis has no clusters: give the option url instead of cache.",
+                "needs a url",
             )
         return clients.from_cache(self._cache, extra)
 
@@ -164,7 +134,7 @@ class RedisBackend(RemoteBackend):
         """Report a server that can't be reached by these options; nothing is sent."""
         try:
             if self.given is None:
-                _ = self.place, self.key_prefix
+                _ = self.endpoint, self.key_prefix
         except InvalidBackend as exc:
             return [checks.Error(exc.message, hint=exc.hint, id=exc.id)]
         except MissingExtra as exc:
@@ -195,7 +165,7 @@ class RedisBackend(RemoteBackend):
     # -- clients -----------------------------------------------------------------
 
     async def _connect(self) -> Client:
-        return await self.place.connect()
+        return await self.endpoint.connect()
 
     async def client(self) -> Redis | RedisCluster:
         """Return the running loop's client: the one given, or one of our own."""
@@ -258,7 +228,7 @@ class RedisBackend(RemoteBackend):
     async def _add(
         self, key: SessionKey, batch: Batch, *, replaces: bool = False
     ) -> Written:
-        texts = [row.data for row in batch.rows]
+        texts = [row.data + scripts.MARK for row in batch.rows]
         terms = (*self._terms(key), self.max_items, int(replaces))
         return Written(
             await self._write(scripts.APPEND, self.names(key), *terms, *texts)
@@ -303,7 +273,7 @@ class RedisBackend(RemoteBackend):
 
     async def _take(self, key: SessionKey, asking: Asking | None) -> Popped:
         names, terms = self.names(key), self._terms(key)
-        # The server chooses, unless it is in doubt or the caller has a say.
+        # The server chooses where the newest has its mark and the caller has no say.
         first = (0 if asking is None else -1, 0, b"")
         window, choice = (_WINDOW if asking is None else 1), first
         while True:
@@ -341,7 +311,7 @@ class RedisBackend(RemoteBackend):
             while times and times[0][0] <= position:
                 made = times.pop(0)[1]
             moment = datetime.fromtimestamp(made / 1000, UTC)
-            raw = text.decode("utf-8", "backslashreplace")
+            raw = text.decode("utf-8", "backslashreplace").removesuffix(scripts.MARK)
             items.append(StoredItem(position, 0, _read(text), raw, moment))
         return Page(items, start > 0 and count > 0, start + len(texts) < count)
 
@@ -360,13 +330,6 @@ class RedisBackend(RemoteBackend):
                 if session_id is not None and session_id not in seen:
                     seen.add(session_id)
                     yield session_id
-
-
-def _seconds(number: float) -> timedelta | None:
-    try:
-        return timedelta(seconds=number)
-    except (OverflowError, ValueError):
-        return None
 
 
 def _read(text: bytes) -> Item | None:

@@ -5,6 +5,7 @@ django-redis is synchronous, so its alias is read and its client built again.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -14,11 +15,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from django.utils.module_loading import import_string
 
 from agent_sessions.backends.addresses import ENCODE, is_misread
-from agent_sessions.backends.redis.commands import is_cluster
-from agent_sessions.backends.spelling import (
-    did_you_mean_alias,
-)
-from agent_sessions.exceptions import InvalidBackend, MissingExtra
+from agent_sessions.backends.spelling import did_you_mean_alias
+from agent_sessions.concurrency.loops import HomeLoop
+from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
@@ -34,7 +33,7 @@ _SYNC_ONLY = frozenset({"retry", "parser_class", "connection_class", "queue_clas
 
 
 @dataclass(frozen=True)
-class Place:
+class Endpoint:
     """Where a server is, and how to get there; secrets stay out of its repr."""
 
     url: str = field(repr=False)
@@ -122,6 +121,49 @@ class Client:
                 stack.push_async_callback(client.aclose)
 
 
+class GivenClient:
+    """A client that the caller made. It belongs to the loop that uses it first.
+
+    Raises InvalidBackend for anything else than a client of redis.asyncio.
+    """
+
+    def __init__(self, client: Any) -> None:
+        from redis.asyncio import Redis, RedisCluster
+
+        if not isinstance(client, Redis | RedisCluster):
+            raise InvalidBackend(
+                f"The Redis client is a {type(client).__name__} of "
+                f"{type(client).__module__}.",
+                hint="Give a client of redis.asyncio, or use a URL or a cache.",
+                id="agent_sessions.E021",
+            )
+        self._client = client
+        self._begun = False
+        self._home = HomeLoop()
+        self._lock = asyncio.Lock()  # belongs to no loop before its first use
+
+    async def in_this_loop(self) -> Redis | RedisCluster:
+        """Return the client. Raises StorageError in another loop than its own."""
+        if not self._home.is_here():
+            raise StorageError(
+                "This Redis client belongs to the event loop that used it first. "
+                "Make a client in each loop, or use from_url() or from_cache(), which "
+                "do."
+            )
+        if is_cluster(self._client) and not self._begun:
+            # One task alone: several that find a new client race in redis-py 8.
+            async with self._lock:
+                await self._client.initialize()
+                self._begun = True
+        return self._client
+
+
+def is_cluster(client: Redis | RedisCluster) -> bool:
+    from redis.asyncio import RedisCluster
+
+    return isinstance(client, RedisCluster)
+
+
 def _retry() -> Retry:
     from redis.asyncio.retry import Retry
     from redis.backoff import ExponentialWithJitterBackoff
@@ -131,7 +173,7 @@ def _retry() -> Retry:
 
 def from_url(
     url: Any, options: dict[str, Any], *, cluster: bool = False, name: str = ""
-) -> Place:
+) -> Endpoint:
     """Read a URL, the option's unless it has another name. Raises InvalidBackend."""
     name = name or "The option url"
     schemes = ("redis", "rediss") if cluster else ("redis", "rediss", "unix")
@@ -148,10 +190,10 @@ def from_url(
             hint=ENCODE,
             id=CHECK_ID,
         )
-    return Place(url, options, cluster)
+    return Endpoint(url, options, cluster)
 
 
-def from_cache(alias: str, options: dict[str, Any]) -> Place:
+def from_cache(alias: str, options: dict[str, Any]) -> Endpoint:
     """Read an alias of CACHES that django-redis serves.
 
     Raises InvalidBackend and MissingExtra.
@@ -178,9 +220,9 @@ def from_cache(alias: str, options: dict[str, Any]) -> Place:
     made = {**_connection_options(given), **options}
     # What the URL says wins, as with django-redis.
     url = _first(params.get("LOCATION"), alias)
-    place = from_url(url, made, name=f"The LOCATION of CACHES[{alias!r}]")
+    endpoint = from_url(url, made, name=f"The LOCATION of CACHES[{alias!r}]")
     if not given.get("SENTINELS"):
-        return place
+        return endpoint
     try:
         sentinels = tuple((str(host), int(port)) for host, port in given["SENTINELS"])
     except (TypeError, ValueError):
@@ -193,7 +235,7 @@ def from_cache(alias: str, options: dict[str, Any]) -> Place:
     # django-redis' own word: which of its two pools a URL is for.
     query = [(k, v) for k, v in parse_qsl(parts.query) if k != "is_master"]
     url = urlunsplit(parts._replace(query=urlencode(query)))
-    return Place(
+    return Endpoint(
         url, made, sentinels=sentinels, sentinel_options=given.get("SENTINEL_KWARGS")
     )
 

@@ -1,63 +1,58 @@
-"""What is sent to a client, one of ours or one that was handed in."""
+"""What is sent to a client: scripts, writes that are done once, and scans."""
 
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import AsyncIterator, Sequence
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agent_sessions.backends.redis.scripts import Script
-from agent_sessions.exceptions import InvalidBackend, StorageError
+from agent_sessions.backends.redis.clients import is_cluster
+from agent_sessions.backends.redis.errors import CallTooLate, unanswered
+from agent_sessions.backends.redis.scripts import SENDING_S, Script
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
 
 
-class GivenClient:
-    """A client that the caller made. It belongs to the loop that uses it first.
+_TOKEN_BYTES = 8
 
-    Raises InvalidBackend for anything else than a client of redis.asyncio.
-    """
-
-    def __init__(self, client: Any) -> None:
-        from redis.asyncio import Redis, RedisCluster
-
-        if not isinstance(client, Redis | RedisCluster):
-            raise InvalidBackend(
-                f"The Redis client is a {type(client).__name__} of "
-                f"{type(client).__module__}.",
-                hint="Give a client of redis.asyncio, or use a URL or a cache.",
-                id="agent_sessions.E021",
-            )
-        self._client = client
-        self._begun = False
-        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
-        self._lock = asyncio.Lock()  # belongs to no loop before its first use
-
-    async def in_this_loop(self) -> Redis | RedisCluster:
-        """Return the client. Raises StorageError in another loop than its own."""
-        loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = weakref.ref(loop)
-        elif self._loop() is not loop:
-            raise StorageError(
-                "This Redis client belongs to the event loop that used it first. "
-                "Make a client in each loop, or use from_url() or from_cache(), which "
-                "do."
-            )
-        if is_cluster(self._client) and not self._begun:
-            # One task alone: several that find a new client race in redis-py 8.
-            async with self._lock:
-                await self._client.initialize()
-                self._begun = True
-        return self._client
+# Sends a script with a call's token and time.
+_Send = Callable[[tuple[bytes, int]], Awaitable[Any]]
 
 
-def is_cluster(client: Redis | RedisCluster) -> bool:
-    from redis.asyncio import RedisCluster
+class Calls:
+    """The writes of one backend. What the scripts promise stands in scripts.py."""
 
-    return isinstance(client, RedisCluster)
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        # How far the server's clock is ahead of this one. The server has the last word.
+        self.ahead_ms = 0
+
+    async def make(self, send: _Send, *, pops: bool = False) -> Any:
+        """Send a call until it is answered.
+
+        Raises StoreUnavailable where the server doesn't answer in time.
+        """
+        try:
+            return await self._make(send, pops)
+        except CallTooLate as exc:
+            # The clocks differ. None of its tries was done, so another call may be.
+            self.ahead_ms = exc.server_ms - _now_ms()
+            return await self._make(send, pops)
+
+    async def _make(self, send: _Send, pops: bool) -> Any:
+        token = (b"p" if pops else b"w") + os.urandom(_TOKEN_BYTES)
+        try:
+            async with asyncio.timeout(SENDING_S):
+                return await send((token, _now_ms() + self.ahead_ms))
+        except TimeoutError as exc:
+            raise unanswered(self.alias, SENDING_S) from exc
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 async def evaluate(

@@ -51,6 +51,19 @@ _WORDS: dict[str, tuple[type[StorageError], str]] = {
 }
 
 
+# Classes of redis-py that cut the server's word off.
+_CLASSES = {
+    "AuthorizationError": "NOPERM",
+    "NoPermissionError": "NOPERM",
+    "ReadOnlyError": "READONLY",
+    "OutOfMemoryError": "OOM",
+    "BusyLoadingError": "LOADING",
+    "MasterDownError": "MASTERDOWN",
+    "ClusterDownError": "CLUSTERDOWN",
+    "TryAgainError": "TRYAGAIN",
+}
+
+
 class CallTooLate(StorageError):
     """The server took a write for too old and has done none of its tries."""
 
@@ -81,20 +94,29 @@ def named_errors(alias: str) -> Iterator[None]:
 
 
 def _named(alias: str, exc: Exception) -> AgentSessionError:
-    from redis import exceptions
+    from redis.exceptions import AuthenticationError, ResponseError
 
+    text = str(exc)
     # "UNBLOCKED …", or with an older server "ERR Error running script: UNBLOCKED …".
-    words = str(exc).replace(":", " ").split()
+    words = text.replace(":", " ").split()
     if "LEASELOST" in words:
         return LeaseLost()
     if TOO_LATE in words:
         return CallTooLate(int(words[words.index(TOO_LATE) + 1]))
-    kind, advice = next((_WORDS[word] for word in words if word in _WORDS), _by(exc))
-    if isinstance(exc, exceptions.AuthenticationError):
-        kind, advice = _WORDS["WRONGPASS"]
-    elif "ACL failure in script" in str(exc):
-        kind, advice = _WORDS["NOPERM"]
-    advice = advice.replace("{what}", _refused(str(exc)))
+    if isinstance(exc, AuthenticationError):
+        words = ["WRONGPASS"]
+    elif "ACL failure in script" in text:
+        words = ["NOPERM"]
+    words += [_CLASSES.get(kind.__name__, "") for kind in type(exc).__mro__]
+    found = next((_WORDS[word] for word in words if word in _WORDS), None)
+    if found is None and isinstance(exc, ResponseError):
+        found = StorageError, f"it refused the operation ({_told(exc)})."
+    kind, advice = found or (
+        StoreUnavailable,
+        f"it doesn't answer ({type(exc).__name__}). Check that it runs and can be "
+        "reached; a write has arrived whole, or not at all.",
+    )
+    advice = advice.replace("{what}", _refused(text))
     return kind(f"Redis of {alias!r} could not be used: {advice}")
 
 
@@ -111,30 +133,3 @@ def _told(exc: Exception) -> str:
     code = str(exc).partition(" ")[0]
     known = code.isascii() and code.isalpha() and code.isupper() and len(code) <= 16
     return f"{type(exc).__name__}, {code}" if known else type(exc).__name__
-
-
-def _by(exc: Exception) -> tuple[type[StorageError], str]:
-    """Go by the error's class; redis-py cuts some words off."""
-    from redis import exceptions
-
-    words: dict[type[Exception], str] = {
-        exceptions.AuthenticationError: "NOAUTH",
-        exceptions.AuthorizationError: "NOPERM",
-        exceptions.NoPermissionError: "NOPERM",
-        exceptions.ReadOnlyError: "READONLY",
-        exceptions.OutOfMemoryError: "OOM",
-        exceptions.BusyLoadingError: "LOADING",
-        exceptions.MasterDownError: "MASTERDOWN",
-        exceptions.ClusterDownError: "CLUSTERDOWN",
-        exceptions.TryAgainError: "TRYAGAIN",
-    }
-    for kind, word in words.items():
-        if isinstance(exc, kind):
-            return _WORDS[word]
-    if isinstance(exc, exceptions.ResponseError):
-        return StorageError, f"it refused the operation ({_told(exc)})."
-    return (
-        StoreUnavailable,
-        f"it doesn't answer ({type(exc).__name__}). Check that it runs and can be "
-        "reached; a write has arrived whole, or not at all.",
-    )

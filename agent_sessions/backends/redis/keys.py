@@ -105,25 +105,15 @@ def _beside(items: bytes) -> tuple[bytes, ...]:
     if hash_tag(items) is not None:
         # The first tag is the one that counts.
         return tuple(items + suffix for suffix in _BESIDE)
-    slot, start = slot_of(items), items.find(b"{")
-    if start < 0:
+    if b"{" not in items and b"}" not in items:
         # Without a tag the whole name is hashed: so is this one's tag.
-        tag = items if b"}" not in items else _number(b"", slot)
-        stem = items + b":{" + tag + b"}"
-    elif items.find(b"}", start) < 0:
-        stem = items + b":"
-        stem += _number(stem[start + 1 :], slot) + b"}"
-    else:
-        # An empty tag, after which no other counts: names are hashed as a whole.
-        return tuple(
-            items + suffix + b":" + _number(items + suffix + b":", slot)
-            for suffix in _BESIDE
-        )
-    return tuple(stem + suffix for suffix in _BESIDE)
+        return tuple(items + b":{" + items + b"}" + suffix for suffix in _BESIDE)
+    slot = slot_of(items)
+    return tuple(_numbered(items + suffix + b":", slot) for suffix in _BESIDE)
 
 
-def _number(before: bytes, slot: int) -> bytes:
-    """Return a number that, written after some bytes, puts all of it into a slot."""
-    begun = binascii.crc_hqx(before, 0)
+def _numbered(name: bytes, slot: int) -> bytes:
+    """Return a name that is hashed as a whole, with a number that fits the slot."""
+    begun = binascii.crc_hqx(name, 0)
     numbers = (b"%d" % number for number in count())
-    return next(n for n in numbers if binascii.crc_hqx(n, begun) % SLOTS == slot)
+    return name + next(n for n in numbers if binascii.crc_hqx(n, begun) % SLOTS == slot)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.keys import Asking
 from agent_sessions.backends.remote.listed import ListedBackend, Written
 from agent_sessions.backends.remote.paging import Stretch
+from agent_sessions.backends.retention import parse_age
 from agent_sessions.concurrency.loops import BackgroundLoop, take
 from agent_sessions.concurrency.settle import settle
+from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.items import Batch, Item, encode_batch
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ T = TypeVar("T")
 
 # The item that was removed, if there was one, and how many are left.
 Popped = tuple[Item | None, Written]
+# The longest time to live. Redis takes no more milliseconds, counted from 1970.
+_LONGEST = timedelta(days=36_500)
 # Ids of one step of a listing.
 _CHUNK = 500
 
@@ -38,12 +43,56 @@ class RemoteBackend(ListedBackend):
     OPTIONS of all: those of ListedBackend.
     """
 
+    # The id of the errors about values of its options.
+    check_id: ClassVar[str] = "agent_sessions.E008"
+
     def __init__(
         self, alias: str, options: dict[str, Any], *, listed: bool = True
     ) -> None:
         """Configure the backend; without `listed` it keeps no directory at all."""
         super().__init__(alias, options, listed=listed)
         self._background = BackgroundLoop(f"agent_sessions-{alias}")
+
+    # -- options ---------------------------------------------------------------------
+
+    def invalid_option(
+        self, name: str, hint: str, problem: str = "is not valid"
+    ) -> InvalidBackend:
+        """Return the error for an option. Its value may be a secret: it isn't quoted."""
+        return InvalidBackend(
+            f"AGENT_SESSIONS[{self.alias!r}]: the option {name} {problem}.",
+            hint=hint,
+            id=self.check_id,
+        )
+
+    def read_whole(self, name: str, least: int, most: int = 2**31) -> int:
+        """Return an option that is a whole number. Raises InvalidBackend."""
+        value = self.options[name]
+        if type(value) is int and least <= value <= most:
+            return value
+        to = "or more" if most == 2**31 else f"to {most}"
+        raise self.invalid_option(name, f"Give a whole number of {least} {to}.")
+
+    def read_ttl(self) -> timedelta | None:
+        """Return the option ttl; None keeps a history for ever.
+
+        Raises InvalidBackend.
+        """
+        value = self.options["ttl"]
+        if value is None:
+            return None
+        try:
+            if type(value) in {int, float}:
+                value = timedelta(seconds=value)
+            if (ttl := parse_age(value)) <= _LONGEST:
+                return ttl
+        except (OverflowError, ValueError):
+            pass
+        raise self.invalid_option(
+            "ttl",
+            'Give a timedelta, seconds or text such as "30d", more than 0 and at most '
+            "100 years, or None for ever.",
+        )
 
     # -- what a store implements -----------------------------------------------------
 

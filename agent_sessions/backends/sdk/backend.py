@@ -64,6 +64,7 @@ class SDKBackend(RemoteBackend):
     """
 
     required_options: ClassVar[frozenset[str]] = frozenset({"session"})
+    check_id = "agent_sessions.E020"
     option_defaults: ClassVar[dict[str, Any]] = {
         **RemoteBackend.option_defaults,
         "keep": 32,
@@ -74,6 +75,7 @@ class SDKBackend(RemoteBackend):
         self, alias: str, options: dict[str, Any], *, listed: bool = True
     ) -> None:
         super().__init__(alias, options, listed=listed)
+        self._keep = self.read_whole("keep", 0)
         self._sessions: PerLoop[OpenSessions] = PerLoop(
             self._make_sessions, OpenSessions.aclose
         )
@@ -103,7 +105,7 @@ class SDKBackend(RemoteBackend):
             f"AGENT_SESSIONS[{self.alias!r}]",
             own,
         )
-        return OpenSessions(maker, self.options["keep"])
+        return OpenSessions(maker, self._keep)
 
     def check(self) -> list[checks.CheckMessage]:
         messages = super().check()
@@ -119,15 +121,6 @@ class SDKBackend(RemoteBackend):
             ).items()
             if is_address(value) and is_misread(value)
         ]
-        keep = self.options["keep"]
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
-            messages.append(
-                checks.Error(
-                    f"{setting}['keep'] is not a whole number of 0 or more.",
-                    hint="It is how many sessions stay open, such as 32.",
-                    id="agent_sessions.E020",
-                )
-            )
         if self._forgets():
             messages.append(
                 checks.Warning(

@@ -158,7 +158,7 @@ async def test_a_server_that_is_not_there(
     await refused(session, operation, StoreUnavailable)
     assert not await session.ping()
     assert PASSWORD not in repr(session) + repr(session.backend)
-    assert PASSWORD not in repr(session.backend.place)  # type: ignore[attr-defined]
+    assert PASSWORD not in repr(session.backend.endpoint)  # type: ignore[attr-defined]
 
 
 def test_a_server_that_is_not_there_for_sync_callers() -> None:

@@ -15,7 +15,7 @@ from agent_sessions.backends.addresses import has_password, is_misread
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.dapr import DaprBackend
 from agent_sessions.backends.redis import RedisBackend
-from agent_sessions.backends.redis.clients import Place
+from agent_sessions.backends.redis.clients import Endpoint
 from agent_sessions.backends.sdk import SDKBackend
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.checks import (
@@ -296,8 +296,8 @@ def made_with_secrets() -> list[Any]:
             *(open_session(backend, SessionKey("s")) for backend in backends),
             innermost(sessions["private"]),
             sessions["private"].source.ring(),  # type: ignore[attr-defined]
-            RedisBackend("r", {"url": address}).place,
-            Place(address, {"password": SECRET}, make=lambda secret=SECRET: secret),  # type: ignore[misc]
+            RedisBackend("r", {"url": address}).endpoint,
+            Endpoint(address, {"password": SECRET}, make=lambda secret=SECRET: secret),  # type: ignore[misc]
             EncryptedSession(DjangoSession("s"), SECRET),
             RedisSession.from_url("s", address, redis_kwargs={"password": SECRET}),
         ]
@@ -312,7 +312,7 @@ def test_no_object_tells_a_secret_of_itself() -> None:
 
 
 async def test_no_client_tells_a_secret_of_itself() -> None:
-    place = RedisBackend("r", {"url": f"redis://:{SECRET}@host:6379/0"}).place
+    place = RedisBackend("r", {"url": f"redis://:{SECRET}@host:6379/0"}).endpoint
     client = await place.connect()
     assert SECRET not in repr(client)
     await client.aclose()
