@@ -28,7 +28,7 @@ from agent_sessions.exceptions import (
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
-from agent_sessions.runs.failures import logs_tracebacks, message_for, refusal_code
+from agent_sessions.runs.failures import log_failure, message_for, refusal_code
 from agent_sessions.runs.log import ChannelRelay
 from agent_sessions.sockets import (
     CLOSE_BAD_FRAMES,
@@ -176,7 +176,7 @@ class AgentConsumer(GuardedSocket):
         conversation = self.conversation
         # Before anything is read, whatever it is: who may not stay stops nothing.
         if conversation is not None and await self._is_welcome():
-            await self._read(conversation, text_data, bytes_data)
+            await self._keep_up(self._read(conversation, text_data, bytes_data))
         if self._over:
             await self._let_go()
 
@@ -227,27 +227,23 @@ class AgentConsumer(GuardedSocket):
             raise FrameError(
                 "bad_request", "threadId is not this socket's.", run_id=request.run_id
             )
-        if not await self.check_rate():
-            await self._refuse("rate_limited", request.run_id)
-            return
-        self._refused_frames = 0
-        await self._join(conversation)
         try:
+            if not await self.check_rate():
+                await self._refuse("rate_limited", request.run_id)
+                return
+            self._refused_frames = 0
+            await self._join(conversation)
             run = await self.manager.start(conversation, request, await self._setup())
         except SessionDoesNotExist:
             await self._end(CLOSE_NOT_FOUND)
-        except (AgentSessionError, DatabaseError) as exc:
+        except Exception as exc:
+            # Whatever a hook of the project raises is the run's error, not the socket's.
             code = refusal_code(exc)
             if code is None:
                 await self._give_up(exc)
                 return
             if code == "internal":
-                logger.error(
-                    "Run %r can't start: %s",
-                    request.run_id,
-                    exc,
-                    exc_info=exc if logs_tracebacks() else None,
-                )
+                log_failure(request.run_id, code, exc)
             await self._refuse(code, request.run_id)
         else:
             if run is None:

@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Hashable, Iterable, Mapping
 from typing import Any, cast
 
 from django.db import DatabaseError
+from django.utils.translation import override
 
 from agent_sessions.backends.spelling import (
     did_you_mean,
@@ -25,8 +26,9 @@ from agent_sessions.handler import ChatAlias, sessions
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
+from agent_sessions.runs.failures import in_words
 from agent_sessions.runs.log import group_of
-from agent_sessions.websocket_auth import SocketUser, origin_is_allowed
+from agent_sessions.websocket_auth import SocketUser, language_of, origin_is_allowed
 
 with extra("channels", "channels", needed_by=__name__):
     from channels.exceptions import DenyConnection
@@ -72,6 +74,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
             setattr(self, name, value)
         self.listener = Subscription()
         self.conversation: Conversation | None = None
+        self.language: str | None = None
         self._checked = 0.0
         self._over = False
         self._in_group = False
@@ -121,6 +124,10 @@ class GuardedSocket(AsyncWebsocketConsumer):
         """Return whether a user may talk to this agent; asked again and again."""
         return True
 
+    def get_language(self) -> Any:
+        """Choose the language of the sentences that this socket gets."""
+        return language_of(self.scope)
+
     def background(self) -> Iterable[Coroutine[Any, Any, None]]:
         """Return what goes on as long as the socket is open."""
         return ()
@@ -147,8 +154,13 @@ class GuardedSocket(AsyncWebsocketConsumer):
         if self.validate_origin and not origin_is_allowed(scope):
             raise DenyConnection
         await self.accept()
-        self._visitor = SocketUser(scope)
-        if await self._is_welcome() and await self._find() and await self._sit_down():
+        await self._keep_up(self._open())
+
+    async def _open(self) -> None:
+        self._visitor = SocketUser(self.scope)
+        if await self._is_welcome() and await self._find():
+            self._sit_down()
+            self.language = await maybe_await(self.get_language())
             work = (self._ping(), self._watch(), *self.background())
             self._tasks = [asyncio.create_task(self._keep_up(one)) for one in work]
 
@@ -166,20 +178,21 @@ class GuardedSocket(AsyncWebsocketConsumer):
             return False
         return True
 
-    async def _sit_down(self) -> bool:
-        """Take a seat of each kind, or close where the user has too many."""
+    def _sit_down(self) -> None:
+        """Take a seat of each kind; the user's oldest socket goes if there is none."""
         if self.conversation is None:
-            return False
+            return
         user, place = self.user.pk, (self.backend, self.conversation.pk)
         for seat, limit in (
             ((user,), self.max_sockets_per_user),
             ((user, *place), self.max_sockets),
         ):
-            if not self.manager.take_seat(seat, limit):
-                await self._end(CLOSE_TOO_MANY)
-                return False
             self._seats.append(seat)
-        return True
+            self.manager.take_seat(seat, self, limit)
+
+    async def displace(self) -> None:
+        """Close, since the user has opened too many others."""
+        await self._end(CLOSE_TOO_MANY)
 
     async def _end(self, code: int) -> None:
         """Close with a code, after which nothing is heard, said or done."""
@@ -205,7 +218,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
         if self.conversation is not None:
             self.manager.unsubscribe(self.conversation, self.listener)
         while self._seats:
-            self.manager.leave_seat(self._seats.pop())
+            self.manager.leave_seat(self._seats.pop(), self)
 
     async def _let_go(self) -> None:
         """Leave nothing behind, also of a frame that was being answered at the end."""
@@ -292,9 +305,13 @@ class GuardedSocket(AsyncWebsocketConsumer):
             await self._send({"type": "ping"})
 
     async def _send(self, frame: dict[str, Any]) -> None:
+        if self._over:
+            return
+        if event := frame.get("chunk"):
+            with override(self.language):
+                frame = {**frame, "chunk": in_words(event)}
         # ASCII escapes: a lone surrogate can't be sent in UTF-8.
-        if not self._over:
-            await self.send(text_data=json.dumps(frame, separators=(",", ":")))
+        await self.send(text_data=json.dumps(frame, separators=(",", ":")))
 
 
 async def maybe_await(value: Any) -> Any:

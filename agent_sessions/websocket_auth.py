@@ -15,7 +15,9 @@ from django.contrib.auth import (
     load_backend,
 )
 from django.core.exceptions import ValidationError
+from django.http import HttpRequest, parse_cookie
 from django.utils.crypto import constant_time_compare
+from django.utils.translation import get_language_from_request
 
 from agent_sessions.backends.keys import names_user
 from agent_sessions.exceptions import extra
@@ -44,6 +46,17 @@ def origin_is_allowed(scope: Mapping[str, Any]) -> bool:
     except ValueError:
         # No browser says "http://[": it is no address.
         return False
+
+
+def language_of(scope: Mapping[str, Any]) -> str:
+    """Return the language of a handshake, as LocaleMiddleware chooses a request's."""
+    request = HttpRequest()
+    for name, value in scope["headers"]:
+        if name == b"cookie":
+            request.COOKIES |= parse_cookie(value.decode("latin1"))
+        elif name == b"accept-language":
+            request.META["HTTP_ACCEPT_LANGUAGE"] = value.decode("latin1")
+    return get_language_from_request(request)
 
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.utils import timezone
-from django.utils.translation import gettext
 
 from agent_sessions.agui import (
     EventMapper,
@@ -31,8 +32,10 @@ from agent_sessions.runs.failures import (
     failure_code,
     log_failure,
     message_for,
+    question_for,
     report_failure,
 )
+from agent_sessions.runs.heartbeat import Pulse, heart
 from agent_sessions.runs.log import Event, EventLog, Frame
 from agent_sessions.runs.resuming import drop_unanswered, dump_state
 from agent_sessions.runs.setup import (
@@ -54,6 +57,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("agent_sessions.runs")
 
 Status = AgentRun.Status
+# Seconds between the attempts to write a run's end while the database is away.
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 5.0
 DELTAS = frozenset(
     {"TEXT_MESSAGE_CONTENT", "TOOL_CALL_ARGS", "REASONING_MESSAGE_CONTENT"}
 )
@@ -95,6 +101,9 @@ class ActiveRun:
         self._before: Usage | None = None
         self._abort_mode: Literal["immediate", "after_turn"] | None = None
         self._lost = False
+        # How the run ended, as long as its row doesn't say so.
+        self._unwritten: tuple[str, str, Paused | None] | None = None
+        self._is_written = False
         self._deltas: list[Event] = []
         self._flush_timer: asyncio.TimerHandle | None = None
         self._partial = ""
@@ -118,34 +127,29 @@ class ActiveRun:
     async def run(self, state: RunState[Any] | None = None) -> None:
         """Run to the end, whatever it is; `state` resumes a paused run."""
         self._publish([self._mapper.started(self.request.user_messages)])
-        heartbeat = asyncio.create_task(self._keep_lease())
         limit = asyncio.timeout(self.setup.limits.run_timeout)
         failure: Exception | None = None
-        try:
-            async with limit:
-                await self._stream(state)
-        except asyncio.CancelledError:
-            # The loop is shutting down.
-            await self._end_cancelled()
-            raise
-        except LeaseLost:
-            await self._end_failed("interrupted", Status.INTERRUPTED)
-        except Exception as exc:
-            code = "timeout" if limit.expired() else failure_code(exc)
-            failure = exc
-            log_failure(self.run_id, code, exc)
-            await self._end_failed(code, Status.FAILED)
-        else:
-            await self._end()
-        finally:
-            heartbeat.cancel()
-            if not self._base.done():
-                self._base.set_result(0)
-            self._flush()
-            self.ended = True
+        with self._kept_lease():
+            try:
+                async with limit:
+                    await self._stream(state)
+            except asyncio.CancelledError:
+                # The loop is shutting down.
+                await self._conclude(self._end_cancelled())
+                raise
+            except LeaseLost:
+                await self._conclude(self._end_failed("interrupted"))
+            except Exception as exc:
+                code = "timeout" if limit.expired() else failure_code(exc)
+                failure = exc
+                log_failure(self.run_id, code, exc)
+                await self._conclude(self._end_failed(code))
+            else:
+                await self._conclude(self._end())
         if failure is not None:
             # Clients have heard of the end by now, and wait for nothing here.
             await report_failure(self, failure)
+        await self._write_late()
 
     # -- running -------------------------------------------------------------------
 
@@ -180,24 +184,56 @@ class ActiveRun:
         async for event in result.stream_events():
             self._publish(self._mapper.map(event))
 
-    async def _keep_lease(self) -> None:
-        while True:
-            await asyncio.sleep(self.setup.limits.heartbeat)
-            kept = await self._in_thread(records.beat, self.conversation, self.lease)
-            if not kept:
-                self._lost = True
-                if self._result is not None:
-                    self._result.cancel()
-                return
+    @contextlib.contextmanager
+    def _kept_lease(self) -> Iterator[None]:
+        """Beat for the run while it goes on."""
+        threads = self.conversation.backend.threads
+        pulse = Pulse(
+            lambda: threads.run(records.beat, self.conversation, self.lease),
+            self._lose,
+            self.setup.limits.heartbeat,
+        )
+        # A caller's own connection serves no other thread.
+        task = None if threads.serves_caller() else asyncio.create_task(pulse.run())
+        if task is None:
+            heart.start(pulse)
+        try:
+            yield
+        finally:
+            heart.stop(pulse)
+            if task is not None:
+                task.cancel()
+            if not self._base.done():
+                self._base.set_result(0)
+            self._flush()
+            self.ended = True
+
+    def _lose(self) -> None:
+        self._lost = True
+        if self._result is not None:
+            self._result.cancel()
 
     # -- ending --------------------------------------------------------------------
+
+    async def _conclude(self, end: Coroutine[Any, Any, None]) -> None:
+        """End the run; clients are told in any case, also if that can't be written."""
+        try:
+            await end
+        except Exception as exc:
+            log_failure(self.run_id, "internal", exc)
+            self._fail("internal")
+            if self._unwritten is None and not self._is_written:
+                self._unwritten = (Status.FAILED, "internal", None)
+            elif not isinstance(exc, OperationalError | InterfaceError):
+                # It would fail again: the lease ends by its age.
+                self._unwritten = None
 
     async def _end(self) -> None:
         result = self._result
         if result is None:
             raise RuntimeError("a run can't end well before it began")
         if self._lost:
-            await self._end_failed("interrupted", Status.INTERRUPTED)
+            await self._end_failed("interrupted")
         elif self._abort_mode is not None and result.final_output is None:
             await self._end_cancelled()
         elif result.interruptions:
@@ -213,28 +249,41 @@ class ActiveRun:
         await self._finish(Status.CANCELLED)
         self._publish(self._mapper.finished(self._usage(), outcome="cancelled"))
 
-    async def _end_failed(self, code: str, status: str) -> None:
+    async def _end_failed(self, code: str) -> None:
         self._flush()
+        status = Status.INTERRUPTED if code == "interrupted" else Status.FAILED
         await self._finish(status, code)
+        self._fail(code)
+
+    def _fail(self, code: str) -> None:
         self._publish(self._mapper.error(code, message_for(code), self._usage()))
 
-    async def _finish(self, status: str, code: str = "") -> None:
+    async def _finish(
+        self, status: str, code: str = "", paused: Paused | None = None
+    ) -> None:
         """Close the row before clients hear of the end: then they may write on."""
+        self._unwritten = (status, code, paused)
         outcome = await self._outcome(status, code)
-        await self._in_thread(records.finish, self.conversation, self.lease, outcome)
+        await self._in_thread(
+            records.finish, self.conversation, self.lease, outcome, paused
+        )
+        self._unwritten, self._is_written = None, True
+
+    async def _write_late(self) -> None:
+        """Write the end as soon as the database is back, so that the lease ends."""
+        pause = FIRST_PAUSE
+        while self._unwritten is not None:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            await self._conclude(self._finish(*self._unwritten))
 
     async def _pause(self, result: RunResultStreaming) -> None:
         self._flush()
         expires_at = timezone.now() + self.setup.limits.approval_timeout
         state = dump_state(result.to_state())
-        asked = interrupts(result.interruptions, expires_at, message=_question)
-        await self._in_thread(
-            records.finish,
-            self.conversation,
-            self.lease,
-            await self._outcome(Status.WAITING, ""),
-            Paused(state, asked, aware(expires_at).timestamp()),
-        )
+        asked = interrupts(result.interruptions, expires_at, message=question_for)
+        paused = Paused(state, asked, aware(expires_at).timestamp())
+        await self._finish(Status.WAITING, paused=paused)
         page = await self.conversation.backend.apage(self.conversation.key)
         messages, before = shown(page, self.setup.options)
         self._publish(
@@ -258,7 +307,7 @@ class ActiveRun:
         try:
             # Through what wraps the session, if anything does: it may change items.
             await session.add_items([message])
-        except AgentSessionError as exc:
+        except (AgentSessionError, DatabaseError) as exc:
             # The run has ended all the same, and its row is to say so.
             logger.info(
                 "Run %r: the stopped answer was not kept (%s)",
@@ -341,7 +390,3 @@ class ActiveRun:
             self._partial += event["delta"]
         elif event["type"] in {"TEXT_MESSAGE_START", "TEXT_MESSAGE_END"}:
             self._partial = ""
-
-
-def _question(tool: str) -> str:
-    return gettext("May %(tool)s be called?") % {"tool": tool}

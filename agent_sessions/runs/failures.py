@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+from django.db import DatabaseError
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from agent_sessions.agui.content import clean
 from agent_sessions.exceptions import (
+    AgentSessionError,
     InterruptExpired,
     InterruptsPending,
     InvalidApproval,
@@ -44,8 +48,33 @@ def message_for(code: str) -> str:
     return str(MESSAGES.get(code, MESSAGES["internal"]))
 
 
+def question_for(tool: str) -> str:
+    """Return the question of an approval, in the active language."""
+    return gettext("May %(tool)s be called?") % {"tool": tool}
+
+
+def in_words(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event with our sentences in the active language.
+
+    A run's events are made once, and read in the language of each socket.
+    """
+    if event["type"] == "RUN_ERROR":
+        return {**event, "message": message_for(event["code"])}
+    outcome = event.get("outcome", {})
+    if "interrupts" not in outcome:
+        return event
+    asked = [
+        {**each, "message": clean(question_for(each["metadata"]["toolName"]))}
+        for each in outcome["interrupts"]
+    ]
+    return {**event, "outcome": {**outcome, "interrupts": asked}}
+
+
 def refusal_code(exc: Exception) -> str | None:
-    """Return the code of an error that refuses a run before it starts."""
+    """Return the code of an error that refuses a run before it starts.
+
+    None says that a store or a database is away, and that a client tries again.
+    """
     codes: dict[type[Exception], str] = {
         SessionBusy: "session_busy",
         InterruptsPending: "interrupts_pending",
@@ -55,7 +84,8 @@ def refusal_code(exc: Exception) -> str | None:
         UnreadableState: "internal",
         StorageError: "internal",
     }
-    return next((code for kind, code in codes.items() if isinstance(exc, kind)), None)
+    away = None if isinstance(exc, AgentSessionError | DatabaseError) else "internal"
+    return next((code for kind, code in codes.items() if isinstance(exc, kind)), away)
 
 
 def failure_code(exc: BaseException) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
 from agent_sessions.agui import RunRequest, StreamOptions
@@ -33,6 +32,13 @@ Place = tuple[str, int, SessionKey]
 LAST_WORDS = 5
 
 
+class Seated(Protocol):
+    """A socket that takes a seat among its user's."""
+
+    async def displace(self) -> None:
+        """Make room for a newer one."""
+
+
 class RunManager:
     """Start runs, keep them going without listeners, tell listeners about them.
 
@@ -45,7 +51,7 @@ class RunManager:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: dict[Place, set[Subscription]] = {}
         self._detached: dict[Place, asyncio.TimerHandle] = {}
-        self._seats: Counter[Hashable] = Counter()
+        self._seats: dict[Hashable, dict[Seated, None]] = {}
         # What a user's sockets of this process may ask for together.
         self.rates = Rates()
         # Takes every frame to other processes, where there is a way.
@@ -140,18 +146,25 @@ class RunManager:
         """Count a conversation's listeners in this process."""
         return len(self._listeners.get(_place(conversation), ()))
 
-    def take_seat(self, seat: Hashable, limit: int) -> bool:
-        """Count one more socket of a user; False where there are enough."""
-        if self._seats[seat] >= limit:
-            return False
-        self._seats[seat] += 1
-        return True
+    def take_seat(self, seat: Hashable, socket: Seated, limit: int) -> None:
+        """Seat one more socket of a user; the oldest ones over the limit must go.
 
-    def leave_seat(self, seat: Hashable) -> None:
-        """Count one socket less."""
-        self._seats[seat] -= 1
-        if not self._seats[seat]:
-            del self._seats[seat]
+        They are those that nobody may be listening to any more: a phone that lost its
+        network leaves sockets that look open.
+        """
+        seated = self._seats.setdefault(seat, {})
+        seated[socket] = None
+        for oldest in list(seated)[: max(len(seated) - limit, 0)]:
+            task = asyncio.create_task(oldest.displace())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def leave_seat(self, seat: Hashable, socket: Seated) -> None:
+        """Free the seat of a socket."""
+        seated = self._seats.get(seat, {})
+        seated.pop(socket, None)
+        if not seated:
+            self._seats.pop(seat, None)
 
     @guarded
     async def sync(

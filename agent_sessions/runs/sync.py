@@ -78,10 +78,14 @@ def shown(
 def _fitting(messages: list[Event], room: int) -> int:
     """Count the newest messages that fit, as written to the wire."""
     for count, message in enumerate(reversed(messages)):
-        room -= len(json.dumps(message, separators=(",", ":"))) + len(",")
+        room -= len(_written(message)) + len(",")
         if room < len("[]"):
             return count
     return len(messages)
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def replay(offset: str | None, log: EventLog | None) -> list[Frame] | None:
@@ -104,8 +108,11 @@ async def read_before(run: ActiveRun) -> Page:
 def fresh_running(run: ActiveRun, page: Page) -> list[Frame]:
     """Start anew in the middle of a run: its start, what was before, its events."""
     first, *events = run.log.frames()
-    messages, before = shown(page, run.setup.options)
-    told = snapshot(messages, before=before)
+    # A snapshot replaces all messages: those that the run answers are in it too.
+    asked = run.request.user_messages
+    room = SNAPSHOT_BYTES - len(_written(asked))
+    messages, before = shown(page, run.setup.options, room)
+    told = snapshot([*messages, *asked], before=before)
     return [first, Frame(run.run_id, first.number, told), *events]
 
 

@@ -107,5 +107,6 @@ def _errors() -> dict[str, str]:
         "error_model_error": _("The model couldn't be reached or gave no answer."),
         "error_timeout": _("The answer took too long and was stopped."),
         "error_interrupted": _("The server stopped in the middle of the answer."),
+        "error_unanswered": _("The server didn't answer several times. Try later."),
         "error_internal": _("Something went wrong on the server."),
     }

@@ -525,7 +525,9 @@ async def test_handshakes_that_are_too_many_or_from_elsewhere() -> None:
         await tab.sync()
         await tab.to_end()
         async with Socket(ID, world.owner, speaker("no"), max_sockets=1) as second:
-            assert await second.closed() == 4429
+            assert await tab.closed() == 4429
+            await second.sync()
+            await second.to_end()
 
 
 # -- what goes out ---------------------------------------------------------------------

@@ -16,6 +16,7 @@ from agent_sessions.agui import StreamOptions
 from agent_sessions.backends.base import Page
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.ratelimit import Rates
+from agent_sessions.runs import get_run_manager
 from agent_sessions.runs.log import EventLog
 from agent_sessions.runs.sync import SNAPSHOT_BYTES, replay, shown
 from tests.runs.test_runs import cashier
@@ -45,30 +46,30 @@ async def test_a_user_has_so_many_sockets_over_all_conversations() -> None:
         async with Socket(ids[1], user, speaker(), **limit) as two:
             await seen_user(two)
             async with Socket(ids[2], user, speaker(), **limit) as three:
-                assert await three.closed() == 4429
-            other, theirs = await conversation()
-            async with Socket(theirs, other, speaker(), **limit) as tab:
-                await seen_user(tab)
-        async with Socket(ids[2], user, speaker(), **limit) as three:
-            await seen_user(three)
+                assert await one.closed() == 4429
+                await seen_user(two)
+                await seen_user(three)
+                other, theirs = await conversation()
+                async with Socket(theirs, other, speaker(), **limit) as tab:
+                    await seen_user(tab)
+                await seen_user(two)
 
 
 async def test_a_seat_is_free_when_its_socket_has_broken_off() -> None:
     """Channels calls no disconnect() where a handler raised."""
 
     class Broken(AgentConsumer):
-        def get_agent(self) -> Any:
+        async def receive(self, *args: Any, **kwargs: Any) -> None:
             raise RuntimeError("a bug")
 
     user, session_id = await conversation()
     for _ in range(2):
-        tab = Socket(session_id, user, None, consumer=Broken, max_sockets=1)
+        tab = Socket(session_id, user, speaker(), consumer=Broken, max_sockets=1)
         assert (await tab.communicator.connect())[0]
         await tab.say("r-1", "Hi")
         with pytest.raises(RuntimeError, match="a bug"):
             await tab.communicator.wait()
-    async with Socket(session_id, user, speaker(), max_sockets=1) as tab:
-        await seen_user(tab)
+        assert not get_run_manager()._seats
 
 
 @pytest.mark.parametrize("kind", ["sync", "abort"])
@@ -206,6 +207,9 @@ async def test_a_snapshot_in_the_middle_of_a_run_is_no_larger() -> None:
             _, snapshot = await other.until("MESSAGES_SNAPSHOT")
             model.gate.set()
             assert text_of(await other.to_end()) == "one two three"
+    assert message_bytes(snapshot) <= SNAPSHOT_BYTES
+    # What the run answers comes last.
+    assert snapshot["messages"].pop()["content"] == "Hi"
     await assert_newest(session, snapshot, 30)
 
 

@@ -2,9 +2,11 @@
 //
 // Events: "connection" {state, code, seconds} with the states connecting, open,
 // waiting, offline and closed; "event" {event}: an AG-UI event; "known" {runId}: a run
-// that was sent again had ended long before, and the events just given hold it.
+// that was sent again had ended long before, and the events just given hold it. A run
+// that no connection lives to answer is given up: an "event" RUN_ERROR "unanswered".
 
 const STEPS = [1, 2, 4, 8, 16, 30];
+const SENDS = 4;
 const SILENCE = 60_000;
 const STEADY = 60_000;
 // After these the server would only say the same again.
@@ -96,9 +98,22 @@ export class AgentClient extends EventTarget {
 
   #request(runId, body) {
     const frame = { threadId: this.#threadId, runId, ...body };
-    this.#pending.set(runId, frame);
-    this.#send(frame);
+    this.#pending.set(runId, { frame, sent: 0 });
+    this.#ask(runId);
     return runId;
+  }
+
+  /** Send a run, but not for ever: what it meets may end each connection. */
+  #ask(runId) {
+    const asked = this.#pending.get(runId);
+    if (this.#socket?.readyState !== WebSocket.OPEN) return;
+    if (asked.sent++ < SENDS) {
+      this.#send(asked.frame);
+      return;
+    }
+    this.#pending.delete(runId);
+    const event = { type: "RUN_ERROR", code: "unanswered", metadata: { runId } };
+    this.dispatchEvent(new CustomEvent("event", { detail: { event } }));
   }
 
   #send(frame) {
@@ -113,7 +128,8 @@ export class AgentClient extends EventTarget {
     this.#sync();
     this.#rests = 0;
     this.#again = [...this.#pending.keys()];
-    for (const frame of this.#pending.values()) this.#send(frame);
+    for (const runId of this.#again) this.#ask(runId);
+    this.#again = this.#again.filter((runId) => this.#pending.has(runId));
   }
 
   #received(data) {
@@ -163,6 +179,11 @@ export class AgentClient extends EventTarget {
       return;
     }
     const step = STEPS[Math.min(this.#tries++, STEPS.length - 1)];
+    // A newer socket took the place of this one: a page that is seen takes it back.
+    if (code === 4429 && document.hidden) {
+      this.#report("offline", code);
+      return;
+    }
     const seconds = code === 4429 ? 30 : step * (0.5 + Math.random() / 2);
     this.#report("waiting", code, Math.ceil(seconds));
     this.#timer = setTimeout(() => this.connect(), seconds * 1000);

@@ -1,0 +1,122 @@
+"""Keep the leases of a process alive, from a thread that no tool can block."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from agent_sessions.concurrency.forks import new_lock
+
+logger = logging.getLogger("agent_sessions.runs")
+
+# Seconds until a beat that failed is tried again, if beats aren't more frequent.
+AGAIN_AFTER = 2.0
+
+
+@dataclass(eq=False)
+class Pulse:
+    """The heartbeat of one run; `beat` returns whether the lease is still held."""
+
+    beat: Callable[[], Awaitable[bool]]
+    # Called in the run's loop once a database that answers says that it is not.
+    lost: Callable[[], None]
+    interval: float
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    due: float = 0
+
+    def __post_init__(self) -> None:
+        """Beat for the first time after an interval: the lease has just been taken."""
+        self.due = time.monotonic() + self.interval
+
+    async def run(self) -> None:
+        """Beat until the lease is lost, in a task of the run's own loop."""
+        while True:
+            await asyncio.sleep(max(self.due - time.monotonic(), 0))
+            if not await self.try_once():
+                self.lost()
+                return
+
+    async def try_once(self) -> bool:
+        """Beat; return False only if the lease is lost. An error is no answer."""
+        after = self.interval
+        try:
+            held = await asyncio.wait_for(self.beat(), self.interval)
+        except Exception as exc:
+            logger.warning("A heartbeat failed (%s)", type(exc).__name__)
+            held, after = True, min(self.interval, AGAIN_AFTER)
+        self.due = time.monotonic() + after
+        return held
+
+
+class Heart:
+    """A thread that beats for all runs of a process; it ends with the last of them."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._pulses: set[Pulse] = set()
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._news = threading.Event()
+
+    def start(self, pulse: Pulse) -> None:
+        """Beat for a run from now on."""
+        with self._lock:
+            if self._pid != os.getpid():
+                # The runs of the parent, and the thread, stay with the parent.
+                self._pulses, self._thread = set(), None
+                self._news, self._pid = threading.Event(), os.getpid()
+            self._pulses.add(pulse)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._serve, name="agent_sessions-heartbeat", daemon=True
+                )
+                self._thread.start()
+        self._news.set()
+
+    def stop(self, pulse: Pulse) -> None:
+        """Beat for a run no more."""
+        with self._lock:
+            self._pulses.discard(pulse)
+        self._news.set()
+
+    def _serve(self) -> None:
+        while True:
+            self._news.clear()
+            with self._lock:
+                if not self._pulses:
+                    self._thread = None
+                    return
+                now = time.monotonic()
+                due = [pulse for pulse in self._pulses if pulse.due <= now]
+                wait = min(pulse.due for pulse in self._pulses) - now
+            if due:
+                asyncio.run(self._beat(due))
+            else:
+                self._news.wait(wait)
+
+    async def _beat(self, pulses: list[Pulse]) -> None:
+        await asyncio.gather(
+            *(
+                asyncio.create_task(self._beat_one(pulse), context=pulse.context)
+                for pulse in pulses
+            )
+        )
+
+    async def _beat_one(self, pulse: Pulse) -> None:
+        if await pulse.try_once():
+            return
+        with self._lock:
+            is_awaited = pulse in self._pulses
+            self._pulses.discard(pulse)
+        if is_awaited and not pulse.loop.is_closed():
+            pulse.loop.call_soon_threadsafe(pulse.lost)
+
+
+heart = Heart()
