@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from agent_sessions.doctor.examining import examine, why_closed
+from agent_sessions.doctor.examining import examine, restore, why_closed
 from agent_sessions.doctor.findings import CODES, Finding, Quarantined, Report, Skipped
-from agent_sessions.doctor.restoring import restore
 
 __all__ = [
     "CODES",

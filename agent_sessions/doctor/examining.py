@@ -1,10 +1,9 @@
-"""Examine sessions one by one, beside those who write to them."""
+"""Examine sessions one by one, beside those who write to them; restore rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from django.db import DatabaseError, router
 from django.db.models import QuerySet
@@ -12,17 +11,15 @@ from django.db.models import QuerySet
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.leases import holds_a_run
-from agent_sessions.doctor.findings import Finding, Quarantined, Report, Skipped
-from agent_sessions.doctor.quarantine import list_quarantined
+from agent_sessions.doctor.findings import Report, Skipped
+from agent_sessions.doctor.quarantine import list_quarantined, take_back
+from agent_sessions.doctor.rows import BATCH_SIZE, renumber
 from agent_sessions.doctor.session import Examination
-from agent_sessions.doctor.turns import BATCH_SIZE
-from agent_sessions.exceptions import AgentSessionError, InvalidBackend
+from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions as backends
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
-
-# Sessions of one query.
-_CHUNK = 500
+from agent_sessions.retention.selection import chunks, databases
 
 
 class Progress(Protocol):
@@ -30,6 +27,10 @@ class Progress(Protocol):
 
     def __call__(self, sessions: int, items: int) -> None:
         """Hear the counts so far."""
+
+
+class CantExamine(AgentSessionError, TypeError):
+    """The doctor can't look into the sessions of a backend; the message says why."""
 
 
 @guarded
@@ -48,38 +49,51 @@ def examine(
     run holds are skipped. Only sessions whose items are in a Django database are
     looked at, and not where they are encrypted; others are skipped.
     """
-    report = _Collected()
+    report = Report()
+
+    def read(items: int) -> None:
+        if progress is not None:
+            progress(report.sessions, report.items + items)
+
     for row in _each(sessions):
+        reason, failed = "", True
         try:
-            backend = backends[row.backend]
-        except InvalidBackend as exc:
-            report.skip(row, str(exc), failed=True)
-            continue
-        rows = backend.in_database
-        if rows is None:
-            report.skip(row, why_closed(backend))
-            continue
-        try:
-            _examine(rows, row, report, repair, batch_size, progress)
+            found = _examine(row, repair, batch_size, read)
+        except CantExamine as exc:
+            reason, failed = str(exc), False
         except AgentSessionError as exc:
-            report.skip(row, str(exc), failed=True)
+            reason = str(exc)
         except DatabaseError as exc:
             # The driver's own words may quote contents.
             reason = f"The database refused to read it ({type(exc).__name__})."
-            report.skip(row, reason, failed=True)
-    return report.report()
+        else:
+            if isinstance(found, Examination):
+                report.quarantined += list_quarantined(found.using, found.row)
+                report.sessions += 1
+                report.items += found.items
+                report.findings += found.findings
+            elif found is not None:
+                reason, failed = found, False
+        if reason:
+            report.skipped.append(Skipped(row.pk, row.session_id, reason, failed))
+    return report
 
 
-def backend_of(row: AgentSession) -> DatabaseBackend:
-    """Return the backend that has a session's items.
+@guarded
+def restore(session: AgentSession, position: int, *, branch: str | None = None) -> None:
+    """Move a row from the quarantine back to where it was.
 
-    Raises InvalidBackend, and TypeError where the doctor can't look into it.
+    `branch` names the branch that it was on, where several lost a row of that
+    position. Raises SessionItem.DoesNotExist and MultipleObjectsReturned, TypeError
+    where the doctor can't look into the backend, and InvalidBackend.
     """
-    backend = backends[row.backend]
-    found = backend.in_database
-    if found is None:
-        raise TypeError(why_closed(backend))
-    return found
+    backend = _backend_of(session)
+
+    def move(_: Any) -> None:
+        take_back(backend.using, session, position, branch)
+        renumber(backend.using, session.pk)
+
+    backend.change(SessionKey(session.session_id, session.user_id), move)
 
 
 def why_closed(backend: BaseSessionBackend) -> str:
@@ -92,48 +106,27 @@ def why_closed(backend: BaseSessionBackend) -> str:
     return f"{name} keeps its items in no Django database."
 
 
-class _Collected:
-    def __init__(self) -> None:
-        self.examined = 0
-        self.items = 0
-        self.findings: list[Finding] = []
-        self.skipped: list[Skipped] = []
-        self.quarantined: list[Quarantined] = []
-
-    def skip(self, row: AgentSession, reason: str, *, failed: bool = False) -> None:
-        self.skipped.append(Skipped(row.pk, row.session_id, reason, failed))
-
-    def report(self) -> Report:
-        return Report(
-            self.examined,
-            self.items,
-            tuple(self.findings),
-            tuple(self.skipped),
-            tuple(self.quarantined),
-        )
+def _backend_of(row: AgentSession) -> DatabaseBackend:
+    """Return what has a session's items. Raises InvalidBackend and CantExamine."""
+    backend = backends[row.backend]
+    if (found := backend.in_database) is None:
+        raise CantExamine(why_closed(backend))
+    return found
 
 
 def _examine(
-    backend: DatabaseBackend,
-    row: AgentSession,
-    report: _Collected,
-    repair: bool,
-    batch_size: int,
-    progress: Progress | None,
-) -> None:
-    def read(items: int) -> None:
-        if progress is not None:
-            progress(report.examined, report.items + items)
-
+    row: AgentSession, repair: bool, batch_size: int, read: Any
+) -> Examination | str | None:
+    """Examine a session; return why it was not, or None where it is gone."""
+    backend = _backend_of(row)
     rows = AgentSession.objects.using(backend.using).filter(pk=row.pk)
 
-    def look(*, repair: bool) -> Examination | Skipped | None:
+    def look(*, repair: bool) -> Examination | str | None:
         fresh = rows.first()
         if fresh is None:
             return None
         if holds_a_run(fresh):
-            reason = f"Run {fresh.run_id} is active."
-            return Skipped(fresh.pk, fresh.session_id, reason)
+            return f"Run {fresh.run_id} is active."
         examination = Examination(
             backend, fresh, repair=repair, batch_size=batch_size, read=read
         )
@@ -144,45 +137,19 @@ def _examine(
     if isinstance(found, Examination) and any(f.repair for f in found.findings):
         key = SessionKey(row.session_id, row.user_id)
         found = backend.change(key, lambda branches: look(repair=repair))
-    if isinstance(found, Skipped):
-        report.skipped.append(found)
-    elif found is not None:
-        report.quarantined += list_quarantined(backend.using, found.row)
-        report.examined += 1
-        report.items += found.items
-        report.findings += found.findings
+    return found
 
 
 def _each(sessions: Iterable[AgentSession] | None) -> Iterator[AgentSession]:
     """Return the sessions, read from where they are written."""
     if sessions is None:
-        for using in _databases():
-            yield from _chunks(AgentSession.objects.using(using))
+        # What can't be built is told of each of its sessions.
+        for using in databases(skip_broken=True):
+            yield from chunks(AgentSession.objects.using(using))
     elif isinstance(sessions, QuerySet):
         if sessions.db == router.db_for_read(AgentSession):
             # Nobody has named a database, and a replica may lag behind.
             sessions = sessions.using(router.db_for_write(AgentSession))
-        yield from _chunks(sessions)
+        yield from chunks(sessions)
     else:
         yield from sessions
-
-
-def _chunks(rows: QuerySet[AgentSession]) -> Iterator[AgentSession]:
-    """Read a query in chunks, with no cursor held between them."""
-    after = 0
-    while True:
-        chunk = list(rows.filter(pk__gt=after).order_by("pk")[:_CHUNK])
-        yield from chunk
-        if len(chunk) < _CHUNK:
-            return
-        after = chunk[-1].pk
-
-
-def _databases() -> list[str]:
-    """Name the Django databases that may have sessions."""
-    found = {backends.database().directory.using}
-    for alias in backends:
-        # What can't be built is told of each of its sessions.
-        with suppress(InvalidBackend):
-            found.add(backends[alias].directory.using)
-    return sorted(found)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from agent_sessions.models import Branch
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
+class Code(NamedTuple):
     """One kind of finding; `repair` is empty where nothing has to be done."""
 
     message: str
@@ -82,6 +84,21 @@ CODES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """What an examiner has found in a session, and what mends it.
+
+    `mend` is None where nothing has to be done, or where it is done with others once
+    all are found. `told` are the values of the code's message.
+    """
+
+    code: str
+    branch: Branch | None = None
+    position: int | None = None
+    mend: Callable[[], object] | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is wrong, where it is, and what a repair does about it."""
 
@@ -120,20 +137,20 @@ class Quarantined:
     position: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
     """What an examination found."""
 
     sessions: int = 0
     items: int = 0
-    findings: tuple[Finding, ...] = ()
-    skipped: tuple[Skipped, ...] = ()
-    quarantined: tuple[Quarantined, ...] = ()
+    findings: list[Finding] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
 
     @property
-    def left(self) -> tuple[Finding, ...]:
+    def left(self) -> list[Finding]:
         """What is still to be mended."""
-        return tuple(finding for finding in self.findings if finding.is_left)
+        return [finding for finding in self.findings if finding.is_left]
 
     @property
     def is_clean(self) -> bool:

@@ -14,6 +14,7 @@ from agent_sessions import approvals
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.doctor.findings import Fault
 from agent_sessions.exceptions import InvalidApproval
 from agent_sessions.models import AgentRun, AgentSession
 
@@ -63,26 +64,28 @@ class Leases:
         firsts = [run.first_position or 0 for run in self._waiting["open"]]
         return min(firsts, default=None)
 
-    def find(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Return codes, each with the values of its sentence."""
+    def faults(self, *, repair: bool) -> Iterator[Fault]:
+        """Return what is wrong; with `repair`, mend all of it together at the end."""
         stale = bool(self.row.run_id)
-        if stale:
-            yield "stale_lease", {}
         expired, lost = self._waiting["expired"], self._waiting["lost"]
-        for code, count in (
-            ("unfinished_run", self._unfinished.count()),
-            ("expired_approval", len(expired)),
-            ("lost_state", len(lost)),
-        ):
-            for _ in range(count):
-                yield code, {}
+        counts = {
+            "stale_lease": int(stale),
+            "unfinished_run": self._unfinished.count(),
+            "expired_approval": len(expired),
+            "lost_state": len(lost),
+        }
+        for code, count in counts.items():
+            yield from [Fault(code)] * count
         # An approval that ends by itself leaves the state to its own finding.
-        ending = expired or lost
         expected = self._state()
-        if not stale and not ending and self.row.state != expected:
-            yield "wrong_state", {"found": self.row.state, "expected": expected}
+        is_wrong = not (stale or expired or lost) and self.row.state != expected
+        if is_wrong:
+            told = {"found": self.row.state, "expected": expected}
+            yield Fault("wrong_state", told=told)
+        if repair and (is_wrong or any(counts.values())):
+            self._mend()
 
-    def mend(self) -> None:
+    def _mend(self) -> None:
         """Give the session back, and end what can't go on."""
         if self.row.run_id:
             from agent_sessions.runs import Conversation, records

@@ -6,7 +6,6 @@ unique within a branch only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from django.utils import timezone
@@ -16,8 +15,8 @@ from agent_sessions.doctor.findings import Quarantined
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
 
-def put_away(using: str, branch: Branch, pks: Iterable[Any]) -> None:
-    """Move rows of a branch into its quarantine; the caller holds the session."""
+def put_away(using: str, branch: Branch, pk: Any) -> None:
+    """Move a row of a branch into its quarantine; the caller holds the session."""
     family = Branch._base_manager.using(using).filter(session_id=branch.session_id)
     place = family.filter(parent_id=branch.pk, is_quarantine=True).first()
     if place is None:
@@ -31,12 +30,12 @@ def put_away(using: str, branch: Branch, pks: Iterable[Any]) -> None:
             archived_at=timezone.now(),
             is_quarantine=True,
         )
-    SessionItem._base_manager.using(using).filter(pk__in=list(pks)).update(branch=place)
+    SessionItem._base_manager.using(using).filter(pk=pk).update(branch=place)
 
 
 def list_quarantined(using: str, row: AgentSession) -> list[Quarantined]:
     """List what a session has in quarantine."""
-    found = quarantined(using, row.pk).order_by("branch__parent", "position")
+    found = _quarantined(using, row.pk).order_by("branch__parent", "position")
     return [
         Quarantined(row.pk, row.session_id, item.branch.parent.label, item.position)
         for item in found.select_related("branch__parent").only(
@@ -45,8 +44,30 @@ def list_quarantined(using: str, row: AgentSession) -> list[Quarantined]:
     ]
 
 
-def quarantined(using: str, session: Any) -> Any:
+def _quarantined(using: str, session: Any) -> Any:
     """Return the rows that a session has in quarantine."""
     return SessionItem._base_manager.using(using).filter(
         branch__session_id=session, branch__is_quarantine=True
     )
+
+
+def take_back(
+    using: str, session: AgentSession, position: int, branch: str | None
+) -> None:
+    """Move a row back to the branch that lost it; see restore()."""
+    rows = _quarantined(using, session.pk).filter(position=position)
+    if branch is not None:
+        homes = Branch._base_manager.using(using).filter(**Branch.of_label(branch))
+        rows = rows.filter(branch__parent__in=homes.filter(session_id=session.pk))
+    found = list(rows.values_list("pk", "branch__parent_id")[:2])
+    if not found:
+        raise SessionItem.DoesNotExist(
+            f"The session has no quarantined row of position {position}. "
+            "examine() lists those it has."
+        )
+    if len(found) > 1:
+        raise SessionItem.MultipleObjectsReturned(
+            f"Several branches lost a row of position {position}: name the branch."
+        )
+    ((pk, home),) = found
+    SessionItem._base_manager.using(using).filter(pk=pk).update(branch_id=home)

@@ -1,29 +1,36 @@
-"""One branch's rows, read once from the first to the last."""
+"""The examiner of rows: a branch is read once, from the first row to the last."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
-from agent_sessions.backends.database.lineage import Segment, visible
-from agent_sessions.doctor.turns import read_pages, shown_rows, turns_before
+from django.db.models import F, QuerySet, Subquery
+
+from agent_sessions.backends import run_rows
+from agent_sessions.backends.database.lineage import Lineages, Segment, visible
+from agent_sessions.doctor.findings import Fault
+from agent_sessions.doctor.quarantine import put_away
 from agent_sessions.exceptions import InvalidItem
 from agent_sessions.items import EncodedItem, Item, decode, encode_batch
 from agent_sessions.items.kinds import (
     CALL_OF,
     KINDS,
+    OPENING,
     call_key,
     is_opening,
     opens_turn,
     own_key,
     type_and_role,
 )
-from agent_sessions.models import Branch
+from agent_sessions.models import Branch, SessionItem
 
 # A hosted tool's own calls need no output from here.
 _ANSWERED_HERE = frozenset(t for t, kind in KINDS.items() if kind.answered_here)
+BATCH_SIZE = 1000
 _DRAWN = ("type", "role", "call_id", "tool_name", "text")
 
 
@@ -42,16 +49,6 @@ class Row(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What is wrong with a row; `instead` is the key of the row that it repeats."""
-
-    code: str
-    row: Row
-    drawn: EncodedItem | None = None
-    instead: Any = None
-
-
 class Reader:
     """Read a branch, remembering only what a later row can depend on.
 
@@ -65,7 +62,8 @@ class Reader:
         self.using = using
         self.branch = branch
         self.size = size
-        self.turn = turns_before(using, inherited)
+        self.turn = _turns_before(using, inherited)
+        self._rows = SessionItem._base_manager.using(using)
         self.items = 0
         self.last = 0
         self.wrong_turns = 0
@@ -78,11 +76,18 @@ class Reader:
         if inherited:
             self._inherit(inherited)
 
-    def pages(self) -> Iterator[list[Fault]]:
-        """Return the faults of each page of rows."""
-        own = shown_rows(self.using, self.branch)
-        for page in read_pages(own, Row._fields, self.size):
-            yield [fault for values in page for fault in self._read(Row(*values))]
+    def faults(self, read: Callable[[int], None]) -> Iterator[Fault]:
+        """Return what is wrong with rows; `read` hears how many have been read."""
+        for page in read_pages(_shown(self.using, self.branch), Row._fields, self.size):
+            for values in page:
+                yield from self._read(Row(*values))
+            read(self.items)
+        if self.first_wrong_turn is not None:
+            told = {"count": self.wrong_turns}
+            yield Fault("wrong_turn", self.branch, self.first_wrong_turn, told=told)
+        elif self.branch.archived_at is None and self.branch.turn != self.turn:
+            told = {"found": self.branch.turn, "expected": self.turn}
+            yield Fault("wrong_branch_turn", self.branch, told=told)
 
     def _read(self, row: Row) -> Iterator[Fault]:
         self.items += 1
@@ -97,13 +102,14 @@ class Reader:
             if self.first_wrong_turn is None:
                 self.first_wrong_turn = row.position
         if item is None:
-            yield Fault(_why_unreadable(row.data), row)
+            yield self._misplaced(_why_unreadable(row.data), row)
             return
-        if drawn is not None and not _agree(row, drawn):
-            yield Fault("wrong_columns", row, drawn=drawn)
+        if drawn is not None and (columns := _columns(row, drawn)):
+            mend = partial(self._rows.filter(pk=row.pk).update, **columns)
+            yield Fault("wrong_columns", self.branch, row.position, mend)
         if type_and_role(item)[0] in CALL_OF:
             if self._is_orphan(item):
-                yield Fault("orphan_output", row)
+                yield self._misplaced("orphan_output", row)
                 return
             self.open.pop(hash(call_key(item)), None)
         else:
@@ -111,9 +117,21 @@ class Reader:
         if not asks:
             self._asked = None
         elif self._asked is not None and self._asked[0] == item.get("content"):
-            yield Fault("duplicate_turn", row, instead=self._asked[1])
+            yield self._misplaced("duplicate_turn", row, instead=self._asked[1])
         else:
             self._asked = (item.get("content"), row.pk)
+
+    def _misplaced(self, code: str, row: Row, instead: Any = None) -> Fault:
+        """Return a fault whose row has to go; `instead` is the row that it repeats."""
+
+        def mend() -> None:
+            put_away(self.using, self.branch, row.pk)
+            if instead is not None:
+                # What was used to answer the message counts for the one that stays.
+                runs = run_rows.runs_of(self.using, self.branch.session_id)
+                run_rows.write(runs.filter(turn_item=row.pk), turn_item=instead)
+
+        return Fault(code, self.branch, row.position, mend)
 
     def _is_orphan(self, output: Item) -> bool:
         key = call_key(output)
@@ -160,18 +178,13 @@ def _draw(item: Item) -> EncodedItem | None:
         return None
 
 
-def _agree(row: Row, drawn: EncodedItem) -> bool:
+def _columns(row: Row, drawn: EncodedItem) -> dict[str, Any]:
+    """Return the columns of a row as its data says; none where all are right."""
+    columns = {name: getattr(drawn, name) for name in _DRAWN}
     # Text written by other hands may be longer than ours: its own length counts.
-    return row.size == len(row.data.encode()) and all(
-        getattr(row, name) == getattr(drawn, name) for name in _DRAWN
-    )
-
-
-def columns_of(fault: Fault) -> dict[str, Any]:
-    """Return the columns of a row as its data says."""
-    assert fault.drawn is not None  # noqa: S101
-    drawn = {name: getattr(fault.drawn, name) for name in _DRAWN}
-    return {**drawn, "size": len(fault.row.data.encode())}
+    columns["size"] = len(row.data.encode())
+    right = all(getattr(row, name) == value for name, value in columns.items())
+    return {} if right else columns
 
 
 def _why_unreadable(data: str) -> str:
@@ -181,3 +194,72 @@ def _why_unreadable(data: str) -> str:
     except (ValueError, RecursionError):
         return "unreadable_row"
     return "scalar_row"
+
+
+# -- pages and turns ---------------------------------------------------------------------
+
+
+def read_pages(
+    rows: QuerySet[Any], columns: tuple[str, ...], size: int
+) -> Iterator[list[Any]]:
+    """Read rows of one branch in their order; `columns` begin with position.
+
+    Each page is a query of its own: rows may be moved away between two of them.
+    """
+    after: int | None = None
+    while True:
+        page = rows if after is None else rows.filter(position__gt=after)
+        found = list(page.order_by("position").values_list(*columns)[:size])
+        if found:
+            yield found
+        if len(found) < size:
+            return
+        after = found[-1][0]
+
+
+def _shown(using: str, branch: Branch) -> QuerySet[Any]:
+    """Return a branch's own rows, without those before its fork."""
+    rows = SessionItem._base_manager.using(using).filter(branch_id=branch.pk)
+    return rows.filter(position__gt=branch.fork_position or 0)
+
+
+def _turns_before(using: str, inherited: tuple[Segment, ...]) -> int:
+    """Count the user's messages that a branch has from its ancestors."""
+    if not inherited:
+        return 0
+    count: int = visible(using, inherited).filter(**OPENING).count()
+    return count
+
+
+def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
+    """Number the turns of a session's rows anew, by its user messages."""
+    lineages = Lineages(using)
+    branches = Branch._base_manager.using(using).filter(session_id=session)
+    for branch in branches.order_by("pk"):
+        if branch.is_quarantine:
+            continue
+        turn = _turns_before(using, lineages.of(branch.pk)[1:])
+        columns = ("position", "pk", "turn", "type", "role")
+        for page in read_pages(_shown(using, branch), columns, size):
+            moved: dict[int, list[Any]] = defaultdict(list)
+            for _, pk, stored, kind, role in page:
+                turn += is_opening(kind, role)
+                if stored != turn:
+                    moved[turn - stored].append(pk)
+            for by, pks in moved.items():
+                _move(using, by, pks)
+        if branch.archived_at is None and branch.turn != turn:
+            branches.filter(pk=branch.pk).update(turn=turn)
+    # Runs tell the turn by the message that opens it.
+    items = SessionItem._base_manager.using(using).filter(branch__session_id=session)
+    runs = run_rows.runs_of(using, session)
+    for pk, opened in runs.exclude(turn_item=None).values_list("pk", "turn_item"):
+        turns = items.filter(pk=opened).values("turn")
+        if turns.exists():
+            runs.filter(pk=pk).update(turn=Subquery(turns[:1]))
+
+
+def _move(using: str, by: int, pks: list[Any]) -> None:
+    SessionItem._base_manager.using(using).filter(pk__in=pks).update(
+        turn=F("turn") + by
+    )

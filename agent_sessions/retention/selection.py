@@ -96,11 +96,7 @@ class Selection:
             yield from self.named()[0]
             return
         for query in self.queries():
-            after = 0
-            rows = query.order_by("pk").select_related("user")
-            while chunk := list(rows.filter(pk__gt=after)[:CHUNK]):
-                yield from chunk
-                after = chunk[-1].pk
+            yield from chunks(query.select_related("user"))
 
     def totals(self) -> Totals:
         """Count the sessions and their items; those that are named by their name."""
@@ -151,6 +147,14 @@ class Selection:
                 since = _before(now, retention.max_age)
                 found |= Q(backend=alias, created_at__lt=since)
         return found
+
+
+def chunks(rows: Rows) -> Iterator[AgentSession]:
+    """Read a query in chunks, with no cursor held between them."""
+    after = 0
+    while chunk := list(rows.filter(pk__gt=after).order_by("pk")[:CHUNK]):
+        yield from chunk
+        after = chunk[-1].pk
 
 
 def databases(*, skip_broken: bool = False) -> list[str]:

@@ -82,7 +82,7 @@ def mend_once() -> Report:
     assert codes(done) == codes(dry)
     assert done.is_clean
     again = examine()
-    assert again.left == ()
+    assert again.left == []
     assert again.quarantined == done.quarantined
     return dry
 
@@ -101,7 +101,7 @@ def test_healthy_histories_have_no_findings() -> None:
     open_session([user("x"), answer("X")], name="cleared").sync.clear()
     open_session([], name="unwritten")
     report = examine(batch_size=2)
-    assert report.findings == ()
+    assert report.findings == []
     assert report.is_clean
     assert (report.sessions, report.items) == (2, 11)
 
@@ -156,7 +156,7 @@ async def test_a_limit_that_cuts_is_no_damage() -> None:
     session = DjangoSession("s", session_settings=SessionSettings(limit=1))
     await session.add_items([user("a"), calling("c"), output("c")])
     assert outline(await session.get_items()) == ["output c 1"]
-    assert (await sync_to_async(examine)()).findings == ()
+    assert (await sync_to_async(examine)()).findings == []
 
 
 def test_unreadable_and_scalar_rows_are_put_away() -> None:
@@ -181,7 +181,7 @@ def test_unreadable_and_scalar_rows_are_put_away() -> None:
         )
         == broken
     )
-    assert examine().quarantined == ()
+    assert examine().quarantined == []
     with pytest.raises(ObjectDoesNotExist, match="no quarantined row of position 2"):
         restore(row, 2)
 
@@ -191,7 +191,7 @@ def test_a_dangling_call_is_told_and_left() -> None:
     report = examine(repair=True)
     assert codes(report) == ["dangling_call"]
     assert report.is_clean
-    assert report.quarantined == ()
+    assert report.quarantined == []
     assert len(session.sync.get_items()) == 3
 
 
@@ -199,7 +199,7 @@ def test_a_call_that_waits_for_approval_is_explained() -> None:
     open_session([user("a"), calling("c")])
     row = AgentSession.objects.get()
     wait(row, first_position=1)
-    assert examine().findings == ()
+    assert examine().findings == []
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_every_kind_of_output_finds_its_call(
     kind: str, call_kind: str, own: str, key: str
 ) -> None:
     open_session([user("a"), {"type": call_kind, own: "x"}, {"type": kind, key: "x"}])
-    assert examine().findings == ()
+    assert examine().findings == []
     SessionItem.objects.filter(position=2).delete()
     AgentSession.objects.update(item_count=2)
     assert codes(examine()) == ["orphan_output"]
@@ -327,7 +327,7 @@ def test_quarantined_rows_are_of_no_branch_and_go_with_the_session() -> None:
     assert session.sync.pop_item() == answer("b")
     session.sync.clear()
     assert SessionItem.objects.count() == 0
-    assert examine().findings == ()
+    assert examine().findings == []
     session.sync.add_items([output("y")])
     assert codes(mend_once()) == ["orphan_output"]
 

@@ -31,7 +31,7 @@ def test_an_archived_main_branch_is_there_again(current: str | None) -> None:
     assert session.sync.get_items() == [user("a"), answer("A")]
     session.sync.add_items([user("b")])
     assert session.sync.get_items() == [user("a"), answer("A"), user("b")]
-    assert examine().findings == ()
+    assert examine().findings == []
 
 
 def test_a_fork_ends_no_earlier_than_it_begins() -> None:
@@ -42,7 +42,7 @@ def test_a_fork_ends_no_earlier_than_it_begins() -> None:
     assert codes(mend_once()) == ["wrong_head"]
     session.sync.add_items([user("c")])
     assert session.sync.get_items() == [user("a"), answer("A"), user("c")]
-    assert examine().findings == ()
+    assert examine().findings == []
 
 
 def test_rows_before_their_branch_begins_are_told_and_left() -> None:
@@ -99,4 +99,4 @@ def test_an_output_that_names_no_call_is_no_orphan() -> None:
     """A hosted search may leave its output alone, and the SDK sends it."""
     found = {"type": "tool_search_output", "execution": "server", "tools": []}
     open_session([user("a"), found, answer("A")])
-    assert examine().findings == ()
+    assert examine().findings == []

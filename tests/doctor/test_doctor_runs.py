@@ -49,7 +49,7 @@ def codes(report: Report) -> list[str]:
 def mend_once() -> list[str]:
     dry = examine()
     assert examine(repair=True).is_clean
-    assert examine().findings == ()
+    assert examine().findings == []
     return codes(dry)
 
 
@@ -58,7 +58,7 @@ def test_a_session_with_an_active_run_is_skipped() -> None:
     AgentSession.objects.update(item_count=7)
     run = start(row, ago=NOW, owner=this_process())
     report = examine(repair=True)
-    assert report.findings == ()
+    assert report.findings == []
     assert report.is_clean
     assert [(skip.session_id, skip.reason) for skip in report.skipped] == [
         ("s", "Run r is active.")
@@ -232,7 +232,7 @@ def test_writers_lose_nothing_and_are_not_taken_for_damage() -> None:
     assert set(found) <= {"orphan_output", "missing_title"}
     assert found.count("orphan_output") == 1
     examine(repair=True)
-    assert examine().findings == ()
+    assert examine().findings == []
     row.refresh_from_db()
     expected = 2 + writers * batches * 3
     assert row.item_count == SessionItem.objects.count() == expected

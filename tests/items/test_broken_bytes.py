@@ -64,7 +64,7 @@ def test_the_doctor_puts_it_away_and_it_comes_back(session: DjangoSession) -> No
     assert [(f.code, f.position) for f in report.findings] == [("unreadable_row", 3)]
     assert SECRET not in repr(report)
     assert examine(repair=True).is_clean
-    assert examine().findings == ()
+    assert examine().findings == []
     assert [q.position for q in examine().quarantined] == [3]
     assert session.sync.get_items() == [FIRST, SECOND]
     restore(AgentSession.objects.get(), 3)
@@ -122,7 +122,7 @@ def test_blobs_are_judged_as_text_is(
     for form in export_agent_sessions.FORMATS:
         export(form)
     assert examine(repair=True).is_clean
-    assert examine().findings == ()
+    assert examine().findings == []
     assert stored()[-1] == data
     assert len(session.sync.get_items()) == shown
 

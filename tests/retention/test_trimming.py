@@ -82,7 +82,7 @@ def session() -> Any:
 
 def assert_healthy() -> None:
     found = examine()
-    assert found.findings == ()
+    assert found.findings == []
     assert not found.skipped
 
 
