@@ -6,8 +6,7 @@ whatever a row holds gives an entry.
 
 from __future__ import annotations
 
-from agent_sessions.transcript.entries import Entry, Kind, Part, PartKind
-from agent_sessions.transcript.join import Line, join
-from agent_sessions.transcript.parse import parse
+from agent_sessions.transcript.parse import Line, join, parse
+from agent_sessions.transcript.parts import Entry, Kind, Part, PartKind
 
 __all__ = ["Entry", "Kind", "Line", "Part", "PartKind", "join", "parse"]

@@ -9,10 +9,8 @@ from datetime import UTC, datetime
 from agent_sessions.characters import printable_lines
 from agent_sessions.items import StoredItem
 from agent_sessions.times import aware
-from agent_sessions.transcript.entries import Entry, Kind, Part, PartKind
-from agent_sessions.transcript.join import HANDOFF_PREFIX, IDLE_GAP
-from agent_sessions.transcript.parse import parse
-from agent_sessions.transcript.parts import parts_up_to
+from agent_sessions.transcript.parse import HANDOFF_PREFIX, IDLE_GAP, parse
+from agent_sessions.transcript.parts import Entry, Kind, Part, PartKind, parts_up_to
 
 # Characters of one part; the whole is in the JSON export.
 PART_LENGTH = 1_000_000

@@ -1,15 +1,21 @@
-"""Understand one stored item, whatever it is."""
+"""Understand stored items, whatever they are, and put a page of them together."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
+from agent_sessions.items import StoredItem
 from agent_sessions.items.kinds import KINDS, Family
-from agent_sessions.transcript.entries import Entry, Kind, Part, PartKind
 from agent_sessions.transcript.parts import (
+    Entry,
     Item,
+    Kind,
+    Part,
+    PartKind,
     content_parts,
     encrypted_parts,
     image_part,
@@ -73,52 +79,50 @@ def _unreadable(raw: str) -> Entry:
 
 
 def _unknown(kind: str, item: Item) -> Entry:
-    return Entry(Kind.UNKNOWN, type=kind, id=_id(item), parts=(json_part(dict(item)),))
+    return _entry(Kind.UNKNOWN, kind, item, parts=(json_part(dict(item)),))
 
 
 def _message(kind: str, item: Item) -> Entry:
     role = string(item.get("role"))
-    return Entry(
+    return _entry(
         Kind.SYSTEM if role in {"system", "developer"} else Kind.MESSAGE,
-        type=kind,
+        kind,
+        item,
         role=role,
-        id=_id(item),
-        status=string(item.get("status")),
         parts=content_parts(item.get("content")),
     )
 
 
 def _settings(kind: str, item: Item) -> Entry:
     rest = {key: item[key] for key in item if key not in {"type", "role", "id"}}
-    return Entry(
+    return _entry(
         Kind.SYSTEM,
-        type=kind,
+        kind,
+        item,
         role=string(item.get("role")) or "system",
         name=kind,
-        id=_id(item),
         parts=maybe_json(rest),
     )
 
 
 def _list_tools(kind: str, item: Item) -> Entry:
     names = [string(tool.get("name")) for tool in objects(item.get("tools"))]
-    return Entry(
+    return _entry(
         Kind.SYSTEM,
-        type=kind,
+        kind,
+        item,
         role="system",
         name=kind,
         server=string(item.get("server_label")),
-        id=_id(item),
         parts=(*texts("\n".join(filter(None, names))), *maybe_json(item.get("error"))),
     )
 
 
 def _reasoning(kind: str, item: Item) -> Entry:
-    return Entry(
+    return _entry(
         Kind.REASONING,
-        type=kind,
-        id=_id(item),
-        status=string(item.get("status")),
+        kind,
+        item,
         parts=(
             *content_parts(listed(item.get("summary"))),
             *content_parts(listed(item.get("content"))),
@@ -133,27 +137,25 @@ def _call(kind: str, item: Item) -> Entry:
     # One argument alone needs no name.
     value = next(iter(given.values())) if len(keys) == 1 and given else given
     result = _RESULTS.get(kind)
-    return Entry(
+    return _entry(
         Kind.CALL,
-        type=kind,
+        kind,
+        item,
         name=string(item.get("name")) or KINDS[kind].tool or kind,
         server=string(item.get("server_label")) or string(item.get("namespace")),
-        id=_id(item),
         call_id=string(item.get("call_id")) or _id(item),
-        status=string(item.get("status")),
         arguments=maybe_json(value),
         parts=result(item) if result else (),
     )
 
 
 def _output(kind: str, item: Item) -> Entry:
-    return Entry(
+    return _entry(
         Kind.OUTPUT,
-        type=kind,
+        kind,
+        item,
         name=string(item.get("name")),
-        id=_id(item),
         call_id=string(item.get("call_id")) or _id(item),
-        status=string(item.get("status")),
         parts=_output_parts(item),
         handoff=_handoff(item.get("output")),
     )
@@ -222,12 +224,12 @@ def _approval(kind: str, item: Item) -> Entry:
         status = "asked"
     else:
         status = "approved" if item.get("approve") is True else "refused"
-    return Entry(
+    return _entry(
         Kind.APPROVAL,
-        type=kind,
+        kind,
+        item,
         name=string(item.get("name")),
         server=string(item.get("server_label")),
-        id=_id(item),
         call_id=string(item.get("approval_request_id")) or _id(item),
         status=status,
         arguments=maybe_json(item.get("arguments")),
@@ -236,16 +238,21 @@ def _approval(kind: str, item: Item) -> Entry:
 
 
 def _marker(kind: str, item: Item) -> Entry:
-    return Entry(
+    return _entry(
         Kind.MARKER,
-        type=kind,
-        id=_id(item),
+        kind,
+        item,
         parts=encrypted_parts(item.get("encrypted_content")),
     )
 
 
 def _id(item: Item) -> str:
     return string(item.get("id"))
+
+
+def _entry(shown: Kind, kind: str, item: Item, **fields: Any) -> Entry:
+    fields.setdefault("status", string(item.get("status")))
+    return Entry(shown, type=kind, id=_id(item), **fields)
 
 
 _RESULTS: dict[str, Callable[[Item], tuple[Part, ...]]] = {
@@ -264,3 +271,92 @@ _READERS: dict[Family, Callable[[str, Item], Entry]] = {
     Family.SETTING: _settings,
     Family.MARKER: _marker,
 }
+
+
+IDLE_GAP = timedelta(minutes=5)
+HANDOFF_PREFIX = "transfer_to_"
+# Characters of images that one page carries; the rest are linked.
+IMAGES_LENGTH = 4_000_000
+# Characters of texts that one page carries, and what is left of those after them.
+TEXTS_LENGTH = 1_000_000
+REST_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An entry in its place.
+
+    `output` is the call's own, if it lies on the same page. `idle_since` is set where
+    nothing happened for a while before. `handoff` names the agent that took over.
+    """
+
+    position: int
+    turn: int
+    created_at: datetime
+    entry: Entry
+    output: Entry | None = None
+    output_position: int | None = None
+    idle_since: datetime | None = None
+    handoff: str = ""
+
+
+def join(stored: Iterable[StoredItem]) -> list[Line]:
+    """Turn a page of a history, oldest first, into what is shown."""
+    lines: list[Line] = []
+    calls: dict[str, int] = {}
+    previous: datetime | None = None
+    budget = _Budget()
+    for row in stored:
+        entry = budget.fit(parse(row.item, row.raw))
+        gap = previous is not None and row.created_at - previous > IDLE_GAP
+        since = previous if gap else None
+        previous = row.created_at
+        if entry.kind is Kind.OUTPUT and entry.call_id in calls:
+            index = calls.pop(entry.call_id)
+            lines[index] = _answered(lines[index], entry, row.position)
+            continue
+        if entry.kind is Kind.CALL and entry.call_id:
+            calls[entry.call_id] = len(lines)
+        lines.append(
+            Line(row.position, row.turn, row.created_at, entry, idle_since=since)
+        )
+    return lines
+
+
+def _answered(call: Line, output: Entry, position: int) -> Line:
+    is_handoff = (
+        call.entry.type == "function_call"
+        and call.entry.name.startswith(HANDOFF_PREFIX)
+        and output.type == "function_call_output"
+    )
+    return replace(
+        call,
+        output=output,
+        output_position=position,
+        handoff=output.handoff if is_handoff else "",
+    )
+
+
+class _Budget:
+    """Keep a page within what a server writes and a browser takes easily."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._texts = 0
+
+    def fit(self, entry: Entry) -> Entry:
+        return replace(
+            entry,
+            arguments=tuple(map(self._fit, entry.arguments)),
+            parts=tuple(map(self._fit, entry.parts)),
+        )
+
+    def _fit(self, part: Part) -> Part:
+        self._images += len(part.src)
+        if part.src and self._images > IMAGES_LENGTH:
+            part = replace(part, kind=PartKind.IMAGE_LINK, src="")
+        self._texts += len(part.text)
+        if self._texts > TEXTS_LENGTH and len(part.text) > REST_LENGTH:
+            size = part.size or len(part.text)
+            part = replace(part, text=part.text[:REST_LENGTH], size=size)
+        return part

@@ -5,8 +5,6 @@ They choose what a model sees and change nothing that is stored.
 
 from __future__ import annotations
 
-from agent_sessions.windows.base import Window
-from agent_sessions.windows.chain import SessionInputCallback, chain
 from agent_sessions.windows.outputs import MARKER, drop_old_tool_outputs
 from agent_sessions.windows.tokens import (
     TokenCounter,
@@ -15,6 +13,9 @@ from agent_sessions.windows.tokens import (
     tiktoken_counter,
 )
 from agent_sessions.windows.turns import (
+    SessionInputCallback,
+    Window,
+    chain,
     keep_system_prefix,
     last_turns,
     token_budget,

@@ -29,8 +29,17 @@ class Layout:
     what can't be parted from the new input.
     """
 
+    history: Sequence[Item]
     turns: list[int | None]
     last: int
+
+    def since(self, first: int) -> list[Item]:
+        """Return the items of this turn and those after it."""
+        return [
+            item
+            for item, turn in zip(self.history, self.turns, strict=True)
+            if turn is not None and turn >= first
+        ]
 
 
 def lay_out(history: Sequence[Item], fixed: Sequence[Item]) -> Layout:
@@ -58,7 +67,7 @@ def lay_out(history: Sequence[Item], fixed: Sequence[Item]) -> Layout:
     if summary is not None:
         # It stands for what was before it, and so can be sent without its response.
         turns[summary] = max(last, newest[families.root(summary)])
-    return Layout(turns, last)
+    return Layout(history, turns, last)
 
 
 def _newest_compaction(history: Sequence[Item]) -> int | None:

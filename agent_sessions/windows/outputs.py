@@ -8,8 +8,8 @@ from typing import Any
 
 from agent_sessions.items import Item
 from agent_sessions.items.kinds import KINDS, tool_name, type_and_role
-from agent_sessions.windows.base import Window, check_count
 from agent_sessions.windows.links import find_calls, lay_out
+from agent_sessions.windows.turns import Window, check_count
 
 MARKER = "[older tool output left out]"
 

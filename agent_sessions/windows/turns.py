@@ -1,16 +1,123 @@
-"""Windows that leave out what is old: by turns, by tokens, at a turn's beginning."""
+"""Windows that leave out what is old, by turns or tokens, and several as one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from inspect import isawaitable
 from itertools import takewhile
+from typing import Any, overload
 
 from agent_sessions.items import Item
-from agent_sessions.windows.base import Window, check_count
-from agent_sessions.windows.chain import join
 from agent_sessions.windows.links import is_instruction, lay_out
 from agent_sessions.windows.tokens import TokenCounter, count_tokens
+
+
+class Window(ABC):
+    """A `session_input_callback` that chooses which items of the history are sent.
+
+    What it returns is made of the very objects that it was given, in their order, and
+    ends with all of the new input: so the SDK stores the new input and nothing else.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, history: list[Any], new: list[Any]) -> list[Any]:
+        """Return the input of a run, as the SDK asks its session_input_callback for it."""
+        return [*self.cut(history, new), *new]
+
+    @abstractmethod
+    def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
+        """Return what stays of `history` beside `fixed`, which stays in any case."""
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Refuse a number that can't be meant."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} is {value!r}; give a whole number from {least} up.")
+
+
+# As the SDK's own; naming that one would import the SDK.
+SessionInputCallback = Callable[[list[Any], list[Any]], Any]
+
+
+@overload
+def chain(*callbacks: Window) -> Window: ...
+@overload
+def chain(*callbacks: SessionInputCallback) -> SessionInputCallback: ...
+def chain(*callbacks: SessionInputCallback) -> SessionInputCallback:
+    """Apply several callbacks, each to what the one before it left.
+
+    Callbacks of your own may be among them, plain or async. What one adds is new input
+    to those after it, and is stored as the SDK stores it.
+    """
+    for callback in callbacks:
+        if isinstance(callback, type) or not callable(callback):
+            raise TypeError(f"chain() takes callbacks, not {callback!r}.")
+    windows = [callback for callback in callbacks if isinstance(callback, Window)]
+    return join(windows) if len(windows) == len(callbacks) else Callbacks(callbacks)
+
+
+def join(windows: Sequence[Window]) -> Window:
+    """Chain windows into a window."""
+    return Windows(tuple(windows)) if windows else Everything()
+
+
+@dataclass(frozen=True, slots=True)
+class Everything(Window):
+    """Send the whole history, but for outputs without their calls."""
+
+    def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
+        """Return what stays of `history`. See Window.cut()."""
+        return lay_out(history, fixed).since(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows(Window):
+    """See chain()."""
+
+    windows: tuple[Window, ...]
+
+    def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
+        """Return what stays of `history`. See Window.cut()."""
+        for window in self.windows:
+            history = window.cut(history, fixed)
+        return list(history)
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """See chain(); async, because any of the callbacks may be."""
+
+    callbacks: tuple[SessionInputCallback, ...]
+
+    async def __call__(self, history: list[Any], new: list[Any]) -> list[Any]:
+        """Return the input of a run: what all callbacks leave, in their order."""
+        # An item is told by its identity, as the SDK does it: equal ones may be both
+        # in the history and in the new input. The lists keep the objects alive.
+        old = {id(item) for item in [*history]}
+        given = [*history, *new]
+        for callback in self.callbacks:
+            past = [item for item in given if id(item) in old]
+            rest = [item for item in given if id(item) not in old]
+            if isinstance(callback, Window):
+                # What an earlier callback put between stays where it is.
+                kept = {id(item) for item in callback.cut(past, rest)}
+                given = [i for i in given if id(i) in kept or id(i) not in old]
+            else:
+                given = await _settle(callback(past, rest))
+        return given
+
+
+async def _settle(value: Awaitable[list[Any]] | list[Any]) -> list[Any]:
+    result = await value if isawaitable(value) else value
+    if not isinstance(result, list):
+        raise TypeError(
+            f"A session_input_callback returned {type(result).__name__}; it must "
+            "return the list of items to send."
+        )
+    return result
 
 
 def last_turns(count: int) -> Window:
@@ -67,12 +174,7 @@ class LastTurns(Window):
     def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
         """Return what stays of `history`. See Window.cut()."""
         layout = lay_out(history, fixed)
-        first = layout.last - self.count + 1
-        return [
-            item
-            for item, turn in zip(history, layout.turns, strict=True)
-            if turn is not None and turn >= first
-        ]
+        return layout.since(layout.last - self.count + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +201,7 @@ class TokenBudget(Window):
             if spent > self.max_tokens and number >= self.at_least:
                 break
             first = turn
-        return [
-            item
-            for item, turn in zip(history, layout.turns, strict=True)
-            if turn is not None and turn >= first
-        ]
+        return layout.since(first)
 
     def _cost(self, items: Sequence[Item]) -> int:
         return sum(self.counter(item) for item in items)
@@ -115,12 +213,7 @@ class WholeTurns(Window):
 
     def cut(self, history: Sequence[Item], fixed: Sequence[Item]) -> list[Item]:
         """Return what stays of `history`. See Window.cut()."""
-        layout = lay_out(history, fixed)
-        return [
-            item
-            for item, turn in zip(history, layout.turns, strict=True)
-            if turn is not None and turn > 0
-        ]
+        return lay_out(history, fixed).since(1)
 
 
 @dataclass(frozen=True, slots=True)
