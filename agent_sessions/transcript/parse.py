@@ -30,6 +30,8 @@ from agent_sessions.transcript.parts import (
 )
 
 UNREADABLE_LENGTH = 200
+# The fields of an entry that a reader of items fills.
+Fields = dict[str, Any]
 
 
 def parse(item: Any, raw: str = "") -> Entry:
@@ -47,10 +49,13 @@ def parse(item: Any, raw: str = "") -> Entry:
             parts=encrypted_parts(item.get("payload")),
         )
     kind = string(item.get("type")) or _guess_type(item)
-    if kind == "mcp_list_tools":
-        return _list_tools(kind, item)
     known = KINDS.get(kind)
-    return _READERS[known.family](kind, item) if known else _unknown(kind, item)
+    shown, read = _READERS[known.family] if known else (Kind.UNKNOWN, _unknown)
+    read = _list_tools if kind == "mcp_list_tools" else read
+    fields: Fields = {"kind": shown, "type": kind, "id": _id(item)}
+    if known:
+        fields["status"] = string(item.get("status"))
+    return Entry(**fields | read(kind, item))
 
 
 def _guess_type(item: Item) -> str:
@@ -78,87 +83,73 @@ def _unreadable(raw: str) -> Entry:
     )
 
 
-def _unknown(kind: str, item: Item) -> Entry:
-    return _entry(Kind.UNKNOWN, kind, item, parts=(json_part(dict(item)),))
+def _unknown(kind: str, item: Item) -> Fields:
+    return {"parts": (json_part(dict(item)),)}
 
 
-def _message(kind: str, item: Item) -> Entry:
+def _message(kind: str, item: Item) -> Fields:
     role = string(item.get("role"))
-    return _entry(
-        Kind.SYSTEM if role in {"system", "developer"} else Kind.MESSAGE,
-        kind,
-        item,
-        role=role,
-        parts=content_parts(item.get("content")),
-    )
+    return {
+        "kind": Kind.SYSTEM if role in {"system", "developer"} else Kind.MESSAGE,
+        "role": role,
+        "parts": content_parts(item.get("content")),
+    }
 
 
-def _settings(kind: str, item: Item) -> Entry:
+def _settings(kind: str, item: Item) -> Fields:
     rest = {key: item[key] for key in item if key not in {"type", "role", "id"}}
-    return _entry(
-        Kind.SYSTEM,
-        kind,
-        item,
-        role=string(item.get("role")) or "system",
-        name=kind,
-        parts=maybe_json(rest),
-    )
+    return {
+        "role": string(item.get("role")) or "system",
+        "name": kind,
+        "parts": maybe_json(rest),
+    }
 
 
-def _list_tools(kind: str, item: Item) -> Entry:
+def _list_tools(kind: str, item: Item) -> Fields:
     names = [string(tool.get("name")) for tool in objects(item.get("tools"))]
-    return _entry(
-        Kind.SYSTEM,
-        kind,
-        item,
-        role="system",
-        name=kind,
-        server=string(item.get("server_label")),
-        parts=(*texts("\n".join(filter(None, names))), *maybe_json(item.get("error"))),
-    )
+    return {
+        "role": "system",
+        "name": kind,
+        "server": string(item.get("server_label")),
+        "parts": (
+            *texts("\n".join(filter(None, names))),
+            *maybe_json(item.get("error")),
+        ),
+    }
 
 
-def _reasoning(kind: str, item: Item) -> Entry:
-    return _entry(
-        Kind.REASONING,
-        kind,
-        item,
-        parts=(
+def _reasoning(kind: str, item: Item) -> Fields:
+    return {
+        "parts": (
             *content_parts(listed(item.get("summary"))),
             *content_parts(listed(item.get("content"))),
             *encrypted_parts(item.get("encrypted_content")),
         ),
-    )
+    }
 
 
-def _call(kind: str, item: Item) -> Entry:
+def _call(kind: str, item: Item) -> Fields:
     keys = KINDS[kind].given
     given = {key: item[key] for key in keys if item.get(key) is not None}
     # One argument alone needs no name.
     value = next(iter(given.values())) if len(keys) == 1 and given else given
     result = _RESULTS.get(kind)
-    return _entry(
-        Kind.CALL,
-        kind,
-        item,
-        name=string(item.get("name")) or KINDS[kind].tool or kind,
-        server=string(item.get("server_label")) or string(item.get("namespace")),
-        call_id=string(item.get("call_id")) or _id(item),
-        arguments=maybe_json(value),
-        parts=result(item) if result else (),
-    )
+    return {
+        "name": string(item.get("name")) or KINDS[kind].tool or kind,
+        "server": string(item.get("server_label")) or string(item.get("namespace")),
+        "call_id": string(item.get("call_id")) or _id(item),
+        "arguments": maybe_json(value),
+        "parts": result(item) if result else (),
+    }
 
 
-def _output(kind: str, item: Item) -> Entry:
-    return _entry(
-        Kind.OUTPUT,
-        kind,
-        item,
-        name=string(item.get("name")),
-        call_id=string(item.get("call_id")) or _id(item),
-        parts=_output_parts(item),
-        handoff=_handoff(item.get("output")),
-    )
+def _output(kind: str, item: Item) -> Fields:
+    return {
+        "name": string(item.get("name")),
+        "call_id": string(item.get("call_id")) or _id(item),
+        "parts": _output_parts(item),
+        "handoff": _handoff(item.get("output")),
+    }
 
 
 def _output_parts(item: Item) -> tuple[Part, ...]:
@@ -219,40 +210,29 @@ def _image_result(item: Item) -> tuple[Part, ...]:
     return (image_part(f"data:image/{form};base64,{result}", item),)
 
 
-def _approval(kind: str, item: Item) -> Entry:
+def _approval(kind: str, item: Item) -> Fields:
     if kind == "mcp_approval_request":
         status = "asked"
     else:
         status = "approved" if item.get("approve") is True else "refused"
-    return _entry(
-        Kind.APPROVAL,
-        kind,
-        item,
-        name=string(item.get("name")),
-        server=string(item.get("server_label")),
-        call_id=string(item.get("approval_request_id")) or _id(item),
-        status=status,
-        arguments=maybe_json(item.get("arguments")),
-        parts=texts(item.get("reason")),
-    )
+    return {
+        "name": string(item.get("name")),
+        "server": string(item.get("server_label")),
+        "call_id": string(item.get("approval_request_id")) or _id(item),
+        "status": status,
+        "arguments": maybe_json(item.get("arguments")),
+        "parts": texts(item.get("reason")),
+    }
 
 
-def _marker(kind: str, item: Item) -> Entry:
-    return _entry(
-        Kind.MARKER,
-        kind,
-        item,
-        parts=encrypted_parts(item.get("encrypted_content")),
-    )
+def _marker(kind: str, item: Item) -> Fields:
+    return {
+        "parts": encrypted_parts(item.get("encrypted_content")),
+    }
 
 
 def _id(item: Item) -> str:
     return string(item.get("id"))
-
-
-def _entry(shown: Kind, kind: str, item: Item, **fields: Any) -> Entry:
-    fields.setdefault("status", string(item.get("status")))
-    return Entry(shown, type=kind, id=_id(item), **fields)
 
 
 _RESULTS: dict[str, Callable[[Item], tuple[Part, ...]]] = {
@@ -262,14 +242,14 @@ _RESULTS: dict[str, Callable[[Item], tuple[Part, ...]]] = {
     "file_search_call": _file_result,
     "image_generation_call": _image_result,
 }
-_READERS: dict[Family, Callable[[str, Item], Entry]] = {
-    Family.MESSAGE: _message,
-    Family.REASONING: _reasoning,
-    Family.CALL: _call,
-    Family.OUTPUT: _output,
-    Family.APPROVAL: _approval,
-    Family.SETTING: _settings,
-    Family.MARKER: _marker,
+_READERS: dict[Family, tuple[Kind, Callable[[str, Item], Fields]]] = {
+    Family.MESSAGE: (Kind.MESSAGE, _message),
+    Family.REASONING: (Kind.REASONING, _reasoning),
+    Family.CALL: (Kind.CALL, _call),
+    Family.OUTPUT: (Kind.OUTPUT, _output),
+    Family.APPROVAL: (Kind.APPROVAL, _approval),
+    Family.SETTING: (Kind.SYSTEM, _settings),
+    Family.MARKER: (Kind.MARKER, _marker),
 }
 
 
