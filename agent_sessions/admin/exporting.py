@@ -24,42 +24,16 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from agent_sessions import retention as clearing
 from agent_sessions.admin.session_rules import Rows, SessionRules
-from agent_sessions.backends.reading import read_history
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import leave
-from agent_sessions.times import iso
-from agent_sessions.transcript.markdown import markdown
-from agent_sessions.transfer.export import export_session
+from agent_sessions.transfer.export import FORMS
 
 # Sessions of one file.
 MOST = 100
 # Characters that are sent at once.
 _CHUNK = 64 * 1024
-
-
-def _as_markdown(row: AgentSession) -> Iterator[str]:
-    facts = (
-        (_("Store"), row.backend),
-        (_("Owner"), "" if row.user is None else row.user.get_username()),
-        (_("Created"), iso(row.created_at)),
-        (_("Last activity"), iso(row.updated_at)),
-    )
-    items = read_history(*clearing.store_of(row))
-    # Read now, so that a store that fails does so before anything is sent.
-    first = next(items, None)
-    rest = () if first is None else chain([first], items)
-    for line in markdown(rest, title=row.session_id, facts=facts):
-        yield f"{line}\n"
-
-
-# What a file is made by, its ending and its type.
-_FORMS = {
-    "json": (export_session, "jsonl", "application/jsonl"),
-    "markdown": (_as_markdown, "md", "text/markdown; charset=utf-8"),
-}
 
 
 class ExportMixin(SessionRules):
@@ -92,7 +66,7 @@ class ExportMixin(SessionRules):
         obj = self.get_object(request, unquote(object_id))
         if not self.allows(request, "read", obj):
             raise PermissionDenied
-        if form not in _FORMS:
+        if form not in FORMS:
             raise Http404
         if obj is None:
             return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
@@ -115,11 +89,11 @@ class ExportMixin(SessionRules):
             )
             self.message_user(request, text % MOST, messages.ERROR)
             return None
-        make, ending, content_type = _FORMS[form]
+        make, ending, content_type = FORMS[form]
         pieces: list[Iterable[str]] = []
         given: list[AgentSession] = []
         for row in self.permitted(request, rows, "read"):
-            found = make(row)
+            found = make(row, None)
             try:
                 first = next(found)
             except AgentSessionError as exc:

@@ -1,12 +1,13 @@
-"""Write sessions in our own format, agent-sessions/1: a JSON object a line."""
+"""Write sessions as JSON, in our own format agent-sessions/1, or as Markdown."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 from django.db.models import OuterRef, Subquery
 
@@ -24,7 +25,9 @@ from agent_sessions.models import (
     Branch,
     SessionItem,
 )
+from agent_sessions.retention import store_of
 from agent_sessions.times import iso
+from agent_sessions.transcript.markdown import markdown
 from agent_sessions.transfer.report import Report
 from agent_sessions.usage import COUNTERS
 
@@ -86,12 +89,54 @@ def export_session(row: AgentSession, report: Report | None = None) -> Iterator[
     yield from _joined(_encode(_run(run, labels)) for run in _read_runs(using, row))
     yield '],"items":['
     count = 0
-    for count, piece in enumerate(_joined(items), 1):  # noqa: B007 - counted below
+    for piece in _joined(items):
         yield piece
+        count += 1
     yield "]}\n"
     if report is not None:
         report.items += count
         report.opened += backend.encrypts
+
+
+def export_markdown(row: AgentSession, report: Report | None = None) -> Iterator[str]:
+    """Return the lines of a session as people read it. Raises what the store raises."""
+    backend, key = store_of(row)
+    facts = (
+        ("Backend", row.backend),
+        ("Owner", "" if row.user is None else row.user.get_username()),
+        ("Created", iso(row.created_at)),
+        ("Last activity", iso(row.updated_at)),
+    )
+    items = read_history(backend, key)
+    # Read now, so that a store that fails does so before anything is sent.
+    first = list(islice(items, 1))
+    count = 0
+
+    def counted() -> Iterator[StoredItem]:
+        nonlocal count
+        for item in chain(first, items):
+            count += 1
+            yield item
+
+    for line in markdown(counted(), title=row.session_id, facts=facts):
+        yield f"{line}\n"
+    if report is not None:
+        report.items += count
+        report.opened += backend.encrypts
+
+
+class Form(NamedTuple):
+    """A form of export: what makes it, and the ending and type of its files."""
+
+    make: Callable[[AgentSession, Report | None], Iterator[str]]
+    ending: str
+    content_type: str
+
+
+FORMS = {
+    "json": Form(export_session, "jsonl", "application/jsonl"),
+    "markdown": Form(export_markdown, "md", "text/markdown; charset=utf-8"),
+}
 
 
 def read_branch(using: str, branch_id: int) -> Iterator[StoredItem]:

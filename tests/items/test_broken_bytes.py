@@ -11,9 +11,9 @@ from django.db import connection
 
 from agent_sessions import DjangoSession
 from agent_sessions.doctor import examine, restore
-from agent_sessions.management.commands import export_agent_sessions
 from agent_sessions.models import AgentSession, SessionItem
 from agent_sessions.retention import store_of
+from agent_sessions.transfer.export import FORMS
 from tests.doctor.test_doctor import answer, user
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.one_database]
@@ -88,7 +88,7 @@ def test_a_page_shows_it_as_unreadable(session: DjangoSession) -> None:
 
 
 @pytest.mark.usefixtures("session")
-@pytest.mark.parametrize("form", sorted(export_agent_sessions.FORMATS))
+@pytest.mark.parametrize("form", sorted(FORMS))
 def test_an_export_has_it(form: str) -> None:
     text = export(form)
     assert SECRET in text
@@ -119,7 +119,7 @@ def test_blobs_are_judged_as_text_is(
     page = backend.page(key, limit=10).items
     assert shown == sum(row.item is not None for row in page)
     assert [f.code for f in examine().findings] == codes
-    for form in export_agent_sessions.FORMATS:
+    for form in FORMS:
         export(form)
     assert examine(repair=True).is_clean
     assert examine().findings == []

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -12,57 +12,22 @@ from typing import IO, Any
 
 from django.core.management.base import CommandError
 
-from agent_sessions.backends.reading import read_history
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.items import StoredItem
 from agent_sessions.management.files import unwritable, writing
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.selecting import (
     add_selection,
     counted,
-    find_named,
+    read_rows,
     read_selection,
 )
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
-from agent_sessions.retention import store_of
-from agent_sessions.times import iso
-from agent_sessions.transcript.markdown import markdown
-from agent_sessions.transfer.export import export_session
+from agent_sessions.transfer.export import FORMS
 from agent_sessions.transfer.report import Report
 
-# Exit code beside 0 and CommandError's 1, where nothing was exported.
-INCOMPLETE = 3
 # Bytes of a session that are held in memory before it is known to be whole.
 _HELD = 4 * 1024 * 1024
-
-
-def _as_markdown(row: AgentSession, report: Report) -> Iterator[str]:
-    backend, key = store_of(row)
-    count = 0
-
-    def items() -> Iterator[StoredItem]:
-        nonlocal count
-        for item in read_history(backend, key):
-            count += 1
-            yield item
-
-    facts = (
-        ("Backend", row.backend),
-        ("Owner", "" if row.user is None else row.user.get_username()),
-        ("Created", iso(row.created_at)),
-        ("Last activity", iso(row.updated_at)),
-    )
-    for line in markdown(items(), title=row.session_id, facts=facts):
-        yield f"{line}\n"
-    report.items += count
-    report.opened += backend.encrypts
-
-
-FORMATS: dict[str, tuple[Callable[[AgentSession, Report], Iterator[str]], str]] = {
-    "json": (export_session, "jsonl"),
-    "markdown": (_as_markdown, "md"),
-}
 
 
 class Command(PrintingCommand):
@@ -76,7 +41,7 @@ class Command(PrintingCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_selection(parser, verb="export")
         parser.add_argument(
-            "--format", choices=FORMATS, default="json", help="default: %(default)s"
+            "--format", choices=FORMS, default="json", help="default: %(default)s"
         )
         parser.add_argument(
             "--output",
@@ -91,22 +56,15 @@ class Command(PrintingCommand):
 
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:
+        report = Report()
         try:
-            selection = read_selection(options)
-            rows: Iterable[AgentSession] = (
-                find_named(selection, undone="Nothing was exported.")
-                if selection.session_ids
-                else selection.rows()
-            )
-            done, report, failed = self._export(rows, options)
-        except AgentSessionError as exc:
-            raise CommandError(str(exc)) from exc
+            self._export(report, options)
         except (OSError, ValueError) as exc:
             raise unwritable(options["output"], exc) from exc
         if options["verbosity"]:
             # Standard output may be the export.
             self.stderr.write(
-                f"Exported {counted(done, 'session')} with "
+                f"Exported {counted(report.made, 'session')} with "
                 f"{counted(report.items, 'item')}."
             )
             if report.opened:
@@ -114,57 +72,52 @@ class Command(PrintingCommand):
                     f"{counted(report.opened, 'session')} of these: encrypted in the "
                     "store, and in clear in the export."
                 )
-        if failed:
+        if report.failures:
+            self.begun = True
             raise CommandError(
-                f"{counted(failed, 'session')} could not be exported.",
-                returncode=INCOMPLETE,
+                f"{counted(report.failures, 'session')} could not be exported."
             )
 
-    def _export(
-        self, rows: Iterable[AgentSession], options: dict[str, Any]
-    ) -> tuple[int, Report, int]:
-        """Export one session after the other; count them, their items and failures."""
-        make, ending = FORMATS[options["format"]]
-        done = failed = 0
-        report = Report()
-        with self._target(options, ending) as take:
+    def _export(self, report: Report, options: dict[str, Any]) -> None:
+        """Export one session after the other; one that fails is left out whole."""
+        rows = read_rows(read_selection(options), undone="Nothing was exported.")
+        make = FORMS[options["format"]].make
+        with self._target(options) as take:
             for row in rows:
                 with SpooledTemporaryFile(max_size=_HELD) as whole:
                     try:
                         for piece in make(row, report):
                             whole.write(piece.encode("utf-8", "replace"))
                     except AgentSessionError as exc:
-                        failed += 1
+                        report.refuse(row.session_id, str(exc))
                         self.stderr.write(f"{row.session_id}: {exc}")
                         continue
                     whole.seek(0)
                     take(row, whole)
-                done += 1
-        return done, report, failed
+                report.made += 1
 
     @contextmanager
     def _target(
-        self, options: dict[str, Any], ending: str
+        self, options: dict[str, Any]
     ) -> Iterator[Callable[[AgentSession, IO[bytes]], None]]:
-        """Return what takes each session's text."""
-        output: str = options["output"]
+        """Yield what takes each session's text."""
+        output, overwrite = options["output"], options["overwrite"]
         path = Path(output)
         if output == "-":
             yield self._print
         elif path.is_dir() or output.endswith(os.sep):
             # Contents are private: nobody else may read what is written.
             path.mkdir(0o700, parents=True, exist_ok=True)
-            overwrite = options["overwrite"]
+            ending = FORMS[options["format"]].ending
 
             def to_file(row: AgentSession, text: IO[bytes]) -> None:
-                with writing(
-                    path / _file_name(row, ending), overwrite=overwrite
-                ) as file:
+                name = _file_name(row, ending)
+                with writing(path / name, overwrite=overwrite) as file:
                     shutil.copyfileobj(text, file)
 
             yield to_file
         else:
-            with writing(path, overwrite=options["overwrite"]) as file:
+            with writing(path, overwrite=overwrite) as file:
                 yield lambda row, text: shutil.copyfileobj(text, file)
 
     def _print(self, row: AgentSession, text: IO[bytes]) -> None:
