@@ -74,8 +74,6 @@ class BaseSessionBackend(ABC):
     # Whether a session has more than the rows that go with its own. Then a deletion of
     # that row leaves something behind, which erase() removes.
     keeps_outside: ClassVar[bool] = False
-    # Whether latest() and alatest() take `decode` too, which reads rows for them.
-    takes_decoder: ClassVar[bool] = False
     # Names that OPTIONS may hold, with their defaults.
     option_defaults: ClassVar[dict[str, Any]] = {}
     # Of all backends: how long clear_agent_sessions keeps a history, such as "30d".
@@ -94,9 +92,6 @@ class BaseSessionBackend(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if vars(cls).keys() & {"latest", "alatest"}:
-            # What a subclass puts in their place may take what is abstract here.
-            cls.takes_decoder = vars(cls).get("takes_decoder", False)
         guard_methods(cls, _GUARDED)
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from agent_sessions.encryption.cache import Memory
-from agent_sessions.encryption.carriers import Carrier, carrier_for
-from agent_sessions.encryption.envelopes import is_envelope
+from agent_sessions.encryption.envelopes import Carrier, carrier_for, is_envelope
 from agent_sessions.encryption.keys import KeyRing, MasterKey, session_context
-from agent_sessions.encryption.reading import Reading
+from agent_sessions.encryption.reading import Reading, Taking
 from agent_sessions.encryption.vault import Vault
 
 __all__ = [
@@ -15,6 +14,7 @@ __all__ = [
     "MasterKey",
     "Memory",
     "Reading",
+    "Taking",
     "Vault",
     "carrier_for",
     "is_envelope",

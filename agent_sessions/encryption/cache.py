@@ -10,46 +10,32 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Container, Iterable
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-from agent_sessions.encryption.envelopes import (
-    ENVELOPE_KEYS,
-    ID_PLACE,
-    TOKEN_PLACE,
-    VERSION,
-    has_whole_numbers,
-    row_of,
-)
-from agent_sessions.items import decode_all
+from agent_sessions.encryption.envelopes import VERSION
 
 # Seconds for which an entry is kept, and between two times that old ones are dropped.
 _AGE = 30.0
-# Lone surrogates, which are no text, don't become the same bytes.
-_ANY = "surrogatepass"
 # What an entry takes beside its texts, about.
 _OVERHEAD = 800
 
 
 class Known(NamedTuple):
-    """An envelope that was opened: how stores have it, and what it held.
+    """What an envelope held, `written` at that time in Unix seconds."""
 
-    It was `written` at that time in Unix seconds, and is known `since`.
-    """
-
-    envelope_id: str
     key_id: str
-    row: bytes
+    payload: str
     text: bytes
     written: int
+    # In monotonic time.
     since: float
 
 
 class Memory:
     """The envelopes that were opened a short while ago, the oldest dropped first.
 
-    An entry spares opening the very envelope that a row has just given, and is found
+    An entry spares opening the very envelope that a store has just given, and is found
     in no other way. It goes with its session or item, when `max_bytes` are full (0
     keeps none), and after 30 to 60 seconds, whatever happened to its row elsewhere.
     """
@@ -68,57 +54,25 @@ class Memory:
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._size = 0
-        # By contexts and the bytes of ids.
-        self._entries: OrderedDict[tuple[bytes, bytes], Known] = OrderedDict()
+        # By contexts and the ids of envelopes.
+        self._entries: OrderedDict[tuple[bytes, str], Known] = OrderedDict()
 
-    def read(self, context: bytes, rows: Iterable[str | bytes]) -> list[Any]:
-        """Read a session's rows as decode_all() does, for find_each().
+    def find(
+        self, context: bytes, envelope: dict[str, Any]
+    ) -> tuple[bytes, int] | None:
+        """Return what an envelope of a session held and when it was written.
 
-        Those of known envelopes stay unread: what is known takes their place.
+        To the last letter: what is the same was found authentic before.
         """
-        entries = self._entries
-        if not entries:
-            return decode_all(rows)
-        found: list[Any] = []
-        for given in rows:
-            row = given if isinstance(given, bytes) else given.encode(errors=_ANY)
-            known = entries.get((context, row[ID_PLACE]))
-            # To the last letter: what is the same was found authentic before.
-            if known is not None and known.row == row:
-                found.append(known)
-            else:
-                found += decode_all((row,))
-        return found
-
-    def find_each(
-        self, context: bytes, envelopes: Iterable[Any], key_ids: Container[Any]
-    ) -> list[Known | None]:
-        """Find what envelopes of a session held, as far as their keys are there.
-
-        One is found by its like, the same to the letter, if read() hasn't found it.
-        """
-        found: list[Known | None] = []
-        for each in envelopes:
-            known = each if type(each) is Known else self._find(context, each)
-            is_there = known is not None and known.key_id in key_ids
-            found.append(known if is_there else None)
-        return found
-
-    def _find(self, context: bytes, envelope: Any) -> Known | None:
-        try:
-            known = self._entries[context, envelope["id"].encode()]
-            token = envelope["payload"].encode()
-            is_same = (
-                known.row[TOKEN_PLACE] == token
-                and known.key_id == envelope["kid"]
-                and (envelope["__enc__"], envelope["v"]) == (1, VERSION)
-                and has_whole_numbers(envelope)
-                and len(envelope) == len(ENVELOPE_KEYS)
-            )
-        except (KeyError, TypeError, AttributeError, UnicodeError):
-            # Not there, or it is no envelope at all.
+        known = self._entries.get((context, str(envelope.get("id"))))
+        if (
+            known is None
+            or known.payload != envelope["payload"]
+            or known.key_id != envelope["kid"]
+            or envelope["v"] != VERSION
+        ):
             return None
-        return known if is_same else None
+        return known.text, known.written
 
     def keep(
         self, context: bytes, envelope: dict[str, Any], text: bytes, written: int
@@ -126,10 +80,9 @@ class Memory:
         """Remember what an envelope of a session held."""
         if not self.max_bytes:
             return
-        name, row = envelope["id"], row_of(envelope)
-        known = Known(name, envelope["kid"], row, text, written, time.monotonic())
-        key = context, name.encode()
-        size = _size(known)
+        key_id, payload = envelope["kid"], envelope["payload"]
+        known = Known(key_id, payload, text, written, time.monotonic())
+        key, size = (context, envelope["id"]), _size(known)
         if size > self.max_bytes // 4:
             return
         with self._lock:
@@ -144,7 +97,7 @@ class Memory:
     def drop(self, context: bytes, envelope_id: str) -> None:
         """Forget one envelope of a session: its item was removed."""
         with self._lock:
-            self._drop((context, envelope_id.encode()))
+            self._drop((context, envelope_id))
 
     def forget(self, context: bytes) -> None:
         """Forget a session: it was cleared."""
@@ -189,7 +142,7 @@ class Memory:
                     return
                 self._drop(key)
 
-    def _drop(self, key: tuple[bytes, bytes]) -> None:
+    def _drop(self, key: tuple[bytes, str]) -> None:
         if (found := self._entries.pop(key, None)) is not None:
             self._size -= _size(found)
 
@@ -208,4 +161,4 @@ if hasattr(os, "register_at_fork"):
 
 
 def _size(known: Known) -> int:
-    return len(known.row) + len(known.text) + _OVERHEAD
+    return len(known.payload) + len(known.text) + _OVERHEAD

@@ -1,8 +1,9 @@
-"""The envelopes in which items lie encrypted."""
+"""The envelopes in which items lie encrypted, and how these lie in a store."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import time
@@ -10,7 +11,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from agent_sessions.items import Item
+from agent_sessions.items import Item, decode
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -20,24 +21,25 @@ VERSION = 2
 SDK_VERSION = 1
 SDK_KEY_ID = "hkdf-v1"
 _ID_BYTES = 12
-# Of a master key's id: 10 bytes in base32.
-_KEY_ID_LENGTH = 16
 # Of which the first say when it was made, in microseconds.
 _TIME_BYTES = 7
 # Microseconds by which the clocks of writers may differ.
 _SKEW = 10_000_000
 _last = 0
 _SDK_KEYS = frozenset({"__enc__", "v", "kid", "payload"})
-ENVELOPE_KEYS = _SDK_KEYS | {"id"}
-# Where an envelope's id and token stand in its row.
-_ID_AT = len('{"__enc__":1,"v":2,"kid":"","id":"') + _KEY_ID_LENGTH
-ID_PLACE = slice(_ID_AT, _ID_AT + 2 * _ID_BYTES)
-TOKEN_PLACE = slice(ID_PLACE.stop + len('","payload":"'), -len('"}'))
+_KEYS = _SDK_KEYS | {"id"}
 # Base64 as it is written, and in no other way: decoders skip foreign characters and
 # the last bits of what is padded. Its length is a multiple of four besides.
 _TOKEN = re.compile(r"[A-Za-z0-9_-]*(?:[A-Za-z0-9_-]|[AEIMQUYcgkosw048]=|[AQgw]==)")
 
 _ID = re.compile(f"[0-9a-f]{{{2 * _ID_BYTES}}}")
+
+
+# Not the user: a user's message would open a turn and give the session its title.
+_ROLE = "developer"
+_PART = "input_text"
+# An envelope's first mark, without which a text needn't be read as JSON.
+_MARK = '{"__enc__":1,'
 
 
 def is_envelope(item: Any) -> bool:
@@ -48,25 +50,12 @@ def is_envelope(item: Any) -> bool:
     return (
         isinstance(item, dict)
         and item.get("__enc__") == 1
-        and item.keys() in (ENVELOPE_KEYS, _SDK_KEYS)
+        and item.keys() in (_KEYS, _SDK_KEYS)
         and isinstance(item["kid"], str)
         and isinstance(item["payload"], str)
-        and has_whole_numbers(item)
+        # No other numbers that equal these.
+        and type(item["__enc__"]) is type(item["v"]) is int
     )
-
-
-def has_whole_numbers(envelope: Item) -> bool:
-    """Return whether the numbers of an envelope are no other ones that equal them."""
-    return type(envelope["__enc__"]) is int and type(envelope["v"]) is int
-
-
-def row_of(envelope: Item) -> bytes:
-    """Write an envelope that opens as its store does: nothing in it is escaped."""
-    text = (
-        f'{{"__enc__":1,"v":{envelope["v"]},"kid":"{envelope["kid"]}",'
-        f'"id":"{envelope["id"]}","payload":"{envelope["payload"]}"}}'
-    )
-    return text.encode(errors="surrogatepass")
 
 
 def new_ids(count: int) -> list[str]:
@@ -177,3 +166,66 @@ def _id(microseconds: int, tail: bytes) -> str:
 
 def _time(envelope_id: str) -> int:
     return int(envelope_id[: 2 * _TIME_BYTES], 16)
+
+
+# -- how they lie in a store -----------------------------------------------------------
+
+
+class Carrier:
+    """Envelopes as they are, for a store that takes any item."""
+
+    def load(self, envelope: Item) -> Item:
+        """Return what is stored of an envelope."""
+        return envelope
+
+    def unload(self, stored: Any) -> Any:
+        """Return the envelope in what was stored; what carries none stays as it is."""
+        return stored
+
+    def again(self, stored: Item) -> Item:
+        """Make what a store gave back fit to be stored there again."""
+        return stored
+
+
+class MessageCarrier(Carrier):
+    """Envelopes as the text of messages, for a store of items of the API's types.
+
+    What is found is the envelope, no more: whether it opens says whose it is.
+    """
+
+    def load(self, envelope: Item) -> Item:
+        content = [{"type": _PART, "text": _write(envelope)}]
+        return {"type": "message", "role": _ROLE, "content": content}
+
+    def unload(self, stored: Any) -> Any:
+        match stored:
+            case {
+                "type": "message",
+                "role": role,
+                "content": [{"type": part, "text": str(text)}],
+            } if (role, part) == (_ROLE, _PART) and text.startswith(_MARK):
+                envelope = decode(text)
+                # To the letter: there is one way to write an envelope.
+                if is_envelope(envelope) and _write(envelope) == text:
+                    return envelope
+        return stored
+
+    def again(self, stored: Item) -> Item:
+        envelope = self.unload(stored)
+        if is_envelope(envelope):
+            return self.load(envelope)
+        # The store gives each item an id of its own.
+        return {name: value for name, value in stored.items() if name != "id"}
+
+
+def _write(envelope: Any) -> str:
+    return json.dumps(envelope, separators=(",", ":"))
+
+
+AS_IS = Carrier()
+IN_MESSAGES = MessageCarrier()
+
+
+def carrier_for(store: Any) -> Carrier:
+    """Choose how envelopes lie in a store, by its `keeps_exactly`."""
+    return AS_IS if getattr(store, "keeps_exactly", True) else IN_MESSAGES

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agent_sessions.encryption.cache import Known, Memory
-from agent_sessions.encryption.carriers import AS_IS, Carrier
+from agent_sessions.encryption.cache import Memory
 from agent_sessions.encryption.envelopes import (
+    AS_IS,
     SDK_KEY_ID,
     SDK_VERSION,
     VERSION,
+    Carrier,
     id_of,
     is_envelope,
     may_have_copies,
@@ -32,16 +33,11 @@ from agent_sessions.exceptions import (
     UnacceptedEnvelope,
     UnknownEncryptionKey,
 )
-from agent_sessions.items import Item, decode, decode_known, encode_texts
-from agent_sessions.items.kinds import is_opening, type_and_role
+from agent_sessions.items import Item, decode, encode_texts
+from agent_sessions.items.kinds import opens_turn
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
-
-    from agent_sessions.encryption.permit import Permit
-
-# Items among which a pop looks for copies, at first.
-_RECENT = 32
 
 
 class Opened(NamedTuple):
@@ -58,8 +54,7 @@ class Opened(NamedTuple):
         It does with a user's message, and with what stands for turns that were
         compacted: else it would prolong the one before it.
         """
-        kind, role = type_and_role(self.item)
-        return kind == "compaction" or is_opening(kind, role)
+        return opens_turn(self.item) or self.item.get("type") == "compaction"
 
 
 class Vault:
@@ -67,7 +62,7 @@ class Vault:
 
     `context` says which session it is, `lifetime` for how many seconds a turn is shown
     and `carrier` how envelopes lie in the store: what is given and taken here is what
-    is stored. With a `permit` it writes while that is valid. Its errors name key ids,
+    is stored. `assert_writable` raises where it may not write any more. Its errors name key ids,
     and nothing of the contents.
 
     It lives for one operation: the keys that it derives go with it.
@@ -85,14 +80,14 @@ class Vault:
         lifetime: float | None = None,
         memory: Memory | None = None,
         carrier: Carrier = AS_IS,
-        permit: Permit | None = None,
+        assert_writable: Callable[[], None] | None = None,
     ) -> None:
         self.ring = ring
         self.context = context
         self.session_id = session_id
         self.lifetime = lifetime
         self.carrier = carrier
-        self._permit = permit
+        self._assert_writable = assert_writable
         self._memory = Memory(0) if memory is None else memory
         self._ciphers: dict[str, Fernet] = {}
 
@@ -103,9 +98,13 @@ class Vault:
 
     def seal(self, items: Sequence[Any]) -> list[Item]:
         """Put items into envelopes. Raises InvalidItem, which names the first bad one."""
+        return self.seal_encoded(encode_texts(items))
+
+    def seal_encoded(self, items: Sequence[str]) -> list[Item]:
+        """Put items that are JSON already into envelopes."""
         key = self._first()
         cipher = self._cipher(key)
-        texts = [text.encode() for text in encode_texts(items)]
+        texts = [text.encode() for text in items]
         now = int(time.time())
         envelopes = [
             seal(cipher, key.id, envelope_id, text, now)
@@ -135,13 +134,6 @@ class Vault:
 
     # -- out -----------------------------------------------------------------------
 
-    def decode(self, rows: Iterable[Any]) -> list[Any]:
-        """Read a store's rows as decode_all() does, for open_each().
-
-        In the place of an envelope that is remembered is what is known of it.
-        """
-        return self._memory.read(self.context, rows)
-
     def open(self, stored: Any) -> Opened | None:
         """Take an item out of its envelope.
 
@@ -155,16 +147,7 @@ class Vault:
 
         The second time that an envelope comes it doesn't open: it is a copy.
         """
-        envelopes = list(map(self.carrier.unload, found))
-        known = self._memory.find_each(self.context, envelopes, self.ring)
-        # At once, which is faster; what was kept has been read before.
-        items = iter(decode_known([each.text for each in known if each is not None]))
-        opened = [
-            self._open(envelope)
-            if each is None
-            else Opened(next(items), each.written, each.envelope_id)
-            for envelope, each in zip(envelopes, known, strict=True)
-        ]
+        opened = [self._open(self.carrier.unload(each)) for each in found]
         if len({one.envelope_id for one in opened if one is not None}) == len(opened):
             return opened
         seen: set[str] = set()
@@ -196,16 +179,20 @@ class Vault:
         return may_have_copies([each for each in map(self.id_of, found) if each])
 
     def _open(self, envelope: Any) -> Opened | None:
-        if isinstance(envelope, Known):
-            # Its key has gone.
-            envelope = decode(envelope.row)
         if not is_envelope(envelope):
             return None
-        found = self._unseal(envelope)
-        opened = None if found is None else _read(id_of(envelope), *found)
-        if opened is not None and found is not None and envelope["v"] == VERSION:
+        # Where its key has gone, it is closed.
+        is_known = envelope["kid"] in self.ring
+        found = known = self._memory.find(self.context, envelope) if is_known else None
+        if found is None and (found := self._unseal(envelope)) is None:
+            return None
+        if (item := decode(found[0])) is None:
+            return None
+        if envelope["v"] != VERSION:
+            return Opened(item, found[1], id_of(envelope))
+        if known is None:
             self._memory.keep(self.context, envelope, *found)
-        return opened
+        return Opened(item, found[1], envelope["id"])
 
     def is_over(self, opened: Opened) -> bool:
         """Return whether an item's time is over. A turn's is its newest item's."""
@@ -213,16 +200,22 @@ class Vault:
             return False
         return opened.written < time.time() - self.lifetime
 
-    def unexpired(self, opened: Sequence[Opened]) -> list[Opened]:
-        """Leave out the turns whose newest item's time is over: all of each turn."""
-        if self.lifetime is None:
-            return list(opened)
-        ends_turn = True
+    def count_hidden(
+        self, opened: Sequence[Opened | None], *, goes_on: bool = False
+    ) -> int:
+        """Return how many of the oldest are hidden: whole turns, by their newest item.
+
+        `goes_on` says that the last turn has a newer item, whose time isn't over.
+        """
+        ends_turn = not goes_on
         for index in range(len(opened) - 1, -1, -1):
-            if ends_turn and self.is_over(opened[index]):
-                return list(opened[index + 1 :])
-            ends_turn = opened[index].begins_turn
-        return list(opened)
+            each = opened[index]
+            if each is None:
+                continue
+            if ends_turn and self.is_over(each):
+                return index + 1
+            ends_turn = each.begins_turn
+        return 0
 
     def seal_text(self, text: str) -> str:
         """Put a text into an envelope, for a column of its own."""
@@ -276,8 +269,8 @@ class Vault:
 
     def _first(self) -> MasterKey:
         """Return the key to write with. Raises EncryptionError without the right to."""
-        if self._permit is not None:
-            self._permit.assert_valid()
+        if self._assert_writable is not None:
+            self._assert_writable()
         return self.ring.first
 
     def _cipher(self, key: MasterKey) -> Fernet:
@@ -285,90 +278,3 @@ class Vault:
         if cipher is None:
             cipher = self._ciphers[key.id] = session_key(key, self.context)
         return cipher
-
-
-def _read(envelope_id: str, text: bytes, written: int) -> Opened | None:
-    item = decode(text)
-    return None if item is None else Opened(item, written, envelope_id)
-
-
-class Taking:
-    """A pop that removes nothing that it can't open, and no copy as if it were new.
-
-    Let it look at the newest `window` items first, until that is enough.
-    """
-
-    def __init__(self, vault: Vault) -> None:
-        self.window = _RECENT
-        self._vault = vault
-        self._recent: Sequence[Any] = ()
-        self._passed_over = 0
-        # How many copies of an envelope were passed over, by its id.
-        self._copies: dict[str, int] = {}
-
-    def look(self, found: Sequence[Any]) -> bool:
-        """Take what the store has; tell whether that was enough to tell copies."""
-        self._recent = found
-        if len(found) < self.window or not self._vault.may_have_copies(found):
-            return True
-        self.window *= 2
-        return False
-
-    def begin(self) -> Callable[[Any], bool]:
-        """Return what a store asks of its items; it begins anew where others pop too."""
-        self._passed_over = 0
-        self._copies.clear()
-        return self.accepts
-
-    def accepts(self, stored: Any) -> bool:
-        """Return whether this is the item to take, asked from the newest back.
-
-        Raises UnknownEncryptionKey, which must leave everything as it is.
-        """
-        opened = self._vault.open(stored)
-        if opened is None or self._is_copy(stored, opened.envelope_id):
-            self._passed_over += 1
-            return False
-        return not self._vault.is_over(opened)
-
-    def may_take(self) -> bool:
-        """Return whether a store may pop that can't be told which item to take.
-
-        Raises EncryptionError where its newest item doesn't open.
-        """
-        if not self._recent:
-            return False
-        accepted = self.accepts(self._recent[-1])
-        if self._passed_over:
-            raise self._closed()
-        return accepted
-
-    def end(self, taken: Any) -> Item | None:
-        """Return what was in the envelope that was taken.
-
-        Raises EncryptionError where it doesn't open: back() is to be put back.
-        """
-        opened = None if taken is None else self._vault.open(taken)
-        if opened is not None:
-            self._vault.drop(opened)
-            return opened.item
-        if taken is not None or self._passed_over:
-            raise self._closed()
-        return None
-
-    def back(self, taken: Item | None) -> list[Item]:
-        """Return what is to be put back of what end() refused."""
-        return [] if taken is None else [self._vault.carrier.again(taken)]
-
-    def _is_copy(self, stored: Any, envelope_id: str) -> bool:
-        copies = self._vault.copies(stored, self._recent)
-        passed = self._copies.get(envelope_id, 0)
-        self._copies[envelope_id] = passed + 1
-        return copies - passed > 1
-
-    def _closed(self) -> EncryptionError:
-        return EncryptionError(
-            f"The newest items of session {self._vault.session_id!r} don't open: they "
-            "were not encrypted, were changed, or were copied or moved here. Nothing "
-            "was removed."
-        )

@@ -30,9 +30,9 @@ from agent_sessions.encryption import (
     carrier_for,
     session_context,
 )
-from agent_sessions.encryption.carriers import IN_MESSAGES
+from agent_sessions.encryption.envelopes import IN_MESSAGES
 from agent_sessions.encryption.keys import require_cryptography
-from agent_sessions.encryption.vault import Taking
+from agent_sessions.encryption.reading import Taking
 from agent_sessions.exceptions import EncryptionError, ScanLimitReached
 from agent_sessions.handler import open_session
 from agent_sessions.items import as_sequence, encode_batch
@@ -98,7 +98,8 @@ class SealedCompaction:
         opened = vault.open_each(found.items)
         newest = takewhile(lambda each: each is not None, reversed(opened))
         readable = list(newest)[::-1]
-        items = vault.unexpired([each for each in readable if each is not None])
+        items = [each for each in readable if each is not None]
+        items = items[vault.count_hidden(items) :]
         hidden = len(found.items) - len(items)
 
         async def replace_suffix(start: int, output: list[Any]) -> bool:

@@ -242,17 +242,11 @@ def remembered(pair: Pair, settings: Any) -> None:
     memory = Memory(1_000_000)
     key_id, name = "k" * 16, "e" * 24
     envelope = {"__enc__": 1, "v": 2, "kid": key_id, "id": name, "payload": "p"}
-    row = json.dumps(envelope, separators=(",", ":"))
     memory.keep(b"ours", envelope, b"ours-question", 1)
-    assert memory.read(b"theirs", [row]) == [envelope]
-    assert memory.find_each(b"theirs", [envelope], {key_id}) == [None]
-    for each in (envelope, *memory.read(b"ours", [row])):
-        assert memory.find_each(b"ours", [each], set()) == [None]
-    changed = {**envelope, "payload": "q"}
-    assert memory.find_each(b"ours", [changed], {key_id}) == [None]
-    (found,) = memory.find_each(b"ours", [envelope], {key_id})
-    assert found
-    assert found.text == b"ours-question"
+    assert memory.find(b"theirs", envelope) is None
+    for changed in ({"payload": "q"}, {"kid": "m" * 16}, {"v": 1}, {"id": "f" * 24}):
+        assert memory.find(b"ours", envelope | changed) is None
+    assert memory.find(b"ours", envelope) == (b"ours-question", 1)
     assert "question" not in repr(memory)
     memory.close()
 

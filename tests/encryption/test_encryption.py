@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_sessions import EncryptedSession, EncryptSession
-from agent_sessions.backends.encrypted.options import DEFAULTS
 from agent_sessions.encryption import (
     KeyRing,
     MasterKey,
@@ -32,10 +32,9 @@ from agent_sessions.encryption import (
     Vault,
     session_context,
 )
-from agent_sessions.encryption.cache import Known
 from agent_sessions.encryption.envelopes import seal
 from agent_sessions.encryption.keys import GENERATE, session_key
-from agent_sessions.encryption.vault import Taking
+from agent_sessions.encryption.reading import Taking
 from agent_sessions.exceptions import (
     EncryptionError,
     InvalidEncryptionKey,
@@ -43,7 +42,6 @@ from agent_sessions.exceptions import (
     UnacceptedEnvelope,
     UnknownEncryptionKey,
 )
-from agent_sessions.items import decode_all, encode_texts
 
 NEW = "tWbR7cyRZ9TxOiGGW8Dl2gG5XHJ1vVFqUPWmNOYlqEc="
 OLD = "9mGJxqP0sRKbrtF2cQmVd0uYJ5zB8LwXn3aTfEoHkMY="
@@ -424,8 +422,7 @@ def test_a_lifetime_hides_whole_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def is_known(memory: Memory, vault: Vault, envelope: Any) -> bool:
-    (found,) = memory.find_each(vault.context, [envelope], {envelope["kid"]})
-    return found is not None
+    return memory.find(vault.context, envelope) is not None
 
 
 def test_opened_text_is_remembered_within_bounds() -> None:
@@ -559,43 +556,17 @@ def test_a_remembered_envelope_is_compared_to_the_last_letter() -> None:
     assert vault.open(one) is not None
 
 
-def test_the_row_of_a_remembered_envelope_is_left_unread() -> None:
-    vault = vault_of(memory=Memory(1_000_000))
-    rows = encode_texts(vault.seal([said("one"), said("two")]))
-    first, second = (row.encode() for row in rows)
-    found = vault.decode([first, b"{}", b"[]", "\ud800", rows[1]])
-    assert list(map(type, found)) == [Known, dict, Known]
-    assert [known.row for known in found if known] == [first, second]
-    opened = vault.open_each(found)
-    assert [each and each.item["content"] for each in opened] == ["one", None, "two"]
-    # A copy comes from the same row.
-    assert vault.open_each(vault.decode([first, first]))[1] is None
-
-
-def test_a_remembered_row_is_compared_to_the_last_letter() -> None:
-    vault = vault_of(memory=Memory(1_000_000))
-    (row,) = (text.encode() for text in encode_texts(vault.seal([said("one")])))
-    assert vault.decode([row]) != decode_all([row])
-    for place in range(len(row)):
-        letter = b"B" if row[place : place + 1] == b"A" else b"A"
-        changed = row[:place] + letter + row[place + 1 :]
-        assert vault.decode([changed]) == decode_all([changed])
-    for changed in (row[:-1], row + b" ", b" " + row, row.replace(b":2,", b":2.0,")):
-        assert vault.decode([changed]) == decode_all([changed])
-
-
-def test_a_remembered_row_opens_in_its_session_under_its_key_only() -> None:
+def test_a_remembered_envelope_opens_in_its_session_under_its_key_only() -> None:
     memory = Memory(1_000_000)
     vault = vault_of(memory=memory)
-    rows = encode_texts(vault.seal([said("one")]))
-    other = vault_of(session_id="other", memory=memory)
-    assert other.decode(rows) == decode_all(rows)
-    assert other.open_each(other.decode(rows)) == [None]
-    without = vault_of(OLD, memory=memory)
+    (stored,) = vault.seal([said("one")])
+    assert vault_of(session_id="other", memory=memory).open(stored) is None
     with pytest.raises(UnknownEncryptionKey):
-        without.open_each(without.decode(rows))
-    memory.forget(vault.context)
-    assert vault.decode(rows) == decode_all(rows)
+        vault_of(OLD, memory=memory).open(stored)
+    for changed in ({"v": 2.0}, {"v": 1}, {"id": "0" * 24}, {"more": 1}):
+        assert memory.find(vault.context, stored) is not None
+        with suppress(UnacceptedEnvelope):
+            assert vault.open(stored | changed) is None
 
 
 def test_a_pop_that_begins_anew_passes_over_the_copy_again() -> None:
@@ -737,6 +708,8 @@ DOCS = (Path(__file__).parents[2] / "docs" / "encryption.md").read_text("utf-8")
 
 
 def test_the_options_in_the_docs_are_those_of_the_backend() -> None:
+    from agent_sessions.backends.encrypted.keyed import DEFAULTS
+
     table = re.search(r"\| option \|.*\n\|[-|]+\n((?:\|.*\n)+)", DOCS)
     assert table
     documented = {

@@ -46,7 +46,6 @@ class DatabaseBackend(BaseSessionBackend):
     """
 
     supports_pop_if = True
-    takes_decoder = True
     session_class = "agent_sessions.memory.django.DjangoSession"
     option_defaults: ClassVar[dict[str, Any]] = {**OPTIONS, "threads": None}
 

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asgiref.sync import sync_to_async
 from django.core import checks
 
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.encrypted.keyed import KeyedBackend
-from agent_sessions.backends.encrypted.operations import (
-    alook,
-    apop,
-    aread,
-    look,
-    pop,
-    read,
-)
 from agent_sessions.backends.encrypted.pages import (
     is_closed,
     may_have_copies,
     open_page,
 )
+from agent_sessions.backends.encrypted.rotation import confirm
 from agent_sessions.backends.sealing import Sealer
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.concurrency.settle import settle
+from agent_sessions.encryption import Reading, Taking, Vault
 from agent_sessions.encryption.keys import TEXTS
 from agent_sessions.exceptions import EncryptionError
-from agent_sessions.items import Item, encode_batch
+from agent_sessions.items import Item, encode_texts
 from agent_sessions.reports import guarded
+
+if TYPE_CHECKING:
+    from agent_sessions.backends.keys import PopsIf
+
+logger = logging.getLogger("agent_sessions.backends")
+
+# More envelopes than this are opened in a thread, so that the loop goes on meanwhile.
+_MANY = 100
 
 
 class EncryptedBackend(KeyedBackend):
@@ -58,17 +62,41 @@ class EncryptedBackend(KeyedBackend):
     def append(self, key: SessionKey, items: Sequence[Item]) -> None:
         if items:
             # What is no JSON is told before anything is begun.
-            encode_batch(items)
+            texts = encode_texts(items)
             with self.writing(key) as vault:
-                self.inner.append(key, vault.seal(items))
+                self.inner.append(key, vault.seal_encoded(texts))
 
     def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         if limit == 0:
             return self.inner.latest(key, 0)
-        return self.with_keys(key, lambda vault: read(self.inner, vault, key, limit))
+
+        def read(vault: Vault) -> list[Item]:
+            reading = Reading(vault, limit)
+            while not reading.feed(self.inner.latest(key, reading.window)):
+                pass
+            return self._told(reading)
+
+        return self.with_keys(key, read)
 
     def pop(self, key: SessionKey) -> Item | None:
-        return self.with_keys(key, lambda vault: pop(self.inner, vault, key))
+        return self.with_keys(key, lambda vault: self._pop(vault, key))
+
+    def _pop(self, vault: Vault, key: SessionKey) -> Item | None:
+        """Remove and return the newest item. Raises EncryptionError; it then stays."""
+        taking = Taking(vault)
+        while not taking.look(self.inner.latest(key, taking.window)):
+            pass
+        if self.inner.supports_pop_if:
+            return taking.end(cast("PopsIf", self.inner).pop_if(key, taking.begin))
+        if not taking.may_take():
+            return None
+        taken = self.inner.pop(key)
+        try:
+            return taking.end(taken)
+        except EncryptionError:
+            # Somebody was faster, with a key that isn't ours.
+            self.inner.append(key, taking.back(taken))
+            raise
 
     def clear(self, key: SessionKey) -> int:
         with self.removing(key):
@@ -77,10 +105,11 @@ class EncryptedBackend(KeyedBackend):
     @contextmanager
     def removing(self, key: SessionKey) -> Iterator[None]:
         if not self.settings.clear_without_key:
+            # Raises UnknownEncryptionKey.
             newest = self.inner.latest(key, 1)
-            self.with_keys(key, lambda vault: look(vault, newest))
-        secrets = self.secrets
-        destroyed = nullcontext() if secrets is None else secrets.destroyed(key)
+            self.with_keys(key, lambda vault: vault.open_each(newest))
+        own = self.settings.session_keys
+        destroyed = self.secrets.destroyed(key) if own else nullcontext()
         with destroyed, super().removing(key):
             yield
         self._forget(key)
@@ -106,27 +135,51 @@ class EncryptedBackend(KeyedBackend):
         if self._is_threaded:
             await super().aappend(key, items)
         elif items:
+            texts = encode_texts(items)
             permit = await self.permits.atake(self.threads)
             vault = self._vault(key, permit=permit)
-            await self.inner.aappend(key, vault.seal(items))
+            await self.inner.aappend(key, vault.seal_encoded(texts))
             if permit.is_over or not self.threads.serves_caller():
-                await self.threads.run(self._confirm, key, permit)
+                await self.threads.run(confirm, self, key, permit)
 
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
         if self._is_threaded:
             return await super().alatest(key, limit)
         if limit == 0:
             return await self.inner.alatest(key, 0)
-        return await self._awith_keys(
-            key, lambda vault: aread(self.inner, vault, key, limit)
-        )
+
+        async def read(vault: Vault) -> list[Item]:
+            reading, is_done = Reading(vault, limit), False
+            while not is_done:
+                found = await self.inner.alatest(key, reading.window)
+                if len(found) > _MANY:
+                    is_done = await asyncio.to_thread(reading.feed, found)
+                else:
+                    is_done = reading.feed(found)
+            return self._told(reading)
+
+        return await self._awith_keys(key, read)
 
     async def apop(self, key: SessionKey) -> Item | None:
         if self._is_threaded:
             return await super().apop(key)
-        return await settle(
-            self._awith_keys(key, lambda vault: apop(self.inner, vault, key))
-        )
+        return await settle(self._awith_keys(key, lambda vault: self._apop(vault, key)))
+
+    async def _apop(self, vault: Vault, key: SessionKey) -> Item | None:
+        taking = Taking(vault)
+        while not taking.look(await self.inner.alatest(key, taking.window)):
+            pass
+        if self.inner.supports_pop_if:
+            store = cast("PopsIf", self.inner)
+            return taking.end(await store.apop_if(key, taking.begin))
+        if not taking.may_take():
+            return None
+        taken = await self.inner.apop(key)
+        try:
+            return taking.end(taken)
+        except EncryptionError:
+            await self.inner.aappend(key, taking.back(taken))
+            raise
 
     async def aclear(self, key: SessionKey) -> int:
         if self._is_threaded:
@@ -137,7 +190,7 @@ class EncryptedBackend(KeyedBackend):
     async def _aclear(self, key: SessionKey) -> int:
         if not self.settings.clear_without_key:
             newest = await self.inner.alatest(key, 1)
-            await self._awith_keys(key, lambda vault: alook(vault, newest))
+            await self._awith_keys(key, partial(_look, newest))
         count = await self.inner.aclear(key)
         self._forget(key)
         return count
@@ -162,11 +215,20 @@ class EncryptedBackend(KeyedBackend):
             page = open_page(self._vault(key), found, _unasked)
         return page
 
+    def _told(self, reading: Reading) -> list[Item]:
+        if reading.passed_over:
+            logger.warning(
+                "%d rows of a session in %r don't open and were passed over",
+                reading.passed_over,
+                self.alias,
+            )
+        return reading.items
+
     # -- configuration ---------------------------------------------------------------
 
     def forget_key(self, key: SessionKey) -> None:
         super().forget_key(key)
-        if self.secrets is not None:
+        if self.settings.session_keys:
             self.secrets.rows(key).delete()
         self._forget(key)
 
@@ -196,18 +258,23 @@ class EncryptingSealer(Sealer):
         return self._backend.with_keys(key, lambda vault: vault.open_text(text), TEXTS)
 
     def open_all(self, texts: Sequence[tuple[SessionKey, str]]) -> list[str | None]:
-        secrets = self._backend.secrets
-        known = secrets.read_all([key for key, _ in texts]) if secrets else None
+        backend, known = self._backend, None
+        if backend.settings.session_keys:
+            known = backend.secrets.read_all([key for key, _ in texts])
 
         def open_one(key: SessionKey, text: str) -> str | None:
             try:
-                return self._backend.with_keys(
+                return backend.with_keys(
                     key, lambda vault: vault.open_text(text), TEXTS, known
                 )
             except EncryptionError:
                 return None
 
         return [open_one(key, text) if text else "" for key, text in texts]
+
+
+async def _look(newest: list[Item], vault: Vault) -> None:
+    vault.open_each(newest)
 
 
 def _unasked(**place: int) -> Page:

@@ -28,9 +28,10 @@ def open_page(vault: Vault, page: Page, read: Callable[..., Page]) -> Page:
     seen = _originals(vault, page, read)
     pairs = [_open(vault, stored, seen) for stored in page.items]
     if vault.lifetime is not None:
-        kept = _unexpired(vault, pairs, page, read)
-        if len(kept) < len(pairs):
-            return Page([stored for stored, _ in kept], False, page.has_later)
+        goes_on = page.has_later and _goes_on(vault, pairs, read)
+        hidden = vault.count_hidden([each for _, each in pairs], goes_on=goes_on)
+        if hidden:
+            return Page([stored for stored, _ in pairs[hidden:]], False, page.has_later)
     return Page([stored for stored, _ in pairs], page.has_earlier, page.has_later)
 
 
@@ -85,24 +86,6 @@ def _open(
         envelope_id=opened.envelope_id,
     )
     return opened_item, opened
-
-
-def _unexpired(
-    vault: Vault,
-    pairs: list[tuple[StoredItem, Opened | None]],
-    page: Page,
-    read: Callable[..., Page],
-) -> list[tuple[StoredItem, Opened | None]]:
-    """Leave out whole turns, as Vault.unexpired() does: by their newest item."""
-    ends_turn = not page.has_later or not _goes_on(vault, pairs, read)
-    for index in range(len(pairs) - 1, -1, -1):
-        opened = pairs[index][1]
-        if opened is None:
-            continue
-        if ends_turn and vault.is_over(opened):
-            return pairs[index + 1 :]
-        ends_turn = opened.begins_turn
-    return pairs
 
 
 def _goes_on(

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +24,69 @@ from django.db.models import F, Value
 from django.db.models.functions import Greatest
 from django.utils import timezone
 
-from agent_sessions.backends.encrypted.source import RETRY, KeySource
+from agent_sessions.backends.encrypted.source import RETRY, KeySource, clock
 from agent_sessions.concurrency.forks import new_lock
-from agent_sessions.encryption.permit import Permit, clock
-from agent_sessions.exceptions import RetiredEncryptionKey, StorageError
+from agent_sessions.exceptions import (
+    EncryptionError,
+    RetiredEncryptionKey,
+    StorageError,
+)
 from agent_sessions.models import KeyUse
 from agent_sessions.reports import as_storage_error
 
 if TYPE_CHECKING:
     from agent_sessions.concurrency.threads import DatabaseThreads
+    from agent_sessions.encryption import KeyRing
 
 logger = logging.getLogger("agent_sessions.backends")
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """The right to write with the first key of a ring.
+
+    Times are clock()'s. From `due` on it is to be renewed; `until` then is the last
+    moment in which anything may be encrypted; what was encrypted is stored by `over`,
+    or came too late.
+    """
+
+    ring: KeyRing
+    due: float
+    until: float
+    over: float
+
+    @classmethod
+    def since(cls, began: float, ring: KeyRing, seconds: float) -> Permit:
+        """Make one of so many seconds, which is asked for since `began`."""
+        return cls(ring, began + seconds / 2, began + seconds, began + 2 * seconds)
+
+    @property
+    def key_id(self) -> str:
+        """The id of the key that may be written with."""
+        return self.ring.first.id
+
+    @property
+    def is_due(self) -> bool:
+        """Return whether it is to be renewed."""
+        return clock() >= self.due
+
+    @property
+    def is_valid(self) -> bool:
+        """Return whether something may be encrypted now."""
+        return clock() < self.until
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether what is stored only now came too late."""
+        return clock() >= self.over
+
+    def assert_valid(self) -> None:
+        """Pass where something may be encrypted now. Raises EncryptionError."""
+        if not self.is_valid:
+            raise EncryptionError(
+                f"The process was held up for so long that it may not write with key "
+                f"{self.key_id} any more. Nothing was written; try again."
+            )
 
 
 class Permits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -16,17 +16,8 @@ from agent_sessions.encryption import MasterKey, Vault
 from agent_sessions.models import AgentSession, SessionSecret
 from agent_sessions.reports import as_storage_error
 
-
-class KnownSecrets:
-    """Secrets that were read before."""
-
-    def __init__(self, rows: dict[tuple[str, str], SessionSecret]) -> None:
-        self._rows = rows
-
-    def find(self, key: SessionKey, vault: Vault) -> MasterKey | None:
-        """See SessionSecrets.find()."""
-        row = self._rows.get((key.session_id, _owner(key)))
-        return None if row is None else _unwrap(row, vault)
+# Secrets that were read before, by the session's id and owner.
+KnownSecrets = Mapping[tuple[str, str], SessionSecret]
 
 
 class SessionSecrets:
@@ -44,13 +35,18 @@ class SessionSecrets:
             owner=_owner(key),
         )
 
-    def find(self, key: SessionKey, vault: Vault) -> MasterKey | None:
+    def find(
+        self, key: SessionKey, vault: Vault, known: KnownSecrets | None = None
+    ) -> MasterKey | None:
         """Read a session's key; None where it has none, or none any more.
 
         `vault` is the session's under the master keys. Raises UnknownEncryptionKey.
         """
-        with self._told():
-            row = self.rows(key).first()
+        if known is None:
+            with self._told():
+                row = self.rows(key).first()
+        else:
+            row = known.get((key.session_id, _owner(key)))
         return None if row is None else _unwrap(row, vault)
 
     def read_all(self, keys: Sequence[SessionKey]) -> KnownSecrets:
@@ -59,7 +55,7 @@ class SessionSecrets:
             rows = SessionSecret.objects.using(self.using).filter(
                 backend=self.alias, session_id__in={key.session_id for key in keys}
             )
-            return KnownSecrets({(row.session_id, row.owner): row for row in rows})
+            return {(row.session_id, row.owner): row for row in rows}
 
     @contextmanager
     def held(self, key: SessionKey, vault: Vault) -> Iterator[MasterKey]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +17,6 @@ from django.utils.module_loading import import_string
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.encryption import KeyRing
 from agent_sessions.encryption.keys import GENERATE
-from agent_sessions.encryption.permit import clock
 from agent_sessions.exceptions import (
     EncryptionError,
     InvalidBackend,
@@ -30,6 +30,14 @@ logger = logging.getLogger("agent_sessions.backends")
 _PATIENCE = 30.0
 # Seconds until what has failed is tried again, while what was there still serves.
 RETRY = 5.0
+
+
+# A machine that was asleep has not stopped the time of the others.
+clock: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+    if hasattr(time, "CLOCK_BOOTTIME")
+    else time.monotonic
+)
 
 
 class KeySource:

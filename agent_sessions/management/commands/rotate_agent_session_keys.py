@@ -10,8 +10,12 @@ from typing import Any, cast
 from django.core.management.base import CommandError
 
 from agent_sessions.backends.encrypted import EncryptedBackend
-from agent_sessions.backends.encrypted.retirement import Retirement
-from agent_sessions.backends.encrypted.rotation import Rotated, Rotation, rotate_rest
+from agent_sessions.backends.encrypted.rotation import (
+    Retirement,
+    Rotated,
+    Rotation,
+    rotate_rest,
+)
 from agent_sessions.handler import sessions
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.progress import add_progress, showing

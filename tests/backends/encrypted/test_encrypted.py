@@ -729,7 +729,6 @@ def test_checks_and_the_command_load_neither_cryptography_nor_the_sdk() -> None:
 
 @one_database
 async def test_a_subclass_may_read_in_its_own_way() -> None:
-    """It takes no decoder, which its base class does."""
     with under(
         NEW, inner={"BACKEND": "tests.backends.encrypted.test_encrypted.ReadingBackend"}
     ):
@@ -740,5 +739,3 @@ async def test_a_subclass_may_read_in_its_own_way() -> None:
         inner: Any = innermost(sessions["private"])
         assert inner.has_read
         assert inner.has_awaited
-        assert DatabaseBackend.takes_decoder
-        assert not inner.takes_decoder

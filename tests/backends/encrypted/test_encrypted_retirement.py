@@ -20,7 +20,7 @@ from django.test import override_settings
 
 from agent_sessions import sessions
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.encrypted.retirement import Retirement
+from agent_sessions.backends.encrypted.rotation import Retirement
 from agent_sessions.exceptions import (
     EncryptionError,
     RetiredEncryptionKey,
