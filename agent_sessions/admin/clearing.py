@@ -44,7 +44,7 @@ class ClearingMixin(SessionRules):
         """Empty the selected sessions, once that is confirmed."""
         rows = self.permitted(request, queryset, "clear")
         if rows and not _is_confirmed(request, rows):
-            return self._confirm_clearing(request, rows, is_action=True)
+            return self._confirm(request, rows, "clear_history")
         self._clear(request, rows)
         return None
 
@@ -58,7 +58,7 @@ class ClearingMixin(SessionRules):
                 request, self.opts, object_id
             )
         if not _is_confirmed(request, [obj]):
-            return self._confirm_clearing(request, [obj], is_action=False)
+            return self._confirm(request, [obj])
         self._clear(request, [obj])
         return HttpResponseRedirect(self.change_url(obj))
 
@@ -67,14 +67,17 @@ class ClearingMixin(SessionRules):
         name = f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}"
         return reverse(f"{name}_change", args=(quote(obj.pk),))
 
-    def _confirm_clearing(
-        self, request: HttpRequest, rows: list[AgentSession], *, is_action: bool
+    def _confirm(
+        self, request: HttpRequest, rows: list[AgentSession], action: str = ""
     ) -> TemplateResponse:
-        across = request.POST.get("select_across") == "1"
+        """Ask on a page; without an action, it is one session's own."""
+        across = _is_across(request)
+        is_deletion = action == "delete_selected"
         named = rows[:NAMED]
         context = {
             **self.admin_site.each_context(request),
-            "title": _("Clear history"),
+            "title": _("Delete sessions") if is_deletion else _("Clear history"),
+            "is_deletion": is_deletion,
             "subtitle": None,
             "opts": self.opts,
             "totals": {
@@ -86,19 +89,19 @@ class ClearingMixin(SessionRules):
             "waiting": _count_waiting(rows),
             "warning": _warning(rows),
             "more": len(rows) - len(named),
-            "is_action": is_action,
+            "action": action,
             "action_checkbox_name": ACTION_CHECKBOX_NAME,
             # One key stands for all where all were selected: thousands would be
             # more fields than Django takes.
             "keys": [row.pk for row in (rows[:1] if across else rows)],
             "select_across": across,
-            "back": self.change_url(named[0]) if named and not is_action else "",
+            "back": self.change_url(named[0]) if named and not action else "",
             "media": self.media,
         }
         request.current_app = self.admin_site.name
         return TemplateResponse(
             request,
-            "admin/agent_sessions/agentsession/clear_confirmation.html",
+            "admin/agent_sessions/agentsession/confirmation.html",
             context,
         )
 
@@ -140,10 +143,15 @@ class ClearingMixin(SessionRules):
     ) -> HttpResponse | None:
         """Delete the selected sessions in their stores, then their rows."""
         rows = self.permitted(request, queryset, "delete")
-        if rows and not request.POST.get("post"):
-            if len(rows) < len(queryset):
-                queryset = queryset.filter(pk__in=[row.pk for row in rows])
-            return confirm_deletion(self, request, queryset)
+        across = _is_across(request)
+        if (rows and not request.POST.get("post")) or (
+            across and not _is_told(request, rows)
+        ):
+            *_rest, lacking, protected = self.get_deleted_objects(rows, request)
+            if lacking or protected:
+                # Django's page says why it can't be done.
+                return confirm_deletion(self, request, queryset)
+            return self._confirm(request, rows, "delete_selected")
         deleted = 0
         for row in rows:
             try:
@@ -226,11 +234,20 @@ def _is_confirmed(request: HttpRequest, rows: list[AgentSession]) -> bool:
     The page also says how many of them wait for an approval, and asks again where one
     has begun to wait since.
     """
-    posted = request.POST
-    if "post" not in posted or posted.get("count") != str(len(rows)):
+    if "post" not in request.POST or not _is_told(request, rows):
         return False
-    told = posted.get("waiting")
+    told = request.POST.get("waiting")
     return told is None or told == str(_count_waiting(rows))
+
+
+def _is_told(request: HttpRequest, rows: list[AgentSession]) -> bool:
+    """Return whether the reader was told of as many sessions as there are."""
+    return request.POST.get("count") == str(len(rows))
+
+
+def _is_across(request: HttpRequest) -> bool:
+    """Return whether all sessions of the list were selected, not only a page's."""
+    return request.POST.get("select_across") == "1"
 
 
 def _count_waiting(rows: list[AgentSession]) -> int:

@@ -218,6 +218,29 @@ class TestDelete:
         html = staff("view", "delete").post(reverse(LIST), data).content.decode()
         assert "and 5 more" in html
 
+    def test_all_of_a_long_list_need_one_key(self) -> None:
+        AgentSession.objects.bulk_create(
+            AgentSession(session_id=f"s{n}") for n in range(1_100)
+        )
+        first = AgentSession.objects.first()
+        assert first is not None
+        client = staff("view", "delete")
+        data = {
+            "action": "delete_selected",
+            "_selected_action": first.pk,
+            "select_across": "1",
+        }
+        html = client.post(reverse(LIST), data).content.decode()
+        assert html.count('name="_selected_action"') == 1
+        assert 'name="select_across" value="1"' in html
+        assert "Sessions: 1100" in html
+        data |= {"post": "yes", "count": "1100"}
+        make("new")
+        assert "Sessions: 1101" in client.post(reverse(LIST), data).content.decode()
+        response = client.post(reverse(LIST), {**data, "count": "1101"}, follow=True)
+        assert messages(response) == ["Deleted 1101 sessions."]
+        assert not AgentSession.objects.exists()
+
     def test_a_store_that_fails_leaves_its_row(self) -> None:
         gone = AgentSession.objects.create(session_id="old", backend="gone")
         row = make()
