@@ -9,8 +9,8 @@ from agents.memory import SessionSettings
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.openai.backend import (
-    DELETING,
     OpenAIConversationsBackend,
+    Remote,
 )
 from agent_sessions.backends.openai.client import Conversations, http_client
 from agent_sessions.concurrency.forks import new_lock
@@ -36,7 +36,7 @@ class ConversationSession(BackendSession, SDKConversationsSession):  # type: ign
         """Read the id of the remote conversation; None before the first item."""
         await self.backend.aadmit(self.key)
         found = await self.backend.find(self.key)
-        return found.removeprefix(DELETING) if found else None
+        return (found.id or None) if found else None
 
     # The SDK's own names for it, which its subclasses may call.
 
@@ -83,12 +83,12 @@ class OpenAIConversationsSession(ConversationSession):
         )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.backend.name or 'not made yet'!r}>"
+        return f"<{type(self).__name__} {self.backend.remote.id or 'not made yet'!r}>"
 
     @property
     def session_id(self) -> str:
         """The remote conversation's id. Raises ValueError before the first item."""
-        name = self.backend.name.removeprefix(DELETING)
+        name = self.backend.remote.id
         if not name:
             raise ValueError(
                 "The conversation is not made yet. It gets its id with its first "
@@ -98,7 +98,7 @@ class OpenAIConversationsSession(ConversationSession):
 
     @session_id.setter
     def session_id(self, value: str) -> None:
-        self.backend.name = value
+        self.backend.remote = Remote(value)
 
     async def close(self) -> None:
         """Close the running loop's client, unless it was given."""
@@ -110,19 +110,19 @@ class _Standalone(OpenAIConversationsBackend):
 
     def __init__(self, name: str | None, client: AsyncOpenAI | None) -> None:
         super().__init__("standalone", {}, listed=False)
-        self.name = name or ""
+        self.remote = Remote(name or "")
         self._given = client
         self._home = HomeLoop()
         self._naming = new_lock()
 
-    async def find(self, key: SessionKey) -> str | None:
-        return self.name
+    async def find(self, key: SessionKey) -> Remote | None:
+        return self.remote
 
-    async def swap(self, key: SessionKey, old: str, new: str) -> bool:
+    async def swap(self, key: SessionKey, old: Remote, new: Remote) -> bool:
         with self._naming:
-            if self.name != old:
+            if self.remote != old:
                 return False
-            self.name = new
+            self.remote = new
             return True
 
     async def make_client(self) -> Conversations:

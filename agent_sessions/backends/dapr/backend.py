@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 from django.core import checks
@@ -198,43 +200,42 @@ class DaprBackend(RemoteBackend):
     # -- storage ---------------------------------------------------------------------
 
     async def store_append(self, key: SessionKey, batch: Batch) -> Written:
-        slot = await self._slots.get()
-        history = self._history(slot, key)
-        async with slot.lock(history.key):
+        async with self._writing(key) as history:
             return Written(await history.append(batch))
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        slot = await self._slots.get()
-        history = await self._to_read(slot, key)
-        return await history.latest(limit)
+        return await (await self._to_read(key)).latest(limit)
 
     async def store_pop(self, key: SessionKey) -> Popped:
         return await self.store_pop_if(key, anything)
 
     async def store_pop_if(self, key: SessionKey, asking: Asking) -> Popped:
-        slot = await self._slots.get()
-        history = self._history(slot, key)
-        async with slot.lock(history.key):
+        async with self._writing(key) as history:
             item, count = await history.pop(asking)
         return item, Written(count)
 
     async def store_clear(self, key: SessionKey) -> int:
-        slot = await self._slots.get()
-        history = self._history(slot, key)
-        async with slot.lock(history.key):
+        async with self._writing(key) as history:
             return await history.clear()
 
     async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
-        slot = await self._slots.get()
-        history = await self._to_read(slot, key)
-        return await history.page(wanted)
+        return await (await self._to_read(key)).page(wanted)
 
     async def store_count(self, key: SessionKey) -> int | None:
         slot = await self._slots.get()
         return (await self._history(slot, key).read()).head.count
 
-    async def _to_read(self, slot: _Slot, key: SessionKey) -> History:
+    @asynccontextmanager
+    async def _writing(self, key: SessionKey) -> AsyncIterator[History]:
+        """Open a history that nobody else of this loop changes meanwhile."""
+        slot = await self._slots.get()
+        history = self._history(slot, key)
+        async with slot.lock(history.key):
+            yield history
+
+    async def _to_read(self, key: SessionKey) -> History:
         """Return a history to read, in whose head a run's lease is."""
+        slot = await self._slots.get()
         history = self._history(slot, key)
         if self._is_fenced(key) and slot.taken.get(history.key) != key.fence:
             async with slot.lock(history.key):
@@ -246,14 +247,12 @@ class DaprBackend(RemoteBackend):
         return self.listed and key.fence is not None
 
     def _history(self, slot: _Slot, key: SessionKey) -> History:
-        if not self._is_fenced(key):
-            head = head_key(key, self.namespace)
-            return History(slot.sidecar, head, self._rules)
-
         async def admit() -> None:
             # After the head was read: whoever takes the lease and reads, writes or
             # clears changes the head, and then this is asked again.
             await self.on_directory(self.directory.assert_lease, key)
 
         head = head_key(key, self.namespace)
+        if not self._is_fenced(key):
+            return History(slot.sidecar, head, self._rules)
         return History(slot.sidecar, head, self._rules, admit, key.fence)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.dapr.records import (
@@ -25,6 +27,8 @@ from agent_sessions.backends.dapr.sidecar import Sidecar, Value, pause
 from agent_sessions.backends.remote.paging import Stretch
 from agent_sessions.exceptions import StorageError
 from agent_sessions.items import Item, StoredItem, decode
+
+T = TypeVar("T")
 
 logger = logging.getLogger("agent_sessions.backends")
 
@@ -76,14 +80,26 @@ class Reader:
 
     async def latest(self, limit: int | None) -> list[Item]:
         """Read the newest readable items, oldest first."""
+        return await self._undisturbed(lambda found: self._latest(found, limit))
+
+    async def page(self, wanted: Stretch) -> Page:
+        """Read the items nearest to a position; see BaseSessionBackend.page().
+
+        A position is the place in its segment: the first of segment n is n x size + 1.
+        """
+        return await self._undisturbed(lambda found: self._page(found, wanted))
+
+    async def _undisturbed(self, read: Callable[[Found], Awaitable[T]]) -> T:
+        """Read, and begin anew where the history changes meanwhile."""
         for attempt in range(READS):
             if attempt:
                 await pause(attempt, first=0.01)
-            try:
-                return await self._latest(await self.read(), limit)
-            except Moved:
-                continue
-        raise StorageError(_RESTLESS)
+            with suppress(Moved):
+                return await read(await self.read())
+        raise StorageError(
+            "The session's history was changed again and again while it was read. Read "
+            "it once more."
+        )
 
     async def _latest(self, found: Found, limit: int | None) -> list[Item]:
         head = found.head
@@ -101,52 +117,38 @@ class Reader:
             number = first
         return items[::-1]
 
-    async def page(self, wanted: Stretch) -> Page:
-        """Read the items nearest to a position; see BaseSessionBackend.page().
-
-        A position is the place in its segment: the first of segment n is n x size + 1.
-        """
-        for attempt in range(READS):
-            if attempt:
-                await pause(attempt, first=0.01)
-            try:
-                found = await self.read()
-                if wanted.after is not None:
-                    return await self._page_after(found, wanted.after, wanted.limit)
-                return await self._page_before(found, wanted.before, wanted.limit)
-            except Moved:
-                continue
-        raise StorageError(_RESTLESS)
-
-    async def _page_before(self, found: Found, before: int | None, limit: int) -> Page:
-        size = found.head.size
-        open_segments = _open_segments(found.head)
-        stop = found.head.sealed + len(open_segments)
-        if before is not None:
+    async def _page(self, found: Found, wanted: Stretch) -> Page:
+        head, size, limit = found.head, found.head.size, wanted.limit
+        open_segments = _open_segments(head)
+        start, stop = 0, head.sealed + len(open_segments)
+        after = wanted.after
+        before = wanted.before if after is None else None
+        if after is not None:
+            start = max(after, 0) // size
+        elif before is not None:
             stop = min(stop, (before - 2) // size + 1)
         rows: list[StoredItem] = []
-        while stop > 0 and len(rows) <= limit:
-            first = max(0, stop - min(WINDOW, (limit - len(rows)) // size + 1))
-            more = await self._rows(found, open_segments, range(first, stop))
-            rows[:0] = [row for row in more if before is None or row.position < before]
-            stop = first
-        newest = _last_position(found.head, open_segments)
+        while start < stop and len(rows) <= limit:
+            count = min(WINDOW, (limit - len(rows)) // size + 1, stop - start)
+            numbers = range(stop - count, stop)
+            if after is not None:
+                numbers = range(start, start + count)
+            more = [
+                row
+                for row in await self._rows(found, open_segments, numbers)
+                if (after is None or row.position > after)
+                and (before is None or row.position < before)
+            ]
+            if after is not None:
+                start, rows = numbers.stop, [*rows, *more]
+            else:
+                stop, rows = numbers.start, [*more, *rows]
+        is_cut = len(rows) > limit
+        if after is not None:
+            return Page(rows[:limit], after > 0 and head.count > 0, is_cut)
+        newest = _last_position(head, open_segments)
         later = before is not None and before <= newest
-        return Page(rows[-limit:], len(rows) > limit, later)
-
-    async def _page_after(self, found: Found, after: int, limit: int) -> Page:
-        size = found.head.size
-        open_segments = _open_segments(found.head)
-        end = found.head.sealed + len(open_segments)
-        first = max(after, 0) // size
-        rows: list[StoredItem] = []
-        while first < end and len(rows) <= limit:
-            stop = min(end, first + min(WINDOW, (limit - len(rows)) // size + 1))
-            more = await self._rows(found, open_segments, range(first, stop))
-            rows += [row for row in more if row.position > after]
-            first = stop
-        earlier = after > 0 and found.head.count > 0
-        return Page(rows[:limit], earlier, len(rows) > limit)
+        return Page(rows[-limit:], is_cut, later)
 
     async def _rows(
         self,
@@ -219,12 +221,6 @@ class Reader:
 
     def _segment_key(self, head: Head, number: int) -> str:
         return segment_key(self.key, head.generation_of(number), number)
-
-
-_RESTLESS = (
-    "The session's history was changed again and again while it was read. Read it once "
-    "more."
-)
 
 
 def _newest_first(entries: Sequence[Entry], limit: int | None) -> Iterator[Item]:

@@ -14,7 +14,7 @@ import json
 import secrets
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -185,21 +185,8 @@ def decode_segment(data: bytes) -> tuple[Entry, ...]:
 
 def encode_head(head: Head) -> bytes:
     """Write down a head."""
-    record = {
-        "version": VERSION,
-        "size": head.size,
-        "generations": head.generations,
-        "sealed": head.sealed,
-        "count": head.count,
-        "turns": head.turns,
-        "writes": head.writes,
-        "created": head.created,
-        "lasts": head.lasts,
-        "fence": head.fence,
-        "recent": head.recent,
-        "garbage": head.garbage,
-        "tail": _lists(head.tail),
-    }
+    record = {each.name: getattr(head, each.name) for each in fields(head)}
+    record |= {"version": VERSION, "tail": _lists(head.tail)}
     return _encode(record).encode()
 
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from django.core import checks
 
@@ -32,13 +32,24 @@ T = TypeVar("T")
 
 logger = logging.getLogger("agent_sessions.backends")
 
-# Stands before the id of a conversation from the moment at which its deletion begins
-# until it is known to have succeeded, so that a crash in between forgets nothing.
-DELETING = "deleting:"
 # How often an operation begins again because the conversation was cleared under it.
 _TRIES = 8
 # How many conversations' counts a process remembers.
 _REMEMBERED = 10_000
+
+
+class Remote(NamedTuple):
+    """What a row says of its remote conversation; the id is "" for none.
+
+    `deleting` holds from the moment at which its deletion begins until that is known to
+    have succeeded, so that a crash in between forgets nothing.
+    """
+
+    id: str = ""
+    deleting: bool = False
+
+
+NOTHING = Remote()
 
 
 class OpenAIConversationsBackend(RemoteBackend):
@@ -95,26 +106,28 @@ class OpenAIConversationsBackend(RemoteBackend):
 
     # -- where the remote id is kept -------------------------------------------------
 
-    async def find(self, key: SessionKey) -> str | None:
-        """Read what the row says: an id, "" for none, None where there is no row."""
+    async def find(self, key: SessionKey) -> Remote | None:
+        """Read what the row says; None where there is no row."""
         return await self.on_directory(self._find, key)
 
-    def _find(self, key: SessionKey) -> str | None:
+    def _find(self, key: SessionKey) -> Remote | None:
         rows = self.directory.rows(key)
-        return rows.values_list("remote_id", flat=True).first()
+        row = rows.values_list("remote_id", "remote_deleting").first()
+        return None if row is None else Remote(*row)
 
     def _admit_again(self, key: SessionKey) -> None:
         """Make the row of a session that was deleted since it was last looked up."""
         self._known_rows.forget(key)
         self._admit(key, write=True)
 
-    async def swap(self, key: SessionKey, old: str, new: str) -> bool:
-        """Write an id in place of another; False where that isn't there any more."""
+    async def swap(self, key: SessionKey, old: Remote, new: Remote) -> bool:
+        """Let the row say something else; False where it doesn't say the old any more."""
         return await self.on_directory(self._swap, key, old, new)
 
-    def _swap(self, key: SessionKey, old: str, new: str) -> bool:
-        rows = self.directory.rows(key).filter(remote_id=old)
-        return rows.update(remote_id=new) == 1
+    def _swap(self, key: SessionKey, old: Remote, new: Remote) -> bool:
+        rows = self.directory.rows(key)
+        rows = rows.filter(remote_id=old.id, remote_deleting=old.deleting)
+        return rows.update(remote_id=new.id, remote_deleting=new.deleting) == 1
 
     async def open(self, key: SessionKey) -> str:
         """Return the id of the key's conversation, which is made if need be."""
@@ -122,11 +135,11 @@ class OpenAIConversationsBackend(RemoteBackend):
             found = await self.find(key)
             if found is None:
                 await self.on_directory(self._admit_again, key)
-            elif found.startswith(DELETING):
+            elif found.deleting:
                 # Whoever began it may have been killed.
-                await self._finish_deletion(key, found)
-            elif found:
-                return found
+                await self._finish_deletion(key, found.id)
+            elif found.id:
+                return found.id
             elif made := await self._make(key):
                 return made
         raise _busy()
@@ -137,7 +150,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         made = await conversations.create()
         won = False
         try:
-            won = await self.swap(key, "", made)
+            won = await self.swap(key, NOTHING, Remote(made))
         finally:
             if not won:
                 await self._drop(conversations, made)
@@ -158,7 +171,7 @@ class OpenAIConversationsBackend(RemoteBackend):
     async def forget(self, key: SessionKey) -> None:
         """Take the conversation's id from the row, and leave the conversation."""
         if found := await self.find(key):
-            await self.swap(key, found, "")
+            await self.swap(key, found, NOTHING)
 
     # -- what a store implements -----------------------------------------------------
 
@@ -167,79 +180,56 @@ class OpenAIConversationsBackend(RemoteBackend):
 
         async def write() -> Written:
             remote = await self.open(key)
-            await self._on(key, remote, lambda c: c.add(remote, items))
+            await self._on(key, Remote(remote), lambda c, name: c.add(name, items))
             return Written(self._add_to_count(remote, len(items)))
 
         return await self._again(write)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        async def read() -> list[Item]:
-            found = await self.find(key)
-            if not found:
-                return []
-            remote = found.removeprefix(DELETING)
-            nothing: list[Item] = []
-            items = await self._on(
-                key, found, lambda c: c.latest(remote, limit), nothing
-            )
+        async def read(c: Conversations, remote: str) -> list[Item]:
+            items = await c.latest(remote, limit)
             if limit is None or len(items) < limit:
                 self._count(remote, len(items))
             return items
 
-        return await self._again(read)
+        return await self._ask(key, read, [])
 
     async def store_pop(self, key: SessionKey) -> Popped:
-        async def pop() -> Popped:
-            found = await self.find(key)
-            if not found:
-                return None, Written(0)
-            remote = found.removeprefix(DELETING)
-            item = await self._on(key, found, lambda c: c.pop(remote), None)
+        async def pop(c: Conversations, remote: str) -> Popped:
+            item = await c.pop(remote)
             return item, Written(self._add_to_count(remote, -1 if item else 0))
 
-        return await self._again(pop)
+        return await self._ask(key, pop, (None, Written(0)))
 
     async def store_clear(self, key: SessionKey) -> int:
         for _ in range(_TRIES):
             found = await self.find(key)
-            if not found:
+            if not found or not found.id:
                 return 0
-            count = await self._count_of(found.removeprefix(DELETING))
-            deleting = found
-            if not found.startswith(DELETING):
-                deleting = DELETING + found
-                if not await self.swap(key, found, deleting):
-                    continue
-            await self._finish_deletion(key, deleting)
-            return count
+            count = await self._count_of(found.id)
+            if found.deleting or await self.swap(
+                key, found, Remote(found.id, deleting=True)
+            ):
+                await self._finish_deletion(key, found.id)
+                return count
         raise _busy()
 
     async def store_erase(self, key: SessionKey, remote_id: str) -> int:
-        remote = remote_id.removeprefix(DELETING)
-        if not remote:
+        if not remote_id:
             return 0
-        count = await self._count_of(remote)
+        count = await self._count_of(remote_id)
         conversations = await self._clients.get()
-        await conversations.delete(remote)
-        self._forget_count(remote)
+        await conversations.delete(remote_id)
+        self._forget_count(remote_id)
         return count
 
     async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
         used = await self.on_directory(self._used_at, key) if self.listed else None
 
-        async def read() -> Page:
-            found = await self.find(key)
-            if not found:
-                return Page([], has_earlier=False)
-            remote = found.removeprefix(DELETING)
-            return await self._on(
-                key,
-                found,
-                lambda c: self._walk(c, remote, wanted, used or datetime.now(UTC)),
-                Page([], has_earlier=False),
-            )
+        async def read(c: Conversations, remote: str) -> Page:
+            return await self._walk(c, remote, wanted, used or datetime.now(UTC))
 
-        return await self._again(read)
+        return await self._ask(key, read, Page([], has_earlier=False))
 
     async def _walk(
         self, c: Conversations, remote: str, wanted: Stretch, used: Any
@@ -277,6 +267,27 @@ class OpenAIConversationsBackend(RemoteBackend):
 
     # -- helpers ---------------------------------------------------------------------
 
+    async def _ask(
+        self,
+        key: SessionKey,
+        operation: Callable[[Conversations, str], Awaitable[T]],
+        nothing: T,
+    ) -> T:
+        """Ask about the key's conversation; return `nothing` where there is none."""
+
+        async def ask() -> T:
+            found = await self.find(key)
+            if not found or not found.id:
+                return nothing
+            try:
+                return await self._on(key, found, operation)
+            except HistoryGone:
+                if found.deleting:
+                    return nothing
+                raise
+
+        return await self._again(ask)
+
     async def _again(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Call an operation again while the conversation is cleared under it."""
         for _ in range(_TRIES):
@@ -289,34 +300,31 @@ class OpenAIConversationsBackend(RemoteBackend):
     async def _on(
         self,
         key: SessionKey,
-        found: str,
-        operation: Callable[[Conversations], Awaitable[T]],
-        nothing: T | None = None,
+        found: Remote,
+        operation: Callable[[Conversations, str], Awaitable[T]],
     ) -> T:
-        """Ask about a conversation. Raises _Cleared where the row has changed since.
+        """Ask about a conversation.
 
-        Raises HistoryGone where it still names what OpenAI doesn't have; `nothing` is
-        given where it says that the conversation is being deleted.
+        Raises _Cleared where the row has changed since, and HistoryGone where it still
+        names what OpenAI doesn't have.
         """
         try:
-            return await operation(await self._clients.get())
+            return await operation(await self._clients.get(), found.id)
         except HistoryGone:
             if await self.find(key) != found:
                 raise _Cleared from None
-            if found.startswith(DELETING):
-                return nothing  # type: ignore[return-value]
             raise
 
-    async def _finish_deletion(self, key: SessionKey, deleting: str) -> None:
+    async def _finish_deletion(self, key: SessionKey, remote: str) -> None:
         """Delete a conversation and forget its id, or name it as before."""
-        remote = deleting.removeprefix(DELETING)
+        deleting = Remote(remote, deleting=True)
         conversations = await self._clients.get()
         try:
             await conversations.delete(remote)
         except BaseException:
-            await self.swap(key, deleting, remote)
+            await self.swap(key, deleting, Remote(remote))
             raise
-        await self.swap(key, deleting, "")
+        await self.swap(key, deleting, NOTHING)
         self._forget_count(remote)
 
     def _used_at(self, key: SessionKey) -> Any:

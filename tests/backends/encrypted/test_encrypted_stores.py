@@ -135,7 +135,7 @@ class TestOverConversations(EncryptedContract):
 
     async def corrupt(self, session: Any, nth: int, data: str) -> str:
         inner: Any = innermost(session.backend)
-        remote = await inner.find(session.key)
+        remote = (await inner.find(session.key)).id
         part = self.server.conversations[remote][nth]["content"][0]
         original, part["text"] = part["text"], data
         return str(original)

@@ -25,6 +25,7 @@ from openai import AsyncOpenAI
 from agent_sessions import get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.openai import OpenAIConversationsBackend
+from agent_sessions.backends.openai.backend import Remote
 from agent_sessions.backends.reading import afind_head
 from agent_sessions.exceptions import (
     HistoryGone,
@@ -167,7 +168,7 @@ async def test_a_lost_race_deletes_its_surplus(server: ConversationsServer) -> N
     theirs = await other_client(server)
     await sync_to_async(backend.directory.ensure)(key)
     found = await backend.find(key)
-    assert found == ""
+    assert found == Remote()
     await AgentSession.objects.filter(session_id="s-lost").aupdate(remote_id=theirs)
     assert await backend._make(key) is None
     assert list(server.conversations) == [theirs]
@@ -218,7 +219,7 @@ async def test_a_clear_whose_process_died_is_finished(
     await session.add_items(said(1))
     remote = await session.conversation_id()
     rows = AgentSession.objects.filter(session_id=session.session_id)
-    await rows.aupdate(remote_id=f"deleting:{remote}")
+    await rows.aupdate(remote_deleting=True)
     assert await session.conversation_id() == remote
     assert texts(await session.get_items()) == ["item 1"]
     await session.add_items(said(2))
@@ -227,7 +228,7 @@ async def test_a_clear_whose_process_died_is_finished(
     # And died only just after the deletion:
     remote = await session.conversation_id()
     assert remote is not None
-    await rows.aupdate(remote_id=f"deleting:{remote}")
+    await rows.aupdate(remote_deleting=True)
     del server.conversations[remote]
     assert await session.get_items() == []
     assert await session.pop_item() is None
@@ -265,9 +266,9 @@ async def test_a_history_cleared_elsewhere_meanwhile(
     assert isinstance(backend, OpenAIConversationsBackend)
     find = backend.find
 
-    async def find_late(key: SessionKey) -> str | None:
+    async def find_late(key: SessionKey) -> Remote | None:
         found = await find(key)
-        if found == old:
+        if found == Remote(old):
             await rows.aupdate(remote_id="")
             server.conversations.pop(old, None)
         return found
