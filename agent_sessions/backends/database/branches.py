@@ -13,10 +13,10 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.lineage import (
     Lineages,
     Segment,
+    first_of_turn,
     segment_of,
     visible,
 )
-from agent_sessions.backends.database.seeking import first_of_turn
 from agent_sessions.backends.directory import Directory
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
 from agent_sessions.models import (

@@ -8,7 +8,11 @@ from typing import Any
 
 from django.db.models import Q, QuerySet
 
+from agent_sessions.items.kinds import is_opening
 from agent_sessions.models import Branch, SessionItem
+
+# So few rows are read through rather than searched.
+_NEAR = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +96,32 @@ def segment_of(segments: tuple[Segment, ...], position: int) -> Segment:
         if segment.holds(position):
             return segment
     return segments[-1]
+
+
+def first_of_turn(using: str, segments: tuple[Segment, ...], turn: int) -> int | None:
+    """Find the position of the user message that begins a turn.
+
+    Turns grow with positions, so each look halves what is left. No index over turns
+    is needed, which every append would pay for.
+    """
+    items = SessionItem._base_manager.using(using)
+    for segment in reversed(segments):
+        rows = items.filter(branch_id=segment.branch_id).order_by("position")
+        rows = rows.values_list("position", "turn", "type", "role")
+        if segment.upto is not None:
+            rows = rows.filter(position__lte=segment.upto)
+        last = rows.last()
+        low, high = segment.after, 0 if last is None else last[0]
+        while high - low > _NEAR:
+            middle = (low + high) // 2
+            row = rows.filter(position__gt=middle).first()
+            if row is not None and row[1] < turn:
+                low = row[0]
+            else:
+                high = middle
+        for position, number, kind, role in rows.filter(position__gt=low)[: _NEAR + 1]:
+            if number >= turn:
+                if number == turn and is_opening(kind, role):
+                    return int(position)
+                break
+    return None
