@@ -18,31 +18,8 @@ from agent_sessions.fields import (
     WideCharField,
     WideTextField,
 )
-from agent_sessions.managers import (
-    REMOVED,
-    OwnedManager,
-    OwnedQuerySet,
-    SessionManager,
-    SessionQuerySet,
-    StoredModel,
-)
+from agent_sessions.managers import OwnedManager, SessionManager, StoredModel
 from agent_sessions.times import day_of
-
-__all__ = [
-    "LABEL_MARK",
-    "MAIN_BRANCH",
-    "REMOVED",
-    "AgentRun",
-    "AgentSession",
-    "Branch",
-    "OwnedManager",
-    "OwnedQuerySet",
-    "PendingClear",
-    "SessionItem",
-    "SessionManager",
-    "SessionQuerySet",
-    "SessionSecret",
-]
 
 MAIN_BRANCH = "main"
 # Stands in labels between a branch's name and its version, and in no name.
@@ -116,10 +93,10 @@ class AgentSession(StoredModel):
     expires_at = models.DateTimeField(
         _("expires"), null=True, blank=True, db_index=True
     )
-    # Set once a history has been removed and its rows are still to be deleted, see
-    # backends/database/removal.py. The row then has an id that nobody knows.
+    # Set when a history was removed and its rows are still to be deleted. The row then
+    # has an id that nobody knows.
     removed_at = models.DateTimeField(
-        _("removed"), null=True, blank=True, db_index=True, editable=False
+        _("removed"), null=True, db_index=True, editable=False
     )
 
     objects = SessionManager()
@@ -346,18 +323,26 @@ class AgentRun(StoredModel):
         return str(self.run_id)
 
 
-class PendingClear(models.Model):
-    """A history that is to be removed from a store that could not be reached.
-
-    Its session's row is gone, with its owner: this is all that is known of it.
-    """
+class HistoryKey(models.Model):
+    """A row about the history of a session whose own row may be gone."""
 
     backend = ExactCharField(_("backend"), max_length=64)
     session_id = ExactCharField(_("session id"), max_length=255)
-    # Text, not a foreign key: the user is deleted. Empty means no owner.
+    # Text, not a foreign key: the user may be deleted. Empty means no owner.
     owner = ExactCharField(_("owner"), max_length=255, blank=True)
-    remote_id = ExactCharField(_("remote id"), max_length=255, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
+
+    class Meta:
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"{self.session_id} in {self.backend}"
+
+
+class PendingClear(HistoryKey):
+    """A history that is to be removed from a store that could not be reached."""
+
+    remote_id = ExactCharField(_("remote id"), max_length=255, blank=True)
     tried_at = models.DateTimeField(_("last tried"), null=True, blank=True)
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
     error_code = WideCharField(_("error code"), max_length=64, blank=True)
@@ -366,20 +351,12 @@ class PendingClear(models.Model):
         verbose_name = _("pending clear")
         verbose_name_plural = _("pending clears")
 
-    def __str__(self) -> str:
-        return f"{self.session_id} in {self.backend}"
 
-
-class SessionSecret(models.Model):
+class SessionSecret(HistoryKey):
     """The key of one encrypted session, itself encrypted: without it nothing opens."""
 
-    backend = ExactCharField(_("backend"), max_length=64)
-    session_id = ExactCharField(_("session id"), max_length=255)
-    # Text, as in PendingClear; empty means no owner.
-    owner = ExactCharField(_("owner"), max_length=255, blank=True)
     key_id = models.CharField(_("key id"), max_length=64)
     wrapped = models.TextField(_("wrapped key"))
-    created_at = models.DateTimeField(_("created"), default=timezone.now)
 
     class Meta:
         verbose_name = _("session secret")
@@ -390,9 +367,6 @@ class SessionSecret(models.Model):
                 name="agent_sessions_unique_secret",
             ),
         )
-
-    def __str__(self) -> str:
-        return f"{self.session_id} in {self.backend}"
 
 
 class KeyUse(models.Model):

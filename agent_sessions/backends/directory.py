@@ -17,12 +17,12 @@ from agent_sessions.exceptions import (
     LeaseLost,
     SessionDoesNotExist,
 )
+from agent_sessions.managers import SessionQuerySet
 from agent_sessions.models import (
     MAIN_BRANCH,
     AgentRun,
     AgentSession,
     Branch,
-    SessionQuerySet,
 )
 from agent_sessions.times import day_of
 

@@ -10,10 +10,10 @@ from django.db.models import QuerySet
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.database.numbering import BATCH_SIZE, renumber
 from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.doctor.findings import Report, Skipped
 from agent_sessions.doctor.quarantine import list_quarantined, take_back
-from agent_sessions.doctor.rows import BATCH_SIZE, renumber
 from agent_sessions.doctor.session import Examination
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions as backends

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from django.db.models import F, QuerySet, Subquery
-
 from agent_sessions.backends import run_rows
-from agent_sessions.backends.database.lineage import Lineages, Segment, visible
+from agent_sessions.backends.database.lineage import Segment, visible
+from agent_sessions.backends.database.numbering import (
+    read_pages,
+    shown_rows,
+    turns_before,
+)
 from agent_sessions.doctor.findings import Fault
 from agent_sessions.doctor.quarantine import put_away
 from agent_sessions.exceptions import InvalidItem
@@ -19,7 +21,6 @@ from agent_sessions.items import EncodedItem, Item, decode, encode_batch
 from agent_sessions.items.kinds import (
     CALL_OF,
     KINDS,
-    OPENING,
     call_key,
     is_opening,
     opens_turn,
@@ -30,7 +31,6 @@ from agent_sessions.models import Branch, SessionItem
 
 # A hosted tool's own calls need no output from here.
 _ANSWERED_HERE = frozenset(t for t, kind in KINDS.items() if kind.answered_here)
-BATCH_SIZE = 1000
 _DRAWN = ("type", "role", "call_id", "tool_name", "text")
 
 
@@ -62,7 +62,7 @@ class Reader:
         self.using = using
         self.branch = branch
         self.size = size
-        self.turn = _turns_before(using, inherited)
+        self.turn = turns_before(using, inherited)
         self._rows = SessionItem._base_manager.using(using)
         self.items = 0
         self.last = 0
@@ -78,7 +78,9 @@ class Reader:
 
     def faults(self, read: Callable[[int], None]) -> Iterator[Fault]:
         """Return what is wrong with rows; `read` hears how many have been read."""
-        for page in read_pages(_shown(self.using, self.branch), Row._fields, self.size):
+        for page in read_pages(
+            shown_rows(self.using, self.branch), Row._fields, self.size
+        ):
             for values in page:
                 yield from self._read(Row(*values))
             read(self.items)
@@ -197,69 +199,3 @@ def _why_unreadable(data: str) -> str:
 
 
 # -- pages and turns ---------------------------------------------------------------------
-
-
-def read_pages(
-    rows: QuerySet[Any], columns: tuple[str, ...], size: int
-) -> Iterator[list[Any]]:
-    """Read rows of one branch in their order; `columns` begin with position.
-
-    Each page is a query of its own: rows may be moved away between two of them.
-    """
-    after: int | None = None
-    while True:
-        page = rows if after is None else rows.filter(position__gt=after)
-        found = list(page.order_by("position").values_list(*columns)[:size])
-        if found:
-            yield found
-        if len(found) < size:
-            return
-        after = found[-1][0]
-
-
-def _shown(using: str, branch: Branch) -> QuerySet[Any]:
-    """Return a branch's own rows, without those before its fork."""
-    rows = SessionItem._base_manager.using(using).filter(branch_id=branch.pk)
-    return rows.filter(position__gt=branch.fork_position or 0)
-
-
-def _turns_before(using: str, inherited: tuple[Segment, ...]) -> int:
-    """Count the user's messages that a branch has from its ancestors."""
-    if not inherited:
-        return 0
-    count: int = visible(using, inherited).filter(**OPENING).count()
-    return count
-
-
-def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
-    """Number the turns of a session's rows anew, by its user messages."""
-    lineages = Lineages(using)
-    branches = Branch._base_manager.using(using).filter(session_id=session)
-    for branch in branches.order_by("pk"):
-        if branch.is_quarantine:
-            continue
-        turn = _turns_before(using, lineages.of(branch.pk)[1:])
-        columns = ("position", "pk", "turn", "type", "role")
-        for page in read_pages(_shown(using, branch), columns, size):
-            moved: dict[int, list[Any]] = defaultdict(list)
-            for _, pk, stored, kind, role in page:
-                turn += is_opening(kind, role)
-                if stored != turn:
-                    moved[turn - stored].append(pk)
-            for by, pks in moved.items():
-                _move(using, by, pks)
-        if branch.archived_at is None and branch.turn != turn:
-            branches.filter(pk=branch.pk).update(turn=turn)
-    # Runs tell the turn by the message that opens it.
-    items = SessionItem._base_manager.using(using).filter(branch__session_id=session)
-    runs = run_rows.runs_of(using, session)
-    for pk, opened in runs.exclude(turn_item=None).values_list("pk", "turn_item"):
-        turns = items.filter(pk=opened).values("turn")
-        if turns.exists():
-            runs.filter(pk=pk).update(turn=Subquery(turns[:1]))
-
-
-def _move(using: str, by: int, pks: list[Any]) -> None:
-    SessionItem._base_manager.using(using).filter(pk__in=pks).update(
-        turn=F("turn") + by
-    )

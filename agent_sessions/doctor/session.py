@@ -9,9 +9,10 @@ from django.db.models import Count, Min
 
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.lineage import Lineages, visible
+from agent_sessions.backends.database.numbering import renumber
 from agent_sessions.doctor.findings import CODES, Fault, Finding
 from agent_sessions.doctor.leases import Leases
-from agent_sessions.doctor.rows import Reader, renumber
+from agent_sessions.doctor.rows import Reader
 from agent_sessions.items import first_line
 from agent_sessions.items.kinds import OPENING
 from agent_sessions.models import MAIN_BRANCH, AgentSession, Branch, SessionItem

@@ -10,7 +10,8 @@ from agents import AgentsException
 
 from agent_sessions.backends.arguments import check_branch, check_limit
 from agent_sessions.backends.base import make_key
-from agent_sessions.backends.database import compaction, turns, undo, usage
+from agent_sessions.backends.database import branches as forks
+from agent_sessions.backends.database import compaction, turns, usage
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.handler import sessions
 from agent_sessions.items import encode_batch
@@ -114,7 +115,7 @@ class DjangoSession(BackendSession):
 
     async def fork(self, at: int, branch_name: str | None = None) -> str:
         """Fork after turn `at` and switch to the new branch; 0 keeps no turn."""
-        return await self._fork(undo.fork_at, at, branch_name)
+        return await self._fork(forks.fork_at, at, branch_name)
 
     async def undo_turn(self) -> int | None:
         """Take back the last turn, calls and outputs together; give its number.
@@ -122,11 +123,11 @@ class DjangoSession(BackendSession):
         None where there is no turn. The rows are kept on an archived branch, which
         list_archived() names and restore_branch() brings back.
         """
-        return await self._change(undo.undo_turn)
+        return await self._change(forks.undo_turn)
 
     async def restore_branch(self, archived: str) -> str:
         """Make what an undo took away current again, on a new branch."""
-        return await self._fork(undo.restore, archived)
+        return await self._fork(forks.restore, archived)
 
     async def list_archived(self) -> list[str]:
         """Name the archived branches, oldest first."""

@@ -14,7 +14,8 @@ from agent_sessions import DjangoSession, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend, removal
 from agent_sessions.exceptions import StorageError
-from agent_sessions.models import REMOVED, AgentSession, Branch, SessionItem
+from agent_sessions.managers import REMOVED
+from agent_sessions.models import AgentSession, Branch, SessionItem
 from agent_sessions.retention import finish_removals, unfinished_items
 from agent_sessions.signals import session_cleared
 

@@ -14,8 +14,8 @@ from agent_sessions import DjangoSession, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.doctor import examine
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch, LeaseLost
+from agent_sessions.managers import REMOVED
 from agent_sessions.models import (
-    REMOVED,
     AgentRun,
     AgentSession,
     Branch,

@@ -16,9 +16,8 @@ from agent_sessions.backends.database import awaiting
 from agent_sessions.backends.database.appending import append_batch
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.engine import Engine
-from agent_sessions.backends.database.history import read_page
 from agent_sessions.backends.database.popping import pop_newest
-from agent_sessions.backends.database.reading import read_newest
+from agent_sessions.backends.database.reading import read_newest, read_page
 from agent_sessions.backends.database.removal import Clearing
 from agent_sessions.backends.database.rewriting import Rewriting
 from agent_sessions.backends.directory import Directory, database_for

@@ -19,9 +19,9 @@ from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.directory import forget_histories
+from agent_sessions.managers import REMOVED
 from agent_sessions.models import (
     MAIN_BRANCH,
-    REMOVED,
     AgentRun,
     AgentSession,
     Branch,
