@@ -58,7 +58,7 @@ def export_session(row: AgentSession, report: Report | None = None) -> Iterator[
     """Return the pieces of a session's line, its newline included.
 
     Memory doesn't grow with the history. What other stores than Django's databases
-    have is read through their backend, twice: encrypted items come out in clear where
+    have is read through their backend: encrypted items come out in clear where
     the backend has their key. Raises what the store raises.
     """
     backend = sessions[row.backend]
@@ -79,7 +79,8 @@ def export_session(row: AgentSession, report: Report | None = None) -> Iterator[
         )
     else:
         described["branch"] = MAIN_BRANCH
-        shapes = [_only_branch(backend, row)]
+        # Its items tell the rest.
+        shapes = [{"name": MAIN_BRANCH, "created_at": _time(row.created_at)}]
         items = (describe_item(item, MAIN_BRANCH) for item in _with_turns(backend, row))
     yield f'{{"format":{_encode(FORMAT)},"session":'
     yield _encode(described)
@@ -208,22 +209,6 @@ def _read_runs(using: str, row: AgentSession) -> Iterator[Any]:
         .order_by("pk")
         .iterator()
     )
-
-
-def _only_branch(backend: BaseSessionBackend, row: AgentSession) -> dict[str, Any]:
-    """Describe the one branch of a history in a store that has no branches."""
-    head = turn = 0
-    for item in _with_turns(backend, row):
-        head, turn = item.position, item.turn
-    return {
-        "name": MAIN_BRANCH,
-        "parent": None,
-        "fork_position": None,
-        "head": head,
-        "turn": turn,
-        "created_at": _time(row.created_at),
-        "archived": False,
-    }
 
 
 def _with_turns(backend: BaseSessionBackend, row: AgentSession) -> Iterator[StoredItem]:

@@ -141,8 +141,7 @@ class TestSQLite:
             b"\xfe",
         )
         reasons = refused("sqlite", path)
-        assert r"\xff: refused: its id is no UTF-8" in reasons
-        assert r"\xfe: refused: its id is no UTF-8" in reasons
+        assert reasons.count("\ufffd: refused: A session id can't hold") == 2
         assert imported("one") == read_sqlite(path, "one")
 
     def test_garbled_ids_end_no_page(self, path: Path) -> None:
@@ -152,7 +151,7 @@ class TestSQLite:
                 "INSERT INTO agent_sessions (session_id) VALUES (CAST(? AS TEXT))",
                 [(b"\xf0%03d" % n,) for n in range(600)],
             )
-        assert refused("sqlite", path).count("is no UTF-8") == 600
+        assert refused("sqlite", path).count("A session id can't hold") == 600
         assert imported("s0") == conversation(1)
 
     def test_times_that_are_no_utf_8_are_none(self, path: Path) -> None:

@@ -38,7 +38,10 @@ class AdvancedSource(TableSource):
 
     def sessions(self) -> Iterator[SourceSession]:
         for session in super().sessions():
-            if session.problem:
+            if not isinstance(session.session_id, str) or not is_text(
+                session.session_id
+            ):
+                # Refused for its id.
                 yield session
                 continue
             names = self._names(session.session_id)

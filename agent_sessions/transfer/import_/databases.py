@@ -210,7 +210,6 @@ class SQLiteFile(Database):
                 yield cursor
         except _ERRORS as exc:
             raise self._problem(exc) from None
-        self._place.check()
 
     def quote(self, name: str) -> str:
         return ".".join(map(_quote, name.split(".")))
@@ -276,7 +275,6 @@ class SQLiteFile(Database):
         return False
 
     def _problem(self, exc: Exception) -> UnreadableSource:
-        self._place.check()
         if isinstance(exc, sqlite3.OperationalError) and self._steps > self._most:
             return UnreadableSource(
                 f"Can't read {self.name}: a query takes more steps than a file of this "
@@ -294,16 +292,11 @@ class _Place:
     """Where a file of SQLite is read, so that nothing is left beside it.
 
     Who opens a file that keeps a write-ahead log makes two files beside it, which a
-    reader can't remove again. So one whose log is empty is read as it lies there, and is
-    watched; one whose log nobody has open is copied with it first.
+    reader can't remove again. So one that nobody has open is copied first.
     """
 
     def __init__(self, path: Path, name: str) -> None:
-        self._path = path
-        self._name = name
         self._copy: TemporaryDirectory[str] | None = None
-        self._seen: tuple[int, int] | None = None
-        more = ""
         try:
             with path.open("rb") as file:
                 head = file.read(20)
@@ -311,40 +304,36 @@ class _Place:
                 raise UnreadableSource(
                     f"{name} is no file of SQLite: it is not a database, or is packed."
                 )
-            log = Path(f"{path}-wal")
-            if head[18:] != b"\x02\x02":
-                pass
-            elif not log.is_file() or not log.stat().st_size:
-                self._seen = self._look()
-                more = "&immutable=1"
-            elif not os.access(f"{path}-shm", os.R_OK | os.W_OK):
-                self._copy = TemporaryDirectory(prefix="agent-sessions-")
-                path = Path(self._copy.name) / "source"
-                shutil.copyfile(self._path, path)
-                shutil.copyfile(log, f"{path}-wal")
+            has_log = head[18:] == b"\x02\x02"
+            if has_log and not os.access(f"{path}-shm", os.R_OK | os.W_OK):
+                path = self._copied(path, name)
         except OSError as exc:
             self.close()
             raise UnreadableSource(
                 f"Can't read {name}: {exc.strerror or type(exc).__name__}."
             ) from None
-        self.uri = f"file:{quote(os.fsencode(path))}?mode=ro{more}"
-
-    def check(self) -> None:
-        """Raise UnreadableSource where the file was written to since it was opened."""
-        if self._seen is not None and self._seen != self._look():
-            raise UnreadableSource(
-                f"{self._name} was written to while it was read. Run the same command "
-                "again to go on."
-            )
+        self.uri = f"file:{quote(os.fsencode(path))}?mode=ro"
 
     def close(self) -> None:
         """Remove the copy, if there is one."""
         if self._copy is not None:
             self._copy.cleanup()
 
-    def _look(self) -> tuple[int, int]:
-        found = self._path.stat()
-        return found.st_mtime_ns, found.st_size
+    def _copied(self, path: Path, name: str) -> Path:
+        self._copy = TemporaryDirectory(prefix="agent-sessions-")
+        copy = Path(self._copy.name) / "source"
+        log = Path(f"{path}-wal")
+        before = path.stat()
+        shutil.copyfile(path, copy)
+        if log.is_file():
+            shutil.copyfile(log, f"{copy}-wal")
+        after = path.stat()
+        if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+            self.close()
+            raise UnreadableSource(
+                f"{name} was written to while it was read. Run the same command again."
+            )
+        return copy
 
 
 def open_database(place: str) -> Database:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import Any
 
@@ -199,22 +198,13 @@ def write_runs(target: Target) -> int:
     return len(new) + len(changed)
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """Where a turn lies: its items, and the user message that opens it."""
-
-    number: int
-    first: int
-    last: int
-    opening: int | None
-
-
-# By branch and number, and by branch and position of the message that opens it.
-_Turns = dict[tuple[int, str, int], _Turn]
+# Columns of a run, by branch and number of its turn, and by branch and position of the
+# message that opens the turn.
+_Turns = dict[tuple[int, str, int], dict[str, Any]]
 
 
 def _read_turns(target: Target) -> _Turns:
-    """Find the turns of what was imported, by branch, and by number or opening."""
+    """Find the turns of what was imported, and where they lie."""
     is_opening = Q(**OPENING)
     branches = [known.branch.pk for known in target.branches.values() if known.branch]
     rows = (
@@ -231,10 +221,11 @@ def _read_turns(target: Target) -> _Turns:
     )
     turns: _Turns = {}
     for branch, number, first, last, opening, opened_at in rows:
-        turn = _Turn(number, first, last, opening)
-        turns[branch, "number", number] = turn
+        columns = {"turn": number, "turn_item": opening}
         if opened_at is not None:
-            turns[branch, "opening", opened_at] = turn
+            turns[branch, "opening", opened_at] = columns
+        span = {"first_position": first, "last_position": last}
+        turns[branch, "number", number] = columns | span
     return turns
 
 
@@ -244,20 +235,11 @@ def _columns_of(run: SourceRun, target: Target, turns: _Turns) -> dict[str, Any]
     if known is None or known.branch is None:
         return {}
     columns: dict[str, Any] = {"branch_id": known.branch.pk}
+    if run.turn is not None:
+        return columns | turns.get((known.branch.pk, "number", run.turn), {})
     if run.opening is not None:
         opened_on = target.branches.get(run.opening[0])
-        if opened_on is None or opened_on.branch is None:
-            return columns
-        found = turns.get((opened_on.branch.pk, "opening", run.opening[1]))
-        if found is not None:
-            columns |= {"turn": found.number, "turn_item": found.opening}
-    elif run.turn is not None:
-        found = turns.get((known.branch.pk, "number", run.turn))
-        if found is not None:
-            columns |= {
-                "first_position": found.first,
-                "last_position": found.last,
-                "turn": found.number,
-                "turn_item": found.opening,
-            }
+        if opened_on is not None and opened_on.branch is not None:
+            place = (opened_on.branch.pk, "opening", run.opening[1])
+            columns |= turns.get(place, {})
     return columns

@@ -216,17 +216,11 @@ def encode_items(items: Sequence[SourceItem]) -> tuple[list[EncodedItem], str, i
 
     A row's turn counts from 0, the turn that was open before the page.
     """
-    decoded: list[Any] = [decode(item.data) for item in items]
-    try:
-        batch = encode_batch(decoded)
-    except InvalidItem:
-        pass
-    else:
-        return list(batch.rows), batch.title, 0
     rows: list[EncodedItem] = []
     turns = unreadable = 0
     title = ""
-    for source, item in zip(items, decoded, strict=True):
+    for source in items:
+        item: Any = decode(source.data)
         try:
             batch = encode_batch([item])
         except InvalidItem:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 from typing import Any
 
+from agent_sessions.backends.arguments import is_text
 from agent_sessions.transfer.import_.databases import Database, TooLong
 from agent_sessions.transfer.import_.records import (
     ITEM_BYTES,
@@ -72,7 +73,7 @@ class TableSource(Source):
             f"FROM {self._sessions} WHERE {where}",
             params,
         ):
-            yield self._session(
+            yield SourceSession(
                 session_id,
                 as_time(created_at, self.zone),
                 as_time(updated_at, self.zone),
@@ -86,7 +87,7 @@ class TableSource(Source):
             f"(SELECT 1 FROM {self._sessions} s WHERE s.session_id = m.session_id)",
         ):
             if not self.only or session_id in self.only:
-                yield self._session(session_id)
+                yield SourceSession(session_id)
 
     def items(
         self, session: SourceSession, branch: SourceBranch, after: int = 0
@@ -107,14 +108,6 @@ class TableSource(Source):
     def pages(self, ids: array[int]) -> Iterator[list[SourceItem]]:
         """Return pages of messages. Raises ImportProblem before the first one."""
         return self._read(ids, self._sizes(ids))
-
-    def _session(self, session_id: Any, *times: Any) -> SourceSession:
-        if _is_garbled(session_id):
-            return SourceSession(
-                as_text(session_id),
-                problem="its id is no UTF-8. Change it in the source, in both tables.",
-            )
-        return SourceSession(session_id, *times)
 
     def _probe(self) -> None:
         """See that the tables are of the kind. Raises UnreadableSource."""
@@ -146,7 +139,7 @@ class TableSource(Source):
             if len(rows) < SESSIONS:
                 return
             last, mark = [rows[-1][0]], self.database.mark
-            if _is_garbled(last[0]):
+            if isinstance(last[0], str) and not is_text(last[0]):
                 # Bytes that are no UTF-8 compare as the text that they stand for.
                 last = [last[0].encode("utf-8", "surrogateescape")]
                 mark = f"CAST({mark} AS TEXT)"
@@ -219,12 +212,3 @@ class SQLAlchemySource(TableSource):
 
     kind = "sqlalchemy"
     order = "created_at, id"
-
-
-def _is_garbled(value: Any) -> bool:
-    """Return whether a text is none in the source; SQLite's may be no UTF-8."""
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
