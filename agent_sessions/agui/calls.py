@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from agent_sessions.agui.content import (
 from agent_sessions.items.kinds import CALL_OF, KINDS, OUTPUTS, Kind
 
 HANDOFF = "agent_sessions:handoff"
-HANDOFF_PREFIX = "transfer_to_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +44,6 @@ def read_call(item: Mapping[str, Any]) -> Call | None:
 def output_call_id(item: Mapping[str, Any]) -> str:
     """Return the id of the call that an output answers."""
     return string(item.get("call_id")) or string(item.get("id"))
-
-
-def handoff_target(call_name: str, item: Mapping[str, Any]) -> str | None:
-    """Return the agent that a stored output hands over to, if it is a handoff's."""
-    output = item.get("output")
-    if not call_name.startswith(HANDOFF_PREFIX) or not isinstance(output, str):
-        return None
-    try:
-        value = json.loads(output)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(value, dict) and value.keys() == {"assistant"}:
-        return string(value["assistant"]) or None
-    return None
 
 
 def exposed_arguments(call: Call, options: StreamOptions) -> str:

@@ -10,7 +10,6 @@ from agent_sessions.agui.calls import (
     OUTPUT_TYPES,
     call_message,
     exposed_result,
-    handoff_target,
     output_call_id,
     read_call,
 )
@@ -23,6 +22,7 @@ from agent_sessions.agui.content import (
     string,
     user_content,
 )
+from agent_sessions.items.kinds import HANDOFF_PREFIX, handoff_target
 
 SHORTEST_UNIQUE_ID = 20
 LONGEST_ID = 255
@@ -143,8 +143,9 @@ class _Reader:
         call_id = output_call_id(item)
         if not call_id:
             return
-        target = handoff_target(self._call_names.get(call_id, ""), item)
-        if target is not None:
+        is_handoff = self._call_names.get(call_id, "").startswith(HANDOFF_PREFIX)
+        target = handoff_target(item.get("output")) if is_handoff else ""
+        if target:
             self._handoff(position, call_id, target)
         elif self._options.expose_tools != "none":
             self._result(position, call_id, output_text(item))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, NamedTuple
@@ -109,6 +110,9 @@ CALL_OF = {name: kind.answers for name, kind in KINDS.items() if kind.answers}
 INSTRUCTIONS = frozenset({"system", "developer"})
 ROLES = frozenset({"user", "assistant", *INSTRUCTIONS})
 
+# The SDK names a handoff's call so, unless the agent gives another name.
+HANDOFF_PREFIX = "transfer_to_"
+
 # The columns of a row that opens a turn, as a filter takes them.
 OPENING = {"type": "message", "role": "user"}
 
@@ -166,6 +170,19 @@ def causes(item: Mapping[str, Any]) -> list[Key]:
     if item.get("type") == "mcp_call" and item.get("approval_request_id"):
         found.append(("mcp_approval_request", _text(item, "approval_request_id")))
     return found
+
+
+def handoff_target(output: Any) -> str:
+    """Return the agent that a handoff's output names, if that is all that it says."""
+    if not isinstance(output, str) or not output.startswith("{"):
+        return ""
+    try:
+        value = json.loads(output)
+    except (ValueError, RecursionError):
+        return ""
+    if isinstance(value, dict) and value.keys() == {"assistant"}:
+        return column(value["assistant"])
+    return ""
 
 
 def tool_name(item: Mapping[str, Any], type: str) -> str:

@@ -9,7 +9,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from agent_sessions.items import StoredItem
-from agent_sessions.items.kinds import KINDS, Family
+from agent_sessions.items.kinds import (
+    HANDOFF_PREFIX,
+    KINDS,
+    Family,
+    handoff_target,
+)
 from agent_sessions.transcript.parts import (
     Entry,
     Item,
@@ -148,7 +153,7 @@ def _output(kind: str, item: Item) -> Fields:
         "name": string(item.get("name")),
         "call_id": string(item.get("call_id")) or _id(item),
         "parts": _output_parts(item),
-        "handoff": _handoff(item.get("output")),
+        "handoff": handoff_target(item.get("output")),
     }
 
 
@@ -160,19 +165,6 @@ def _output_parts(item: Item) -> tuple[Part, ...]:
         if value is not None:
             return content_parts(value)
     return maybe_json(item.get("tools"))
-
-
-def _handoff(output: Any) -> str:
-    """Return the agent that an output names, if that is all that it says."""
-    if not isinstance(output, str) or not output.startswith("{"):
-        return ""
-    try:
-        value = json.loads(output)
-    except (ValueError, RecursionError):
-        return ""
-    if isinstance(value, dict) and value.keys() == {"assistant"}:
-        return string(value["assistant"])
-    return ""
 
 
 def _mcp_result(item: Item) -> tuple[Part, ...]:
@@ -254,7 +246,6 @@ _READERS: dict[Family, tuple[Kind, Callable[[str, Item], Fields]]] = {
 
 
 IDLE_GAP = timedelta(minutes=5)
-HANDOFF_PREFIX = "transfer_to_"
 # Characters of images that one page carries; the rest are linked.
 IMAGES_LENGTH = 4_000_000
 # Characters of texts that one page carries, and what is left of those after them.
