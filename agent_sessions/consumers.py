@@ -94,6 +94,8 @@ class AgentConsumer(GuardedSocket):
 
     _bad_frames = 0
     _refused_frames = 0
+    # The last frame that was sent of a run that goes on.
+    _told: Frame | None = None
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -247,8 +249,10 @@ class AgentConsumer(GuardedSocket):
             await self._refuse(code, request.run_id)
         else:
             if run is None:
-                # The id was used before: what it said is told again, not done again.
-                await self._catch_up(f"{request.run_id}:0")
+                # The id was used before: what it said is told again, not done again,
+                # and not where it is being told.
+                if self._told is None or self._told.run_id != request.run_id:
+                    await self._catch_up(f"{request.run_id}:0")
                 return
             # Not before: a socket that has never synced would hear the middle of
             # another run. Not later: the run's task begins at the next await.
@@ -313,14 +317,21 @@ class AgentConsumer(GuardedSocket):
 
     @guarded
     async def _pump(self) -> None:
-        while True:
+        while self.conversation is not None:
             frame = await self.listener.get()
             if not await self._is_welcome(within=self.recheck_after):
                 return
-            if frame is None:
-                await self._catch_up(None)
-            else:
+            if frame is not None:
                 await self._send(frame.as_dict())
+                self._told = None if frame.is_last else frame
+            elif self._told is None:
+                await self._catch_up(None)
+            elif self.manager.can_go_on(self.conversation, self._told.id):
+                await self._catch_up(self._told.id)
+            else:
+                # A run that is open here can't begin again; on another socket it can.
+                await self._end(CLOSE_UNAVAILABLE)
+                return
 
 
 def _without_agent(kind: type[AgentConsumer]) -> InvalidConsumer:

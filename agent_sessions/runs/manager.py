@@ -181,8 +181,7 @@ class RunManager:
         missed_run = None
         while True:
             run = self._runs.get(place)
-            last = run or self._ended.get(place)
-            frames = sync.replay(offset, last.log if last else None)
+            frames = self._told_since(place, offset)
             if frames is not None:
                 break
             if run is not None and run.log.complete:
@@ -200,7 +199,16 @@ class RunManager:
         listener.restart(frames, missed_run=missed_run)
         self.subscribe(conversation, listener)
 
+    def can_go_on(self, conversation: Conversation, offset: str) -> bool:
+        """Return whether a listener can be told exactly what came after an offset."""
+        return self._told_since(_place(conversation), offset) is not None
+
     # -- inside --------------------------------------------------------------------
+
+    def _told_since(self, place: Place, offset: str | None) -> list[Frame] | None:
+        """Return the frames after an offset, of the run that goes on or ended last."""
+        last = self._runs.get(place) or self._ended.get(place)
+        return None if last is None else sync.replay(offset, last.log)
 
     async def _restore(
         self,

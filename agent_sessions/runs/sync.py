@@ -88,10 +88,10 @@ def _written(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def replay(offset: str | None, log: EventLog | None) -> list[Frame] | None:
+def replay(offset: str | None, log: EventLog) -> list[Frame] | None:
     """Return the frames after an offset; None where the log can't tell exactly."""
     run_id, _, number = (offset or "").rpartition(":")
-    if log is None or log.run_id != run_id or not _NUMBER.fullmatch(number):
+    if log.run_id != run_id or not _NUMBER.fullmatch(number):
         return None
     return log.after(int(number))
 
