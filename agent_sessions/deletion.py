@@ -25,9 +25,19 @@ def cascade(collector: Any, field: Any, sub_objs: Any, using: str) -> None:
 cascade.lazy_sub_objs = True  # type: ignore[attr-defined]
 
 
+class _Counted(set[Any]):
+    """What the page takes for the objects of a model: only how many there are."""
+
+    more = 0
+
+    def __len__(self) -> int:
+        return super().__len__() + self.more
+
+
 def _count(collector: Any, rows: QuerySet[Any], using: str) -> None:
     """Count rows, and those that go with them."""
-    collector.model_objs[rows.model].update(rows.values_list("pk", flat=True))
+    found = collector.model_objs.setdefault(rows.model, _Counted())
+    found.more += rows.count()
     for model, name in _followers(rows.model):
         own = {f"{name}__in": rows.values("pk")}
         _count(collector, model._base_manager.using(using).filter(**own), using)
