@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from django.db import DatabaseError, router
 from django.db.models import QuerySet
@@ -22,13 +22,6 @@ from agent_sessions.reports import guarded
 from agent_sessions.retention.selection import chunks, databases
 
 
-class Progress(Protocol):
-    """Hears how many sessions and items have been read."""
-
-    def __call__(self, sessions: int, items: int) -> None:
-        """Hear the counts so far."""
-
-
 class CantExamine(AgentSessionError, TypeError):
     """The doctor can't look into the sessions of a backend; the message says why."""
 
@@ -39,7 +32,7 @@ def examine(
     *,
     repair: bool = False,
     batch_size: int = BATCH_SIZE,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Look for what is broken in sessions, all of them if none are given.
 
@@ -47,7 +40,8 @@ def examine(
     something is found it is read again while its writers wait, so what they are just
     writing is never taken for damage, and that is when it is mended. Sessions that a
     run holds are skipped. Only sessions whose items are in a Django database are
-    looked at, and not where they are encrypted; others are skipped.
+    looked at, and not where they are encrypted; others are skipped. `progress` hears
+    how many sessions and items have been read.
     """
     report = Report()
 

@@ -275,24 +275,23 @@ class _RemovedHistory:
         self.engine = engine
         self.using = engine.using
         self.most = self.size = most
-        self.is_done = False
         self._row = _removed(self.using).filter(pk=pk)
         self._runs = AgentRun._base_manager.using(self.using).filter(session_id=pk)
         self._branches = Branch._base_manager.using(self.using).filter(session_id=pk)
-        # Branches that may have items, and where the last step ended: looking from the
-        # beginning again, PostgreSQL would walk over everything that was deleted.
-        self._left: list[int] | None = None
+        # Branches that may have items; None at the end. And where the last step ended:
+        # looking from the beginning again, PostgreSQL would walk over all it deleted.
+        self._left: list[int] | None = list(self._branches.values_list("pk", flat=True))
         self._after = -1
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether nothing is left, or another process deletes it."""
+        return self._left is None
 
     def step(self) -> int:
         """Take a step in a transaction of its own; return how many items it deleted."""
         began = time.monotonic()
-        after = self._after
-        try:
-            count = self.engine.run(self._delete)
-        except BaseException:
-            self._after = after
-            raise
+        count, self._left, self._after = self.engine.run(self._delete)
         # On other databases than SQLite nobody waits for it.
         if self.engine.connection.vendor == "sqlite":
             seconds = time.monotonic() - began
@@ -302,36 +301,29 @@ class _RemovedHistory:
                 self.size = min(self.size * 2, self.most)
         return count
 
-    def _delete(self, connection: BaseDatabaseWrapper) -> int:
-        """Delete up to `size` rows; return how many items were among them."""
+    def _delete(
+        self, connection: BaseDatabaseWrapper
+    ) -> tuple[int, list[int] | None, int]:
+        """Delete up to `size` rows; return how many are items, and what is next."""
         if not _hold(self.using, self._row, skip_locked=True):
-            # Another process holds it, or it is gone.
-            self.is_done = True
-            return 0
-        if self._left is None:
-            self._left = list(self._branches.values_list("pk", flat=True))
-        while self._left:
-            if count := self._delete_items(self._left[-1]):
-                rows = self._row.filter(item_count__gte=count)
-                rows.update(item_count=F("item_count") - count)
-                return count
-            self._left.pop()
-            self._after = -1
+            return 0, None, -1
+        left, after = self._left, self._after
+        while left:
+            items = SessionItem._base_manager.using(self.using).filter(
+                branch_id=left[0], position__gt=after
+            )
+            positions = items.order_by("position").values_list("position", flat=True)
+            if (first := positions.first()) is None:
+                left, after = left[1:], -1
+                continue
+            upto = first - 1 + self.size
+            count = items.filter(position__lte=upto).delete()[0]
+            counted = self._row.filter(item_count__gte=count)
+            counted.update(item_count=F("item_count") - count)
+            return count, left, upto
         if found := list(self._runs.values_list("pk", flat=True)[: self.size]):
             self._runs.filter(pk__in=found).delete()
-        else:
-            self._branches.update(parent=None)
-            self._row.delete()
-            self.is_done = True
-        return 0
-
-    def _delete_items(self, branch: int) -> int:
-        """Delete what lies at the next `size` positions that hold something."""
-        items = SessionItem._base_manager.using(self.using).filter(
-            branch_id=branch, position__gt=self._after
-        )
-        positions = items.order_by("position").values_list("position", flat=True)
-        if (first := positions.first()) is None:
-            return 0
-        self._after = first - 1 + self.size
-        return items.filter(position__lte=self._after).delete()[0]
+            return 0, left, after
+        self._branches.update(parent=None)
+        self._row.delete()
+        return 0, None, -1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import chain, islice
 from typing import Any
 
@@ -18,17 +19,18 @@ from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
 from agent_sessions.times import iso
 
-HEADS = (
-    "session",
-    "user",
-    "backend",
-    "items",
-    "tokens in",
-    "out",
-    "state",
-    "used",
-    "made",
-)
+# The heads of the table, by what is beneath each.
+HEADS = {
+    "id": "session",
+    "user": "user",
+    "backend": "backend",
+    "items": "items",
+    "input_tokens": "tokens in",
+    "output_tokens": "out",
+    "state": "state",
+    "updated_at": "used",
+    "created_at": "made",
+}
 
 
 class Command(PrintingCommand):
@@ -60,18 +62,18 @@ class Command(PrintingCommand):
             self.stderr.write(f"There are more than {limit}; --limit 0 lists all.")
 
     def _print(self, rows: Iterator[AgentSession], options: dict[str, Any]) -> None:
-        titles = options["titles"]
+        facts = (_facts(row, titles=options["titles"]) for row in rows)
         if options["json"]:
-            for line in json_list(_as_json(row, titles=titles) for row in rows):
+            for line in json_list(_as_json(each) for each in facts):
                 self.stdout.write(line)
             return
-        heads = (*HEADS, "title") if titles else HEADS
-        cells = (_cells(row, titles=titles) for row in rows)
+        heads = HEADS | ({"title": "title"} if options["titles"] else {})
+        cells = (tuple(_cell(each[name]) for name in heads) for each in facts)
         first = next(cells, None)
         if first is None:
             self.stdout.write("There are no such sessions.")
             return
-        for line in table(heads, chain([first], cells)):
+        for line in table(tuple(heads.values()), chain([first], cells)):
             self.stdout.write(line)
 
 
@@ -84,22 +86,7 @@ def _rows(selection: Selection) -> Iterator[AgentSession]:
         yield from ordered.defer("metadata").iterator(chunk_size=500)
 
 
-def _cells(row: AgentSession, *, titles: bool) -> tuple[Any, ...]:
-    return (
-        row.session_id,
-        "-" if row.user is None else row.user.get_username(),
-        row.backend,
-        row.item_count,
-        row.input_tokens,
-        row.output_tokens,
-        row.state,
-        moment(row.updated_at),
-        moment(row.created_at),
-        *((row.title,) if titles else ()),
-    )
-
-
-def _as_json(row: AgentSession, *, titles: bool) -> dict[str, Any]:
+def _facts(row: AgentSession, *, titles: bool) -> dict[str, Any]:
     return {
         "id": row.session_id,
         "backend": row.backend,
@@ -108,8 +95,21 @@ def _as_json(row: AgentSession, *, titles: bool) -> dict[str, Any]:
         "input_tokens": row.input_tokens,
         "output_tokens": row.output_tokens,
         "state": row.state,
-        "updated_at": iso(row.updated_at),
-        "created_at": iso(row.created_at),
-        "expires_at": None if row.expires_at is None else iso(row.expires_at),
+        "updated_at": row.updated_at,
+        "created_at": row.created_at,
+        "expires_at": row.expires_at,
         **({"title": row.title} if titles else {}),
     }
+
+
+def _as_json(facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: iso(value) if isinstance(value, datetime) else value
+        for name, value in facts.items()
+    }
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return moment(value)
+    return "-" if value is None else value
