@@ -18,7 +18,7 @@ from agent_sessions.agui import (
     parse_frame,
     run_error,
 )
-from agent_sessions.backends.processes import this_process
+from agent_sessions.backends.leases import this_process
 from agent_sessions.exceptions import (
     AgentSessionError,
     InvalidConsumer,

@@ -12,10 +12,10 @@ from django.utils.connection import BaseConnectionHandler
 from django.utils.module_loading import import_string
 
 from agent_sessions.backends.keys import SessionKey, make_key
-from agent_sessions.backends.spelling import (
+from agent_sessions.backends.options import (
     DEFAULT_ALIAS as DEFAULT_ALIAS,
 )
-from agent_sessions.backends.spelling import (
+from agent_sessions.backends.options import (
     did_you_mean,
     did_you_mean_alias,
 )

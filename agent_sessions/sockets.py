@@ -13,7 +13,7 @@ from typing import Any, cast
 from django.db import DatabaseError
 from django.utils.translation import override
 
-from agent_sessions.backends.spelling import (
+from agent_sessions.backends.options import (
     did_you_mean,
 )
 from agent_sessions.exceptions import (

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core import checks
+from django.core.signing import BadSignature, Signer
+from django.views.decorators.debug import sensitive_variables
 
-from agent_sessions.backends.arguments import check_run_session
 from agent_sessions.backends.keys import Page, SessionKey, make_key
-from agent_sessions.backends.retention import read_retention
-from agent_sessions.backends.sealing import Sealer, SigningSealer
-from agent_sessions.backends.spelling import did_you_mean
+from agent_sessions.backends.options import (
+    check_run_session,
+    did_you_mean,
+    read_retention,
+)
 from agent_sessions.concurrency.settle import settle
-from agent_sessions.exceptions import InvalidBackend
+from agent_sessions.exceptions import EncryptionError, InvalidBackend
 from agent_sessions.items import Item
 from agent_sessions.reports import guard_methods
 
@@ -56,6 +60,49 @@ _GUARDED = frozenset(
         "aflush",
     ]
 )
+
+
+class Sealer:
+    """Texts that lie beside a session's items, such as what a paused run has stored.
+
+    They are signed: each opens for the same alias, owner and session only.
+    """
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+
+    @sensitive_variables()
+    def seal(self, key: SessionKey, text: str) -> str:
+        """Make the text that is stored; "" stays so."""
+        return self._signer(key).sign(text) if text else ""
+
+    @sensitive_variables()
+    def open(self, key: SessionKey, text: str) -> str:
+        """Read what seal() made. Raises EncryptionError."""
+        try:
+            return self._signer(key).unsign(text) if text else ""
+        except BadSignature:
+            raise EncryptionError(
+                f"A text of session {key.session_id!r} doesn't open: it was changed, "
+                "was written for another session, or was signed with a SECRET_KEY that "
+                "SECRET_KEY_FALLBACKS doesn't have any more."
+            ) from None  # Django's frames would show the text in an error report.
+
+    @sensitive_variables()
+    def open_all(self, texts: Sequence[tuple[SessionKey, str]]) -> list[str | None]:
+        """Read many in a fixed number of queries; None is what doesn't open."""
+        found: list[str | None] = []
+        for key, text in texts:
+            try:
+                found.append(self.open(key, text))
+            except EncryptionError:
+                found.append(None)
+        return found
+
+    def _signer(self, key: SessionKey) -> Signer:
+        owner = None if key.user_id is None else str(key.user_id)
+        place = json.dumps([self._alias, owner, key.session_id])
+        return Signer(salt=f"agent_sessions.text {place}")
 
 
 class BaseSessionBackend(ABC):
@@ -106,8 +153,7 @@ class BaseSessionBackend(ABC):
         check_run_session(alias, self.options["run_session"])
         # Sets what lies in a shared store apart: the alias that wraps this backend.
         self.namespace = ""
-        # Texts that lie beside the items, such as what a paused run has stored.
-        self.sealer: Sealer = SigningSealer(alias)
+        self.sealer = Sealer(alias)
         # This backend, where its items are readable rows of a Django database. Then it
         # has branches, turns that can be removed, and rewrite().
         self.in_database: DatabaseBackend | None = None

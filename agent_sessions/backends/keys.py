@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from django.contrib.auth import get_user_model
 from django.db.models import Model
 
-from agent_sessions.backends.arguments import check_branch, check_session_id
-from agent_sessions.exceptions import EncryptionError
+from agent_sessions.exceptions import (
+    EncryptionError,
+    InvalidBranch,
+    InvalidLimit,
+    InvalidSessionId,
+)
 from agent_sessions.items import Item, StoredItem
 from agent_sessions.owners import owner_key
 
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.contrib.auth.models import AnonymousUser
 
+SESSION_ID_LENGTH = 255
+# More items than any history has; stores count with whole numbers of 64 bits at most.
+MOST_ITEMS = 2**31 - 1
 # Makes what a pop asks of items, from the newest back: a store that begins anew, since
 # somebody else was faster, asks anew too.
 Asking = Callable[[], Callable[[Any], bool]]
@@ -112,3 +119,53 @@ def names_user(user: Any) -> bool:
     That of another model's row may be anybody's; what is no row vouches for its own.
     """
     return not isinstance(user, Model) or isinstance(user, get_user_model())
+
+
+# -- what callers give to every backend alike -----------------------------------------
+
+
+def check_session_id(session_id: Any) -> str:
+    """Return an id that every store takes. Raises InvalidSessionId."""
+    if not isinstance(session_id, str):
+        raise InvalidSessionId(
+            f"A session id is a str, not a {type(session_id).__name__}."
+        )
+    if not 1 <= len(session_id) <= SESSION_ID_LENGTH:
+        raise InvalidSessionId(
+            f"A session id has 1 to {SESSION_ID_LENGTH} characters; this one has "
+            f"{len(session_id)}. Hash a longer key, or use AgentSession.new_id()."
+        )
+    if not is_text(session_id):
+        raise InvalidSessionId(
+            "A session id can't hold NUL characters or lone surrogates, which "
+            "databases refuse. Remove them."
+        )
+    return session_id
+
+
+def check_branch(name: Any) -> None:
+    """Refuse what can't be the name of a branch. Raises InvalidBranch."""
+    if not isinstance(name, str):
+        raise InvalidBranch(f"A branch name is a str, not a {type(name).__name__}.")
+    if not is_text(name):
+        raise InvalidBranch(
+            "A branch name can't hold NUL characters or lone surrogates, which "
+            "databases refuse."
+        )
+
+
+def is_text(value: str) -> bool:
+    """Return whether every database takes a text: no NUL, and no lone surrogate."""
+    return "\x00" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def check_limit(limit: Any) -> int | None:
+    """Return a limit as stores take it.
+
+    Raises InvalidLimit where it is neither None nor a whole number of 0 or more.
+    """
+    if limit is not None and (
+        isinstance(limit, bool) or not isinstance(limit, int) or limit < 0
+    ):
+        raise InvalidLimit(limit)
+    return None if limit is None else min(limit, MOST_ITEMS)

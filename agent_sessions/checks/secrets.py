@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.views.debug import get_default_exception_reporter_filter
 
-from agent_sessions.backends.addresses import (
+from agent_sessions.backends.options import (
     ENCODE,
     has_password,
     is_address,

@@ -210,16 +210,6 @@ def decode_all(rows: Iterable[Any]) -> list[Item]:
 Decode = Callable[[Iterable[Any]], list[Any]]
 
 
-def decode_known(texts: Sequence[bytes]) -> list[Item]:
-    """Read texts that are known to be JSON objects, at once."""
-    try:
-        found: list[Item] = from_json(b"[" + b",".join(texts) + b"]", cache_mode="keys")
-    except ValueError:
-        # Such as escaped lone surrogates.
-        return decode_all(texts)
-    return found
-
-
 def _decode_slowly(data: bytes) -> Any:
     """Read what the fast reader refuses, such as escaped lone surrogates."""
     try:

@@ -22,7 +22,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from django.db.migrations.executor import MigrationExecutor
 from django.utils.connection import ConnectionDoesNotExist
 
-from agent_sessions.backends.spelling import DEFAULT_ALIAS
+from agent_sessions.backends.options import DEFAULT_ALIAS
 from agent_sessions.characters import ascii_json, printable, printable_lines
 from agent_sessions.exceptions import AgentSessionError, StorageError
 from agent_sessions.models import AgentSession

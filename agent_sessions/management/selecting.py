@@ -12,8 +12,8 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 
-from agent_sessions.backends.arguments import is_text
-from agent_sessions.backends.retention import parse_age
+from agent_sessions.backends.keys import is_text
+from agent_sessions.backends.options import parse_age
 from agent_sessions.models import AgentSession
 from agent_sessions.owners import owners
 from agent_sessions.retention import Selection

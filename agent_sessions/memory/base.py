@@ -18,9 +18,8 @@ from agents.memory.session_settings import (
 from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 
-from agent_sessions.backends.arguments import check_limit, check_session_id
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.keys import Asking, PopsIf
+from agent_sessions.backends.keys import Asking, PopsIf, check_limit, check_session_id
 from agent_sessions.concurrency.callers import note_opening
 from agent_sessions.exceptions import BlockingCall, SessionClosed, SessionDoesNotExist
 from agent_sessions.items import as_sequence

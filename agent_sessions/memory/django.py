@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from agents import AgentsException
 
-from agent_sessions.backends.arguments import check_branch, check_limit
 from agent_sessions.backends.base import make_key
 from agent_sessions.backends.database import branches as forks
 from agent_sessions.backends.database import compaction, turns, usage
 from agent_sessions.backends.database.branches import Branches
+from agent_sessions.backends.keys import check_branch, check_limit
 from agent_sessions.handler import sessions
 from agent_sessions.items import encode_batch
 from agent_sessions.memory.base import BackendSession, SyncSession, twin

@@ -21,7 +21,7 @@ from agents.memory.session_settings import (
     resolve_session_limit,
 )
 
-from agent_sessions.backends.arguments import check_limit
+from agent_sessions.backends.keys import check_limit
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.encryption import (
     KeyRing,

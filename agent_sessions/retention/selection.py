@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 
-from agent_sessions.backends.arguments import SESSION_ID_LENGTH, check_session_id
+from agent_sessions.backends.keys import SESSION_ID_LENGTH, check_session_id
 from agent_sessions.exceptions import AgentSessionError, InvalidSessionId
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession, Branch

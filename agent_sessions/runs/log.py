@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from agent_sessions.backends.processes import this_process
+from agent_sessions.backends.leases import this_process
 from agent_sessions.runs.setup import Conversation
 
 Event = dict[str, Any]

@@ -24,11 +24,12 @@ from agent_sessions.backends.database.usage import opening
 from agent_sessions.backends.leases import (
     RUN_SILENCE,
     DatabaseNow,
+    is_dead,
     is_over,
     is_silent,
     judged,
+    this_process,
 )
-from agent_sessions.backends.processes import is_dead, this_process
 from agent_sessions.backends.run_rows import Status
 from agent_sessions.exceptions import (
     InterruptExpired,

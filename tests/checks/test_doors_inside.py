@@ -16,7 +16,7 @@ from django.core.cache import cache
 from django.core.management import CommandError, call_command, get_commands
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.processes import this_process
+from agent_sessions.backends.leases import this_process
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.runs import Conversation

@@ -23,7 +23,7 @@ import agent_sessions
 from agent_sessions import get_session, sessions, usage
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.shortreads import ShortReads
-from agent_sessions.backends.processes import this_process
+from agent_sessions.backends.leases import this_process
 from agent_sessions.backends.redis.keys import Names
 from agent_sessions.backends.remote.directory_cache import DirectoryCache
 from agent_sessions.encryption import Memory
@@ -314,7 +314,7 @@ KEPT: dict[str, Callable[[Pair, Any], None]] = {
     "ratelimit.py": limits,
     "runs/rates.py": rates,
     "runs/manager.py": managed,
-    "backends/processes.py": named,
+    "backends/leases.py": named,
     "usage.py": recorded,
     "encryption/cache.py": remembered,
     "backends/encrypted/source.py": sourced,

@@ -14,7 +14,7 @@ from agent_sessions.backends.base import (
     BaseSessionBackend,
 )
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.backends.spelling import (
+from agent_sessions.backends.options import (
     did_you_mean,
 )
 from agent_sessions.exceptions import (

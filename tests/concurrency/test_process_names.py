@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from agent_sessions.backends.processes import _host_parts, is_dead, this_process
+from agent_sessions.backends.leases import _host_parts, is_dead, this_process
 
 LINUX = sys.platform == "linux"
 NAME_AND_WAIT = """
-from agent_sessions.backends.processes import this_process
+from agent_sessions.backends.leases import this_process
 print(this_process(), flush=True)
 input()
 """
@@ -190,7 +190,7 @@ import sys, uuid
 # What getnode() does for a process that finds no interface.
 uuid._GETTERS = []
 uuid._node = None
-from agent_sessions.backends.processes import _host_parts, this_process
+from agent_sessions.backends.leases import _host_parts, this_process
 print(this_process().partition(":")[0], *_host_parts("darwin"), uuid.getnode() >> 40 & 1)
 """
 

@@ -14,8 +14,7 @@ from django.utils import timezone
 
 from agent_sessions import DjangoSession, sessions
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.leases import RUN_SILENCE
-from agent_sessions.backends.processes import this_process
+from agent_sessions.backends.leases import RUN_SILENCE, this_process
 from agent_sessions.doctor import Report, examine
 from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun, AgentSession, SessionItem

@@ -17,7 +17,7 @@ from django.test import override_settings
 
 from agent_sessions import sessions
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.retention import parse_age
+from agent_sessions.backends.options import parse_age
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.management.selecting import MOST
 from tests.support.import_sources import conversation, write_sqlite

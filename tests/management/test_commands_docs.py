@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from django.core.management import load_command_class
 
-from agent_sessions.backends.retention import parse_age
+from agent_sessions.backends.options import parse_age
 from agent_sessions.retention.erasure import Left, Receipt
 
 PAGE = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")

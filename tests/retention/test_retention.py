@@ -11,7 +11,7 @@ from django.core import checks
 from django.test import override_settings
 
 from agent_sessions import sessions
-from agent_sessions.backends.retention import Retention, parse_age
+from agent_sessions.backends.options import Retention, parse_age
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.handler import DATABASE_BACKEND
 

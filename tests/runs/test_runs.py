@@ -15,7 +15,7 @@ from django.core.cache import cache
 from django.utils import timezone
 
 from agent_sessions import DjangoSession, get_session
-from agent_sessions.backends.processes import is_dead, this_process
+from agent_sessions.backends.leases import is_dead, this_process
 from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import RunLimits, Subscription

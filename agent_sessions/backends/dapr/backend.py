@@ -11,12 +11,6 @@ from typing import Any, ClassVar
 
 from django.core import checks
 
-from agent_sessions.backends.addresses import (
-    ENCODE,
-    is_address,
-    is_misread,
-    is_printable,
-)
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.dapr.client import Client, open_client, require_dapr
 from agent_sessions.backends.dapr.history import History
@@ -24,6 +18,12 @@ from agent_sessions.backends.dapr.reading import Rules
 from agent_sessions.backends.dapr.records import head_key
 from agent_sessions.backends.dapr.sidecar import Sidecar
 from agent_sessions.backends.keys import Asking, anything
+from agent_sessions.backends.options import (
+    ENCODE,
+    is_address,
+    is_misread,
+    is_printable,
+)
 from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
 from agent_sessions.backends.remote.paging import Stretch
 from agent_sessions.concurrency.loops import BackgroundLoop, HomeLoop, PerLoop

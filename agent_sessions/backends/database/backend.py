@@ -22,7 +22,7 @@ from agent_sessions.backends.database.removal import Clearing
 from agent_sessions.backends.database.rewriting import Rewriting
 from agent_sessions.backends.directory import Directory, database_for
 from agent_sessions.backends.keys import Asking
-from agent_sessions.backends.spelling import did_you_mean_alias
+from agent_sessions.backends.options import did_you_mean_alias
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.concurrency.threads import DatabaseThreads, ThreadsByDatabase

@@ -8,7 +8,6 @@ from typing import Any
 from django.db.models import F, Max
 from django.utils import timezone
 
-from agent_sessions.backends.arguments import check_branch
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.lineage import (
     Lineages,
@@ -18,6 +17,7 @@ from agent_sessions.backends.database.lineage import (
     visible,
 )
 from agent_sessions.backends.directory import Directory
+from agent_sessions.backends.keys import check_branch
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch
 from agent_sessions.models import (
     LABEL_MARK,

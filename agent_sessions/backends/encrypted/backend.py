@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from asgiref.sync import sync_to_async
 from django.core import checks
 
-from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.base import Page, Sealer, SessionKey
 from agent_sessions.backends.encrypted.keyed import KeyedBackend
 from agent_sessions.backends.encrypted.pages import (
     is_closed,
@@ -20,7 +20,6 @@ from agent_sessions.backends.encrypted.pages import (
     open_page,
 )
 from agent_sessions.backends.encrypted.rotation import confirm
-from agent_sessions.backends.sealing import Sealer
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.encryption import Reading, Taking, Vault
@@ -244,6 +243,7 @@ class EncryptingSealer(Sealer):
     """Texts that are encrypted as the items are, beside which they lie."""
 
     def __init__(self, backend: EncryptedBackend) -> None:
+        super().__init__(backend.alias)
         self._backend = backend
 
     @guarded

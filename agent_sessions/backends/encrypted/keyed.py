@@ -14,7 +14,7 @@ from agent_sessions.backends.encrypted.permits import Permit, Permits
 from agent_sessions.backends.encrypted.rotation import confirm
 from agent_sessions.backends.encrypted.secrets import KnownSecrets, SessionSecrets
 from agent_sessions.backends.encrypted.source import KeySource
-from agent_sessions.backends.retention import EXAMPLES, parse_age
+from agent_sessions.backends.options import EXAMPLES, parse_age
 from agent_sessions.backends.wrapping import WrappingBackend
 from agent_sessions.encryption import (
     KeyRing,

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from django.core import checks
 
-from agent_sessions.backends.addresses import (
+from agent_sessions.backends.options import (
     ENCODE,
     is_address,
     is_misread,

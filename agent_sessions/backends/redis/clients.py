@@ -14,8 +14,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from django.utils.module_loading import import_string
 
-from agent_sessions.backends.addresses import ENCODE, is_misread
-from agent_sessions.backends.spelling import did_you_mean_alias
+from agent_sessions.backends.options import ENCODE, did_you_mean_alias, is_misread
 from agent_sessions.concurrency.loops import HomeLoop
 from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.keys import Asking
+from agent_sessions.backends.options import parse_age
 from agent_sessions.backends.remote.listed import ListedBackend, Written
 from agent_sessions.backends.remote.paging import Stretch
-from agent_sessions.backends.retention import parse_age
 from agent_sessions.concurrency.loops import BackgroundLoop, take
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import InvalidBackend

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from django.core import checks
 
-from agent_sessions.backends.addresses import ENCODE, is_address, is_misread
 from agent_sessions.backends.base import Page, SessionKey, option_names
+from agent_sessions.backends.options import ENCODE, is_address, is_misread
 from agent_sessions.backends.remote.base import RemoteBackend, Written
 from agent_sessions.backends.remote.paging import Stretch, read_readable
 from agent_sessions.backends.sdk.opening import (

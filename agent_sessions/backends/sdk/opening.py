@@ -15,7 +15,7 @@ from typing import Any
 
 from django.utils.module_loading import import_string
 
-from agent_sessions.backends.spelling import did_you_mean
+from agent_sessions.backends.options import did_you_mean
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.items import Item
 

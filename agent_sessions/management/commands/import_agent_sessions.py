@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from django.core.management.base import CommandError, no_translations
 
-from agent_sessions.backends.arguments import check_session_id
+from agent_sessions.backends.keys import check_session_id
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.management.progress import add_progress, showing

@@ -9,7 +9,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
-from agent_sessions.backends.arguments import is_text
+from agent_sessions.backends.keys import is_text
 from agent_sessions.models import LABEL_MARK, MAIN_BRANCH, AgentRun
 from agent_sessions.transfer.import_.records import (
     MOST_BRANCHES,

@@ -10,7 +10,7 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 
-from agent_sessions.backends.arguments import is_text
+from agent_sessions.backends.keys import is_text
 from agent_sessions.owners import owners
 from agent_sessions.transfer.import_.records import (
     ImportProblem,

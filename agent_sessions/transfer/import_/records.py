@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from django.db import models
 from django.utils.dateparse import parse_datetime
 
-from agent_sessions.backends.arguments import check_session_id, is_text
+from agent_sessions.backends.keys import check_session_id, is_text
 from agent_sessions.exceptions import (
     AgentSessionError,
     InvalidItem,

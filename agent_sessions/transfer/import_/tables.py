@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 from typing import Any
 
-from agent_sessions.backends.arguments import is_text
+from agent_sessions.backends.keys import is_text
 from agent_sessions.transfer.import_.databases import Database, TooLong
 from agent_sessions.transfer.import_.records import (
     ITEM_BYTES,

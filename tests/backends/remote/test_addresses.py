@@ -11,9 +11,9 @@ from django.core.checks import CheckMessage, Error
 from django.test import override_settings
 
 from agent_sessions import DjangoSession, EncryptedSession, RedisSession, sessions
-from agent_sessions.backends.addresses import has_password, is_misread
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.dapr import DaprBackend
+from agent_sessions.backends.options import has_password, is_misread
 from agent_sessions.backends.redis import RedisBackend
 from agent_sessions.backends.redis.clients import Endpoint
 from agent_sessions.backends.sdk import SDKBackend
