@@ -6,7 +6,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
 from django.core import checks
@@ -95,6 +95,9 @@ class DaprBackend(RemoteBackend):
         require_dapr("DaprBackend")
         self._check_values()
         self._home = HomeLoop()
+        with suppress(RuntimeError):
+            # An asyncio DaprClient is made in a loop, and given away there as a rule.
+            self._home.is_here()
         self._knows_health_timeout = "health_timeout" in options
         ttl = self.read_ttl()
         self._rules = Rules(

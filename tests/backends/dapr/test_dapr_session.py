@@ -398,3 +398,14 @@ def test_a_lease_is_written_once_and_a_lower_one_after_a_backup_too(
             session.backend.append(run, says(fence))
         texts_now = [item["content"] for item in session.backend.latest(KEY, None)]
         assert texts_now == ["a", "9", "2"]
+
+
+def test_a_client_of_a_loop_that_has_ended_is_named(dapr_server: DaprSidecar) -> None:
+    """The session was made beside its client, and not used there."""
+
+    async def make() -> DaprSession:
+        return DaprSession("s", STORE, AsyncDaprClient(dapr_server.address))
+
+    session = asyncio.run(make())
+    with pytest.raises(StorageError, match="another event loop"):
+        asyncio.run(session.get_items())
