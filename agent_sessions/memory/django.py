@@ -10,7 +10,7 @@ from agents import AgentsException
 
 from agent_sessions.backends.base import make_key
 from agent_sessions.backends.database import branches as forks
-from agent_sessions.backends.database import compaction, turns, usage
+from agent_sessions.backends.database import rewriting, turns, usage
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.keys import check_branch, check_limit
 from agent_sessions.handler import sessions
@@ -252,13 +252,13 @@ class DjangoSession(BackendSession):
             return None
         if not self._stores_plain_items():
             return None
-        tail = await self._ask(compaction.read_tail, limit)
+        tail = await self._ask(rewriting.read_tail, limit)
         if tail is None:
             return None
 
         async def replace_suffix(start: int, output: list[TResponseInputItem]) -> bool:
             batch = encode_batch(output)
-            return await self._change(compaction.swap_tail, tail, start, batch)
+            return await self._change(rewriting.swap_tail, tail, start, batch)
 
         items: list[Any] = list(tail.items)
         return Snapshot(items, tail.complete, replace_suffix)
@@ -269,7 +269,7 @@ class DjangoSession(BackendSession):
         if not self._stores_plain_items():
             return False
         batch = encode_batch(items)
-        return await self._change(compaction.swap_all, batch)
+        return await self._change(rewriting.swap_all, batch)
 
     async def _ask(
         self,

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from agent_sessions import DjangoSession, sessions
 from agent_sessions.admin.reading import BRANCHES, History
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.compaction import swap_all
+from agent_sessions.backends.database.rewriting import swap_all
 from agent_sessions.items import encode_batch
 from agent_sessions.models import AgentSession, Branch
 from agent_sessions.retention import Removal, remove

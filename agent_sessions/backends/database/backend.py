@@ -19,7 +19,7 @@ from agent_sessions.backends.database.engine import Engine
 from agent_sessions.backends.database.popping import pop_newest
 from agent_sessions.backends.database.reading import read_newest, read_page
 from agent_sessions.backends.database.removal import Clearing
-from agent_sessions.backends.database.rewriting import Rewriting
+from agent_sessions.backends.database.rewriting import rewrite
 from agent_sessions.backends.directory import Directory, database_for
 from agent_sessions.backends.keys import Asking
 from agent_sessions.backends.options import did_you_mean_alias
@@ -101,7 +101,7 @@ class DatabaseBackend(BaseSessionBackend):
         An item that is popped or rewritten meanwhile is left alone. Stored texts that
         hold `unless` needn't be looked at.
         """
-        return Rewriting(self.engine, key, change, unless, batch_size).run()
+        return rewrite(self.engine, key, change, unless=unless, batch_size=batch_size)
 
     def clear(self, key: SessionKey) -> int:
         clearing = Clearing(self.engine, key)

@@ -65,6 +65,11 @@ class Branches:
 
     # -- finding -------------------------------------------------------------------
 
+    def every(self) -> Any:
+        """Return all branches of the session, archived ones too."""
+        sessions = self.directory.rows(self.key).values("pk")
+        return Branch._base_manager.using(self.using).filter(session_id__in=sessions)
+
     def current(self) -> Branch | None:
         """Find the branch that the key means; None where the session has no row."""
         if self._current is not None:
@@ -85,7 +90,7 @@ class Branches:
             return self.current()
         check_branch(name)
         branch: Branch | None = (
-            self._all().filter(name=name, version=0, archived_at=None).first()
+            self.every().filter(name=name, version=0, archived_at=None).first()
         )
         if branch is None:
             self.directory.assert_own(self.key)
@@ -104,7 +109,7 @@ class Branches:
 
     def replaced_by(self, branch_id: int) -> Branch | None:
         """Find the archived branch in whose place replace() put another."""
-        branch: Branch | None = self._all().filter(pk=branch_id).first()
+        branch: Branch | None = self.every().filter(pk=branch_id).first()
         if branch is None or branch.parent_id is None:
             return None
         older = self._replaced().filter(pk__lt=branch_id, name=branch.name)
@@ -130,11 +135,7 @@ class Branches:
         return visible(self.using, self.segments(branch))
 
     def _replaced(self) -> Any:
-        return self._all().filter(version__gt=0, is_quarantine=False)
-
-    def _all(self) -> Any:
-        sessions = self.directory.rows(self.key).values("pk")
-        return Branch._base_manager.using(self.using).filter(session_id__in=sessions)
+        return self.every().filter(version__gt=0, is_quarantine=False)
 
     # -- listing -------------------------------------------------------------------
 
@@ -149,7 +150,7 @@ class Branches:
                 "is_current": current is not None and branch.pk == current.pk,
                 "created_at": iso(branch.created_at, " "),
             }
-            for branch in self._all().filter(archived_at=None).order_by("pk")
+            for branch in self.every().filter(archived_at=None).order_by("pk")
         ]
 
     # -- forking -------------------------------------------------------------------
@@ -236,7 +237,7 @@ class Branches:
 
     def free_name(self, base: str) -> str:
         """Return a name that was never used, as near to `base` as can be."""
-        taken = set(self._all().values_list("name", flat=True))
+        taken = set(self.every().values_list("name", flat=True))
         names = (base if n == 1 else f"{base}_{n}" for n in range(1, len(taken) + 2))
         return next(name for name in names if name not in taken)
 

@@ -1,77 +1,158 @@
-"""Put items in the places of others, beside those who write."""
+"""Put items in the places of others: a summary for many, or a new text for one.
+
+A summary goes on a new branch, and the originals stay on the archived one. A rewritten
+text takes its row: position, turn and time stay.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from django.db.models import Max
+from django.db import connections
+from django.db.models import F, Max, QuerySet
+from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.answers import Place
+from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.removal import rest
-from agent_sessions.items import Item, decode, encode_batch
-from agent_sessions.models import SessionItem
+from agent_sessions.backends.database.vendors import statements_for
+from agent_sessions.backends.directory import active
+from agent_sessions.items import Batch, Item, decode, encode_batch
+from agent_sessions.items.kinds import is_opening
+from agent_sessions.models import Branch, SessionItem
 
 if TYPE_CHECKING:
     from agent_sessions.backends.database.engine import Engine
 
-    pass
+_COLUMNS = ("position", "turn", "type", "role", "data")
 
 
-class Rewriting:
-    """One session's items, some at a time, in short transactions.
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The newest rows of a branch after the last unreadable one, oldest first.
 
-    Only the text changes, and its size: position, turn and time stay. Each row is
-    compared with what was read, so what another process did meanwhile is left alone.
+    `complete` says that there is nothing before them.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        key: SessionKey,
-        change: Callable[[Item], Item | None],
-        unless: str,
-        batch_size: int,
-    ) -> None:
-        self.engine = engine
-        self._change = change
-        self._size = batch_size
-        rows = SessionItem._base_manager.using(engine.using).filter(
-            branch__session__in=engine.directory.rows(key).values("pk")
+    branch_id: int
+    rows: tuple[tuple[int, int, str, str, str], ...]
+    items: tuple[Item, ...]
+    complete: bool
+
+
+def read_tail(branches: Branches, limit: int) -> Tail | None:
+    """Read up to `limit` rows; None where the session has no branch yet."""
+    branch = branches.current()
+    if branch is None:
+        return None
+    found = _newest(branches, branch, limit + 1)
+    read = [(row, decode(row[-1])) for row in found[:limit]]
+    tail = list(takewhile(lambda each: each[1] is not None, read))[::-1]
+    return Tail(
+        branch.pk,
+        tuple(row for row, _ in tail),
+        tuple(item for _, item in tail if item is not None),
+        complete=len(tail) == len(found),
+    )
+
+
+def swap_tail(branches: Branches, tail: Tail, start: int, batch: Batch) -> bool:
+    """Replace the rows of a tail from `start` on; False where they have moved.
+
+    The originals stay on an archived branch, which restore() brings back.
+    """
+    expected = tail.rows[start:]
+    branch = branches.current()
+    if not expected or branch is None or branch.pk != tail.branch_id:
+        return False
+    if tuple(reversed(_newest(branches, branch, len(expected)))) != expected:
+        return False
+    position, turn, kind, role, _ = expected[0]
+    opens = is_opening(kind, role)
+    before = turn - 1 if opens and turn else turn
+    _append(branches, branches.replace(branch, position - 1, before), batch)
+    return True
+
+
+def swap_all(branches: Branches, batch: Batch) -> bool:
+    """Replace the whole history; the originals stay on an archived branch."""
+    branch = branches.current()
+    if branch is None:
+        return False
+    _append(branches, branches.replace(branch, 0, 0), batch)
+    return True
+
+
+def _newest(
+    branches: Branches, branch: Branch, limit: int
+) -> Sequence[tuple[int, int, str, str, str]]:
+    rows = branches.items(branch).order_by("-position")
+    return list(rows.values_list(*_COLUMNS)[:limit])
+
+
+def _append(branches: Branches, branch: Branch, batch: Batch) -> None:
+    connection = connections[branches.using]
+    statements = statements_for(connection, branches.directory.alias)
+    now = timezone.now()
+    with connection.cursor() as cursor:
+        statements.insert(
+            cursor, Place(branch.pk, branch.head, branch.turn), batch, now
         )
-        self._rows = rows.exclude(data__contains=unless) if unless else rows
+    Branch._base_manager.using(branches.using).filter(pk=branch.pk).update(
+        head=F("head") + len(batch), turn=F("turn") + batch.turns
+    )
+    branches.directory.rows(branches.key).update(
+        item_count=F("item_count") + len(batch), **active(now)
+    )
 
-    def run(self) -> int:
-        """Rewrite what is there now; tell how many items were changed."""
-        last = self._rows.aggregate(last=Max("pk"))["last"] or 0
-        after = changed = 0
-        while after < last and (found := self._read(after)):
-            after = found[-1][0]
-            new = self._new(found)
-            began = time.monotonic()
-            changed += self.engine.atomically(partial(self._write, new))
-            rest(self.engine.using, began)
-        return changed
 
-    def _read(self, after: int) -> list[tuple[int, str]]:
-        rows = self._rows.filter(pk__gt=after).order_by("pk")
-        return list(rows.values_list("pk", "data")[: self._size])
+def rewrite(
+    engine: Engine,
+    key: SessionKey,
+    change: Callable[[Item], Item | None],
+    *,
+    unless: str,
+    batch_size: int,
+) -> int:
+    """Rewrite a session's items in short transactions; return how many have changed.
 
-    def _new(self, found: list[tuple[int, str]]) -> list[tuple[int, str, str]]:
-        """Return key, old and new text of the rows to change."""
-        new = []
-        for pk, data in found:
-            item = decode(data)
-            changed = None if item is None else self._change(item)
-            if changed is not None:
-                new.append((pk, data, encode_batch([changed]).rows[0].data))
-        return new
+    Each row is compared with what was read, so what another process did meanwhile is
+    left alone. Rows that hold `unless` are left out.
+    """
+    items = SessionItem._base_manager.using(engine.using)
+    rows = items.filter(branch__session__in=engine.directory.rows(key).values("pk"))
+    if unless:
+        rows = rows.exclude(data__contains=unless)
+    last = rows.aggregate(last=Max("pk"))["last"] or 0
+    after = changed = 0
+    while after < last:
+        page = rows.filter(pk__gt=after).order_by("pk").values_list("pk", "data")
+        found = list(page[:batch_size])
+        if not found:
+            break
+        after = found[-1][0]
+        new = [
+            (items.filter(pk=pk, data=data), text)
+            for pk, data in found
+            if (text := _rewritten(data, change)) is not None
+        ]
+        began = time.monotonic()
+        changed += engine.atomically(partial(_write, new))
+        rest(engine.using, began)
+    return changed
 
-    def _write(self, new: list[tuple[int, str, str]]) -> int:
-        rows = SessionItem._base_manager.using(self.engine.using)
-        return sum(
-            rows.filter(pk=pk, data=old).update(data=text, size=len(text))
-            for pk, old, text in new
-        )
+
+def _rewritten(data: str, change: Callable[[Item], Item | None]) -> str | None:
+    item = decode(data)
+    changed = None if item is None else change(item)
+    return None if changed is None else encode_batch([changed]).rows[0].data
+
+
+def _write(new: list[tuple[QuerySet[SessionItem], str]]) -> int:
+    return sum(row.update(data=text, size=len(text)) for row, text in new)

@@ -7,7 +7,8 @@ turns that were popped, undone, cleared or deleted with their branch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -22,7 +23,6 @@ from agent_sessions.models import (
     MAIN_BRANCH,
     AgentRun,
     AgentSession,
-    Branch,
     SessionItem,
 )
 from agent_sessions.usage import COUNTERS, DETAILS, Spent
@@ -92,7 +92,15 @@ def store(branches: Branches, run: Finished) -> None:
         opened = _first(branches.using, oldest, "position")
     if opened is None:
         return
-    before = _stored(branches, runs, branch, opened)
+    # What was stored for the turn before, also before the branch was rebuilt. Clients
+    # choose the ids of their runs, but the SDK's version is on those rows.
+    stored = runs.filter(
+        run_id__startswith=STORED,
+        sdk_version="",
+        turn_item=opened.item,
+        branch__name=branch.name,
+    )
+    before = stored.order_by("-pk").values("pk", *COUNTERS).first() or {}
     AgentSession.objects.using(branches.using).filter(pk=branch.session_id).update(
         **{
             name: F(name) - before.get(name, 0) + used
@@ -119,33 +127,14 @@ def store(branches: Branches, run: Finished) -> None:
         run_rows.create(branches.using, branch.session_id, run_id, **columns)
 
 
-def _stored(
-    branches: Branches, runs: QuerySet[Any], branch: Branch, opened: Opening
-) -> dict[str, Any]:
-    """Find what was stored for a turn of a branch, also before the branch was rebuilt.
-
-    Gives the row's key and counters; {} where there is none.
-    """
-    # Clients choose the ids of their runs, but the SDK's version is on those rows.
-    stored = runs.filter(
-        run_id__startswith=STORED, sdk_version="", turn_item=opened.item
-    )
-    found = list(stored.order_by("-pk").values("pk", "branch_id", *COUNTERS))
-    if not found:
-        return {}
-    names = _Names(branches)
-    same = (row for row in found if names.of(row["branch_id"]) == branch.name)
-    return next(same, {})
-
-
 def session_usage(branches: Branches, name: str | None) -> dict[str, int] | None:
     """Sum up what all branches used, or one. Raises BranchDoesNotExist."""
     if name:
         branches.named(name)
-    rows = [row for row in _rows(branches) if not name or row.branch == name]
+    rows = [row for row in _rows(branches) if not name or row["branch"] == name]
     if not rows:
         return None
-    turns = {(row.branch, row.turn) for row in rows}
+    turns = {(row["branch"], row["turn"]) for row in rows}
     return {**_sums(rows), "total_turns": len(turns)}
 
 
@@ -158,10 +147,11 @@ def turn_usage(
     """
     branch = branches.named(name)
     name = MAIN_BRANCH if branch is None else branch.name
+    only = {} if turn is None else {"turn": turn}
     by_turn: dict[int, list[_Row]] = {}
-    for row in _rows(branches, turn, details=True):
-        if row.branch == name:
-            by_turn.setdefault(row.turn, []).append(row)
+    for row in _rows(branches, "usage", **only):
+        if row["branch"] == name:
+            by_turn.setdefault(row["turn"], []).append(row)
     if turn is not None:
         return _described(by_turn[turn]) if turn in by_turn else {}
     return [
@@ -170,110 +160,55 @@ def turn_usage(
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    branch: str
-    turn: int
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-    usage: dict[str, Any]
+_Row = dict[str, Any]
 
 
-def _rows(
-    branches: Branches, turn: int | None = None, *, details: bool = False
-) -> Iterator[_Row]:
-    """Read the runs whose turn a branch still shows, each for one branch."""
-    using = branches.using
-    names = _Names(branches)
-    if names.are_none:
+def _rows(branches: Branches, *more: str, **only: Any) -> Iterator[_Row]:
+    """Read the runs whose turn a branch still shows, each with that branch's name."""
+    found = list(branches.every().order_by("pk"))
+    if not found:
         branches.directory.assert_own(branches.key)
-    sessions = branches.directory.rows(branches.key).values("pk")
-    item = SessionItem._base_manager.using(using).filter(pk=OuterRef("turn_item"))
-    runs = AgentRun._base_manager.using(using).filter(session_id__in=sessions)
-    if turn is not None:
-        runs = runs.filter(turn=turn)
-    columns = [field.name for field in fields(_Row)[1:]]
-    found = (
-        runs.filter(branch__isnull=False, turn_item__isnull=False)
-        .annotate(
-            opened_on=Subquery(item.values("branch_id")),
-            opened_at=Subquery(item.values("position")),
+    names = {branch.pk: branch.name for branch in found}
+    live = {branch.name: branch for branch in found if branch.archived_at is None}
+    segments = cache(branches.segments)
+
+    def shows(name: str, row: _Row) -> bool:
+        return name in live and any(
+            segment.branch_id == row["opened_on"] and segment.holds(row["opened_at"])
+            for segment in segments(live[name])
         )
-        .order_by("pk")
-        .values_list(
-            "branch_id",
-            "opened_on",
-            "opened_at",
-            *(columns if details else columns[:-1]),
-        )
-    )
-    for branch_id, opened_on, opened_at, *values in found:
-        if opened_on is None:
+
+    for row in _opened_runs(branches, only).values(
+        "branch_id", "opened_on", "opened_at", "turn", *SUMS, *more
+    ):
+        # The run's own branch, while it shows the turn's first item. Then the oldest
+        # that shows it, a fork or where the turn was restored; but what was used for
+        # an inherited turn goes to nobody else, who has that turn's own usage.
+        own = names.get(row["branch_id"])
+        if own is None or row["opened_on"] is None:
             continue
-        name = names.showing(branch_id, opened_on, opened_at)
-        if name is not None:
-            yield _Row(name, *values, *([] if details else [{}]))
+        other = live if own == names.get(row["opened_on"]) else ()
+        shown = (name for name in (own, *other) if shows(name, row))
+        if (name := next(shown, None)) is not None:
+            yield row | {"branch": name}
 
 
-class _Names:
-    """Which names the branches of a session have, and what the live ones show.
-
-    One query for all branches; what each shows is looked up in its lineage.
-    """
-
-    def __init__(self, branches: Branches) -> None:
-        rows = Branch._base_manager.using(branches.using).filter(
-            session_id__in=branches.directory.rows(branches.key).values("pk")
-        )
-        columns = ("name", "archived_at")
-        self._rows = {row.pk: row for row in rows.order_by("pk").only(*columns)}
-        self._live = {
-            row.name: row for row in self._rows.values() if row.archived_at is None
-        }
-        self._lineages = branches.lineages
-        self._shown: dict[int, tuple[Segment, ...]] = {}
-
-    @property
-    def are_none(self) -> bool:
-        """Return whether the session has no branch at all."""
-        return not self._rows
-
-    def of(self, branch_id: int | None) -> str:
-        """Return the name that a branch has, or had before another took it."""
-        row = self._rows.get(branch_id)
-        return "" if row is None else row.name
-
-    def showing(self, branch_id: int, opened_on: int, opened_at: int) -> str | None:
-        """Name the branch that the usage of a turn counts for; None where none does.
-
-        That is the run's own while it shows the turn's first item. Then it is the
-        oldest that shows it, a fork or where the turn was restored; but what was used
-        for an inherited turn goes to nobody else, who has that turn's own usage.
-        """
-        own = self.of(branch_id)
-        if self._shows(own, opened_on, opened_at):
-            return own
-        if own != self.of(opened_on):
-            return None
-        shown = (live for live in self._live if self._shows(live, opened_on, opened_at))
-        return next(shown, None)
-
-    def _shows(self, name: str, opened_on: int, opened_at: int) -> bool:
-        row = self._live.get(name)
-        if row is None:
-            return False
-        if row.pk not in self._shown:
-            self._shown[row.pk] = self._lineages.of(row.pk)
-        return any(
-            segment.branch_id == opened_on and segment.holds(opened_at)
-            for segment in self._shown[row.pk]
-        )
+def _opened_runs(branches: Branches, only: dict[str, Any]) -> QuerySet[Any]:
+    """Return runs with the place of the item that opens their turn."""
+    using = branches.using
+    item = SessionItem._base_manager.using(using).filter(pk=OuterRef("turn_item"))
+    runs: Any = AgentRun._base_manager.using(using).filter(
+        session_id__in=branches.directory.rows(branches.key).values("pk"), **only
+    )
+    found: QuerySet[Any] = runs.annotate(
+        opened_on=Subquery(item.values("branch_id")),
+        opened_at=Subquery(item.values("position")),
+    )
+    return found.order_by("pk")
 
 
 def _sums(rows: list[_Row]) -> dict[str, int]:
-    return {name: sum(getattr(row, name) for row in rows) for name in SUMS}
+    return {name: sum(row[name] for row in rows) for name in SUMS}
 
 
 def _described(rows: list[_Row]) -> dict[str, Any]:
@@ -284,7 +219,7 @@ def _details(rows: list[_Row], name: str) -> dict[str, Any] | None:
     """Add up the details of a turn's runs; None where none has any."""
     total: dict[str, Any] = {}
     for row in rows:
-        for part in row.usage.get(name) or []:
+        for part in row["usage"].get(name) or []:
             for key, value in part.items():
                 # What isn't a count can't be added up: the last one is told.
                 known = total.get(key)
