@@ -63,11 +63,8 @@ class Command(PrintingCommand):
             help="import this session only; may be given again",
         )
         for table in ("sessions", "messages"):
-            parser.add_argument(
-                f"--{table}-table",
-                default=f"agent_{table}",
-                help="default: %(default)s",
-            )
+            name, default = f"--{table}-table", f"agent_{table}"
+            parser.add_argument(name, default=default, help="default: %(default)s")
         parser.add_argument(
             "--timezone",
             help="zone of the source's times that name none (default: UTC, and for an "
@@ -113,14 +110,15 @@ class Command(PrintingCommand):
                 f"The backend {backend.alias!r} is a {type(backend).__name__}; only a "
                 "DatabaseBackend can be imported into."
             )
-        return Importer(
+        importer = Importer(
             source,
             backend.in_database,
             owners=Owners(options["user"], options["user_from"], options["owners_csv"]),
             batch_size=options["batch_size"],
             dry_run=options["dry_run"],
-            in_clear=options["in_clear"],
         )
+        importer.in_clear = options["in_clear"]
+        return importer
 
 
 def _open_source(options: dict[str, Any]) -> Source:

@@ -76,16 +76,12 @@ class ExportSource(Source):
             line = self._stream.line
             try:
                 session = self._header()
-            except TooMuch:
+            except (Broken, *_WRONG):
                 problem = (
-                    f"line {line} has more than {HEADER_LENGTH:,} characters before "
-                    "its items."
+                    f"line {line} is no session of {FORMAT}, or has more than "
+                    f"{HEADER_LENGTH:,} characters before its items."
                 )
                 yield SourceSession(f"line {line}", problem=problem)
-            except (Broken, *_WRONG):
-                yield SourceSession(
-                    f"line {line}", problem=f"line {line} is no session of {FORMAT}."
-                )
             else:
                 if not self.only or session.session_id in self.only:
                     yield self._once(session)
@@ -180,11 +176,6 @@ class ExportSource(Source):
             if not self._first:
                 stream.take(",")
             found = stream.value(ITEM_BYTES)
-        except TooMuch:
-            raise BreaksOff(
-                f"line {stream.line} has an item of more than {ITEM_BYTES:,} "
-                "characters. What came before is imported."
-            ) from None
         except Broken:
             raise self._broken() from None
         if not isinstance(found, dict) or not isinstance(found.get("branch"), str):
@@ -195,8 +186,9 @@ class ExportSource(Source):
 
     def _broken(self) -> BreaksOff:
         return BreaksOff(
-            f"line {self._stream.line} breaks off or is no {FORMAT}. What came before "
-            "is imported; with a whole file the rest follows."
+            f"line {self._stream.line} breaks off, is no {FORMAT}, or has an item of "
+            f"more than {ITEM_BYTES:,} characters. What came before is imported; with a "
+            "whole file the rest follows."
         )
 
 
@@ -283,11 +275,7 @@ def _run(found: dict[str, Any], zone: tzinfo) -> SourceRun:
 
 
 class Broken(Exception):
-    """The line is no JSON, or it ends too early."""
-
-
-class TooMuch(Broken):
-    """A value, or what is read before the items, has more characters than it may."""
+    """The line is no JSON, ends too early, or has a value that is too long."""
 
 
 class Stream:
@@ -362,12 +350,12 @@ class Stream:
             # A number may go on in what hasn't been read.
             if end < len(self._text):
                 if end - self._at > most:
-                    raise TooMuch
+                    raise Broken
                 self.taken += end - self._at
                 self._at = end
                 return value
             if len(self._text) - self._at > most:
-                raise TooMuch
+                raise Broken
             size = min(size * 2, most + 1)
             if not self._fill(size):
                 raise Broken

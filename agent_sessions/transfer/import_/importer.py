@@ -85,14 +85,13 @@ class Importer:
         owners: Owners,
         batch_size: int = 1_000,
         dry_run: bool = False,
-        in_clear: bool = False,
     ) -> None:
         self.source = source
         self.backend = backend
         self.owners = owners
         self.dry_run = dry_run
         # Whether what was encrypted elsewhere may be stored in clear.
-        self.in_clear = in_clear
+        self.in_clear = False
         self.report = Report()
         self._batches = Batches(backend.using, batch_size)
         # Told how many items each page had.

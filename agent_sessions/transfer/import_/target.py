@@ -60,11 +60,9 @@ class Batches(ExitStack):
 class ImportedBranch:
     """A branch of the target, and how many of its items imports have written."""
 
-    # None where it was removed here, and in a dry run.
+    # None where it was removed here.
     branch: Branch | None
     count: int = 0
-    head: int = 0
-    turn: int = 0
 
 
 class Target:
@@ -152,10 +150,10 @@ class Target:
         self._names = set(found)
         for name, count in counts.items():
             branch, known = found.get(name), self.branches.get(name)
-            head, turn = (branch.head, branch.turn) if branch else (0, 0)
-            if known is not None and known.head != head:
+            before = known.branch if known else None
+            if before and (branch is None or branch.head != before.head):
                 raise _gone_on(name)
-            self.branches[name] = ImportedBranch(branch, count, head, turn)
+            self.branches[name] = ImportedBranch(branch, count)
 
     def count_of(self, name: str) -> int:
         """Return how many items of a branch were imported."""
@@ -263,12 +261,9 @@ class Target:
             self.branches[source.name] = self._new_branch(source)
             # Known from here on, whatever happens to its items.
             self._update(None, 0, "")
-        elif (
-            known.branch and known.branch.archived_at and not known.count
-        ) and not source.archived:
+        elif known.branch is not None and not (known.count or source.archived):
             known.branch.archived_at = None
-            if not self.dry_run:
-                known.branch.save(using=self.using, update_fields=["archived_at"])
+            self._save(known.branch, "archived_at")
 
     def _new_branch(self, source: SourceBranch) -> ImportedBranch:
         fork = source.fork_position or 0
@@ -277,40 +272,36 @@ class Target:
                 f"its branch {source.name!r} begins behind the end of "
                 f"{source.parent!r}. Mend it in the source."
             )
-        if self.dry_run or self.row is None:
-            return ImportedBranch(None, head=fork)
         parent = self.branches[source.parent].branch if source.parent else None
-        turn = 0 if parent is None else self._turn_at(parent, fork)
-        branch = Branch._base_manager.using(self.using).create(
-            session_id=self.row.pk,
+        branch = Branch(
+            session=self.row,
             **Branch.of_label(source.name),
             parent=parent,
             fork_position=source.fork_position,
             head=fork,
-            turn=turn,
-            created_at=source.created_at or self.row.created_at,
+            turn=0 if parent is None else self._turn_at(parent, fork),
+            created_at=source.created_at or self.session.created_at or timezone.now(),
             archived_at=timezone.now() if source.archived else None,
             is_quarantine=source.quarantine,
         )
-        if self.row.branch_id is None:
+        self._save(branch)
+        if self.row is not None and self.row.branch_id is None:
             # What is there can be read before the session is complete.
             self.row.branch = branch
-        return ImportedBranch(branch, head=fork, turn=turn)
+        return ImportedBranch(branch)
 
     def _end_of(self, name: str) -> int:
         """Return a branch's end in the source: no fork shows what it gets later."""
+        branch = self.branches[name].branch
         told = [each.head for each in self.session.branches if each.name == name]
-        return max(self.branches[name].head, *told)
+        return max(branch.head if branch else 0, *told)
 
     def _turn_at(self, parent: Branch, position: int) -> int:
         """Find the turn that a branch goes on from."""
-        own = {
-            known.branch.pk: known.branch
-            for known in self.branches.values()
-            if known.branch
-        }
-        while parent.parent_id and position <= (parent.fork_position or 0):
-            parent = own[parent.parent_id]
+        if not position or self.dry_run:
+            return 0
+        while parent.parent is not None and position <= (parent.fork_position or 0):
+            parent = parent.parent
         rows = SessionItem._base_manager.using(self.using).filter(
             branch_id=parent.pk, position__lte=position
         )
@@ -321,20 +312,23 @@ class Target:
         """Write a page behind what its branch has; tell how many can't be read."""
         self.hold()
         known = self.branches[name]
+        branch = known.branch
+        if branch is None:
+            raise _gone_on(name)
         encoded, title, unreadable = encode_items(items)
         created_at = self.session.created_at or timezone.now()
         rows = []
-        head, turn = known.head, known.turn
+        head, turn = branch.head, branch.turn
         for item, row in zip(items, encoded, strict=True):
             if item.position is not None and item.position <= head:
                 raise ImportProblem(
                     "its items are not in the order of their positions."
                 )
             head = item.position or head + 1
-            turn = known.turn + row.turn if item.turn is None else item.turn
+            turn = branch.turn + row.turn if item.turn is None else item.turn
             rows.append(
                 SessionItem(
-                    branch=known.branch,
+                    branch=branch,
                     position=head,
                     size=len(row.data),
                     created_at=item.created_at or created_at,
@@ -342,12 +336,11 @@ class Target:
                 )
             )
         known.count += len(rows)
-        known.head, known.turn = head, turn
-        if self.dry_run or known.branch is None or self.row is None:
+        branch.head, branch.turn = head, turn
+        if self.dry_run:
             return unreadable
         SessionItem._base_manager.using(self.using).bulk_create(rows)
-        known.branch.head, known.branch.turn = head, turn
-        known.branch.save(using=self.using, update_fields=["head", "turn"])
+        self._save(branch, "head", "turn")
         shown = name == self.session.shown
         self._update(items[-1].created_at, len(rows), title if shown else "")
         self.batches.count(len(rows))
@@ -359,14 +352,18 @@ class Target:
         if self.dry_run or self.row is None:
             return
         for source in self.session.branches:
-            known = self.branches[source.name]
-            if known.branch and source.head > known.head:
-                known.branch.head = known.head = source.head
-                known.branch.save(using=self.using, update_fields=["head"])
+            branch = self.branches[source.name].branch
+            if branch is not None and source.head > branch.head:
+                branch.head = source.head
+                self._save(branch, "head")
         if not self.is_complete:
             self.row.branch = self.branches[self.session.shown].branch
         self.is_complete = True
         self._update(self.session.updated_at, 0, "")
+
+    def _save(self, branch: Branch, *columns: str) -> None:
+        if not self.dry_run:
+            branch.save(using=self.using, update_fields=columns or None)
 
     def _update(self, latest: datetime | None, count: int, title: str) -> None:
         row = self.row
