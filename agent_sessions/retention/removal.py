@@ -55,7 +55,7 @@ class Removal:
     """How sessions are removed.
 
     `delete` takes their rows too, `waiting` those that wait for an approval, `running`
-    those with an active run. `still` says which are meant; it is asked again once a
+    those with an active run. `keep_turns` leaves so many turns of each. `still` says which are meant; it is asked again once a
     session is held: somebody may have used it meanwhile, or another process may have
     been faster.
     """
@@ -63,6 +63,7 @@ class Removal:
     delete: bool = False
     waiting: bool = False
     running: bool = False
+    keep_turns: int = 0
     still: Selection = Selection()  # noqa: RUF009 - it is frozen
     batch_size: int = BATCH_SIZE
 
@@ -104,7 +105,7 @@ def remove_all(
     Short histories go together. Nobody finds what was removed from then on;
     finish_removals() deletes what is left of long ones.
     """
-    for batch in _batches(rows, how.batch_size):
+    for batch in _batches(rows, how):
         try:
             found = _remove(batch, how)
         except AgentSessionError as exc:
@@ -122,6 +123,18 @@ def remove_all(
             found = {batch[0].pk: error}
         for row in batch:
             yield row, found.get(row.pk)
+
+
+def foresee(row: AgentSession, how: Removal) -> Outcome:
+    """Return what remove_all() would say of a session, and write nothing."""
+    if reason := how.why_spared(row):
+        return Spared(reason)
+    if not how.keep_turns:
+        return row.item_count
+    try:
+        return count_trimmed(row, how.keep_turns)
+    except AgentSessionError as exc:
+        return exc
 
 
 def remove(row: AgentSession, how: Removal) -> int | None:
@@ -219,20 +232,23 @@ def _plain_store(backend: BaseSessionBackend) -> DatabaseBackend | None:
     return store if is_plain else None
 
 
-def _batches(rows: Iterable[AgentSession], size: int) -> Iterator[list[AgentSession]]:
+def _batches(
+    rows: Iterable[AgentSession], how: Removal
+) -> Iterator[list[AgentSession]]:
     """Return sessions that are removed in one transaction: short ones of one backend."""
 
     def kind(row: AgentSession) -> object:
         with suppress(InvalidBackend):
             backend = sessions[row.backend]
-            if _plain_store(backend) is backend:
+            if _plain_store(backend) is backend and not how.keep_turns:
                 return row.backend
         return row.pk
 
     for _, group in groupby(rows, kind):
         batch, items = list[AgentSession](), 0
         for row in group:
-            if batch and (items + row.item_count > size or len(batch) == _SESSIONS):
+            is_full = items + row.item_count > how.batch_size
+            if batch and (is_full or len(batch) == _SESSIONS):
                 yield batch
                 batch, items = [], 0
             batch.append(row)
@@ -242,6 +258,8 @@ def _batches(rows: Iterable[AgentSession], size: int) -> Iterator[list[AgentSess
 
 def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:
     """Remove sessions of one backend. Raises what their store raises."""
+    if how.keep_turns:
+        return {batch[0].pk: trim(batch[0], how.keep_turns, how)}
     found: dict[int, Outcome] = {}
 
     def may_go(row: AgentSession) -> bool:

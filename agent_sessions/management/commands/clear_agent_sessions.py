@@ -2,9 +2,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -30,11 +29,10 @@ from agent_sessions.retention import (
     Removal,
     Selection,
     Spared,
-    count_trimmed,
     finish_removals,
+    foresee,
     has_retention,
     remove_all,
-    trim,
     unfinished_items,
 )
 from agent_sessions.retention.pending import retry_pending
@@ -97,12 +95,14 @@ class Command(PrintingCommand):
         how = Removal(
             delete=options["delete"],
             waiting=options["waiting"],
+            keep_turns=options["keep_last_turns"] or 0,
             still=selection,
             batch_size=options["batch_size"],
         )
         rows = read_rows(selection, undone=NOTHING_WRITTEN)
         if options["dry_run"]:
-            self._try(rows, how)
+            for row in rows:
+                self._count(row, foresee(row, how))
         else:
             if options["interactive"]:
                 self._ask(selection, rows, how)
@@ -185,7 +185,7 @@ class Command(PrintingCommand):
         if number < 2:
             return
         act = "Delete" if how.delete else "Clear"
-        if keep := self.options["keep_last_turns"]:
+        if keep := how.keep_turns:
             act = f"Keep only the last {counted(keep, 'turn')} of"
         self.confirm(
             f"{act} {number} sessions with {counted(items, 'item')}? This can't be "
@@ -218,30 +218,14 @@ class Command(PrintingCommand):
                 )
         return failed
 
-    def _try(self, rows: Iterable[AgentSession], how: Removal) -> None:
-        keep = self.options["keep_last_turns"]
-        for row in rows:
-            if reason := how.why_spared(row):
-                self._count(row, Spared(reason))
-            elif keep:
-                self._count(row, _outcome(partial(count_trimmed, row, keep)))
-            else:
-                self._count(row, row.item_count)
-
     def _remove(
         self, selection: Selection, rows: Iterable[AgentSession], how: Removal
     ) -> None:
-        keep, size = self.options["keep_last_turns"], how.batch_size
-        total = lambda: selection.totals().items  # noqa: E731
-        with showing(self, self.options, total) as add:
-            if keep:
-                for row in rows:
-                    self._count(row, _outcome(partial(trim, row, keep, how)))
-                    add(row.item_count)
-                return
+        size = how.batch_size
+        with showing(self, self.options, lambda: selection.totals().items) as add:
             for row, items in remove_all(rows, how):
                 self._count(row, items)
-                if isinstance(items, int) and items > size:
+                if not how.keep_turns and isinstance(items, int) and items > size:
                     finish_removals(batch_size=size, progress=add)
                 else:
                     add(row.item_count)
@@ -272,10 +256,3 @@ class Command(PrintingCommand):
             if self.options["keep_last_turns"]:
                 what = f"{items} of {sessions}"
             yield f"{f'{alias}: ' if several else ''}{verb} {what}."
-
-
-def _outcome(act: Callable[[], int | None]) -> Outcome:
-    try:
-        return act()
-    except AgentSessionError as exc:
-        return exc
