@@ -216,6 +216,8 @@ class BackendSession(SessionABC):
 class ClosableSession(BackendSession):
     """A session that close() ends, unless its client was given to it.
 
+    Its backend has disconnect() and ping().
+
     As the SDK's: a client that is the caller's stays open, and then the session stays
     usable. Closing twice is no error.
     """
@@ -229,12 +231,12 @@ class ClosableSession(BackendSession):
         """
         if self._owns_client():
             self._closed = True
-            await self._release()
+            await cast("Any", self.backend).disconnect()
 
     async def ping(self) -> bool:
         """Return whether the store answers. Raises SessionClosed."""
         self._assert_open()
-        return await self._ping()
+        return bool(await cast("Any", self.backend).ping())
 
     async def __aenter__(self) -> Self:
         return self
@@ -257,13 +259,6 @@ class ClosableSession(BackendSession):
 
     def _owns_client(self) -> bool:
         """Return whether nobody but our own code has the client."""
-        raise NotImplementedError
-
-    async def _release(self) -> None:
-        """Close what can be closed; once more is no error."""
-        raise NotImplementedError
-
-    async def _ping(self) -> bool:
         raise NotImplementedError
 
 

@@ -84,12 +84,6 @@ class DaprSession(ClosableSession):
     def _owns_client(self) -> bool:
         return cast("DaprBackend", self.backend).options["client"] is None
 
-    async def _release(self) -> None:
-        await cast("DaprBackend", self.backend).disconnect()
-
-    async def _ping(self) -> bool:
-        return await cast("DaprBackend", self.backend).ping()
-
 
 def _one_name(ours: str | None, theirs: str | None) -> str:
     names = [name for name in (ours, theirs) if name is not None]

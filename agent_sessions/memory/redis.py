@@ -105,13 +105,6 @@ class RedisSession(ClosableSession):
     def _owns_client(self) -> bool:
         return cast("RedisBackend", self.backend).given is None
 
-    async def _release(self) -> None:
-        # Idle connections of this loop: other sessions of the URL use the client too.
-        await cast("RedisBackend", self.backend).disconnect()
-
-    async def _ping(self) -> bool:
-        return await cast("RedisBackend", self.backend).ping()
-
 
 def _backend(**options: Any) -> RedisBackend:
     try:

@@ -1,22 +1,22 @@
-"""What a session around another one has of the SDK's: arguments, attributes, hooks."""
+"""What encrypted sessions have of the SDK's: arguments, and the compaction hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from agents.memory import OpenAIResponsesCompactionSession
-
 from agent_sessions.encryption import Vault
-from agent_sessions.memory import sdk
+from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agents.items import TResponseInputItem
-    from agents.memory import OpenAIResponsesCompactionArgs, Session
-    from agents.run_context import RunContextWrapper
+    from agents.memory import Session, SessionABC
 
+_METHODS = ("get_items", "add_items", "pop_item", "clear_session")
 # The order of positional arguments: ours, and the SDK's, whose first one is a text.
 _OURS = ("inner_session", "encryption_key")
 _SDKS = (
@@ -26,8 +26,6 @@ _SDKS = (
     "ttl",
     "max_scan_items",
 )
-# What reads and writes items of the inner session past the encryption.
-_PAST = frozenset({"sync", "fenced"})
 
 
 class Arguments(TypedDict, total=False):
@@ -104,111 +102,87 @@ def _rename(found: dict[str, Any], old: str, new: str) -> None:
     found[new] = value
 
 
-class WrappingSession:
-    """Attributes of the inner session, and the compaction that it does.
+class SealedCompaction:
+    """The SDK's compaction hooks over a store that keeps envelopes.
 
-    The SDK's class gives its compaction the items in the clear by arguments of
-    private methods (0.24), as here; a test pins them.
+    Without the store's own hooks the SDK reads, clears and adds; that goes through
+    the session, and is encrypted too. memory/django.py tells what the hooks are.
     """
 
-    inner_session: Session
-
-    def __getattr__(self, name: str) -> Any:
-        # Only asked for what this class doesn't have.
-        if name == "inner_session" or name.startswith("__"):
-            raise AttributeError(name)
-        if name in _PAST:
-            raise AttributeError(
-                f"{type(self).__name__} has no {name!r}: that of inner_session goes "
-                "past the encryption."
-            )
-        if isinstance(self.inner_session, OpenAIResponsesCompactionSession):
-            if name == "run_compaction":
-                return self._run_compaction
-            if name == "_defer_compaction":
-                return self._defer_inner_compaction
-        return getattr(self.inner_session, name)
-
-    @property
-    def underlying_session(self) -> Session:
-        """The inner session, as the SDK names it."""
-        return self.inner_session
-
-    @property
-    def storing_session(self) -> Any:
-        """The session that stores what is encrypted: what compacts is passed by."""
-        inner = self.inner_session
-        if isinstance(inner, OpenAIResponsesCompactionSession):
-            return inner.underlying_session
-        return inner
-
-    async def _run_compaction(
-        self,
-        args: OpenAIResponsesCompactionArgs | None = None,
-        *,
-        wrapper: RunContextWrapper[Any] | None = None,
-    ) -> None:
-        """Compact what the inner session holds, read and written in the clear."""
-        _, vault = await self._sealed()
-        await sdk.run_compaction(
-            self.inner_session,
-            args,
-            wrapper=wrapper,
-            read_items=self._reader(wrapper),
-            prepare_items=vault.seal,
-            read_snapshot=self._get_compaction_snapshot,
-        )
-
-    async def _defer_inner_compaction(
-        self,
-        response_id: str,
-        store: bool | None = None,
-        *,
-        wrapper: RunContextWrapper[Any] | None = None,
-    ) -> None:
-        await sdk.defer_compaction(
-            self.inner_session, response_id, store, read_items=self._reader(wrapper)
-        )
-
-    def _reader(self, wrapper: RunContextWrapper[Any] | None) -> Any:
-        async def read(limit: int | None) -> Any:
-            return await self._read_compaction_items(limit, wrapper=wrapper)
-
-        return read
-
-    async def _read_compaction_items(
-        self, limit: int | None, *, wrapper: RunContextWrapper[Any] | None = None
-    ) -> tuple[list[TResponseInputItem], bool]:
-        """Read items, and tell whether they are all that is stored.
-
-        They aren't where one doesn't open or is hidden: it would be replaced with them.
-        """
-        if limit is None:
-            return await self.get_items(wrapper=wrapper), False
-        stored = await self._read(limit, wrapper)
-        if len(stored) >= limit:
-            return [], False
-        shown = await self.get_items(limit, wrapper=wrapper)
-        return shown, len(shown) == len(stored)
-
-    # -- what the class that encrypts has ----------------------------------------------
-
-    async def get_items(
-        self,
-        limit: int | None = None,
-        *,
-        wrapper: RunContextWrapper[Any] | None = None,
-    ) -> list[TResponseInputItem]:
-        """Return the newest `limit` items in the clear, oldest first."""
-        raise NotImplementedError
-
-    async def _read(
-        self, window: int | None, wrapper: RunContextWrapper[Any] | None
-    ) -> Sequence[Any]:
-        raise NotImplementedError
-
     async def _sealed(self) -> tuple[Any, Vault]:
+        """Return the session that stores envelopes, and what opens them."""
         raise NotImplementedError
 
-    async def _get_compaction_snapshot(self, limit: int) -> Any:
+    def _stores_plain_items(self) -> bool:
+        """Return whether no subclass changes items on their way in or out."""
         raise NotImplementedError
+
+    @guarded
+    async def _get_compaction_snapshot(
+        self, limit: int, *, prune_prefix: Callable[[Any], bool] | None = None
+    ) -> Any:
+        """Read the newest `limit` items, and how to replace them.
+
+        Returns None where it can't be done safely.
+
+        What lies before one that doesn't open, or whose time is over, stays where it
+        is, and that one too.
+        """
+        inner, vault = await self._sealed()
+        reader = getattr(inner, "_get_compaction_snapshot", None)
+        if reader is None or not self._stores_plain_items():
+            return None
+        found = await reader(limit)
+        if found is None:
+            return None
+        if not found.complete and vault.may_have_copies(found.items):
+            return None
+        opened = vault.open_each(found.items)
+        newest = takewhile(lambda each: each is not None, reversed(opened))
+        readable = list(newest)[::-1]
+        items = [each for each in readable if each is not None]
+        items = items[vault.count_hidden(items) :]
+        hidden = len(found.items) - len(items)
+
+        async def replace_suffix(start: int, output: list[Any]) -> bool:
+            # The model has summarized meanwhile, and the key may have changed.
+            _, newest = await self._sealed()
+            replaced = await found.replace_suffix(hidden + start, newest.seal(output))
+            return bool(replaced)
+
+        return type(found)(
+            [each.item for each in items], found.complete and not hidden, replace_suffix
+        )
+
+    @guarded
+    async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
+        """Replace the whole history in one step, where the store can."""
+        inner, vault = await self._sealed()
+        # Looked up on the type, as the SDK does.
+        replace = getattr(type(inner), "_atomic_replace_items", None)
+        if replace is None or not self._stores_plain_items():
+            return False
+        return bool(await replace(inner, vault.seal(items)))
+
+
+def affordable(window: int | None, left: int | None) -> int | None:
+    """Narrow a window to what may still be looked at."""
+    if left is None or window is None:
+        return left if window is None else window
+    return min(window, left)
+
+
+def has_methods_of(base: type[SessionABC], session: SessionABC) -> bool:
+    """Return whether no subclass of `base` changes items on their way in or out."""
+    kind = type(session)
+    return kind.get_items is base.get_items and kind.add_items is base.add_items
+
+
+def takes_wrapper(session: Any) -> bool:
+    """Return whether all four methods of a session take the run's context."""
+    kinds = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    for name in _METHODS:
+        parameters = inspect.signature(getattr(session, name)).parameters
+        if "wrapper" not in parameters or parameters["wrapper"].kind not in kinds:
+            return False
+    return True
