@@ -22,7 +22,8 @@ from django.contrib.auth.models import AnonymousUser
 import agent_sessions
 from agent_sessions import get_session, sessions, usage
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.shortreads import ShortReads
+from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.database.transport.sqlite import SQLiteTransport
 from agent_sessions.backends.leases import this_process
 from agent_sessions.backends.redis.keys import Names
 from agent_sessions.backends.remote.directory_cache import DirectoryCache
@@ -258,7 +259,10 @@ def sourced(pair: Pair, settings: Any) -> None:
 
 
 def short(pair: Pair, settings: Any) -> None:
-    reads = ShortReads(sessions["default"].threads)
+    backend = sessions["default"]
+    assert isinstance(backend, DatabaseBackend)
+    reads = backend.engine.transport
+    assert isinstance(reads, SQLiteTransport)
     key = SessionKey("ours-id", pair.us.pk)
     reads.learn(key, ['{"content": "ours-question"}'])
     assert not said("ours", str(vars(reads)))
@@ -300,7 +304,7 @@ PLAIN = [
     "backends/openai/backend.py",
     "backends/openai/cursors.py",
     "backends/sdk/opening.py",
-    "backends/database/prepared.py",
+    "backends/database/transport/postgresql.py",
     "backends/database/direct.py",
     "concurrency/loops.py",
     "backends/dapr/backend.py",
@@ -319,7 +323,7 @@ KEPT: dict[str, Callable[[Pair, Any], None]] = {
     "encryption/cache.py": remembered,
     "backends/encrypted/source.py": sourced,
     "backends/encrypted/permits.py": sourced,
-    "backends/database/shortreads.py": short,
+    "backends/database/transport/sqlite.py": short,
     "backends/redis/keys.py": names_differ,
     **dict.fromkeys(PLAIN, texts_say_nothing),
 }

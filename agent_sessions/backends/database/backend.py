@@ -12,7 +12,6 @@ from django.db import connections
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
 from agent_sessions.backends.connecting import OPTIONS, read_policy
-from agent_sessions.backends.database import awaiting
 from agent_sessions.backends.database.appending import append_batch
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.engine import Engine
@@ -127,12 +126,8 @@ class DatabaseBackend(BaseSessionBackend):
         if not items:
             return
         engine = self.engine
-        if not engine.threads.serves_caller():
-            await engine.threads.finish(self.append, key, items)
-        elif engine.statements.appends_together:
-            append = awaiting.make_ready(engine.statements, key, items)
-            await engine.threads.finish_together(engine.gathering, append)
-        elif not await awaiting.write(engine, key, items):
+        faster = engine.serving
+        if faster is None or not await faster.append(key, items):
             await engine.threads.finish(self.append, key, items)
 
     @unwrapped
@@ -141,7 +136,9 @@ class DatabaseBackend(BaseSessionBackend):
     ) -> list[Item]:
         before, engine = sys.exception(), self.engine
         try:
-            items, own = await awaiting.read(engine, key, limit, decode)
+            items, own = None, None
+            if (faster := engine.serving) is not None:
+                items, own = await faster.read(key, limit, decode)
             if items is not None:
                 return items
             if own is None:

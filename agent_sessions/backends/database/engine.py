@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TypeVar
 
 from django.db import (
@@ -19,15 +19,13 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.answers import Held
-from agent_sessions.backends.database.appending import Append, append_together
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
-from agent_sessions.backends.database.shortreads import ShortReads
 from agent_sessions.backends.database.statements import Statements
+from agent_sessions.backends.database.transport.postgresql import PostgreSQLTransport
+from agent_sessions.backends.database.transport.sqlite import SQLiteTransport
 from agent_sessions.backends.database.vendors import statements_for
-from agent_sessions.backends.database.wires import Wires
 from agent_sessions.backends.directory import Directory
-from agent_sessions.concurrency.batching import Gathering
 from agent_sessions.concurrency.threads import DatabaseThreads
 from agent_sessions.exceptions import StorageError
 from agent_sessions.reports import told
@@ -37,6 +35,9 @@ T = TypeVar("T")
 # MariaDB's and MySQL's "deadlock found" and "lock wait timeout exceeded".
 _RETRIED_ERRORS = frozenset({1213, 1205})
 _ATTEMPTS = 8
+
+
+Transport = PostgreSQLTransport | SQLiteTransport
 
 
 class Engine:
@@ -67,32 +68,23 @@ class Engine:
         return statements_for(self.connection, self.alias)
 
     @cached_property
-    def gathering(self) -> Gathering[Append]:
-        """The appends that wait for one transaction."""
-        return Gathering(partial(append_together, self))
+    def transport(self) -> Transport | None:
+        """What serves async callers faster than threads; None where nothing does."""
+        if isinstance(self.statements, PostgreSQLStatements):
+            is_possible = PostgreSQLTransport.is_possible(self.connection)
+            return PostgreSQLTransport(self, self.statements) if is_possible else None
+        return SQLiteTransport(self) if self.connection.vendor == "sqlite" else None
 
-    @cached_property
-    def wires(self) -> Wires | None:
-        """The connections that serve async callers without a thread, if any can."""
-        statements = self.statements
-        if not isinstance(statements, PostgreSQLStatements):
-            return None
-        if not statements.can_be_awaited(self.connection):
-            return None
-        return Wires(self.using, self.threads.size, statements.prepared)
-
-    @cached_property
-    def short_reads(self) -> ShortReads | None:
-        """The reads that the event loop does itself, where the database is a file."""
-        if self.connection.vendor != "sqlite":
-            return None
-        return ShortReads(self.threads)
+    @property
+    def serving(self) -> Transport | None:
+        """The transport if it may serve the running caller."""
+        return self.transport if self.threads.serves_caller() else None
 
     def close(self) -> None:
         """End the threads and close the connections; nothing uses it any more."""
         self.threads.close()
-        if wires := vars(self).get("wires"):
-            wires.close()
+        if transport := vars(self).get("transport"):
+            transport.close()
 
     def branches(self, key: SessionKey, held: Held | None = None) -> Branches:
         """Return the branches of a session; writing to them needs change()."""

@@ -64,7 +64,6 @@ class MySQLStatements(Statements):
 
     same_owner = "{s}.user_id <=> %s"
     encoded_data = "data"
-    appends_together = False
     writes_all_indexes = False
 
     def cursor(self, connection: BaseDatabaseWrapper) -> CursorWrapper:

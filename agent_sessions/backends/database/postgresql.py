@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import islice
@@ -14,8 +13,7 @@ from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.answers import Held, Own, Place, held, own_rows
-from agent_sessions.backends.database.prepared import PreparedStatements
+from agent_sessions.backends.database.answers import Held, Place, held
 from agent_sessions.backends.database.statements import COLUMNS, AnyBatch, Statements
 from agent_sessions.items import Item, encode_batch, look_through
 from agent_sessions.times import day_of
@@ -33,32 +31,10 @@ class PostgreSQLStatements(Statements):
 
     same_owner = "{s}.user_id IS NOT DISTINCT FROM %s"
     encoded_data = "data"
-    appends_together = False
     writes_all_indexes = False
-
-    def __init__(self, connection: BaseDatabaseWrapper, alias: str) -> None:
-        super().__init__(connection, alias)
-        self.prepared = PreparedStatements()
-
-    def can_be_awaited(self, connection: BaseDatabaseWrapper) -> bool:
-        """Return whether a loop can await the answers on connections of its own."""
-        from django.db.backends.postgresql.psycopg_any import is_psycopg3
-
-        # Windows' own loop can't listen to a socket, and a pool is sized for the threads.
-        return (
-            is_psycopg3
-            and os.name == "posix"
-            and not connection.settings_dict["OPTIONS"].get("pool")
-        )
 
     def cursor(self, connection: BaseDatabaseWrapper) -> CursorWrapper:
         return connection.cursor()
-
-    def latest(
-        self, connection: BaseDatabaseWrapper, key: SessionKey, limit: int | None
-    ) -> Own:
-        statement = self.latest_statement(key, limit, connection)
-        return own_rows(self.prepared.execute(connection, *statement).rows)
 
     def appends_alone(self, connection: BaseDatabaseWrapper, batch: AnyBatch) -> bool:
         # One statement is a transaction of its own.
@@ -77,8 +53,9 @@ class PostgreSQLStatements(Statements):
     ) -> bool:
         if not self.appends_alone(connection, batch):
             return super().append(connection, key, batch, now)
-        statement = self.append_statement(key, batch, now, connection)
-        return self.prepared.execute(connection, *statement).count > 0
+        with self.cursor(connection) as cursor:
+            cursor.execute(*self.append_statement(key, batch, now, connection))
+            return bool(cursor.rowcount)
 
     def append_statement(
         self,

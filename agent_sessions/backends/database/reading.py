@@ -2,18 +2,65 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.database.answers import Own, Text
+from agent_sessions.backends.database.answers import Own, Text, own_rows, read_lineage
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.items import Decode, Item, StoredItem, decode
+from agent_sessions.items import Decode, Item, StoredItem
+from agent_sessions.items import decode as decode_row
 from agent_sessions.models import MAIN_BRANCH
 
 if TYPE_CHECKING:
     from agent_sessions.backends.database.engine import Engine
+
+# More items than these are encoded or decoded in a thread: the loop has others to serve.
+MANY = 100
+
+# Executes a statement that reads; None where a thread has to.
+Ask = Callable[[str, Sequence[Any]], Awaitable[Sequence[Sequence[Any]] | None]]
+
+
+async def aread_newest(
+    engine: Engine, ask: Ask, asked: tuple[SessionKey, int | None], decode: Decode
+) -> tuple[list[Item] | None, Own | None]:
+    """Read the newest items, or None and the rows from which a thread goes on."""
+    statement = engine.statements.latest_statement(*asked, engine.connection)
+    rows = await ask(*statement)
+    if rows is None:
+        return None, None
+    own = own_rows(rows)
+    if len(rows) > MANY:
+        return None, own
+    texts = await _shown(engine, ask, asked, own)
+    if texts is None:
+        return None, own
+    items = decode(reversed(texts))
+    # Unreadable rows don't count: a thread looks further back.
+    return (items if len(items) == len(texts) else None), own
+
+
+async def _shown(
+    engine: Engine, ask: Ask, asked: tuple[SessionKey, int | None], own: Own
+) -> list[Text] | None:
+    """Read what a branch shows beside its own rows; None where a thread has to."""
+    key, limit = asked
+    if own.is_all(limit):
+        return own.texts
+    if own.branch_id is None or limit is None:
+        return None
+    statements = engine.statements
+    family = await ask(*statements.lineage_statement(key, engine.connection))
+    segments = read_lineage(family or ())
+    if not segments or segments[0].branch_id != own.branch_id:
+        return None
+    rows = await ask(*statements.inherited_statement(segments[1:], limit))
+    if rows is None:
+        return None
+    return [*own.texts, *(row[0] for row in rows)][:limit]
 
 
 def read_newest(
@@ -29,8 +76,8 @@ def read_newest(
         window, found = limit, own
         while True:
             texts = _texts(engine, connection, (key, window), found)
-            if engine.short_reads is not None:
-                engine.short_reads.learn(key, texts)
+            if engine.transport is not None:
+                engine.transport.learn(key, texts)
             items = decode(reversed(texts))
             if limit is None or window is None:
                 return items
@@ -93,7 +140,7 @@ def read_page(
         found = found[:limit]
         has_earlier = rows.filter(position__lte=after).exists()
     items = [
-        StoredItem(position, turn, decode(data), data, created_at)
+        StoredItem(position, turn, decode_row(data), data, created_at)
         for position, turn, data, created_at in found
     ]
     return Page(items, has_earlier, has_later)

@@ -44,8 +44,6 @@ class Statements:
     same_owner = "{s}.user_id IS %s"
     # As bytes, which its reader takes: the driver would decode them for nothing.
     encoded_data = "CAST(data AS BLOB)"
-    # Whether one transaction for several batches is worth the while.
-    appends_together = True
     # Whether an UPDATE writes to the indexes of all columns it names, changed or not.
     writes_all_indexes = True
 
@@ -239,8 +237,11 @@ class Statements:
         self,
         connection: BaseDatabaseWrapper,
         calls: Sequence[tuple[SessionKey, AnyBatch]],
-    ) -> list[bool]:
-        """Store several batches in one transaction, or none; tell which it holds."""
+    ) -> list[bool] | None:
+        """Store several batches in one transaction; return which it holds.
+
+        Return None if one of them failed and nothing was stored.
+        """
         with self.cursor(connection) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
             try:
@@ -248,7 +249,7 @@ class Statements:
                 stored = [self._append(cursor, key, batch, now) for key, batch in calls]
             except ERRORS:
                 _roll_back(cursor)
-                return [False] * len(calls)
+                return None
             except BaseException:
                 _roll_back(cursor)
                 raise

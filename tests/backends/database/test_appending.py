@@ -22,7 +22,7 @@ from django.utils import timezone
 from agent_sessions import DjangoSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.backends.database.appending import Append, append_together
+from agent_sessions.backends.database.transport.sqlite import Append, append_together
 from agent_sessions.concurrency.batching import Gathering
 from agent_sessions.concurrency.executor import WarmExecutor
 from agent_sessions.exceptions import (

@@ -20,7 +20,8 @@ from django.db.models.expressions import RawSQL
 from django.test.utils import override_settings
 
 from agent_sessions import DjangoSession, sessions
-from agent_sessions.backends.database import DatabaseBackend, shortreads
+from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.database.transport import sqlite as transport
 from agent_sessions.exceptions import SessionDoesNotExist, StorageError
 from agent_sessions.models import SessionItem
 
@@ -138,16 +139,16 @@ async def test_across_a_fork_it_reads_the_ancestors_too(session: Any) -> None:
 @in_a_loop
 async def test_a_long_history_is_read_by_a_thread() -> None:
     session: Any = DjangoSession("long")
-    await session.add_items(said(*range(shortreads.ROWS + 1)))
+    await session.add_items(said(*range(transport.ROWS + 1)))
     for _ in range(2):
         items, who = await reader(session.get_items)
-        assert (len(items), who) == (shortreads.ROWS + 1, "thread")
+        assert (len(items), who) == (transport.ROWS + 1, "thread")
 
 
 @in_a_loop
 async def test_so_is_one_of_large_items() -> None:
     session: Any = DjangoSession("large")
-    await session.add_items(said("x" * shortreads.CHARACTERS))
+    await session.add_items(said("x" * transport.CHARACTERS))
     for _ in range(2):
         assert (await reader(session.get_items))[1] == "thread"
 
@@ -155,7 +156,7 @@ async def test_so_is_one_of_large_items() -> None:
 @in_a_loop
 async def test_so_is_one_that_has_grown_meanwhile(session: Any) -> None:
     await session.get_items()
-    more = range(shortreads.ROWS)
+    more = range(transport.ROWS)
     await backend().threads.run(session.sync.add_items, said(*more))
     for _ in range(2):
         items, who = await reader(session.get_items)
@@ -207,7 +208,7 @@ async def test_while_the_thread_is_at_work_the_read_waits_for_it(session: Any) -
 async def test_only_so_many_sessions_are_remembered(
     session: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shortreads, "_SESSIONS", 2)
+    monkeypatch.setattr(transport, "_SESSIONS", 2)
     await session.get_items()
     for name in ("a", "b"):
         await DjangoSession(name).add_items(said(name))
