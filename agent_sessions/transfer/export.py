@@ -81,7 +81,8 @@ def export_session(row: AgentSession, report: Report | None = None) -> Iterator[
         described["branch"] = MAIN_BRANCH
         # Its items tell the rest.
         shapes = [{"name": MAIN_BRANCH, "created_at": _time(row.created_at)}]
-        items = (describe_item(item, MAIN_BRANCH) for item in _with_turns(backend, row))
+        stored = _begun(_with_turns(backend, row))
+        items = (describe_item(item, MAIN_BRANCH) for item in stored)
     yield f'{{"format":{_encode(FORMAT)},"session":'
     yield _encode(described)
     yield ',"branches":'
@@ -108,14 +109,12 @@ def export_markdown(row: AgentSession, report: Report | None = None) -> Iterator
         ("Created", iso(row.created_at)),
         ("Last activity", iso(row.updated_at)),
     )
-    items = read_history(backend, key)
-    # Read now, so that a store that fails does so before anything is sent.
-    first = list(islice(items, 1))
+    items = _begun(read_history(backend, key))
     count = 0
 
     def counted() -> Iterator[StoredItem]:
         nonlocal count
-        for item in chain(first, items):
+        for item in items:
             count += 1
             yield item
 
@@ -191,6 +190,11 @@ def _joined(pieces: Iterator[str]) -> Iterator[str]:
     for piece in pieces:
         yield separator + piece
         separator = ","
+
+
+def _begun(items: Iterator[StoredItem]) -> Iterator[StoredItem]:
+    """Read the first item now: a store that fails does so before anything is sent."""
+    return chain(list(islice(items, 1)), items)
 
 
 def _read_branches(using: str, row: AgentSession) -> list[Branch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -44,6 +45,18 @@ class OtherLists(ListBackend):
         return await super().store_append(key, batch)
 
 
+class InterruptedLists(OtherLists):
+    """Presses Ctrl-C before the second append."""
+
+    appends: ClassVar[int] = 2
+
+    def append(self, key: SessionKey, items: Any) -> None:
+        InterruptedLists.appends += 1
+        if InterruptedLists.appends == 2:
+            signal.raise_signal(signal.SIGINT)
+        super().append(key, items)
+
+
 class RewritingLists(OtherLists):
     """Gives each item an id of its own, as OpenAI does."""
 
@@ -67,6 +80,7 @@ SETTING = {
     "second": {"BACKEND": DATABASE},
     "lists": {"BACKEND": ListBackend},
     "others": {"BACKEND": OtherLists},
+    "interrupted": {"BACKEND": InterruptedLists},
     "rewriting": {"BACKEND": RewritingLists},
 }
 
@@ -406,6 +420,19 @@ def test_progress_is_shown() -> None:
     fill("s-1", 30)
     text = copy("s-1", "--from=default", "--to=lists", progress=True)
     assert "100% 30/30 items" in text
+
+
+@one_database
+def test_ctrl_c_says_in_one_line_how_to_go_on() -> None:
+    fill("s-1", 3)
+    fill("s-2", 3)
+    InterruptedLists.appends = 0
+    text = copy("--all", "--from=default", "--to=interrupted", code=130)
+    assert text == (
+        "Stopped. Copied so far: 1 session. Run the same command again to go on."
+    )
+    copy("--all", "--from=default", "--to=interrupted")
+    assert items_of("s-2", "interrupted") == items_of("s-2", "default")
 
 
 @one_database

@@ -20,6 +20,7 @@ from agent_sessions.backends.remote.base import Stretch
 from agent_sessions.exceptions import StorageError
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import AgentSession, Branch, SessionItem
+from agent_sessions.transfer.export import FORMS
 from tests.support.list_backend import ListBackend
 
 pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
@@ -189,6 +190,20 @@ def test_what_was_written_is_counted_not_what_rows_say(form: str, backend: str) 
     AgentSession.objects.filter(pk=row.pk).update(item_count=70)
     err = run("--format", form)[1]
     assert err == "Exported 2 sessions with 5 items.\n"
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_a_store_that_is_down_fails_before_the_first_piece(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = make("one", backend="broken")
+
+    async def fail(self: Any, key: SessionKey, wanted: Stretch) -> Any:
+        raise StorageError("The store is down.")
+
+    monkeypatch.setattr(BrokenBackend, "store_page", fail)
+    with pytest.raises(StorageError, match="The store is down"):
+        next(FORMS[form].make(row, None))
 
 
 def test_what_was_left_out_is_not_counted() -> None:
