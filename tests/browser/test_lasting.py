@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +78,30 @@ def test_a_broken_connection_goes_on_where_it_broke(chat: Chat) -> None:
     assert len(routes) == 2
     expect_the_whole_story(chat)
     expect(chat.answers).to_have_count(2)
+
+
+def test_a_run_that_ends_each_connection_is_given_up(chat: Chat) -> None:
+    sent: list[str | bytes] = []
+
+    def end_at_runs(route: WebSocketRoute) -> None:
+        server = route.connect_to_server()
+
+        def hear(message: str | bytes) -> None:
+            if '"messages":[{' in str(message):
+                sent.append(message)
+                route.close(code=4503)
+            else:
+                server.send(message)
+
+        route.on_message(hear)
+
+    chat.page.route_web_socket(re.compile("/ws/"), end_at_runs)
+    chat.page.reload()
+    chat.send("Hello")
+    error = chat.page.locator(".error")
+    expect(error).to_contain_text("didn't answer several times", timeout=40_000)
+    assert len(sent) == 4
+    expect(error.get_by_role("button", name="Retry")).to_be_visible()
 
 
 def test_two_tabs_show_the_same(chat: Chat, context: BrowserContext) -> None:

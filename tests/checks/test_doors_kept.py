@@ -206,9 +206,6 @@ def limits(pair: Pair, settings: Any) -> None:
     keys.clear()
     assert RateLimit("runs", 3).take("them-name")
     assert not taken & set(keys)
-
-
-def rates(pair: Pair, settings: Any) -> None:
     found = Rates()
     assert found.take((pair.us.pk, "sync"), 1)
     assert not found.take((pair.us.pk, "sync"), 1)
@@ -316,7 +313,6 @@ PLAIN = [
 KEPT: dict[str, Callable[[Pair, Any], None]] = {
     "backends/remote/directory_cache.py": admitted,
     "ratelimit.py": limits,
-    "runs/rates.py": rates,
     "runs/manager.py": managed,
     "backends/leases.py": named,
     "usage.py": recorded,

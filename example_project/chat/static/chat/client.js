@@ -107,13 +107,17 @@ export class AgentClient extends EventTarget {
   #ask(runId) {
     const asked = this.#pending.get(runId);
     if (this.#socket?.readyState !== WebSocket.OPEN) return;
-    if (asked.sent++ < SENDS) {
-      this.#send(asked.frame);
-      return;
+    if (asked.sent++ < SENDS) this.#send(asked.frame);
+  }
+
+  /** Say which runs are given up, once the answer to a sync has drawn the page. */
+  #giveUp() {
+    for (const [runId, { sent }] of this.#pending) {
+      if (sent <= SENDS) continue;
+      this.#pending.delete(runId);
+      const event = { type: "RUN_ERROR", code: "unanswered", metadata: { runId } };
+      this.dispatchEvent(new CustomEvent("event", { detail: { event } }));
     }
-    this.#pending.delete(runId);
-    const event = { type: "RUN_ERROR", code: "unanswered", metadata: { runId } };
-    this.dispatchEvent(new CustomEvent("event", { detail: { event } }));
   }
 
   #send(frame) {
@@ -129,7 +133,6 @@ export class AgentClient extends EventTarget {
     this.#rests = 0;
     this.#again = [...this.#pending.keys()];
     for (const runId of this.#again) this.#ask(runId);
-    this.#again = this.#again.filter((runId) => this.#pending.has(runId));
   }
 
   #received(data) {
@@ -140,6 +143,7 @@ export class AgentClient extends EventTarget {
     const event = frame.chunk;
     this.#pending.delete(event.runId ?? event.metadata?.runId);
     this.dispatchEvent(new CustomEvent("event", { detail: { event } }));
+    if (/^RUN_(FINISHED|ERROR)$/.test(event.type)) this.#giveUp();
     if (event.runId?.startsWith("sync:") && event.type === "RUN_FINISHED") this.#rested();
   }
 
