@@ -6,15 +6,18 @@ import inspect
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from asgiref.sync import async_to_sync
+from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import transaction
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
+from django.utils.timezone import is_aware
 from django.views import View
 
 from agent_sessions.agui import StreamOptions
@@ -22,7 +25,6 @@ from agent_sessions.approvals import find_states
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey, make_key
 from agent_sessions.backends.keys import names_user
 from agent_sessions.backends.leases import holds_a_run
-from agent_sessions.cursors import read_moment, read_number, write_moment
 from agent_sessions.exceptions import (
     EncryptionError,
     InvalidSessionId,
@@ -39,6 +41,11 @@ from agent_sessions.runs.sync import shown
 from agent_sessions.times import iso
 
 logger = logging.getLogger("agent_sessions.views")
+
+# What a column of 64 bits holds.
+LARGEST = 2**63 - 1
+# Dates that every database and each time zone takes.
+_YEARS = range(1000, 9999)
 
 
 class SessionAPIView(View):
@@ -223,6 +230,35 @@ class SessionMessagesView(SessionAPIView):
             page = Page(page.items[-1:], page.has_earlier or len(page.items) > 1)
             messages, earlier = shown(page, self.stream_options, sys.maxsize)
         return JsonResponse({"messages": messages, "before": earlier})
+
+
+def read_number(text: str) -> int | None:
+    """Read a whole number of 0 or more that a column holds; None for all else."""
+    if not (text.isascii() and text.isdigit()) or len(text) > len(str(LARGEST)):
+        return None
+    number = int(text)
+    return number if number <= LARGEST else None
+
+
+def write_moment(when: datetime, pk: int) -> str:
+    """Return the cursor of a row by its time and primary key."""
+    if is_aware(when):
+        when = when.astimezone(UTC)
+    return f"{when.isoformat()}~{pk}"
+
+
+def read_moment(cursor: str) -> tuple[datetime, int] | None:
+    """Read what write_moment() has given; None for all else."""
+    text, _, number = cursor.partition("~")
+    pk = read_number(number)
+    try:
+        when = datetime.fromisoformat(text)
+        if pk is None or write_moment(when, pk) != cursor:
+            return None
+    except (ValueError, OverflowError):
+        return None
+    usable = is_aware(when) == settings.USE_TZ and when.year in _YEARS
+    return (when, pk) if usable else None
 
 
 def error_response(

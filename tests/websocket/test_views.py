@@ -17,15 +17,18 @@ from hypothesis import strategies as st
 
 from agent_sessions import DjangoSession, get_session
 from agent_sessions.backends.leases import DatabaseNow
-from agent_sessions.cursors import LARGEST, read_moment, read_number, write_moment
 from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs.setup import create_conversation
 from agent_sessions.views import (
+    LARGEST,
     SessionAPIView,
     SessionListView,
     SessionMessagesView,
     SessionView,
+    read_moment,
+    read_number,
+    write_moment,
 )
 from tests.encryption.test_encryption import NEW, OLD
 from tests.servers.process import HOST, free_port
