@@ -12,9 +12,7 @@ from django.utils.connection import BaseConnectionHandler
 from django.utils.module_loading import import_string
 
 from agent_sessions.backends.keys import SessionKey, make_key
-from agent_sessions.backends.options import (
-    DEFAULT_ALIAS as DEFAULT_ALIAS,
-)
+from agent_sessions.backends.options import DEFAULT_ALIAS as DEFAULT_ALIAS
 from agent_sessions.backends.options import (
     did_you_mean,
     did_you_mean_alias,
@@ -124,6 +122,7 @@ class SessionBackendHandler(_Handler):
                 raise InvalidBackend(
                     f"AGENT_SESSIONS[{alias!r}] wraps itself: "
                     f"{' > '.join([*wrapped, inner])}.",
+                    hint="Let it wrap an alias that stores items.",
                     id="agent_sessions.E013",
                 )
             if inner not in self.settings:

@@ -15,6 +15,7 @@ from agent_sessions.backends.base import BaseSessionBackend
 from agent_sessions.backends.connecting import check_policy
 from agent_sessions.backends.database.columns import check_columns
 from agent_sessions.backends.sdk import SDKBackend
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.checks.messages import printed
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.handler import CHAT_BACKEND, DEFAULT_ALIAS, sessions
@@ -130,34 +131,20 @@ def _place(using: str) -> tuple[str, ...]:
 
 
 def _check_inner(backend: BaseSessionBackend) -> list[CheckMessage]:
-    """Follow a wrapping backend to what it wraps in the end."""
-    seen = [backend.alias]
-    current = backend
-    while current.inner_option is not None:
-        inner: Any = current.options.get(current.inner_option)
-        where = f"AGENT_SESSIONS[{backend.alias!r}]"
-        if inner in seen:
+    """Report that what a backend wraps isn't there, or is the backend itself."""
+    try:
+        innermost(backend)
+    except InvalidBackend as exc:
+        if exc.id == "agent_sessions.E002":
             return [
                 Error(
-                    f"{where} wraps itself: {' > '.join([*seen, str(inner)])}.",
-                    hint=f"Let the option {current.inner_option} name another alias.",
-                    id="agent_sessions.E013",
-                )
-            ]
-        try:
-            current = sessions[inner]
-        except InvalidBackend as exc:
-            if inner in list(sessions):
-                # Told for the inner alias itself.
-                return []
-            return [
-                Error(
-                    f"{where} wraps the alias {inner!r}: {exc.message}",
+                    f"AGENT_SESSIONS[{backend.alias!r}] can't wrap that: {exc.message}",
                     hint=exc.hint,
                     id="agent_sessions.E013",
                 )
             ]
-        seen.append(current.alias)
+        # Whatever else is wrong is told for the inner alias.
+        return [_error(exc)] if exc.id == "agent_sessions.E013" else []
     return []
 
 

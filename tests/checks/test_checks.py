@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from django.apps import apps
 from django.core import checks
 from django.core.management import call_command
@@ -27,13 +28,6 @@ from tests.checks.test_handler import WRONG
 
 ROOT = Path(__file__).parents[2]
 DATABASE = {"BACKEND": DATABASE_BACKEND}
-
-
-class Wrapping(DatabaseBackend):
-    """A backend over another alias."""
-
-    option_defaults = {**DatabaseBackend.option_defaults, "backend": "default"}
-    inner_option = "backend"
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +75,8 @@ def test_each_alias_has_errors_of_its_own() -> None:
 
 def wrapping(inner: Any) -> dict[str, Any]:
     return {
-        "BACKEND": "tests.checks.test_checks.Wrapping",
-        "OPTIONS": {"backend": inner},
+        "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
+        "OPTIONS": {"backend": inner, "keys": [Fernet.generate_key().decode()]},
     }
 
 
