@@ -10,22 +10,20 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Container
 from typing import Any, NamedTuple
 from weakref import WeakSet
-
-from agent_sessions.encryption.envelopes import VERSION
 
 # Seconds for which an entry is kept, and between two times that old ones are dropped.
 _AGE = 30.0
 # What an entry takes beside its texts, about.
-_OVERHEAD = 800
+_OVERHEAD = 1000
 
 
 class Known(NamedTuple):
     """What an envelope held, `written` at that time in Unix seconds."""
 
-    key_id: str
-    payload: str
+    envelope: dict[str, Any]
     text: bytes
     written: int
     # In monotonic time.
@@ -58,21 +56,24 @@ class Memory:
         self._entries: OrderedDict[tuple[bytes, str], Known] = OrderedDict()
 
     def find(
-        self, context: bytes, envelope: dict[str, Any]
-    ) -> tuple[bytes, int] | None:
-        """Return what an envelope of a session held and when it was written.
+        self, context: bytes, envelope: Any, key_ids: Container[str]
+    ) -> Known | None:
+        """Return what is known of an envelope of a session, if its key is there.
 
-        To the last letter: what is the same was found authentic before.
+        It is the same to the last letter, which was found authentic before.
         """
-        known = self._entries.get((context, str(envelope.get("id"))))
-        if (
-            known is None
-            or known.payload != envelope["payload"]
-            or known.key_id != envelope["kid"]
-            or envelope["v"] != VERSION
-        ):
+        try:
+            known = self._entries[context, envelope["id"]]
+        except (KeyError, TypeError):
+            # It is not there, or no envelope at all.
             return None
-        return known.text, known.written
+        is_same = (
+            known.envelope == envelope
+            # No other numbers that equal these.
+            and type(envelope["v"]) is type(envelope["__enc__"]) is int
+            and envelope["kid"] in key_ids
+        )
+        return known if is_same else None
 
     def keep(
         self, context: bytes, envelope: dict[str, Any], text: bytes, written: int
@@ -80,8 +81,7 @@ class Memory:
         """Remember what an envelope of a session held."""
         if not self.max_bytes:
             return
-        key_id, payload = envelope["kid"], envelope["payload"]
-        known = Known(key_id, payload, text, written, time.monotonic())
+        known = Known(dict(envelope), text, written, time.monotonic())
         key, size = (context, envelope["id"]), _size(known)
         if size > self.max_bytes // 4:
             return
@@ -161,4 +161,4 @@ if hasattr(os, "register_at_fork"):
 
 
 def _size(known: Known) -> int:
-    return len(known.payload) + len(known.text) + _OVERHEAD
+    return len(known.envelope["payload"]) + len(known.text) + _OVERHEAD

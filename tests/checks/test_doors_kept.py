@@ -241,10 +241,13 @@ def remembered(pair: Pair, settings: Any) -> None:
     key_id, name = "k" * 16, "e" * 24
     envelope = {"__enc__": 1, "v": 2, "kid": key_id, "id": name, "payload": "p"}
     memory.keep(b"ours", envelope, b"ours-question", 1)
-    assert memory.find(b"theirs", envelope) is None
+    assert memory.find(b"theirs", envelope, {key_id}) is None
+    assert memory.find(b"ours", envelope, set()) is None
     for changed in ({"payload": "q"}, {"kid": "m" * 16}, {"v": 1}, {"id": "f" * 24}):
-        assert memory.find(b"ours", envelope | changed) is None
-    assert memory.find(b"ours", envelope) == (b"ours-question", 1)
+        assert memory.find(b"ours", envelope | changed, {key_id}) is None
+    found = memory.find(b"ours", envelope, {key_id})
+    assert found
+    assert found.text == b"ours-question"
     assert "question" not in repr(memory)
     memory.close()
 
