@@ -301,7 +301,6 @@ def texts_say_nothing(pair: Pair, settings: Any) -> None:
 
 
 PLAIN = [
-    "backends/openai/backend.py",
     "backends/openai/cursors.py",
     "backends/sdk/opening.py",
     "backends/database/transport/postgresql.py",

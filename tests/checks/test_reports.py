@@ -31,6 +31,7 @@ from agent_sessions import DjangoSession, EncryptedSession, get_session, session
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.encrypted.source import KeySource
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.checks import check_backends
 from agent_sessions.concurrency.batching import Gathering
 from agent_sessions.concurrency.executor import WarmExecutor
@@ -452,7 +453,7 @@ def test_a_failing_redis_shows_nothing_at_any_door(
 
 
 def _redis_key(session: Any) -> Any:
-    backend = session.backend.store
+    backend: Any = innermost(session.backend)
     return backend.names(session.key).items
 
 

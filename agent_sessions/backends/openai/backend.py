@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from django.core import checks
 
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.openai.checks import check_options
-from agent_sessions.backends.openai.cursors import START, Cursor, Cursors
+from agent_sessions.backends.openai.cursors import START, Cursor, KnownConversations
 from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
 from agent_sessions.backends.remote.paging import Stretch
-from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.exceptions import (
     HistoryGone,
@@ -34,8 +32,6 @@ logger = logging.getLogger("agent_sessions.backends")
 
 # How often an operation begins again because the conversation was cleared under it.
 _TRIES = 8
-# How many conversations' counts a process remembers.
-_REMEMBERED = 10_000
 
 
 class Remote(NamedTuple):
@@ -83,9 +79,9 @@ class OpenAIConversationsBackend(RemoteBackend):
         self._clients: PerLoop[Conversations] = PerLoop(
             self.make_client, self.close_client
         )
-        self._cursors = Cursors()
-        self._counts: OrderedDict[str, int] = OrderedDict()
-        self._counting = new_lock()
+        # The service doesn't tell how many items there are, and the row is to: each
+        # reading of a whole history counts, and writes are added to that.
+        self._known = KnownConversations()
 
     def check(self) -> list[checks.CheckMessage]:
         return [*super().check(), *check_options(self.alias, self.options)]
@@ -154,7 +150,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         finally:
             if not won:
                 await self._drop(conversations, made)
-        self._count(made, 0)
+        self._known.count(made, 0)
         return made if won else None
 
     async def _drop(self, conversations: Conversations, made: str) -> None:
@@ -181,7 +177,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         async def write() -> Written:
             remote = await self.open(key)
             await self._on(key, Remote(remote), lambda c, name: c.add(name, items))
-            return Written(self._add_to_count(remote, len(items)))
+            return Written(self._known.add(remote, len(items)))
 
         return await self._again(write)
 
@@ -189,7 +185,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         async def read(c: Conversations, remote: str) -> list[Item]:
             items = await c.latest(remote, limit)
             if limit is None or len(items) < limit:
-                self._count(remote, len(items))
+                self._known.count(remote, len(items))
             return items
 
         return await self._ask(key, read, [])
@@ -197,7 +193,7 @@ class OpenAIConversationsBackend(RemoteBackend):
     async def store_pop(self, key: SessionKey) -> Popped:
         async def pop(c: Conversations, remote: str) -> Popped:
             item = await c.pop(remote)
-            return item, Written(self._add_to_count(remote, -1 if item else 0))
+            return item, Written(self._known.add(remote, -1 if item else 0))
 
         return await self._ask(key, pop, (None, Written(0)))
 
@@ -220,29 +216,29 @@ class OpenAIConversationsBackend(RemoteBackend):
         count = await self._count_of(remote_id)
         conversations = await self._clients.get()
         await conversations.delete(remote_id)
-        self._forget_count(remote_id)
+        self._known.forget(remote_id)
         return count
 
     async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
-        used = await self.on_directory(self._used_at, key) if self.listed else None
+        used = await self.last_used(key)
 
         async def read(c: Conversations, remote: str) -> Page:
-            return await self._walk(c, remote, wanted, used or datetime.now(UTC))
+            return await self._walk(c, remote, wanted, used)
 
         return await self._ask(key, read, Page([], has_earlier=False))
 
     async def _walk(
-        self, c: Conversations, remote: str, wanted: Stretch, used: Any
+        self, c: Conversations, remote: str, wanted: Stretch, used: datetime
     ) -> Page:
         """Read from the nearest known cursor to the end of a page."""
         from agent_sessions.backends.openai.client import CursorLost
 
-        begin = self._cursors.before(remote, wanted)
+        begin = self._known.before(remote, wanted)
         while True:
             try:
                 items, more = await self._read_on(c, remote, wanted, begin)
             except CursorLost:
-                self._cursors.forget(remote)
+                self._known.forget_cursors(remote)
                 begin = START
                 continue
             first, _ = wanted.bounds(0, begin.position + len(items))
@@ -261,7 +257,7 @@ class OpenAIConversationsBackend(RemoteBackend):
             page, more = await c.following(remote, cursor.item)
             if page:
                 cursor = cursor.behind(page)
-                self._cursors.note(remote, cursor)
+                self._known.note(remote, cursor)
                 items += page
         return items, more
 
@@ -325,37 +321,10 @@ class OpenAIConversationsBackend(RemoteBackend):
             await self.swap(key, deleting, Remote(remote))
             raise
         await self.swap(key, deleting, NOTHING)
-        self._forget_count(remote)
-
-    def _used_at(self, key: SessionKey) -> Any:
-        rows = self.directory.rows(key)
-        return rows.values_list("updated_at", flat=True).first()
-
-    # The service doesn't tell how many items there are, and the row is to: each
-    # reading of a whole history counts, and writes are added to that.
-
-    def _count(self, remote: str, count: int) -> None:
-        with self._counting:
-            self._counts.pop(remote, None)
-            self._counts[remote] = count
-            if len(self._counts) > _REMEMBERED:
-                self._counts.popitem(last=False)
-
-    def _add_to_count(self, remote: str, more: int) -> int | None:
-        with self._counting:
-            known = self._counts.get(remote)
-            if known is None:
-                return None
-            self._counts[remote] = max(0, known + more)
-            return self._counts[remote]
-
-    def _forget_count(self, remote: str) -> None:
-        with self._counting:
-            self._counts.pop(remote, None)
-        self._cursors.forget(remote)
+        self._known.forget(remote)
 
     async def _count_of(self, remote: str) -> int:
-        known = self._add_to_count(remote, 0)
+        known = self._known.add(remote, 0)
         if known is not None:
             return known
         conversations = await self._clients.get()

@@ -1,4 +1,4 @@
-"""Where earlier readings of conversations went on, so that later ones can begin there.
+"""What is known of conversations: their counts, and where earlier readings went on.
 
 The service knows its items by id, and pages are asked for by number. An item that is
 still there has all items before it, since they are removed from the end alone.
@@ -15,7 +15,7 @@ from agent_sessions.items import Item
 from agent_sessions.items.kinds import opens_turn
 
 # How many conversations a process remembers, and how many cursors of each.
-_CONVERSATIONS = 1_000
+_CONVERSATIONS = 2_000
 _CURSORS = 200
 
 
@@ -39,17 +39,25 @@ class Cursor:
 START = Cursor()
 
 
-class Cursors:
-    """The known cursors of the conversations that were read last."""
+class _Known:
+    """How many items a conversation has, if that is known, and its cursors."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, OrderedDict[int, Cursor]] = OrderedDict()
+        self.count: int | None = None
+        self.cursors: OrderedDict[int, Cursor] = OrderedDict()
+
+
+class KnownConversations:
+    """What a process remembers of the conversations that were used last."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, _Known] = OrderedDict()
         self._lock = new_lock()
 
     def before(self, conversation: str, wanted: Stretch) -> Cursor:
         """Return the nearest known cursor before all of a page."""
         with self._lock:
-            known = self._known.get(conversation) or OrderedDict[int, Cursor]()
+            known = self._known.get(conversation, _Known()).cursors
             position = wanted.after
             if position is None:
                 end = max(known, default=0)
@@ -61,16 +69,40 @@ class Cursors:
     def note(self, conversation: str, cursor: Cursor) -> None:
         """Remember a cursor; the ones that were used least go."""
         with self._lock:
-            known = self._known.setdefault(conversation, OrderedDict())
-            self._known.move_to_end(conversation)
+            known = self._use(conversation).cursors
             known.pop(cursor.position, None)
             known[cursor.position] = cursor
             if len(known) > _CURSORS:
                 known.popitem(last=False)
-            if len(self._known) > _CONVERSATIONS:
-                self._known.popitem(last=False)
+
+    def count(self, conversation: str, count: int) -> None:
+        """Remember how many items there are."""
+        with self._lock:
+            self._use(conversation).count = count
+
+    def add(self, conversation: str, more: int) -> int | None:
+        """Return how many items there are with some more; None where nobody counted."""
+        with self._lock:
+            known = self._known.get(conversation)
+            if known is None or known.count is None:
+                return None
+            known.count = max(0, known.count + more)
+            return known.count
+
+    def forget_cursors(self, conversation: str) -> None:
+        """Forget a conversation's cursors: an item of theirs was removed."""
+        with self._lock:
+            if conversation in self._known:
+                self._known[conversation].cursors.clear()
 
     def forget(self, conversation: str) -> None:
-        """Forget a conversation's cursors."""
+        """Forget a conversation, which is deleted."""
         with self._lock:
             self._known.pop(conversation, None)
+
+    def _use(self, conversation: str) -> _Known:
+        known = self._known.setdefault(conversation, _Known())
+        self._known.move_to_end(conversation)
+        if len(self._known) > _CONVERSATIONS:
+            self._known.popitem(last=False)
+        return known

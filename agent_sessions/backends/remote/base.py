@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from agent_sessions.backends.base import Page, SessionKey
@@ -137,6 +137,13 @@ class RemoteBackend(ListedBackend):
     async def store_erase(self, key: SessionKey, remote_id: str) -> int:
         """Remove the items of a session whose row is gone; `remote_id` was its own."""
         return await self.store_clear(key)
+
+    async def last_used(self, key: SessionKey) -> datetime:
+        """Return when a session was last used, for stores that tell no times."""
+        seen = None
+        if self.listed:
+            seen = await self.on_directory(self.directory.look, key)
+        return datetime.now(UTC) if seen is None else seen.updated_at
 
     # -- async -------------------------------------------------------------------
 

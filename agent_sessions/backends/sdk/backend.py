@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import quote
 
@@ -202,8 +201,7 @@ class SDKBackend(RemoteBackend):
 
     async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
         items = await self._use(key, lambda opened: _latest(opened, WINDOW))
-        used = await self.on_directory(self._used_at, key) if self.listed else None
-        return wanted.cut(items, used or datetime.now(UTC))
+        return wanted.cut(items, await self.last_used(key))
 
     async def store_count(self, key: SessionKey) -> int | None:
         # Once in `touch_interval`, since the classes can't tell without reading all.
@@ -265,10 +263,6 @@ class SDKBackend(RemoteBackend):
 
     async def _make_sessions(self) -> OpenSessions:
         return self.make_sessions()
-
-    def _used_at(self, key: SessionKey) -> Any:
-        rows = self.directory.rows(key)
-        return rows.values_list("updated_at", flat=True).first()
 
 
 async def _latest(opened: Opened, limit: int | None) -> list[Item]:
