@@ -70,10 +70,11 @@ class Engine:
     @cached_property
     def transport(self) -> Transport | None:
         """What serves async callers faster than threads; None where nothing does."""
-        if isinstance(self.statements, PostgreSQLStatements):
-            is_possible = PostgreSQLTransport.is_possible(self.connection)
-            return PostgreSQLTransport(self, self.statements) if is_possible else None
-        return SQLiteTransport(self) if self.connection.vendor == "sqlite" else None
+        connection, statements = self.connection, self.statements
+        if isinstance(statements, PostgreSQLStatements):
+            can_be = statements.can_be_awaited(connection)
+            return PostgreSQLTransport(self, statements) if can_be else None
+        return SQLiteTransport(self) if connection.vendor == "sqlite" else None
 
     @property
     def serving(self) -> Transport | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import islice
@@ -15,6 +16,7 @@ from django.utils import timezone
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.answers import Held, Place, held
 from agent_sessions.backends.database.statements import COLUMNS, AnyBatch, Statements
+from agent_sessions.concurrency.connections import is_pooled
 from agent_sessions.items import Item, encode_batch, look_through
 from agent_sessions.times import day_of
 
@@ -32,6 +34,22 @@ class PostgreSQLStatements(Statements):
     same_owner = "{s}.user_id IS NOT DISTINCT FROM %s"
     encoded_data = "data"
     writes_all_indexes = False
+
+    def can_be_awaited(self, connection: BaseDatabaseWrapper) -> bool:
+        """Return whether the settings of a database let a loop await prepared ones."""
+        from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+        options = connection.settings_dict.get("OPTIONS") or {}
+        return (
+            is_psycopg3
+            # Windows' own loop can't listen to a socket.
+            and os.name == "posix"
+            # The pool is sized for the threads.
+            and not is_pooled(connection)
+            # How Django and psycopg are told of a pooler that changes connections.
+            and not connection.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
+            and options.get("prepare_threshold", 0) is not None
+        )
 
     def cursor(self, connection: BaseDatabaseWrapper) -> CursorWrapper:
         return connection.cursor()

@@ -238,10 +238,7 @@ class Statements:
         connection: BaseDatabaseWrapper,
         calls: Sequence[tuple[SessionKey, AnyBatch]],
     ) -> list[bool] | None:
-        """Store several batches in one transaction; return which it holds.
-
-        Return None if one of them failed and nothing was stored.
-        """
+        """Store several batches in one transaction; None if one of them failed."""
         with self.cursor(connection) as cursor:
             cursor.execute("BEGIN IMMEDIATE")
             try:

@@ -20,7 +20,7 @@ from agent_sessions.backends.database.direct import is_watched
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.reading import MANY, aread_newest
 from agent_sessions.backends.keys import SessionKey
-from agent_sessions.concurrency.connections import is_fresh, is_pooled
+from agent_sessions.concurrency.connections import is_fresh
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.items import Decode, Item
@@ -38,10 +38,7 @@ _REFUSALS = frozenset({"26000", "42P05", "0A000"})
 
 
 class PostgreSQLTransport:
-    """The statements of a turn, prepared, on psycopg's AsyncConnection.
-
-    To wake a thread and to be woken by it takes as long as such a statement does.
-    """
+    """The statements of a turn, prepared, on psycopg's AsyncConnection."""
 
     def __init__(self, engine: Engine, statements: PostgreSQLStatements) -> None:
         self._engine = engine
@@ -50,23 +47,6 @@ class PostgreSQLTransport:
         self._pid = os.getpid()
         self._sets: WeakSet[_Set] = WeakSet()
         self._per_loop = PerLoop(self._make, _Set.aclose)
-
-    @staticmethod
-    def is_possible(connection: BaseDatabaseWrapper) -> bool:
-        """Return whether the settings of a database let a loop await prepared ones."""
-        from django.db.backends.postgresql.psycopg_any import is_psycopg3
-
-        options = connection.settings_dict.get("OPTIONS") or {}
-        return (
-            is_psycopg3
-            # Windows' own loop can't listen to a socket.
-            and os.name == "posix"
-            # The pool is sized for the threads.
-            and not is_pooled(connection)
-            # How Django and psycopg are told of a pooler that changes connections.
-            and not connection.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
-            and options.get("prepare_threshold", 0) is not None
-        )
 
     async def read(
         self, key: SessionKey, limit: int | None, decode: Decode
