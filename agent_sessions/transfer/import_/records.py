@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
@@ -216,11 +217,15 @@ def encode_items(items: Sequence[SourceItem]) -> tuple[list[EncodedItem], str, i
 
     A row's turn counts from 0, the turn that was open before the page.
     """
+    decoded: list[Any] = [decode(source.data) for source in items]
+    # All at once where all can be read: that takes a fraction of the time.
+    with suppress(InvalidItem):
+        batch = encode_batch(decoded)
+        return list(batch.rows), batch.title, 0
     rows: list[EncodedItem] = []
     turns = unreadable = 0
     title = ""
-    for source in items:
-        item: Any = decode(source.data)
+    for source, item in zip(items, decoded, strict=True):
         try:
             batch = encode_batch([item])
         except InvalidItem:
