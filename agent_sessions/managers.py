@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from django.db import models
 
 from agent_sessions.owners import user_key
+from agent_sessions.times import stored
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -15,10 +16,16 @@ if TYPE_CHECKING:
     from agent_sessions.models import AgentSession  # noqa: F401 - in strings
 
 _M = TypeVar("_M", bound=models.Model, covariant=True)
-# A comparison: with IS NULL, SQLite would take its index for the best of all, and read
-# and sort every session; for IS NOT NULL it takes none.
-_EVER = datetime(1970, 1, 1, tzinfo=UTC)
-REMOVED = models.Q(removed_at__gt=_EVER)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def removed(path: str = "removed_at") -> models.Q:
+    """Return the condition that a session has been removed.
+
+    It is a comparison: with IS NULL, SQLite would take the index of that column for the
+    best of all, and read and sort every session; for IS NOT NULL it takes none.
+    """
+    return models.Q(**{f"{path}__gt": stored(_EPOCH)})
 
 
 class SessionQuerySet(models.QuerySet["AgentSession"]):
@@ -47,7 +54,7 @@ class SessionManager(_SessionManager["AgentSession"]):
 
     def get_queryset(self) -> SessionQuerySet:
         """Return the rows of sessions that have not been removed."""
-        rows = super().get_queryset().exclude(REMOVED)
+        rows = super().get_queryset().exclude(removed())
         return cast("SessionQuerySet", rows)
 
 
@@ -78,9 +85,9 @@ class LiveManager(models.Manager[_M]):
         model: Any = self.model
         to_session, _, rest = model.owner_path.partition("__")
         parents = model._meta.get_field(to_session).related_model
-        column = f"{rest}__removed_at__gt" if rest else "removed_at__gt"
-        removed = parents._base_manager.filter(**{column: _EVER}).values("pk")
-        return super().get_queryset().exclude(**{f"{to_session}_id__in": removed})
+        path = f"{rest}__removed_at" if rest else "removed_at"
+        gone = parents._base_manager.filter(removed(path)).values("pk")
+        return super().get_queryset().exclude(**{f"{to_session}_id__in": gone})
 
 
 OwnedManager = LiveManager.from_queryset(OwnedQuerySet)

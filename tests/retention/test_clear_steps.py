@@ -14,7 +14,7 @@ from agent_sessions import DjangoSession, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend, removal
 from agent_sessions.exceptions import StorageError
-from agent_sessions.managers import REMOVED
+from agent_sessions.managers import removed
 from agent_sessions.models import AgentSession, Branch, SessionItem
 from agent_sessions.retention import finish_removals, unfinished_items
 from agent_sessions.signals import session_cleared
@@ -63,7 +63,7 @@ def backend() -> DatabaseBackend:
 
 def nothing_is_left() -> bool:
     return not (
-        AgentSession._base_manager.filter(REMOVED).exists()
+        AgentSession._base_manager.filter(removed()).exists()
         or Branch._base_manager.exclude(session__backend="default").exists()
     )
 

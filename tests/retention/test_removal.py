@@ -14,7 +14,7 @@ from agent_sessions import DjangoSession, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.doctor import examine
 from agent_sessions.exceptions import BranchDoesNotExist, InvalidBranch, LeaseLost
-from agent_sessions.managers import REMOVED
+from agent_sessions.managers import removed
 from agent_sessions.models import (
     AgentRun,
     AgentSession,
@@ -62,7 +62,7 @@ def texts(session_id: str = "s") -> list[str]:
 
 
 def graves() -> Any:
-    return AgentSession._base_manager.filter(REMOVED)
+    return AgentSession._base_manager.filter(removed())
 
 
 def nothing_is_left() -> bool:

@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.directory import forget_histories
-from agent_sessions.managers import REMOVED
+from agent_sessions.managers import removed
 from agent_sessions.models import (
     MAIN_BRANCH,
     AgentRun,
@@ -265,7 +265,7 @@ def _detach_branches(using: str, row: AgentSession) -> int:
 
 def _removed(using: str) -> QuerySet[AgentSession]:
     # The default manager leaves them out.
-    return AgentSession._base_manager.using(using).filter(REMOVED)
+    return AgentSession._base_manager.using(using).filter(removed())
 
 
 class _RemovedHistory:

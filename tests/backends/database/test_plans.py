@@ -10,7 +10,7 @@ from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 from django.db.models import ForeignKey, QuerySet
 
-from agent_sessions.managers import REMOVED
+from agent_sessions.managers import removed
 from agent_sessions.models import AgentSession
 
 pytestmark = pytest.mark.django_db
@@ -45,7 +45,7 @@ def test_a_deleted_row_finds_what_refers_to_it_by_an_index(field: Any) -> None:
 
 
 def test_removed_histories_are_found_by_their_index() -> None:
-    found = plan(AgentSession._base_manager.filter(REMOVED).values("pk"))
+    found = plan(AgentSession._base_manager.filter(removed()).values("pk"))
     assert "removed_at" in found
     assert "SCAN" not in found
     assert "Seq Scan" not in found
