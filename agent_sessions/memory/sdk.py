@@ -1,4 +1,4 @@
-"""What is private in the SDK's session classes, and called: all of it, and only here.
+"""What is private in the SDK, and used: all of it, and only here.
 
 A test pins each name. OpenAIResponsesCompactionSession has no other way to compact
 items that somebody else reads and writes; without it nothing is compacted, and the
@@ -34,6 +34,12 @@ async def defer_compaction(
     """Note that a compaction is due after a turn, as the SDK does."""
     if _has(session, "_defer_compaction"):
         await session._defer_compaction(response_id, store, read_items=read_items)
+
+
+def handoff_target(handoff: Any) -> Any:
+    """Return the agent that a handoff leads to; None where that can't be told."""
+    reference = getattr(handoff, "_agent_ref", None)
+    return None if reference is None else reference()
 
 
 def _has(session: Any, name: str) -> bool:

@@ -37,7 +37,7 @@ from agent_sessions.runs.failures import (
 )
 from agent_sessions.runs.heartbeat import Pulse, heart
 from agent_sessions.runs.log import Event, EventLog, Frame
-from agent_sessions.runs.resuming import drop_unanswered, dump_state
+from agent_sessions.runs.resuming import dump_state, take_up
 from agent_sessions.runs.setup import (
     Conversation,
     RunSetup,
@@ -81,6 +81,8 @@ class ActiveRun:
         self.setup = setup
         self.lease = lease
         self.ended = False
+        # Whether its messages are stored already, by a run that failed.
+        self.goes_on = False
         self.task: asyncio.Task[None] | None = None
         self.log = EventLog(
             request.run_id,
@@ -162,7 +164,9 @@ class ActiveRun:
         options = runner_options(setup, session, self.conversation.session_id)
         items = user_items(self.request)
         if state is None and self.lease.is_retry:
-            await drop_unanswered(session, items)
+            stopped = self.lease.last_status == Status.CANCELLED
+            items = await take_up(session, items, was_stopped=stopped)
+            self.goes_on = not items
         if not self._base.done():
             # Its positions may be given again, so not before what was dropped.
             self._base.set_result(await afind_head(store, key))

@@ -60,8 +60,13 @@ class Lease:
     # The last position before the run; None where the store must be asked.
     base: int | None
     agent_name: str
-    # Whether the run before it failed, so that its message may come again.
-    is_retry: bool
+    # How the run before it ended.
+    last_status: str | None
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether the run before it failed, so that its message may come again."""
+        return self.last_status in _UNANSWERED
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,7 @@ def begin(
         row.fence,
         base=_head_of(row) if conversation.backend.in_database else None,
         agent_name=row.agent_name,
-        is_retry=last_status in _UNANSWERED,
+        last_status=last_status,
     )
 
 

@@ -22,6 +22,7 @@ from agent_sessions.exceptions import (
     SessionDoesNotExist,
 )
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.memory.sdk import handoff_target
 from agent_sessions.models import AgentSession
 
 if TYPE_CHECKING:
@@ -267,8 +268,7 @@ def find_agent(root: Agent[Any], name: str) -> Agent[Any]:
             continue
         seen.add(id(agent))
         for target in agent.handoffs:
-            reference = getattr(target, "_agent_ref", None)
-            found: Any = target if reference is None else reference()
-            if hasattr(found, "handoffs"):
-                pending.append(found)
+            reached: Any = handoff_target(target) or target
+            if hasattr(reached, "handoffs"):
+                pending.append(reached)
     return root

@@ -109,7 +109,7 @@ def fresh_running(run: ActiveRun, page: Page) -> list[Frame]:
     """Start anew in the middle of a run: its start, what was before, its events."""
     first, *events = run.log.frames()
     # A snapshot replaces all messages: those that the run answers are in it too.
-    asked = run.request.user_messages
+    asked = [] if run.goes_on else run.request.user_messages
     room = SNAPSHOT_BYTES - len(_written(asked))
     messages, before = shown(page, run.setup.options, room)
     told = snapshot([*messages, *asked], before=before)

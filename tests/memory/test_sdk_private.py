@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from agents import Agent, handoff
 from agents.memory import (
     OpenAIConversationsSession,
     OpenAIResponsesCompactionSession,
@@ -47,3 +48,9 @@ async def test_without_it_nothing_is_compacted(
     assert len(told) == 2
     assert "_run_compaction" in told[0]
     assert "_defer_compaction" in told[1]
+
+
+def test_a_handoff_has_the_agent_that_it_leads_to() -> None:
+    target: Agent[Any] = Agent(name="target")
+    assert sdk.handoff_target(handoff(target)) is target
+    assert sdk.handoff_target(SimpleNamespace()) is None

@@ -1,0 +1,117 @@
+"""A message that is sent again: it goes on with its turn, and is stored once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from agents import Agent
+from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
+from django.core.cache import cache
+
+from agent_sessions import get_session
+from tests.support.approvals import lookup
+from tests.support.chat import Socket, text_of
+from tests.support.gated import gated
+from tests.websocket.test_consumer import conversation, items_of
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache() -> None:
+    cache.clear()
+
+
+def failing_late(calls: int = 1, answer: str = "done") -> Agent[Any]:
+    steps: list[Any] = [
+        [function_call("lookup", {"order": str(n)}, call_id=f"call_{n}")]
+        for n in range(calls)
+    ]
+    steps += [ModelStep.raise_error(RuntimeError("away")), [assistant_message(answer)]]
+    return Agent(name="a", model=ScriptedModel(steps), tools=[lookup])
+
+
+@pytest.mark.parametrize("calls", [1, 12])
+async def test_a_retry_goes_on_after_finished_tools(calls: int) -> None:
+    user, session_id = await conversation()
+    agent = failing_late(calls)
+    async with Socket(session_id, user, agent, max_turns=50) as tab:
+        for run_id in ("r-1", "r-2"):
+            await tab.say(run_id, "Look it up")
+            events = await tab.to_end()
+        assert text_of(events) == "done"
+        await tab.sync()
+        (snapshot,) = [
+            e for e in await tab.to_end() if e["type"] == "MESSAGES_SNAPSHOT"
+        ]
+    kinds = [kind for kind, *_ in await items_of(session_id)]
+    assert kinds == [
+        "message",
+        *["function_call", "function_call_output"] * calls,
+        "message",
+    ]
+    assert isinstance(agent.model, ScriptedModel)
+    # The model was asked with what the tools had found.
+    assert len(agent.model.calls[-1].input) == 1 + 2 * calls
+    roles = [message["role"] for message in snapshot["messages"]]
+    assert roles.count("user") == 1
+
+
+async def test_a_tab_that_comes_into_a_retry_sees_its_message_once() -> None:
+    user, session_id = await conversation()
+    async with Socket(session_id, user, failing_late()) as tab:
+        await tab.say("r-1", "Look it up")
+        await tab.to_end()
+    agent, model = gated("one two three")
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-2", "Look it up")
+        await model.paused.wait()
+        async with Socket(session_id, user, agent) as other:
+            await other.sync()
+            (snapshot,) = [
+                event
+                for event in await other.until("MESSAGES_SNAPSHOT")
+                if event["type"] == "MESSAGES_SNAPSHOT"
+            ]
+            model.gate.set()
+            await other.to_end()
+    roles = [message["role"] for message in snapshot["messages"]]
+    assert roles == ["user", "assistant", "tool"]
+
+
+async def test_another_message_is_no_retry() -> None:
+    user, session_id = await conversation()
+    async with Socket(session_id, user, failing_late()) as tab:
+        for run_id, text in (("r-1", "Look it up"), ("r-2", "Something else")):
+            await tab.say(run_id, text)
+            await tab.to_end()
+    texts = [text for kind, role, text in await items_of(session_id) if role == "user"]
+    assert texts == ["Look it up", "Something else"]
+
+
+async def test_the_same_words_after_an_answer_ask_anew() -> None:
+    user, session_id = await conversation()
+    model = ScriptedModel([[assistant_message("one")], [assistant_message("two")]])
+    agent: Agent[Any] = Agent(name="a", model=model)
+    async with Socket(session_id, user, agent) as tab:
+        for run_id in ("r-1", "r-2"):
+            await tab.say(run_id, "Hi")
+            await tab.to_end()
+    texts = [text for *_, text in await items_of(session_id)]
+    assert texts == ["Hi", "one", "Hi", "two"]
+
+
+async def test_the_same_words_after_a_stopped_answer_ask_anew() -> None:
+    user, session_id = await conversation()
+    agent, model = gated("one two three")
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        await model.paused.wait()
+        await tab.send({"type": "abort", "runId": "r-1"})
+        await tab.to_end()
+        model.gate.set()
+        await tab.say("r-2", "Hi")
+        await tab.to_end()
+    items: list[Any] = list(await get_session(session_id, user=user).get_items())
+    assert [item["role"] for item in items] == ["user", "assistant"] * 2
