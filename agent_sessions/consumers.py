@@ -15,6 +15,7 @@ from agent_sessions.agui import (
     RunRequest,
     StreamOptions,
     SyncRequest,
+    links_images,
     parse_frame,
     run_error,
 )
@@ -88,6 +89,9 @@ class AgentConsumer(GuardedSocket):
     # a user's in this process.
     max_frames_per_minute: int = 20
     max_user_frames_per_minute: int = 60
+    # Whether a user's message may name images by their address. Whoever runs the model
+    # fetches them, and so learns of it, or reaches what the user can't.
+    allow_image_urls: bool = False
     max_bad_frames: ClassVar[int] = 3
     # Frames in a row that are too many or too long.
     max_refused_frames: ClassVar[int] = 10
@@ -228,6 +232,12 @@ class AgentConsumer(GuardedSocket):
         if request.thread_id != conversation.session_id:
             raise FrameError(
                 "bad_request", "threadId is not this socket's.", run_id=request.run_id
+            )
+        if links_images(request) and not self.allow_image_urls:
+            raise FrameError(
+                "bad_request",
+                "Images come as data; see allow_image_urls.",
+                run_id=request.run_id,
             )
         try:
             if not await self.check_rate():

@@ -86,6 +86,16 @@ def user_items(request: RunRequest) -> list[dict[str, Any]]:
     ]
 
 
+def links_images(request: RunRequest) -> bool:
+    """Return whether a run's messages hold addresses of images, for others to fetch."""
+    return any(
+        part["type"] == "image" and part["source"]["type"] == "url"
+        for message in request.user_messages
+        if isinstance(message["content"], list)
+        for part in message["content"]
+    )
+
+
 def _run(frame: dict[str, Any]) -> RunRequest:
     run_id = _run_id(frame)
     try:

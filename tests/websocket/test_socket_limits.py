@@ -111,6 +111,27 @@ async def test_the_frames_of_a_users_sockets_are_counted_together() -> None:
         await seen_user(tab)
 
 
+async def test_addresses_of_images_are_refused_unless_allowed() -> None:
+    user, session_id = await conversation()
+    source = {"type": "url", "value": "http://169.254.169.254/latest"}
+    content = [{"type": "image", "source": source}]
+    frame = {
+        "threadId": session_id,
+        "runId": "r-1",
+        "messages": [{"id": "u-1", "role": "user", "content": content}],
+    }
+    async with Socket(session_id, user, speaker("yes")) as tab:
+        await tab.send(frame)
+        refusal = (await tab.frame())["chunk"]
+        assert (refusal["code"], refusal["metadata"]) == (
+            "bad_request",
+            {"runId": "r-1"},
+        )
+    async with Socket(session_id, user, speaker("yes"), allow_image_urls=True) as tab:
+        await tab.send(frame)
+        assert text_of(await tab.to_end()) == "yes"
+
+
 async def test_forty_syncs_are_not_answered() -> None:
     user, session_id = await conversation()
     async with Socket(session_id, user, speaker()) as tab:
