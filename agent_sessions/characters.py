@@ -1,4 +1,4 @@
-"""The one table of what is printed: on terminals, in Markdown and in JSON.
+"""The one table of what is printed: on terminals, in Markdown, in JSON and in titles.
 
 Letters, marks, digits, symbols and spaces pass. What a terminal obeys, what turns text
 round and what nobody sees is replaced: C0 and DEL by their pictures, everything else by
@@ -48,6 +48,18 @@ _JOINERS = re.compile(
 )
 
 
+# The flag of a region is a black flag and invisible letters, and nowhere else are they.
+_FLAGS = re.compile("(\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f)")
+_SKINS = range(0x1F3FB, 0x1F400)
+_INDICATORS = range(0x1F1E6, 0x1F200)
+_TAGS = range(0xE0020, 0xE0080)
+_THAI_AM = "\u0e33\u0eb3"
+_JAMO = "\u1100-\u11ff\ua960-\ua97c\ud7b0-\ud7fb"
+_SYLLABLE = re.compile(
+    f"[{_JAMO}\uac00-\ud7a3][\u1160-\u11ff\ud7b0-\ud7fb]|[{_JAMO}][\uac00-\ud7a3]"
+)
+
+
 class _Table(dict[int, int]):
     """What each character is printed as; it holds nothing, so memory stays flat."""
 
@@ -68,6 +80,20 @@ class _Table(dict[int, int]):
         return _REPLACEMENT if hidden else code
 
 
+class _Title(dict[int, int | None]):
+    """What of each character is shown in a title, which leaves out what isn't seen."""
+
+    def __missing__(self, code: int) -> int | None:
+        if code == 0x09:
+            return 0x20
+        if code in {_NON_JOINER, _JOINER, _EMOJI_STYLE}:
+            return code
+        unseen = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        hidden = code in _INVISIBLE or unicodedata.category(chr(code)) in unseen
+        return None if hidden else code
+
+
+_TITLE = _Title()
 _LINE = _Table()
 _LINES = _Table("\n\t")
 _NEWLINES = re.compile(r"\r\n?")
@@ -81,6 +107,52 @@ def printable(text: Any) -> str:
 def printable_lines(text: Any) -> str:
     """Return a text of what may be printed, with its line ends and tabs."""
     return _clean(_NEWLINES.sub("\n", str(text)), _LINES)
+
+
+def shown_on_a_line(text: str) -> str:
+    """Return a line without what turns it round or is not seen; empty if that is all."""
+    if text.isascii() and text.isprintable():
+        return text.strip()
+    return "".join(
+        part if _FLAGS.fullmatch(part) else _seen(part) for part in _FLAGS.split(text)
+    ).strip()
+
+
+def cut_whole(text: str, length: int) -> str:
+    """Cut a text to a length, in front of the character that people see cut."""
+    end = length
+    while 0 < end < len(text) and _belongs_before(text, end):
+        end -= 1
+    return text[: end or length]
+
+
+def _belongs_before(text: str, place: int) -> bool:
+    """Return whether a character is drawn as one with the one before it."""
+    before, char = text[place - 1], text[place]
+    code = ord(char)
+    if code in _INDICATORS:
+        # A flag is two of them.
+        start = place
+        while start and ord(text[start - 1]) in _INDICATORS:
+            start -= 1
+        return (place - start) % 2 == 1
+    return (
+        unicodedata.category(char) in {"Mn", "Mc", "Me"}
+        or code in {_JOINER, _NON_JOINER}
+        or code in _SKINS
+        or code in _TAGS
+        or char in _THAI_AM
+        or ord(before) == _JOINER
+        # A virama binds the consonant after it.
+        or (unicodedata.combining(before) == 9 and char.isalpha())
+        or _SYLLABLE.fullmatch(before + char) is not None
+    )
+
+
+def _seen(text: str) -> str:
+    return _JOINERS.sub(
+        lambda found: "" if found["misplaced"] else found[0], text.translate(_TITLE)
+    )
 
 
 def ascii_json(text: str) -> str:

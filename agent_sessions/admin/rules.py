@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -147,7 +148,13 @@ class RowRules(_ModelAdmin):
     ) -> tuple[QuerySet[Any], bool]:
         # PostgreSQL takes no NUL, and no row has one.
         term = search_term.replace("\x00", "")
-        return super().get_search_results(request, queryset, term)
+        found, many = super().get_search_results(request, queryset, term)
+        for form in ("NFC", "NFD"):
+            # The same letters, composed or not.
+            if (other := unicodedata.normalize(form, term)) != term:
+                more, also = super().get_search_results(request, queryset, other)
+                found, many = found | more, many or also
+        return found, many
 
     def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
         """Allow columns that the list shows, and the filters that it has.

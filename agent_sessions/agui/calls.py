@@ -124,7 +124,9 @@ def _image_generation(call_id: str, item: Mapping[str, Any]) -> Call:
 
 def _local(kind: Kind) -> Callable[[str, Mapping[str, Any]], Call]:
     def read(call_id: str, item: Mapping[str, Any]) -> Call:
-        arguments = {key: item[key] for key in kind.given if item.get(key) is not None}
+        arguments = {
+            key: item[key] for key in kind.given if item.get(key) not in (None, [])
+        }
         return Call(call_id, kind.tool, dumps(arguments))
 
     return read

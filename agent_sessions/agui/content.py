@@ -89,7 +89,7 @@ def message_text(item: Mapping[str, Any]) -> tuple[str, bool]:
             refusal = True
             texts.append(string(part.get("refusal")))
         else:
-            texts.append(string(part.get("text")))
+            texts.append(string(part.get("text") or part.get("transcript")))
     return "".join(texts), refusal
 
 
@@ -143,6 +143,8 @@ def _user_part(
     kind = part.get("type")
     if kind in ("input_text", "output_text", "text"):
         return {"type": "text", "text": string(part.get("text"))}
+    if kind == "input_audio" and part.get("transcript"):
+        return {"type": "text", "text": string(part["transcript"])}
     if kind == "input_image":
         source = _source(part.get("image_url"), part.get("file_id"), options)
         return _media("image", source, IMAGE_NOTE)

@@ -67,7 +67,9 @@ KINDS = {
     "reasoning": Kind(Family.REASONING, in_response=True),
     "function_call": _call("arguments", here=True),
     "custom_tool_call": _call("input", here=True),
-    "computer_call": _call("action", "actions", tool="computer", here=True),
+    "computer_call": _call(
+        "action", "actions", "pending_safety_checks", tool="computer", here=True
+    ),
     "shell_call": _call("action", tool="shell", here=True),
     "local_shell_call": _call("action", tool="local_shell", here=True),
     "apply_patch_call": _call("operation", tool="apply_patch", here=True),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
+
+from agent_sessions.characters import cut_whole, shown_on_a_line
 
 Item = dict[str, Any]
 
@@ -20,7 +23,7 @@ def text_of(item: Item, length: int | None = None) -> str:
     if not isinstance(content, list):
         return ""
     texts = [
-        part.get("text") or part.get("refusal")
+        part.get("text") or part.get("refusal") or part.get("transcript")
         for part in content
         if isinstance(part, dict)
     ]
@@ -30,9 +33,15 @@ def text_of(item: Item, length: int | None = None) -> str:
 
 
 def first_line(text: str) -> str:
-    """Return the first line that says something, cut to a title's length."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
+    """Return the first line that shows something, cut to a title's length.
+
+    It is composed (NFC), as a search writes it, and has nothing that isn't seen.
+    """
+    lines = map(shown_on_a_line, text.splitlines())
+    line = unicodedata.normalize("NFC", next(filter(None, lines), ""))
+    if len(line) <= TITLE_LENGTH:
+        return line
+    return cut_whole(line, TITLE_LENGTH - 1) + "…"
 
 
 def clean_text(text: str) -> str:

@@ -135,7 +135,7 @@ def _reasoning(kind: str, item: Item) -> Fields:
 
 def _call(kind: str, item: Item) -> Fields:
     keys = KINDS[kind].given
-    given = {key: item[key] for key in keys if item.get(key) is not None}
+    given = {key: item[key] for key in keys if item.get(key) not in (None, [])}
     # One argument alone needs no name.
     value = next(iter(given.values())) if len(keys) == 1 and given else given
     result = _RESULTS.get(kind)
@@ -152,7 +152,10 @@ def _output(kind: str, item: Item) -> Fields:
     return {
         "name": string(item.get("name")),
         "call_id": string(item.get("call_id")) or _id(item),
-        "parts": _output_parts(item),
+        "parts": (
+            *_output_parts(item),
+            *maybe_json(item.get("acknowledged_safety_checks"), "acknowledged"),
+        ),
         "handoff": handoff_target(item.get("output")),
     }
 

@@ -209,11 +209,16 @@ def _read(entry: Item) -> Iterator[Part]:
         yield image_part(entry.get("image_url") or entry.get("url"), entry)
     elif kind == "input_file":
         yield _file(entry)
-    elif kind == "input_audio":
+    elif kind in {"input_audio", "output_audio"}:
+        # Within an object of its own, or as the Realtime API has it.
         audio = entry.get("input_audio")
-        data = string(audio.get("data")) if isinstance(audio, Mapping) else ""
-        name = string(audio.get("format")) if isinstance(audio, Mapping) else ""
-        yield Part(PartKind.AUDIO, label=name, size=_decoded_size(data))
+        audio = audio if isinstance(audio, Mapping) else {"data": entry.get("audio")}
+        name, size = (
+            string(audio.get("format")),
+            _decoded_size(string(audio.get("data"))),
+        )
+        yield Part(PartKind.AUDIO, label=name, size=size)
+        yield from texts(entry.get("transcript"))
     else:
         yield json_part(dict(entry), label=kind)
 

@@ -108,6 +108,18 @@ class TestList:
         assert {n for n in ("chat", "hers") if f"First line of {n}" in html} == found
         assert "Message texts are not searched" in html
 
+    def test_search_finds_letters_composed_or_not(
+        self, reader: Client, alice: Any
+    ) -> None:
+        make("hers", user=alice)
+        for stored, search in (
+            ("Caf\u00e9", "Cafe\u0301"),
+            ("Cafe\u0301", "Caf\u00e9"),
+        ):
+            AgentSession.objects.update(title=stored)
+            html = page(reader, f"{reverse(LIST)}?q={search}")
+            assert stored in html
+
     @pytest.mark.parametrize(
         ("query", "found"),
         [

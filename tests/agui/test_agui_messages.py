@@ -101,6 +101,7 @@ def test_media_are_parts(part: dict[str, Any], expected: dict[str, Any]) -> None
         ),
         ({"type": "input_file", "filename": "a.pdf"}, "a.pdf"),
         ({"type": "input_file"}, "[file]"),
+        ({"type": "input_audio", "transcript": "Hello"}, "Hello"),
     ],
 )
 def test_media_that_can_not_be_shown_leave_a_note(

@@ -541,6 +541,13 @@ async def test_a_question_is_asked_again_and_edited_as_the_docs_say() -> None:
     assert "better" in str(await session.get_items(branch_id="main"))
 
 
+async def test_turns_are_found_composed_or_not() -> None:
+    session = DjangoSession("s")
+    await session.add_items([user("Cafe\u0301"), user("Caf\u00e9")])
+    for term in ("caf\u00e9", "Cafe\u0301"):
+        assert len(await session.find_turns_by_content(term)) == 2
+
+
 async def test_turns_are_read_in_pages() -> None:
     session = DjangoSession("s")
     await session.add_items([user(f"word {n}") for n in range(1, 8)])

@@ -71,6 +71,27 @@ class TestMedia:
         )
         assert (part.kind, part.label, part.size) == (PartKind.AUDIO, "wav", 3)
 
+    def test_what_was_said_is_shown_with_its_sound(self) -> None:
+        for kind in ("input_audio", "output_audio"):
+            said = {"type": kind, "audio": "AAAA", "transcript": "Hello"}
+            parts = parse({"role": "user", "content": [said]}).parts
+            assert [(p.kind, p.text) for p in parts] == [
+                (PartKind.AUDIO, ""),
+                (PartKind.TEXT, "Hello"),
+            ]
+            assert parts[0].size == 3
+
+    def test_safety_checks_of_a_computer_are_shown(self) -> None:
+        check = {"id": "s", "code": "malicious", "message": "Look out"}
+        item = {"type": "computer_call", "call_id": "c", "action": {"type": "click"}}
+        (plain,) = parse({**item, "pending_safety_checks": []}).arguments
+        assert "safety" not in plain.text
+        (given,) = parse({**item, "pending_safety_checks": [check]}).arguments
+        assert "Look out" in given.text
+        output = {"type": "computer_call_output", "call_id": "c", "output": {}}
+        parts = parse({**output, "acknowledged_safety_checks": [check]}).parts
+        assert "Look out" in parts[-1].text
+
     def test_unknown_parts_are_json(self) -> None:
         part = self.part(type="hologram", depth=3)
         assert (part.kind, part.label) == (PartKind.CODE, "hologram")

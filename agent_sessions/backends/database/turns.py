@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from unicodedata import normalize
 
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.exceptions import InvalidBranch
@@ -43,11 +44,12 @@ def find_turns(
 
     Their `content` is not cut, as AdvancedSQLiteSession's isn't.
     """
-    pattern = re.compile(re.escape(search_term), re.IGNORECASE | re.ASCII)
+    wanted = re.escape(normalize("NFC", search_term))
+    pattern = re.compile(wanted, re.IGNORECASE | re.ASCII)
     matches = (
         (texts, turn)
         for texts, turn in _user_rows(branches, branch_id, after)
-        if any(pattern.search(text) for text in texts)
+        if any(pattern.search(normalize("NFC", text)) for text in texts)
     )
     return [turn for _, turn in _first(matches, limit)]
 

@@ -1,0 +1,63 @@
+"""Titles: what people see is not cut through, and what nobody sees is not in them."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+
+from agent_sessions.items import first_line, text_of
+
+pytestmark = pytest.mark.one_database
+
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466"
+SCOTLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
+WHOLE = {
+    "family": FAMILY,
+    "scotland": SCOTLAND,
+    "flag": "\U0001f1e9\U0001f1ea",
+    "skin": "\U0001f44d\U0001f3fd",
+    "heart": "\u2764\ufe0f",
+    "keycap": "1\ufe0f\u20e3",
+    "marks": "q\u0323\u0307",
+    "devanagari": "\u0915\u094d\u0937\u093f",
+    "hangul": "\u1112\u1161\u11ab\u11ab",
+    "thai": "\u0e01\u0e33",
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_no_character_is_cut_through(name: str) -> None:
+    whole = WHOLE[name]
+    made = unicodedata.normalize("NFC", whole)
+    for before in range(60, 84):
+        title = first_line("x" * before + whole * 12)
+        assert len(title) <= 80
+        rest = title.removesuffix("…").lstrip("x")
+        assert rest == made * (len(rest) // len(made))
+
+
+def test_marks_without_end_are_cut_all_the_same() -> None:
+    assert len(first_line("q" + "\u0323" * 200)) == 80
+
+
+@pytest.mark.parametrize("char", "\u202e\u2066\u200f\u061c\u200b\ufeff\u00ad\x1b\x7f")
+def test_what_turns_text_round_or_is_not_seen_is_left_out(char: str) -> None:
+    assert first_line(f"pay{char}pal") == "paypal"
+    assert first_line(f"{char}\nsecond") == "second"
+
+
+def test_joiners_stay_where_a_script_or_an_emoji_needs_them() -> None:
+    assert first_line("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")[2] == "\u200c"
+    assert first_line(FAMILY) == FAMILY
+    assert first_line(f"{SCOTLAND}!") == f"{SCOTLAND}!"
+    assert first_line("a\u200d\U000e0041b") == "ab"
+
+
+def test_a_title_is_composed() -> None:
+    assert first_line("Cafe\u0301") == "Caf\u00e9"
+
+
+def test_a_spoken_message_gives_a_title() -> None:
+    said = {"type": "input_audio", "audio": None, "transcript": "Hello"}
+    assert text_of({"role": "user", "content": [said]}) == "Hello"
