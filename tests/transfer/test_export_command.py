@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,3 +287,29 @@ def test_the_mark_holds_where_the_alias_is_unknown(tmp_path: Path) -> None:
         run("--output", str(path))
     assert "secret: refused" in imported(path)
     assert not AgentSession.objects.filter(backend="default").exists()
+
+
+@pytest.mark.parametrize("output", ["-", "all.jsonl", "folder/"])
+def test_ctrl_c_says_in_one_line_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    make("one", 1)
+    make("two", 1)
+    export = FORMS["json"].make
+
+    def press(row: AgentSession, report: Any) -> Any:
+        if report.made:
+            signal.raise_signal(signal.SIGINT)
+        return export(row, report)
+
+    monkeypatch.setitem(FORMS, "json", FORMS["json"]._replace(make=press))
+    place = output if output == "-" else f"{tmp_path}/{output}"
+    with pytest.raises(CommandError) as caught:
+        run(output=place)
+    assert caught.value.returncode == 130
+    told = "Stopped after 1 session."
+    if output == "all.jsonl":
+        told += f" Nothing was written to {place}."
+    assert str(caught.value) == told
+    files = [each for each in tmp_path.rglob("*") if each.is_file()]
+    assert len(files) == (output == "folder/")

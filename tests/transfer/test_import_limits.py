@@ -17,7 +17,9 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from agent_sessions.models import AgentSession, SessionItem
-from agent_sessions.transfer.import_.export_file import Broken, Stream
+from agent_sessions.transfer.import_ import export_file
+from agent_sessions.transfer.import_.export_file import Stream, TooLong
+from tests.support import import_sources
 from tests.support.import_sources import run_import
 
 pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
@@ -118,10 +120,23 @@ class TestExports:
             )
             refused("export", path)
 
+    def test_the_limit_that_is_passed_is_told(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(export_file, "HEADER_LENGTH", 1_000)
+        monkeypatch.setattr(export_file, "ITEM_BYTES", 2_000)
+        path.write_text(line(session={"id": "s", "title": "x" * 2_000}))
+        assert "more than 1,000 characters before its items" in refused("export", path)
+        item = {"branch": "main", "position": 1, "turn": 1, "item": {"x": "y" * 3_000}}
+        path.write_text(line(branches=[{"name": "main"}], items=[item]))
+        AgentSession.objects.all().delete()
+        told = import_sources.refused("export", path)
+        assert "an item of more than 2,000 characters" in told
+
     def test_a_value_has_an_end(self) -> None:
-        with pytest.raises(Broken):
+        with pytest.raises(TooLong):
             Stream(io.StringIO('"' + "x" * 2_000_000)).value(MEGABYTE)
-        with pytest.raises(Broken):
+        with pytest.raises(TooLong):
             Stream(io.StringIO('"' + "x" * MEGABYTE + '"\n')).value(MEGABYTE)
         stream = Stream(io.StringIO('"' + "x" * (MEGABYTE - 2) + '"\n'))
         assert len(stream.value(MEGABYTE)) == MEGABYTE - 2

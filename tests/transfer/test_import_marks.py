@@ -290,7 +290,7 @@ def test_kinds_that_are_mixed_up_are_told(tmp_path: Path) -> None:
     assert "is a file of SQLite. Name the KIND" in failure("export", path)
     path.unlink()
     write_export(path, "a1")
-    assert "is no file of SQLite" in failure("sqlite", path)
+    assert "Name the KIND export if it is one" in failure("sqlite", path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])

@@ -1,4 +1,4 @@
-"""Importing SQLAlchemySession's tables, and what SQLite's may hold."""
+"""Importing SQLAlchemySession's and openai-django-sessions' tables."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agents.extensions.memory import SQLAlchemySession
 from django.core.management import CommandError
-from django.db import connection
+from django.db import connection, models
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from agent_sessions.models import AgentSession, SessionItem
@@ -26,6 +27,7 @@ from tests.support.import_sources import (
     read_sqlite,
     refused,
     run_import,
+    said,
     write_sqlite,
 )
 
@@ -121,6 +123,69 @@ def test_sqlalchemy_in_an_alias() -> None:
     assert "unchanged 1" in run_import("sqlalchemy", "default", *TABLES)[0]
 
 
+@pytest.mark.usefixtures("dropped")
+def test_openai_django_sessions() -> None:
+    class Session(models.Model):
+        """The table as that package's model makes it."""
+
+        session_id = models.CharField(max_length=255, unique=True)
+        created_at = models.DateTimeField()
+        updated_at = models.DateTimeField()
+
+        class Meta:
+            app_label = "import_sessions"
+            db_table = NAMES["sessions_table"]
+
+        def __str__(self) -> str:
+            return str(self.session_id)
+
+    class Message(models.Model):
+        """The table as that package's model makes it."""
+
+        session = models.ForeignKey(Session, models.CASCADE)
+        data = models.JSONField()
+        created_at = models.DateTimeField()
+
+        class Meta:
+            app_label = "import_sessions"
+            db_table = NAMES["messages_table"]
+
+        def __str__(self) -> str:
+            return str(self.pk)
+
+    sessions: Any = Session
+    messages: Any = Message
+    with connection.schema_editor() as editor:
+        editor.create_model(Session)
+        editor.create_model(Message)
+    now = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
+    earlier = now.replace(year=2023)
+    sources = {
+        name: sessions.objects.create(session_id=name, created_at=now, updated_at=now)
+        for name in ("one", "two")
+    }
+    # jsonb has neither NUL nor lone surrogates.
+    items = [item for item in conversation(3) if "role" not in item]
+    items.append({"role": "user", "content": "é 😀"})
+    for name, session in sources.items():
+        messages.objects.bulk_create(
+            Message(session=session, data={**item, "of": name}, created_at=now)
+            for item in items
+        )
+    # Read by time first, as that package does.
+    messages.objects.create(session=sources["one"], data={"n": 0}, created_at=earlier)
+    out, _ = run_import("openai-django", "default", *TABLES)
+    assert out.startswith(f"Imported {2 * len(items) + 1} items: sessions new 2,")
+    assert imported("two") == [{**item, "of": "two"} for item in items]
+    assert imported("one") == [{"n": 0}, *({**item, "of": "one"} for item in items)]
+    row = AgentSession.objects.get(session_id="two")
+    assert row.created_at == row.updated_at == now
+    assert "unchanged 2" in run_import("openai-django", "default", *TABLES)[0]
+    messages.objects.create(session=sources["two"], data={"n": 1}, created_at=now)
+    run_import("openai-django", "default", *TABLES, "--session-id", "two")
+    assert imported("two")[-1] == {"n": 1}
+
+
 @pytest.mark.django_db(transaction=True)
 def test_an_alias_without_the_tables_is_told() -> None:
     with pytest.raises(CommandError, match="See that it has the tables"):
@@ -172,6 +237,41 @@ class TestSQLite:
 
 @pytest.mark.django_db
 class TestWrongKind:
+    def make(self, path: Path) -> None:
+        """Make the tables of openai-django-sessions."""
+        change(
+            path,
+            "CREATE TABLE agent_sessions (id integer PRIMARY KEY, session_id varchar, "
+            "created_at datetime, updated_at datetime)",
+        )
+        change(
+            path,
+            "CREATE TABLE agent_messages (id integer PRIMARY KEY, session_id integer, "
+            "data text, created_at datetime)",
+        )
+        change(path, "INSERT INTO agent_sessions (session_id) VALUES ('one')")
+        change(
+            path,
+            "INSERT INTO agent_messages (session_id, data) "
+            """VALUES (1, '{"role": "user", "content": "q"}')""",
+        )
+
+    @pytest.mark.parametrize("kind", ["sqlite", "sqlalchemy"])
+    def test_it_is_told_before_anything_is_written(self, path: Path, kind: str) -> None:
+        self.make(path)
+        with pytest.raises(CommandError) as caught:
+            run_import(kind, path)
+        assert '"agent_messages".message_data' in str(caught.value)
+        assert "those of openai-django: name that KIND" in str(caught.value)
+        assert not AgentSession.objects.exists()
+        run_import("openai-django", path)
+        assert imported("one") == said("q")
+
+    def test_and_the_other_way_round(self, path: Path) -> None:
+        write_sqlite(path, "one", conversation(1))
+        with pytest.raises(CommandError, match="those of sqlite or sqlalchemy"):
+            run_import("openai-django", path)
+
     def test_tables_of_no_kind(self, path: Path) -> None:
         write_sqlite(path, "one", conversation(1))
         change(path, "ALTER TABLE agent_messages RENAME COLUMN message_data TO other")

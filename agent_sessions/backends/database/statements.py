@@ -6,7 +6,7 @@ read and sort the whole history for a filter through the parent's key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from operator import itemgetter
 from typing import Any
@@ -356,9 +356,15 @@ class Statements:
         self, cursor: CursorWrapper, place: Place, batch: AnyBatch, now: datetime
     ) -> None:
         """Insert a batch's rows at the positions that were taken for it."""
+        self.insert_rows(cursor, self.values(place, batch, str(self.adapt_time(now))))
+
+    def insert_rows(
+        self, cursor: CursorWrapper, rows: Iterable[tuple[Any, ...]]
+    ) -> None:
+        """Insert rows of items, whose values are in the order of COLUMNS."""
         cursor.executemany(
             f"INSERT INTO {self.item} ({COLUMNS}) VALUES ({', '.join(['%s'] * 11)})",
-            list(self.values(place, batch, self.adapt_time(now))),
+            list(rows),
         )
 
     def values(

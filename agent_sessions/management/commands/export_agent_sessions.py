@@ -6,6 +6,7 @@ import shutil
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
@@ -57,6 +58,7 @@ class Command(PrintingCommand):
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         report = Report()
+        self.stopped = partial(_stopped, report, options["output"])
         try:
             self._export(report, options)
         except (OSError, ValueError) as exc:
@@ -123,6 +125,13 @@ class Command(PrintingCommand):
     def _print(self, row: AgentSession, text: IO[bytes]) -> None:
         for line in text:
             self.stdout.write_lines(line.decode(), ending="")
+
+
+def _stopped(report: Report, output: str) -> str:
+    done = f"Stopped after {counted(report.made, 'session')}."
+    if output == "-" or Path(output).is_dir():
+        return done
+    return f"{done} Nothing was written to {output}."
 
 
 def _file_name(row: AgentSession, ending: str) -> str:

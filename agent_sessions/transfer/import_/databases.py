@@ -96,6 +96,9 @@ class Database(ABC):
         """Return an expression for the bytes of a text."""
         if self.vendor == "sqlite":
             return f"length(CAST({column} AS BLOB))"
+        if self.vendor == "postgresql":
+            # It may be of type jsonb.
+            column = f"CAST({column} AS text)"
         return f"octet_length({column})"
 
     def marks(self, values: Sequence[Any]) -> str:
@@ -302,7 +305,8 @@ class _Place:
                 head = file.read(20)
             if head and not head.startswith(SQLITE_MAGIC):
                 raise UnreadableSource(
-                    f"{name} is no file of SQLite: it is not a database, or is packed."
+                    f"{name} is no file of SQLite: it is not a database, or is packed. "
+                    "Name the KIND export if it is one."
                 )
             has_log = head[18:] == b"\x02\x02"
             if has_log and not os.access(f"{path}-shm", os.R_OK | os.W_OK):

@@ -76,11 +76,13 @@ class ExportSource(Source):
             line = self._stream.line
             try:
                 session = self._header()
-            except (Broken, *_WRONG):
-                problem = (
-                    f"line {line} is no session of {FORMAT}, or has more than "
-                    f"{HEADER_LENGTH:,} characters before its items."
-                )
+            except (Broken, *_WRONG) as exc:
+                problem = f"line {line} is no session of {FORMAT}."
+                if isinstance(exc, TooLong):
+                    problem = (
+                        f"line {line} has more than {HEADER_LENGTH:,} characters "
+                        "before its items."
+                    )
                 yield SourceSession(f"line {line}", problem=problem)
             else:
                 if not self.only or session.session_id in self.only:
@@ -176,6 +178,11 @@ class ExportSource(Source):
             if not self._first:
                 stream.take(",")
             found = stream.value(ITEM_BYTES)
+        except TooLong:
+            raise BreaksOff(
+                f"line {stream.line} has an item of more than {ITEM_BYTES:,} "
+                "characters. What came before is imported."
+            ) from None
         except Broken:
             raise self._broken() from None
         if not isinstance(found, dict) or not isinstance(found.get("branch"), str):
@@ -186,9 +193,8 @@ class ExportSource(Source):
 
     def _broken(self) -> BreaksOff:
         return BreaksOff(
-            f"line {self._stream.line} breaks off, is no {FORMAT}, or has an item of "
-            f"more than {ITEM_BYTES:,} characters. What came before is imported; with a "
-            "whole file the rest follows."
+            f"line {self._stream.line} breaks off, or is no {FORMAT}. What came before "
+            "is imported; with a whole file the rest follows."
         )
 
 
@@ -275,7 +281,11 @@ def _run(found: dict[str, Any], zone: tzinfo) -> SourceRun:
 
 
 class Broken(Exception):
-    """The line is no JSON, ends too early, or has a value that is too long."""
+    """The line is no JSON, or ends too early."""
+
+
+class TooLong(Broken):
+    """A value, or what comes before the items, has more characters than it may."""
 
 
 class Stream:
@@ -350,12 +360,12 @@ class Stream:
             # A number may go on in what hasn't been read.
             if end < len(self._text):
                 if end - self._at > most:
-                    raise Broken
+                    raise TooLong
                 self.taken += end - self._at
                 self._at = end
                 return value
             if len(self._text) - self._at > most:
-                raise Broken
+                raise TooLong
             size = min(size * 2, most + 1)
             if not self._fill(size):
                 raise Broken

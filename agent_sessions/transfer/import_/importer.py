@@ -25,7 +25,11 @@ from agent_sessions.transfer.import_.records import (
     UnreadableSource,
     check_session,
 )
-from agent_sessions.transfer.import_.tables import SQLAlchemySource, TableSource
+from agent_sessions.transfer.import_.tables import (
+    DjangoSource,
+    SQLAlchemySource,
+    TableSource,
+)
 from agent_sessions.transfer.import_.target import Batches, Target
 from agent_sessions.transfer.report import Report
 from agent_sessions.usage import COUNTERS
@@ -34,10 +38,12 @@ KINDS = {
     "sqlite": "the SDK's SQLiteSession and AsyncSQLiteSession",
     "advanced-sqlite": "the SDK's AdvancedSQLiteSession",
     "sqlalchemy": "the SDK's SQLAlchemySession",
+    "openai-django": "openai-django-sessions",
     "export": "our own export, agent-sessions/1",
 }
 _TABLES: dict[str, type[TableSource]] = {
-    source.kind: source for source in (TableSource, AdvancedSource, SQLAlchemySource)
+    source.kind: source
+    for source in (TableSource, AdvancedSource, SQLAlchemySource, DjangoSource)
 }
 
 

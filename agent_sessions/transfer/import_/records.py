@@ -19,7 +19,7 @@ from agent_sessions.exceptions import (
     InvalidItem,
     InvalidSessionId,
 )
-from agent_sessions.items import EncodedItem, decode, encode_batch
+from agent_sessions.items import EncodedItem, decode, encode_batch, encode_texts
 from agent_sessions.models import (
     LABEL_MARK,
     MAIN_BRANCH,
@@ -210,6 +210,14 @@ def as_time(value: Any, zone: tzinfo) -> datetime | None:
         return None
     aware = value if value.utcoffset() is not None else value.replace(tzinfo=zone)
     return stored(aware.astimezone(UTC))
+
+
+def stored_text(data: str) -> str:
+    """Return the text that a source's item is stored as."""
+    try:
+        return encode_texts([decode(data)])[0]
+    except InvalidItem:
+        return data
 
 
 def encode_items(items: Sequence[SourceItem]) -> tuple[list[EncodedItem], str, int]:

@@ -1,4 +1,4 @@
-"""Sources of two tables, the SDK's: sessions, and their messages one a row."""
+"""Sources of two tables: sessions, and their messages one a row."""
 
 from __future__ import annotations
 
@@ -26,15 +26,20 @@ from agent_sessions.transfer.import_.records import (
 # Sessions of one query.
 SESSIONS = 500
 _SESSION_COLUMNS = frozenset({"session_id", "created_at", "updated_at"})
-_MESSAGE_COLUMNS = frozenset({"id", "session_id", "message_data", "created_at"})
+# The kinds whose messages have their items in a column of this name.
+_KINDS_BY_DATA = {"message_data": "sqlite or sqlalchemy", "data": "openai-django"}
 
 
 class TableSource(Source):
     """Sessions in the tables of SQLiteSession or SQLAlchemySession."""
 
     kind = "sqlite"
+    # The column of the messages' items.
+    data = "message_data"
     # The order in which the source's own class reads the messages.
     order = "id"
+    # Whether only messages may tell of a session.
+    has_orphans = True
     # Tables beside those of sessions and messages, which may be missing.
     more_tables: tuple[str, ...] = ()
 
@@ -59,7 +64,7 @@ class TableSource(Source):
     def total(self) -> int | None:
         sql = f"SELECT COUNT(*) FROM {self._messages}"
         if self.only:
-            sql += f" WHERE session_id IN ({self.database.marks(self.only)})"
+            sql += f" WHERE {self._of(self.only)}"
         return int(self.database.rows(sql, self.only)[0][0])
 
     def sessions(self) -> Iterator[SourceSession]:
@@ -78,7 +83,7 @@ class TableSource(Source):
                 as_time(created_at, self.zone),
                 as_time(updated_at, self.zone),
             )
-        if self.database.vendor != "sqlite":
+        if not self.has_orphans or self.database.vendor != "sqlite":
             return
         # SQLite keeps no foreign key: some sessions only messages tell of.
         for (session_id,) in self._rows_by(
@@ -100,7 +105,7 @@ class TableSource(Source):
     def ids_of(self, session_id: Any) -> array[int]:
         """Return the ids of a session's messages in their order, 8 bytes each."""
         return self.database.ids(
-            f"SELECT id FROM {self._messages} WHERE session_id = {self.database.mark} "
+            f"SELECT id FROM {self._messages} WHERE {self._of([session_id])} "
             f"ORDER BY {self.order}",
             [session_id],
         )
@@ -109,22 +114,27 @@ class TableSource(Source):
         """Return pages of messages. Raises ImportProblem before the first one."""
         return self._read(ids, self._sizes(ids))
 
+    def _of(self, session_ids: Sequence[Any]) -> str:
+        """Return the condition for the messages of sessions."""
+        return f"session_id IN ({self.database.marks(session_ids)})"
+
     def _probe(self) -> None:
         """See that the tables are of the kind. Raises UnreadableSource."""
-        missing = sorted(
-            f"{table}.{column}"
-            for table, wanted in (
-                (self._sessions, _SESSION_COLUMNS),
-                (self._messages, _MESSAGE_COLUMNS),
-            )
-            for column in wanted - self.database.columns(table)
+        messages = self.database.columns(self._messages)
+        lacking = {
+            self._sessions: _SESSION_COLUMNS - self.database.columns(self._sessions),
+            self._messages: {"id", "session_id", self.data, "created_at"} - messages,
+        }
+        missing = sorted(f"{table}.{c}" for table in lacking for c in lacking[table])
+        if not missing:
+            return
+        advice = "See that the KIND, --sessions-table and --messages-table fit."
+        for data in _KINDS_BY_DATA.keys() & messages - {self.data}:
+            advice = f"They are those of {_KINDS_BY_DATA[data]}: name that KIND."
+        raise UnreadableSource(
+            f"The tables of {self.database.name} aren't those of {self.kind}: there is "
+            f"no {' and no '.join(missing)}. {advice}"
         )
-        if missing:
-            raise UnreadableSource(
-                f"The tables of {self.database.name} aren't those of {self.kind}: "
-                f"there is no {' and no '.join(missing)}. See that the KIND, "
-                "--sessions-table and --messages-table fit."
-            )
 
     def _rows_by(
         self, key: str, sql: str, params: Sequence[Any] = ()
@@ -172,7 +182,7 @@ class TableSource(Source):
 
     def _sizes_of(self, ids: Sequence[int]) -> dict[int, int]:
         rows = self.database.rows(
-            f"SELECT id, {self.database.size('message_data')} "
+            f"SELECT id, {self.database.size(self.data)} "
             f"FROM {self._messages} WHERE id IN ({self.database.marks(ids)})",
             ids,
             longest=ITEM_BYTES,
@@ -194,7 +204,7 @@ class TableSource(Source):
 
     def _items_of(self, ids: Sequence[int]) -> list[SourceItem]:
         rows = self.database.rows(
-            f"SELECT id, message_data, created_at FROM {self._messages} "
+            f"SELECT id, {self.data}, created_at FROM {self._messages} "
             f"WHERE id IN ({self.database.marks(ids)})",
             ids,
             longest=ITEM_BYTES,
@@ -212,3 +222,16 @@ class SQLAlchemySource(TableSource):
 
     kind = "sqlalchemy"
     order = "created_at, id"
+
+
+class DjangoSource(TableSource):
+    """The tables of the package openai-django-sessions."""
+
+    kind = "openai-django"
+    data = "data"
+    order = "created_at, id"
+    has_orphans = False
+
+    def _of(self, session_ids: Sequence[Any]) -> str:
+        sessions = f"SELECT id FROM {self._sessions} WHERE {super()._of(session_ids)}"
+        return f"session_id IN ({sessions})"

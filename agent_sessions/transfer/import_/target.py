@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -16,8 +16,9 @@ from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.models import AgentSession, Branch, SessionItem
 from agent_sessions.times import day_of
-from agent_sessions.transfer.export import MARKER, read_branch
+from agent_sessions.transfer.export import MARKER
 from agent_sessions.transfer.import_.records import (
+    PAGE_ROWS,
     BreaksOff,
     ImportProblem,
     Source,
@@ -25,6 +26,7 @@ from agent_sessions.transfer.import_.records import (
     SourceItem,
     SourceSession,
     encode_items,
+    stored_text,
 )
 
 
@@ -77,6 +79,7 @@ class Target:
         *,
         dry_run: bool = False,
     ) -> None:
+        self.backend = backend
         self.alias = backend.alias
         self.using = backend.using
         self.batches = batches
@@ -192,17 +195,17 @@ class Target:
         pages: Iterator[list[SourceItem]],
     ) -> None:
         branch = known.branch if known else None
-        here = read_branch(self.using, branch.pk) if branch else iter(())
+        here = self._read_texts(branch) if branch else iter(())
         count, left = 0, known.count if known else 0
         is_changed_here = known is not None and branch is None
         for page in pages:
-            rows, _, _ = encode_items(page[:left])
-            for item, row in zip(page, rows, strict=False):
-                found = next(here, None)
-                if found is None:
+            before = page[:left]
+            for item in before:
+                position, text = next(here, (None, ""))
+                if position is None:
                     is_changed_here = True
-                elif found.raw != row.data or (
-                    item.position not in {None, found.position}
+                elif item.position not in {None, position} or (
+                    text != item.data and text != stored_text(item.data)
                 ):
                     raise ImportProblem(
                         f"the items of branch {name!r} that were imported before are "
@@ -210,7 +213,7 @@ class Target:
                         "it is another conversation of this id. Delete the imported "
                         "session and import again, or import into another --backend."
                     )
-            left -= len(rows)
+            left -= len(before)
             count += len(page)
         if left:
             raise ImportProblem(
@@ -220,6 +223,18 @@ class Target:
         has_grown = known is not None and count > known.count
         if has_grown and (is_changed_here or next(here, None) is not None):
             raise _gone_on(name)
+
+    def _read_texts(self, branch: Branch) -> Iterator[tuple[int, str]]:
+        """Read the places and texts of a branch's own items, a page at a time."""
+        rows = SessionItem._base_manager.using(self.using).filter(branch_id=branch.pk)
+        last = -1
+        while True:
+            found = rows.filter(position__gt=last).order_by("position")
+            page = list(found.values_list("position", "data")[:PAGE_ROWS])
+            yield from page
+            if len(page) < PAGE_ROWS:
+                return
+            last = page[-1][0]
 
     def _check_new(self, source: SourceBranch) -> None:
         if source.name in self._names:
@@ -316,8 +331,9 @@ class Target:
         if branch is None:
             raise _gone_on(name)
         encoded, title, unreadable = encode_items(items)
-        created_at = self.session.created_at or timezone.now()
-        rows = []
+        statements = self.backend.engine.statements
+        fallback = self.session.created_at or timezone.now()
+        rows: list[tuple[Any, ...]] = []
         head, turn = branch.head, branch.turn
         for item, row in zip(items, encoded, strict=True):
             if item.position is not None and item.position <= head:
@@ -326,20 +342,15 @@ class Target:
                 )
             head = item.position or head + 1
             turn = branch.turn + row.turn if item.turn is None else item.turn
-            rows.append(
-                SessionItem(
-                    branch=branch,
-                    position=head,
-                    size=len(row.data),
-                    created_at=item.created_at or created_at,
-                    **{**row._asdict(), "turn": turn},
-                )
-            )
+            created_at = statements.adapt_time(item.created_at or fallback)
+            size = len(row.data)
+            rows.append((branch.pk, head, turn, row[0], *row[2:], size, created_at))
         known.count += len(rows)
         branch.head, branch.turn = head, turn
         if self.dry_run:
             return unreadable
-        SessionItem._base_manager.using(self.using).bulk_create(rows)
+        with connections[self.using].cursor() as cursor:
+            statements.insert_rows(cursor, rows)
         self._save(branch, "head", "turn")
         shown = name == self.session.shown
         self._update(items[-1].created_at, len(rows), title if shown else "")
