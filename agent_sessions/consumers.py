@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Coroutine, Iterable, Mapping
@@ -170,7 +171,7 @@ class AgentConsumer(GuardedSocket):
         layer = get_channel_layer()
         if layer is not None and self.manager.relay is None:
             self.manager.relay = ChannelRelay(layer)
-        return (self._pump(),)
+        return (self._pump(), self._look_elsewhere())
 
     # -- frames from the client ------------------------------------------------------
 
@@ -324,6 +325,17 @@ class AgentConsumer(GuardedSocket):
             self.manager.abort(self.conversation, message["run_id"], message["mode"])
 
     # -- frames to the client ----------------------------------------------------------
+
+    @guarded
+    async def _look_elsewhere(self) -> None:
+        """Notice the end of another process's run where no channel layer tells of it."""
+        while self.conversation is not None:
+            await asyncio.sleep(self.recheck_interval)
+            run_id, limit = self.listener.missed_run, self.limits.stale_after
+            if run_id and not await self.manager.goes_on(
+                self.conversation, run_id, limit
+            ):
+                self.listener.give_up()
 
     @guarded
     async def _pump(self) -> None:

@@ -37,7 +37,7 @@ from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
 from agent_sessions.runs.setup import create_conversation
-from agent_sessions.runs.sync import shown
+from agent_sessions.runs.sync import WIDER, lacks_calls, shown
 from agent_sessions.times import iso
 
 logger = logging.getLogger("agent_sessions.views")
@@ -224,6 +224,9 @@ class SessionMessagesView(SessionAPIView):
         if cursor is not None and before is None:
             return error_response("bad_cursor", 400)
         page = self.store.page(key, before=before, limit=self.page_size)
+        if lacks_calls(page):
+            size = self.page_size * WIDER
+            page = self.store.page(key, before=before, limit=size)
         messages, earlier = shown(page, self.stream_options, self.max_bytes)
         if page.items and earlier == str(page.items[-1].position + 1):
             # The newest is longer than all that fits: it comes alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent_sessions.agui.calls import call_id_of, calls_of, interrupts
+from agent_sessions.agui.calls import call_id_of, calls_of, interrupts, output_call_id
 from agent_sessions.agui.content import StreamOptions
 from agent_sessions.agui.events import (
     EventMapper,
@@ -42,6 +42,7 @@ __all__ = [
     "links_images",
     "merge",
     "messages_from_items",
+    "output_call_id",
     "parse_frame",
     "parse_request",
     "run_error",

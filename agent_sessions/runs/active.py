@@ -45,7 +45,7 @@ from agent_sessions.runs.setup import (
     open_session,
     runner_options,
 )
-from agent_sessions.runs.sync import shown
+from agent_sessions.runs.sync import read_page, shown
 from agent_sessions.times import aware
 from agent_sessions.usage import Spent, remember, since, snapshot, trace_of
 
@@ -288,7 +288,7 @@ class ActiveRun:
         asked = interrupts(result.interruptions, expires_at, message=question_for)
         paused = Paused(state, asked, aware(expires_at).timestamp())
         await self._finish(Status.WAITING, paused=paused)
-        page = await self.conversation.backend.apage(self.conversation.key)
+        page = await read_page(self.conversation)
         messages, before = shown(page, self.setup.options)
         self._publish(
             self._mapper.interrupted(

@@ -7,9 +7,11 @@ import hashlib
 import json
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from agent_sessions.agui import merge
 from agent_sessions.backends.leases import this_process
 from agent_sessions.runs.setup import Conversation
 
@@ -39,19 +41,47 @@ class Frame:
         return {"id": self.id, "chunk": self.event}
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Events of neighbouring numbers, joined to one."""
+
+    first: int
+    frame: Frame
+    size: int
+
+    @property
+    def unit(self) -> tuple[str, str] | None:
+        """The message, call or step that the event is a part of."""
+        for name in ("toolCallId", "messageId", "stepName"):
+            if name in self.frame.event:
+                return name, self.frame.event[name]
+        return None
+
+
+# What makes a message, a call or a step whole.
+_ENDS = frozenset(
+    {"TEXT_MESSAGE_END", "REASONING_END", "TOOL_CALL_RESULT", "STEP_FINISHED"}
+)
+
+
+# What is left of a log that has become too long.
+_ROOM = 0.75
+
+
 class EventLog:
     """The events of one run, bounded in number and bytes.
 
-    Numbers count from 1 without holes. Once the bound is passed the oldest events
-    are dropped, and `complete` says that a replay from the start is gone.
+    Numbers count from 1 without holes. Once the bound is passed, what a message or a
+    call says is joined to one event, first of those that have ended. Where that is not
+    enough, the oldest messages and calls go as wholes: so the log is at any time a
+    legal run from its start, if not the whole of it.
     """
 
     def __init__(self, run_id: str, *, max_events: int, max_bytes: int) -> None:
         self.run_id = run_id
         self.max_events = max_events
         self.max_bytes = max_bytes
-        self.complete = True
-        self._frames: deque[tuple[Frame, int]] = deque()
+        self._kept: list[_Kept] = []
         self._bytes = 0
         self._last = 0
 
@@ -59,25 +89,79 @@ class EventLog:
         """Number an event and keep it."""
         self._last += 1
         frame = Frame(self.run_id, self._last, event)
-        size = len(json.dumps(event))
-        self._frames.append((frame, size))
-        self._bytes += size
-        while len(self._frames) > self.max_events or self._bytes > self.max_bytes:
-            _, dropped = self._frames.popleft()
-            self._bytes -= dropped
-            self.complete = False
+        self._kept.append(_Kept(self._last, frame, _size(event)))
+        self._bytes += self._kept[-1].size
+        if self._is_over():
+            self._shrink()
         return frame
 
     def frames(self) -> list[Frame]:
-        """Return what is kept, oldest first."""
-        return [frame for frame, _ in self._frames]
+        """Return what is kept, oldest first; the first one is the run's start."""
+        return [kept.frame for kept in self._kept]
 
     def after(self, number: int) -> list[Frame] | None:
-        """Return what came after a number; None where part of that is gone."""
+        """Return what came after a number; None where part of that is gone or joined."""
         if not 0 <= number <= self._last:
             return None
-        frames = [frame for frame, _ in self._frames if frame.number > number]
-        return frames if len(frames) == self._last - number else None
+        later = [kept for kept in self._kept if kept.frame.number > number]
+        expected = number + 1
+        for kept in later:
+            if kept.first != expected:
+                return None
+            expected = kept.frame.number + 1
+        return [kept.frame for kept in later]
+
+    def _is_over(self, share: float = 1) -> bool:
+        events, size = self.max_events * share, self.max_bytes * share
+        return len(self._kept) > events or self._bytes > size
+
+    def _shrink(self) -> None:
+        """Make room for a while: each step looks at everything that is kept."""
+        ended = {kept.unit for kept in self._kept if kept.frame.event["type"] in _ENDS}
+        self._join(lambda kept: kept.unit in ended)
+        if self._is_over(_ROOM):
+            self._join(lambda kept: True)
+        if self._is_over(_ROOM):
+            self._drop(lambda kept: kept.unit is None or kept.unit in ended)
+        if self._is_over():
+            self._drop(lambda kept: "delta" in kept.frame.event, whole=False)
+
+    def _join(self, may: Callable[[_Kept], bool]) -> None:
+        """Join neighbours that say parts of the same."""
+        joined: list[_Kept] = []
+        for kept in self._kept:
+            pair = [joined[-1].frame.event, kept.frame.event] if joined else []
+            if pair and may(kept) and len(made := merge(pair)) == 1:
+                frame = Frame(self.run_id, kept.frame.number, made[0])
+                joined[-1] = _Kept(joined[-1].first, frame, _size(made[0]))
+            else:
+                joined.append(kept)
+        self._keep(joined)
+
+    def _drop(self, may: Callable[[_Kept], bool], *, whole: bool = True) -> None:
+        """Drop the oldest until there is room, but never the run's start or end."""
+        dropped: set[Any] = set()
+        left, size = len(self._kept), self._bytes
+        rest = []
+        for kept in self._kept:
+            full = left > self.max_events * _ROOM or size > self.max_bytes * _ROOM
+            frame, part = kept.frame, whole and kept.unit in dropped
+            is_edge = frame.number == 1 or frame.is_last
+            if not is_edge and (part or (full and may(kept))):
+                left, size = left - 1, size - kept.size
+                if kept.unit is not None:
+                    dropped.add(kept.unit)
+            else:
+                rest.append(kept)
+        self._keep(rest)
+
+    def _keep(self, kept: list[_Kept]) -> None:
+        self._kept = kept
+        self._bytes = sum(each.size for each in kept)
+
+
+def _size(event: Event) -> int:
+    return len(json.dumps(event))
 
 
 class Subscription:
@@ -91,7 +175,7 @@ class Subscription:
         self.limit = limit
         self.lagging = False
         self._room = limit
-        self._missed_run: str | None = None
+        self.missed_run: str | None = None
         self._remote: dict[str, int] = {}
         self._queue: deque[Frame] = deque()
         self._wake = asyncio.Event()
@@ -100,15 +184,14 @@ class Subscription:
         """Queue a frame, or mark the listener as lagging."""
         if self.lagging:
             return
-        if frame.run_id == self._missed_run:
+        if frame.run_id == self.missed_run:
             # Its start is gone, so its middle would make no sense.
-            self.lagging = frame.is_last
-        elif len(self._queue) >= self._room:
-            self.lagging = True
+            is_lost = frame.is_last
         else:
+            is_lost = len(self._queue) >= self._room
             self._queue.append(frame)
-        if self.lagging:
-            self._queue.clear()
+        if is_lost:
+            self.give_up()
         self._wake.set()
 
     def put_remote(self, frame: Frame) -> None:
@@ -123,7 +206,7 @@ class Subscription:
         if frame.number == known + 1:
             self._remote = {frame.run_id: frame.number}
         else:
-            self._missed_run = frame.run_id
+            self.missed_run = frame.run_id
         self.put(frame)
 
     def restart(self, frames: list[Frame], *, missed_run: str | None = None) -> None:
@@ -134,8 +217,14 @@ class Subscription:
         """
         self._queue = deque(frames)
         self._room = self.limit + len(frames)
-        self._missed_run = missed_run
+        self.missed_run = missed_run
         self.lagging = False
+        self._wake.set()
+
+    def give_up(self) -> None:
+        """Bring the listener up to date: what it waits for has happened elsewhere."""
+        self.lagging = True
+        self._queue.clear()
         self._wake.set()
 
     async def get(self) -> Frame | None:

@@ -184,9 +184,9 @@ class RunManager:
             frames = self._told_since(place, offset)
             if frames is not None:
                 break
-            if run is not None and run.log.complete:
+            if run is not None:
                 page = await sync.read_before(run)
-                if not run.ended and self._runs.get(place) is run and run.log.complete:
+                if not run.ended and self._runs.get(place) is run:
                     frames = sync.fresh_running(run, page)
                     break
                 continue
@@ -202,6 +202,14 @@ class RunManager:
     def can_go_on(self, conversation: Conversation, offset: str) -> bool:
         """Return whether a listener can be told exactly what came after an offset."""
         return self._told_since(_place(conversation), offset) is not None
+
+    async def goes_on(
+        self, conversation: Conversation, run_id: str, stale_after: float
+    ) -> bool:
+        """Return whether a run of another process has its lease still."""
+        threads = conversation.backend.threads
+        row = await threads.run(records.recover, conversation, stale_after)
+        return row is not None and row.run_id == run_id
 
     # -- inside --------------------------------------------------------------------
 

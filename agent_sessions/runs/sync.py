@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,15 @@ from agent_sessions.agui import (
     StreamOptions,
     idle_sync,
     messages_from_items,
+    output_call_id,
     run_error,
     run_started,
     snapshot,
 )
 from agent_sessions.approvals import pending
 from agent_sessions.backends.base import Page
+from agent_sessions.items import StoredItem
+from agent_sessions.items.kinds import CALLS, OUTPUTS
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import records
 from agent_sessions.runs.failures import message_for
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from agent_sessions.runs.active import ActiveRun
 
 SNAPSHOT_LIMIT = 100
+# So many times longer is a page that would hold nothing but outputs of earlier calls.
+WIDER = 10
 # One snapshot's messages as JSON: a client that asks again and again gets no more.
 SNAPSHOT_BYTES = 512 * 1024
 # No more digits than int() takes, and than a run has events.
@@ -44,7 +50,7 @@ class Rest:
     interrupts: list[dict[str, Any]]
     # The code with which the last run failed, and its id.
     failed: tuple[str, str] | None
-    # The id of a run that another process has, or whose log has lost its start.
+    # The id of a run that another process has.
     running: str | None
 
 
@@ -67,12 +73,34 @@ def shown(
             True,
             key=lambda n: len(messages_from_items(items[n:], options)) <= fitting,
         )
+    if first or page.has_earlier:
+        first = next((n for n in _beginnings(items) if n >= first), first)
         messages = messages_from_items(items[first:], options)
     if not items or not (page.has_earlier or first):
         return messages, None
     # Where not even the newest item fits, the cursor lies behind it.
     before = items[first].position if first < len(items) else items[-1].position + 1
     return messages, str(before)
+
+
+def lacks_calls(page: Page) -> bool:
+    """Return whether a page is full of outputs whose calls lie before it."""
+    return bool(page.items and page.has_earlier and not _beginnings(page.items))
+
+
+def _beginnings(items: Sequence[StoredItem]) -> list[int]:
+    """Return where a page may begin: no output after it has its call before it."""
+    unanswered: set[str] = set()
+    found = []
+    for index in range(len(items) - 1, -1, -1):
+        item = items[index].item or {}
+        if item.get("type") in OUTPUTS:
+            unanswered.add(output_call_id(item))
+        elif item.get("type") in CALLS:
+            unanswered.discard(output_call_id(item))
+        if not unanswered:
+            found.append(index)
+    return found[::-1]
 
 
 def _fitting(messages: list[Event], room: int) -> int:
@@ -98,11 +126,16 @@ def replay(offset: str | None, log: EventLog) -> list[Frame] | None:
 
 async def read_before(run: ActiveRun) -> Page:
     """Read the history up to where a run began."""
-    conversation = run.conversation
-    base = await run.base()
-    return await conversation.backend.apage(
-        conversation.key, before=base + 1, limit=SNAPSHOT_LIMIT
-    )
+    return await read_page(run.conversation, before=await run.base() + 1)
+
+
+async def read_page(conversation: Conversation, before: int | None = None) -> Page:
+    """Read the newest page of a history before a position, as a snapshot has it."""
+    read, key = conversation.backend.apage, conversation.key
+    page = await read(key, before=before, limit=SNAPSHOT_LIMIT)
+    if lacks_calls(page):
+        page = await read(key, before=before, limit=SNAPSHOT_LIMIT * WIDER)
+    return page
 
 
 def fresh_running(run: ActiveRun, page: Page) -> list[Frame]:
@@ -135,17 +168,22 @@ async def read_rest(conversation: Conversation, stale_after: float) -> Rest:
         return [], (run.error_code or "internal", run.run_id), None
 
     rows = await conversation.backend.threads.run(read)
-    page = await conversation.backend.apage(conversation.key, limit=SNAPSHOT_LIMIT)
-    return Rest(page, *rows)
+    return Rest(await read_page(conversation), *rows)
 
 
 def fresh_resting(
     conversation: Conversation, rest: Rest, options: StreamOptions
 ) -> list[Frame]:
-    """Start anew where nothing runs: a legal run of its own that only tells."""
+    """Start anew where nothing runs here: a legal run of its own that only tells."""
     run_id = f"{SYNC_PREFIX}{uuid.uuid4().hex[:12]}"
     messages, before = shown(rest.page, options)
-    if rest.failed is not None:
+    if rest.running is not None:
+        # It goes on, so it is not ended: a page shows it and can stop it.
+        events = [
+            run_started(conversation.session_id, rest.running),
+            snapshot(messages, before=before),
+        ]
+    elif rest.failed is not None:
         code, failed_run = rest.failed
         events = [
             run_started(conversation.session_id, run_id),

@@ -19,7 +19,7 @@ from agent_sessions.backends.leases import is_dead, this_process
 from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import RunLimits, Subscription
-from agent_sessions.runs.log import EventLog, Frame
+from agent_sessions.runs.log import Frame
 from tests.support.approvals import lookup, refund, refunded
 from tests.support.chat import Socket, text_of
 from tests.support.gated import gated
@@ -347,24 +347,6 @@ async def test_the_heartbeat_notices_a_lost_lease() -> None:
 
 
 # -- the log and its listeners ---------------------------------------------------------
-
-
-def test_a_log_replays_exactly_or_not_at_all() -> None:
-    log = EventLog("r", max_events=3, max_bytes=10_000)
-    for number in range(5):
-        log.append({"type": "CUSTOM", "number": number})
-    assert not log.complete
-    assert [frame.number for frame in log.after(2) or ()] == [3, 4, 5]
-    assert log.after(5) == []
-    assert log.after(1) is None
-    assert log.after(6) is None
-
-
-def test_a_log_is_bounded_in_bytes() -> None:
-    log = EventLog("r", max_events=1_000, max_bytes=500)
-    for _ in range(100):
-        log.append({"type": "CUSTOM", "value": "x" * 100})
-    assert len(log.frames()) < 5
 
 
 async def test_frames_of_another_process_are_followed_from_their_start() -> None:

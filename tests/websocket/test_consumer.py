@@ -456,7 +456,7 @@ async def test_a_run_that_nobody_listens_to_ends_after_its_turn() -> None:
     assert (await AgentRun.objects.aget(run_id="r-1")).status == "completed"
 
 
-async def test_a_log_that_lost_its_start_is_made_good_at_the_runs_end() -> None:
+async def test_a_run_whose_log_has_lost_words_is_shown_as_running() -> None:
     user, session_id = await conversation()
     agent, model = gated("one two three four")
     limits = RunLimits(log_events=2)
@@ -466,11 +466,13 @@ async def test_a_log_that_lost_its_start_is_made_good_at_the_runs_end() -> None:
         await tab.until("TEXT_MESSAGE_CONTENT")
         async with Socket(session_id, user, agent, limits=limits) as other:
             await other.sync()
-            first = await other.to_end()
+            first = await other.until("TEXT_MESSAGE_START")
             model.gate.set()
-            await tab.to_end()
+            await other.to_end()
+            await other.sync()
             last = await other.to_end()
-    assert [event["type"] for event in first] == [event["type"] for event in last]
+    assert first[0]["runId"] == "r-1"
+    assert [m["content"] for m in first[1]["messages"]] == ["Hi"]
     assert [m["content"] for m in last[1]["messages"]] == ["Hi", "one two three four"]
 
 

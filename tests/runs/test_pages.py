@@ -1,0 +1,87 @@
+"""Pages and snapshots: each output has its call on the same page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.core.cache import cache
+from django.test import AsyncClient
+from django.urls import reverse
+
+from agent_sessions import DjangoSession
+from tests.support.chat import Socket
+from tests.websocket.test_consumer import conversation, speaker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache() -> None:
+    cache.clear()
+
+
+def turn(number: int, calls: int, *, parallel: bool) -> list[Any]:
+    made = [
+        {
+            "type": "function_call",
+            "call_id": f"c-{number}-{n}",
+            "name": "f",
+            "arguments": "{}",
+        }
+        for n in range(calls)
+    ]
+    outputs = [
+        {"type": "function_call_output", "call_id": call["call_id"], "output": "x"}
+        for call in made
+    ]
+    pairs = zip(made, outputs, strict=True)
+    middle = (
+        [*made, *outputs] if parallel else [each for pair in pairs for each in pair]
+    )
+    return [
+        {"role": "user", "content": f"question {number}"},
+        *middle,
+        {"role": "assistant", "content": f"answer {number}"},
+    ]
+
+
+def assert_whole(messages: list[Any]) -> None:
+    called: set[str] = set()
+    answered: set[str] = set()
+    for message in messages:
+        called |= {call["id"] for call in message.get("toolCalls", ())}
+        if message["role"] == "tool":
+            assert message["toolCallId"] in called
+            answered.add(message["toolCallId"])
+    assert called == answered
+
+
+@pytest.mark.parametrize(
+    ("turns", "calls", "parallel"),
+    [(8, 6, False), (9, 6, False), (20, 3, True), (2, 120, True), (1, 300, True)],
+)
+async def test_no_page_is_cut_between_a_call_and_its_output(
+    turns: int, calls: int, parallel: bool
+) -> None:
+    user, session_id = await conversation()
+    session = DjangoSession(session_id, user=user)
+    for number in range(turns):
+        await session.add_items(turn(number, calls, parallel=parallel))
+    async with Socket(session_id, user, speaker()) as tab:
+        await tab.sync()
+        _, snapshot, _ = await tab.to_end()
+    pages = [snapshot["messages"]]
+    before = snapshot.get("metadata", {}).get("before")
+    client = AsyncClient()
+    await client.aforce_login(user)
+    url = reverse("agent_sessions:messages", args=[session_id])
+    while before is not None:
+        answer = (await client.get(url, {"before": before})).json()
+        pages.insert(0, answer["messages"])
+        before = answer["before"]
+    for page in pages:
+        assert page
+        assert_whole(page)
+    ids = [message["id"] for page in pages for message in page]
+    assert len(ids) == len(set(ids)) == turns * (2 * calls + 2)
