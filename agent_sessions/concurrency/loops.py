@@ -145,10 +145,9 @@ class PerLoop(Generic[C]):
         """Return the running loop's client, made on first use."""
         loop = asyncio.get_running_loop()
         with self._lock:
-            found = self._keepers.get(loop)
+            if (found := self._keepers.get(loop)) is not None:
+                return found[1]
             making = self._making.setdefault(loop, asyncio.Lock())
-        if found is not None:
-            return found[1]
         async with making:
             with self._lock:
                 found = self._keepers.get(loop)

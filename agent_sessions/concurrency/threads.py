@@ -186,9 +186,12 @@ class DatabaseThreads:
         return context
 
     def _executor(self, name: str, size: int) -> WarmExecutor:
+        # Threads don't survive a fork.
+        if (made := getattr(self, name)) is not None and self._pid == os.getpid():
+            return made  # type: ignore[no-any-return]
         with self._lock:
             if self._pid != os.getpid():
-                # Threads don't survive a fork, and the parent still uses the sockets.
+                # The parent still uses the sockets.
                 self._pool = self._lender = None
                 self._connections = {}
                 self._pid = os.getpid()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from agent_sessions.items.codec import (
     MAX_DEPTH,
     Batch,
-    Decode,
     EncodedItem,
     LongBatch,
     StoredItem,
@@ -28,7 +27,6 @@ __all__ = [
     "MAX_DEPTH",
     "TEXT_LENGTH",
     "Batch",
-    "Decode",
     "EncodedItem",
     "Item",
     "LongBatch",

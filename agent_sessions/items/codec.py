@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -204,10 +204,6 @@ def decode_all(rows: Iterable[Any]) -> list[Item]:
         if isinstance(item, dict):
             items.append(item)
     return items
-
-
-# Reads stored rows in the place of decode_all().
-Decode = Callable[[Iterable[Any]], list[Any]]
 
 
 def _decode_slowly(data: bytes) -> Any:

@@ -267,7 +267,8 @@ def short(pair: Pair, settings: Any) -> None:
     reads.learn(key, ['{"content": "ours-question"}'])
     assert not said("ours", str(vars(reads)))
     other = SessionKey("ours-id", pair.them.pk)
-    assert reads.rows(other, "SELECT 1", ()) is None
+    assert reads.is_short(key)
+    assert not reads.is_short(other)
 
 
 def admitted(pair: Pair, settings: Any) -> None:

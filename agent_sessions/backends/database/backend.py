@@ -26,7 +26,7 @@ from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.concurrency.threads import DatabaseThreads, ThreadsByDatabase
 from agent_sessions.exceptions import InvalidBackend
-from agent_sessions.items import Decode, Item, decode_all
+from agent_sessions.items import Item
 from agent_sessions.reports import leave, unwrapped
 
 T = TypeVar("T")
@@ -71,14 +71,12 @@ class DatabaseBackend(BaseSessionBackend):
             engine = self.engine
             append_batch(engine, key, engine.statements.batch(items))
 
-    def latest(
-        self, key: SessionKey, limit: int | None, decode: Decode = decode_all
-    ) -> list[Item]:
+    def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         engine = self.engine
         if limit == 0:
             engine.run(lambda connection: engine.directory.assert_own(key), alone=True)
             return []
-        return read_newest(engine, key, limit, None, decode)
+        return read_newest(engine, key, limit)
 
     def pop(self, key: SessionKey) -> Item | None:
         return pop_newest(self.engine, key)
@@ -131,23 +129,17 @@ class DatabaseBackend(BaseSessionBackend):
             await engine.threads.finish(self.append, key, items)
 
     @unwrapped
-    async def alatest(
-        self, key: SessionKey, limit: int | None, decode: Decode = decode_all
-    ) -> list[Item]:
+    async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
         before, engine = sys.exception(), self.engine
         try:
             items, own = None, None
             if (faster := engine.serving) is not None:
-                items, own = await faster.read(key, limit, decode)
+                items, own = await faster.read(key, limit)
             if items is not None:
                 return items
             if own is None:
-                # A subclass's own latest() may take none.
-                more = () if decode is decode_all else (decode,)
-                return await engine.threads.run(self.latest, key, limit, *more)
-            return await engine.threads.run(
-                read_newest, engine, key, limit, own, decode
-            )
+                return await engine.threads.run(self.latest, key, limit)
+            return await engine.threads.run(read_newest, engine, key, limit, own)
         except Exception as exc:
             leave(exc, before)
             raise
@@ -182,6 +174,9 @@ class DatabaseBackend(BaseSessionBackend):
     def engine(self) -> Engine:
         """What the database of this call needs; a method takes it once, at its start."""
         using = self.using
+        return self._engines.get(using) or self._make_engine(using)
+
+    def _make_engine(self, using: str) -> Engine:
         with self._lock:
             engine = self._engines.get(using)
             if engine is None:

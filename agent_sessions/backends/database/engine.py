@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from django.db import (
     DatabaseError,
@@ -22,7 +22,6 @@ from agent_sessions.backends.database.answers import Held
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.statements import Statements
-from agent_sessions.backends.database.transport.postgresql import PostgreSQLTransport
 from agent_sessions.backends.database.transport.sqlite import SQLiteTransport
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.directory import Directory
@@ -30,14 +29,18 @@ from agent_sessions.concurrency.threads import DatabaseThreads
 from agent_sessions.exceptions import StorageError
 from agent_sessions.reports import told
 
+if TYPE_CHECKING:
+    from agent_sessions.backends.database.transport.postgresql import (
+        PostgreSQLTransport,
+    )
+
+    Transport = PostgreSQLTransport | SQLiteTransport
+
 T = TypeVar("T")
 
 # MariaDB's and MySQL's "deadlock found" and "lock wait timeout exceeded".
 _RETRIED_ERRORS = frozenset({1213, 1205})
 _ATTEMPTS = 8
-
-
-Transport = PostgreSQLTransport | SQLiteTransport
 
 
 class Engine:
@@ -71,10 +74,18 @@ class Engine:
     def transport(self) -> Transport | None:
         """What serves async callers faster than threads; None where nothing does."""
         connection, statements = self.connection, self.statements
-        if isinstance(statements, PostgreSQLStatements):
-            can_be = statements.can_be_awaited(connection)
-            return PostgreSQLTransport(self, statements) if can_be else None
-        return SQLiteTransport(self) if connection.vendor == "sqlite" else None
+        if connection.vendor == "sqlite":
+            return SQLiteTransport(self)
+        if not isinstance(
+            statements, PostgreSQLStatements
+        ) or not statements.can_be_awaited(connection):
+            return None
+        # It needs psycopg, which only PostgreSQL's users have.
+        from agent_sessions.backends.database.transport.postgresql import (
+            PostgreSQLTransport,
+        )
+
+        return PostgreSQLTransport(self, statements)
 
     @property
     def serving(self) -> Transport | None:

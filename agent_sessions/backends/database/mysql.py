@@ -92,11 +92,11 @@ class MySQLStatements(Statements):
     def advance(
         self, cursor: CursorWrapper, key: SessionKey, batch: AnyBatch, now: datetime
     ) -> Place | None:
-        update, params = self.count(key, batch, now, cursor.db)
+        update, params = self.count(key, batch, now)
         cursor.execute(update, params)
         if not cursor.rowcount:
             return None
-        branch, branch_params = self.branch_of(key, cursor.db)
+        branch, branch_params = self.branch_of(key)
         cursor.execute(branch, branch_params)
         row = cursor.fetchone()
         if row is None or row[0] is None:
@@ -115,6 +115,6 @@ class MySQLStatements(Statements):
     def lock(self, cursor: CursorWrapper, key: SessionKey) -> Held | None:
         cursor.execute(
             f"SELECT id, branch_id FROM {self.session} WHERE {self.owned} FOR UPDATE",
-            self.owner(key, cursor.db),
+            self.owner(key),
         )
         return held(cursor.fetchone())

@@ -71,18 +71,14 @@ class PostgreSQLStatements(Statements):
         if not self.appends_alone(connection, batch):
             return super().append(connection, key, batch, now)
         with self.cursor(connection) as cursor:
-            cursor.execute(*self.append_statement(key, batch, now, connection))
+            cursor.execute(*self.append_statement(key, batch, now))
             return bool(cursor.rowcount)
 
     def append_statement(
-        self,
-        key: SessionKey,
-        batch: AnyBatch,
-        now: datetime,
-        connection: BaseDatabaseWrapper,
+        self, key: SessionKey, batch: AnyBatch, now: datetime
     ) -> tuple[str, list[Any]]:
         """Return the statement that appends a batch as a whole, and its parameters."""
-        update, params = self.count(key, batch, now, connection)
+        update, params = self.count(key, batch, now)
         size, turns = len(batch), batch.turns
         name: list[Any] = []
         target = f"{self.branch}.id = s.branch_id"
@@ -151,7 +147,7 @@ class PostgreSQLStatements(Statements):
         # would look for their row before they hold the lock, and find none.
         cursor.execute(
             f"SELECT id, branch_id FROM {self.session} WHERE {self.owned} FOR UPDATE",
-            self.owner(key, cursor.db),
+            self.owner(key),
         )
         return held(cursor.fetchone())
 

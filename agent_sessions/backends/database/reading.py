@@ -10,8 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.database.answers import Own, Text, own_rows, read_lineage
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.items import Decode, Item, StoredItem
-from agent_sessions.items import decode as decode_row
+from agent_sessions.items import Item, StoredItem, decode, decode_all
 from agent_sessions.models import MAIN_BRANCH
 
 if TYPE_CHECKING:
@@ -25,10 +24,10 @@ Ask = Callable[[str, Sequence[Any]], Awaitable[Sequence[Sequence[Any]] | None]]
 
 
 async def aread_newest(
-    engine: Engine, ask: Ask, asked: tuple[SessionKey, int | None], decode: Decode
+    engine: Engine, ask: Ask, asked: tuple[SessionKey, int | None]
 ) -> tuple[list[Item] | None, Own | None]:
     """Read the newest items, or None and the rows from which a thread goes on."""
-    statement = engine.statements.latest_statement(*asked, engine.connection)
+    statement = engine.statements.latest_statement(*asked)
     rows = await ask(*statement)
     if rows is None:
         return None, None
@@ -38,7 +37,7 @@ async def aread_newest(
     texts = await _shown(engine, ask, asked, own)
     if texts is None:
         return None, own
-    items = decode(reversed(texts))
+    items = decode_all(reversed(texts))
     # Unreadable rows don't count: a thread looks further back.
     return (items if len(items) == len(texts) else None), own
 
@@ -53,7 +52,7 @@ async def _shown(
     if own.branch_id is None or limit is None:
         return None
     statements = engine.statements
-    family = await ask(*statements.lineage_statement(key, engine.connection))
+    family = await ask(*statements.lineage_statement(key))
     segments = read_lineage(family or ())
     if not segments or segments[0].branch_id != own.branch_id:
         return None
@@ -67,8 +66,7 @@ def read_newest(
     engine: Engine,
     key: SessionKey,
     limit: int | None,
-    own: Own | None,
-    decode: Decode,
+    own: Own | None = None,
 ) -> list[Item]:
     """Read the newest items, oldest first; `own` are those of the branch, once read."""
 
@@ -78,7 +76,7 @@ def read_newest(
             texts = _texts(engine, connection, (key, window), found)
             if engine.transport is not None:
                 engine.transport.learn(key, texts)
-            items = decode(reversed(texts))
+            items = decode_all(reversed(texts))
             if limit is None or window is None:
                 return items
             if len(items) >= limit or len(texts) < window:
@@ -140,7 +138,7 @@ def read_page(
         found = found[:limit]
         has_earlier = rows.filter(position__lte=after).exists()
     items = [
-        StoredItem(position, turn, decode_row(data), data, created_at)
+        StoredItem(position, turn, decode(data), data, created_at)
         for position, turn, data, created_at in found
     ]
     return Page(items, has_earlier, has_later)

@@ -49,8 +49,9 @@ class Statements:
 
     def __init__(self, connection: BaseDatabaseWrapper, alias: str) -> None:
         self.alias = alias
-        # Of a connection that nobody opens: a thread's own would outlive its thread.
-        ops = connections.create_connection(connection.alias).ops
+        # Nobody opens it: a thread's own connection would outlive its thread.
+        self._unopened = connections.create_connection(connection.alias)
+        ops = self._unopened.ops
         self._adapt_time = ops.adapt_datetimefield_value
         self._updates: dict[tuple[bool, bool], str] = {}
         # A moment and how it is stored: each append needs one twice.
@@ -82,18 +83,16 @@ class Statements:
             moment = self._moment = (now, self._adapt_time(now))
         return moment[1]
 
-    def owner(self, key: SessionKey, connection: BaseDatabaseWrapper) -> list[Any]:
+    def owner(self, key: SessionKey) -> list[Any]:
         """Return the parameters of `owned`."""
         user_id = key.user_id
         if user_id is not None:
-            user_id = self._user_field.get_db_prep_value(user_id, connection)
+            user_id = self._user_field.get_db_prep_value(user_id, self._unopened)
         return [self.alias, key.session_id, user_id]
 
-    def branch_of(
-        self, key: SessionKey, connection: BaseDatabaseWrapper
-    ) -> tuple[str, list[Any]]:
+    def branch_of(self, key: SessionKey) -> tuple[str, list[Any]]:
         """Return a scalar subquery for the branch that a key means."""
-        owner = self.owner(key, connection)
+        owner = self.owner(key)
         if key.branch is None:
             return self.current_branch, owner
         return self.named_branch, [*owner, key.branch]
@@ -112,16 +111,16 @@ class Statements:
         self, connection: BaseDatabaseWrapper, key: SessionKey, limit: int | None
     ) -> Own:
         """Read the newest rows of the branch itself."""
-        statement, params = self.latest_statement(key, limit, connection)
+        statement, params = self.latest_statement(key, limit)
         with self.cursor(connection) as cursor:
             cursor.execute(statement, params)
             return own_rows(cursor.fetchall())
 
     def latest_statement(
-        self, key: SessionKey, limit: int | None, connection: BaseDatabaseWrapper
+        self, key: SessionKey, limit: int | None
     ) -> tuple[str, list[Any]]:
         """Return the statement of latest(), and its parameters."""
-        branch, params = self.branch_of(key, connection)
+        branch, params = self.branch_of(key)
         # A number, not a parameter: PostgreSQL takes one that it doesn't know for a
         # tenth of the history, and would plan this anew at every call.
         window = "" if limit is None else f" LIMIT {limit:d}"
@@ -142,19 +141,17 @@ class Statements:
         Return an empty tuple where there is no such session, and None where it is
         somebody else's or lacks the branch.
         """
-        statement, params = self.lineage_statement(key, connection)
+        statement, params = self.lineage_statement(key)
         with self.cursor(connection) as cursor:
             cursor.execute(statement, params)
             return read_lineage(cursor.fetchall())
 
-    def lineage_statement(
-        self, key: SessionKey, connection: BaseDatabaseWrapper
-    ) -> tuple[str, list[Any]]:
+    def lineage_statement(self, key: SessionKey) -> tuple[str, list[Any]]:
         """Return the statement of lineage(), and its parameters.
 
         It goes by the owner, not by an id that was read before.
         """
-        branch, params = self.branch_of(key, connection)
+        branch, params = self.branch_of(key)
         return (
             f"SELECT ({branch}), id, parent_id, fork_position FROM {self.branch} "
             f"WHERE session_id = (SELECT {self.session}.id FROM {self.session} "
@@ -277,7 +274,7 @@ class Statements:
         self, cursor: CursorWrapper, key: SessionKey, batch: AnyBatch, now: datetime
     ) -> Place | None:
         """Take the positions of a batch, holding the session's row from here on."""
-        update, params = self.count(key, batch, now, cursor.db)
+        update, params = self.count(key, batch, now)
         # The first statement writes: a transaction that reads first loses its turn
         # to other writers and fails with "database is locked".
         today = self.adapt_date(now.date())
@@ -307,11 +304,7 @@ class Statements:
         return Place(branch_id, head - len(batch), turn - batch.turns)
 
     def count(
-        self,
-        key: SessionKey,
-        batch: AnyBatch,
-        now: datetime,
-        connection: BaseDatabaseWrapper,
+        self, key: SessionKey, batch: AnyBatch, now: datetime
     ) -> tuple[str, list[Any]]:
         """Return the update of the session's counters.
 
@@ -328,7 +321,7 @@ class Statements:
                 self.adapt_time(now),
                 *([] if self.writes_all_indexes else [self.adapt_date(now.date())]),
                 batch.title,
-                *self.owner(key, connection),
+                *self.owner(key),
                 *([] if key.fence is None else [key.fence]),
                 *([] if key.branch is None else [key.branch]),
             ],
@@ -391,7 +384,7 @@ class Statements:
         cursor.execute(
             f"UPDATE {self.session} SET item_count = item_count WHERE {self.owned} "
             "RETURNING id, branch_id",
-            self.owner(key, cursor.db),
+            self.owner(key),
         )
         return held(cursor.fetchone())
 

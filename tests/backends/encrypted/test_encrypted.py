@@ -103,11 +103,11 @@ def private(session_id: str = "s", **options: Any) -> Any:
 class ReadingBackend(DatabaseBackend):
     """A backend that has reads of its own, as they are abstract."""
 
-    def latest(self, key: SessionKey, limit: int | None) -> list[Any]:  # type: ignore[override]
+    def latest(self, key: SessionKey, limit: int | None) -> list[Any]:
         self.has_read = True
         return super().latest(key, limit)
 
-    async def alatest(self, key: SessionKey, limit: int | None) -> list[Any]:  # type: ignore[override]
+    async def alatest(self, key: SessionKey, limit: int | None) -> list[Any]:
         self.has_awaited = True
         return await super().alatest(key, limit)
 

@@ -21,7 +21,7 @@ from agent_sessions.backends.keys import SessionKey
 from agent_sessions.concurrency.batching import Gathering, for_each
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.exceptions import InvalidItem, StorageError
-from agent_sessions.items import Decode, Item
+from agent_sessions.items import Item
 
 if TYPE_CHECKING:
     from agent_sessions.backends.database.engine import Engine
@@ -64,16 +64,12 @@ class SQLiteTransport:
         return True
 
     async def read(
-        self, key: SessionKey, limit: int | None, decode: Decode
+        self, key: SessionKey, limit: int | None
     ) -> tuple[list[Item] | None, Own | None]:
         """Read the newest items, or None and the rows from which a thread goes on."""
-        if limit == 0 or is_watched(self._engine.connection):
+        if limit == 0 or not self.is_short(key):
             return None, None
-
-        async def ask(sql: str, params: Sequence[Any]) -> list[tuple[Any, ...]] | None:
-            return self.rows(key, sql, params)
-
-        return await aread_newest(self._engine, ask, (key, limit), decode)
+        return await aread_newest(self._engine, self._ask, (key, limit))
 
     def close(self) -> None:
         """Do nothing: the threads have the connections."""
@@ -86,18 +82,17 @@ class SQLiteTransport:
             if len(self._short) > _SESSIONS:
                 del self._short[next(iter(self._short))]
 
-    def rows(
-        self, key: SessionKey, sql: str, params: Sequence[Any]
-    ) -> list[tuple[Any, ...]] | None:
-        """Read rows; None where a thread has to."""
-        if not self._short.get(_name(key)):
-            return None
+    def is_short(self, key: SessionKey) -> bool:
+        """Return whether a thread has read the session and found it short."""
+        return self._short.get(_name(key), False)
+
+    async def _ask(self, sql: str, params: Sequence[Any]) -> list[_Row] | None:
         rows = self.threads.here(partial(self._read, sql, params))
         return rows if rows is None or len(rows) <= ROWS else None
 
     def _read(
         self, sql: str, params: Sequence[Any], connection: BaseDatabaseWrapper
-    ) -> list[tuple[Any, ...]] | None:
+    ) -> list[_Row] | None:
         """Read up to one row more than is short."""
         if is_watched(connection):
             return None
@@ -106,7 +101,7 @@ class SQLiteTransport:
                 return None
             cursor = connection.connection.cursor(sqlite3.Cursor)
             cursor.execute(with_question_marks(sql), params)
-            rows: list[tuple[Any, ...]] = cursor.fetchmany(ROWS + 1)
+            rows: list[_Row] = cursor.fetchmany(ROWS + 1)
             # Else it might keep its place in the file's history.
             cursor.close()
         except sqlite3.Error:
@@ -129,6 +124,7 @@ def _name(key: SessionKey) -> _Name:
 
 
 _Name = tuple[str, Any, str | None]
+_Row = tuple[Any, ...]
 # A connection, which a mode is of, and whether that is WAL.
 _Mode = tuple[sqlite3.Connection, bool]
 
