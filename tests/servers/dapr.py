@@ -2,8 +2,8 @@
 
 No package brings the real sidecar. What is answered here follows Dapr's rules: an
 ETag that differs is ABORTED, a first write without one where there is a record too;
-a missing key gives empty data and no ETag; `ttlInSeconds` is kept; a transaction looks
-at every ETag before it writes; keys can't hold "||".
+a missing key gives empty data and no ETag; `ttlInSeconds` is kept; keys can't hold
+"||".
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ class Faults:
     is the answer in place of the real one.
     """
 
-    transactions: bool = True
     healthy: bool = True
     unavailable: bool = False
     delay: float = 0
@@ -137,8 +136,8 @@ class DaprSidecar:
             self.late = 0.0
 
     def reset_faults(self) -> None:
-        """Let everything work again, with transactions or without as before."""
-        self.faults = Faults(transactions=self.faults.transactions)
+        """Let everything work again."""
+        self.faults = Faults()
 
     # -- the store -------------------------------------------------------------------
 
@@ -179,7 +178,7 @@ class DaprSidecar:
         )
 
     def save(self, items: Sequence[Any]) -> None:
-        """Write items one after the other, as a sidecar does without a transaction."""
+        """Write items one after the other."""
         with self._lock:
             for item in items:
                 self.check(item)
@@ -189,20 +188,6 @@ class DaprSidecar:
         with self._lock:
             self.check(item)
             self.records.pop(item.key, None)
-
-    def transact(self, operations: Sequence[Any]) -> None:
-        if not self.faults.transactions:
-            raise Refused(
-                "UNIMPLEMENTED", f"state store {STORE} doesn't support transactions"
-            )
-        with self._lock:
-            for operation in operations:
-                self.check(operation.request)
-            for operation in operations:
-                if operation.operationType == "delete":
-                    self.records.pop(operation.request.key, None)
-                else:
-                    self.apply(operation.request)
 
     def _now(self) -> float:
         return time.time() + self.late
@@ -302,14 +287,6 @@ def _servicer(sidecar: DaprSidecar) -> Any:
                 return Empty()
 
             return answer(request, context, [request.key], work)
-
-        def ExecuteStateTransaction(self, request: Any, context: Any) -> Any:
-            def work() -> Any:
-                sidecar.transact(request.operations)
-                return Empty()
-
-            keys = [operation.request.key for operation in request.operations]
-            return answer(request, context, keys, work)
 
     return Servicer()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from math import inf
@@ -115,47 +114,27 @@ class Client:
         self,
         *,
         store_name: str,
+        etag: str | None,
         options: Any,
         state_metadata: dict[str, str],
         **named: Any,
     ) -> None:
-        state = _state(metadata=state_metadata, **named)
-        state.options.CopyFrom(options.get_proto())
+        from dapr.proto import common_v1
+
+        given = {} if etag is None else {"etag": common_v1.Etag(value=etag)}
+        state = common_v1.StateItem(
+            metadata=state_metadata, options=options.get_proto(), **given, **named
+        )
         await self._ask("SaveState", store_name=store_name, states=[state])
 
     async def delete_state(self, **named: Any) -> None:
         await self._ask("DeleteState", **named)
-
-    async def execute_state_transaction(
-        self, *, store_name: str, operations: Sequence[Any]
-    ) -> None:
-        from dapr.proto import api_v1
-
-        given = [
-            api_v1.TransactionalStateOperation(
-                operationType=each.operation_type.value,
-                request=_state(each.key, each.data, each.etag, each.metadata),
-            )
-            for each in operations
-        ]
-        await self._ask(
-            "ExecuteStateTransaction", storeName=store_name, operations=given
-        )
 
     async def _ask(self, name: str, **fields: Any) -> Any:
         from dapr.proto import api_v1
 
         request = getattr(api_v1, f"{name}Request")(**fields)
         return await getattr(self._stub, name)(request, **self._given)
-
-
-def _state(
-    key: str, value: Any, etag: str | None, metadata: dict[str, str] | None
-) -> Any:
-    from dapr.proto import common_v1
-
-    given = {} if etag is None else {"etag": common_v1.Etag(value=etag)}
-    return common_v1.StateItem(key=key, value=value, metadata=metadata, **given)
 
 
 def _channel(address: str | None) -> grpc.aio.Channel:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from agent_sessions.backends.dapr.reading import WINDOW, Found, Moved, Reader, Rules
 from agent_sessions.backends.dapr.records import (
+    RECENT,
     Entry,
     Head,
     encode_head,
@@ -21,13 +22,13 @@ from agent_sessions.backends.dapr.records import (
     split,
 )
 from agent_sessions.backends.dapr.sidecar import (
+    TRIES,
     Conflict,
     Sidecar,
     Unreachable,
     Write,
     pause,
 )
-from agent_sessions.backends.dapr.tries import Draft, Tries
 from agent_sessions.backends.keys import Asking, anything
 from agent_sessions.exceptions import StorageError
 from agent_sessions.items import Batch, Item, decode
@@ -36,15 +37,23 @@ logger = logging.getLogger("agent_sessions.backends")
 
 # How often a change is tried while others change the same session.
 ATTEMPTS = 40
-# Segments that go into one transaction with the head, and their bytes.
-TOGETHER = 8
-TOGETHER_BYTES = 1024 * 1024
 # Of an emptied session the head stays for a day (s), so that writers who read it
 # before are found out. It holds no content.
 EMPTY_TTL = 24 * 60 * 60
 # Segments outlive their head (s), so that a history never ends in parts, also where the
 # clocks of those who write differ by so much.
 SPARE_TTL = 60 * 60
+_CROWDED = "The session is being changed by too many others at once."
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a change is to write: segments first, by key, and then the head."""
+
+    head: Head
+    segments: Mapping[str, bytes] = field(default_factory=dict)
+    item: Item | None = None
+    count: int = 0
 
 
 class History(Reader):
@@ -130,12 +139,9 @@ class History(Reader):
         last = not head.tail
         for number in reversed(range(head.sealed)):
             [segment] = await self.segments(found, [number])
-            if not segment.entries:
+            if (taken := _take(segment, accept)) is None:
                 # What can't be read stays in its place, so it must keep its number.
-                last = last and segment.entries is not None
-                continue
-            if (taken := _take(segment.entries, accept)) is None:
-                last = False
+                last = last and not segment
                 continue
             item, rest = taken
             stop = head.sealed if last else number + 1
@@ -249,24 +255,9 @@ class History(Reader):
             ttl = min(ttl or EMPTY_TTL, EMPTY_TTL)
         last = Write(self.key, encode_head(head), found.etag, ttl)
         self.sidecar.check_sizes([*writes, last])
-        if self._fit_together(found, writes):
-            # The only thing that a transaction changes is how many requests there
-            # are: some stores apply a refused one in part, and that must do no harm.
-            self.rules.transactions = await self.sidecar.transact([*writes, last])
-            if self.rules.transactions:
-                return draft
         await self.sidecar.put_many(writes)
         await self.sidecar.save(last)
         return draft
-
-    def _fit_together(self, found: Found, writes: list[Write]) -> bool:
-        # A transaction can't say that a record must be new.
-        return (
-            bool(found.etag)
-            and 0 < len(writes) <= TOGETHER
-            and sum(len(write.data) for write in writes) <= TOGETHER_BYTES
-            and self.rules.transactions is not False
-        )
 
     async def _kept_alive(self, found: Found, head: Head) -> Head:
         """Let the sealed segments live as long as the head is about to.
@@ -329,6 +320,72 @@ class History(Reader):
         except Conflict:
             # Whoever was first has the same garbage to take out.
             return
+
+
+class Tries:
+    """What one change has tried so far, of which some may have arrived unheard."""
+
+    def __init__(self) -> None:
+        self._written: set[str] = set()
+        self._drafts: dict[str, Draft] = {}
+        self._doubts = 0
+        self._writes = 0
+
+    def refused(self, draft: Draft) -> None:
+        """Note that a draft's head was refused; its segments may lie there.
+
+        So may the head: the sidecar and clients try again by themselves, and are then
+        told of their own first write.
+        """
+        self._written |= draft.segments.keys()
+        self._drafts[draft.head.recent[-1]] = draft
+
+    def doubt(self, head: Head, draft: Draft, exc: Unreachable) -> None:
+        """Note that nobody knows whether a draft of a head was written.
+
+        Raises StorageError where that was so too often.
+        """
+        self.refused(draft)
+        if not self._doubts:
+            self._writes = head.writes
+        self._doubts += 1
+        if self._doubts >= TRIES:
+            raise self.failure(exc) from exc
+
+    def arrived(self, head: Head) -> Draft | None:
+        """Return the draft that was written although no answer said so."""
+        for mark, draft in self._drafts.items():
+            if mark in head.recent:
+                return draft
+        if self._doubts and head.writes - self._writes > RECENT:
+            raise self.failure(None)
+        return None
+
+    def failure(self, exc: Unreachable | None) -> StorageError:
+        """Make the error for a change that is given up."""
+        if self._doubts:
+            return Unreachable(
+                f"{exc or _CROWDED} The last change is stored whole or not at all, but "
+                "which of both is not known. Read the session before you write it again."
+            )
+        if exc is not None:
+            return Unreachable(f"{exc} Nothing was written; try again.")
+        return StorageError(
+            f"{_CROWDED} Nothing was written; try again later, or write from fewer "
+            "places."
+        )
+
+    def stale(self, head: Head) -> set[str]:
+        """Return the keys of segments that were written and that no head tells of."""
+        stale = set()
+        for key in self._written:
+            generation, number = key.rsplit(":", 2)[1:]
+            if (
+                int(number) >= head.sealed
+                or head.generation_of(int(number)) != generation
+            ):
+                stale.add(key)
+        return stale
 
 
 def _take(

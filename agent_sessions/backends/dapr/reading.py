@@ -22,6 +22,7 @@ from agent_sessions.backends.dapr.records import (
     new_head,
     segment_key,
     split,
+    unreadable_text,
 )
 from agent_sessions.backends.dapr.sidecar import Sidecar, Value, pause
 from agent_sessions.backends.remote.paging import Stretch
@@ -38,16 +39,12 @@ WINDOW = 64
 READS = 20
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Rules:
-    """How histories are stored: entries of a segment, seconds to live.
-
-    `transactions` says whether the store has them; None until the first was tried.
-    """
+    """How histories are stored: entries of a segment, seconds to live."""
 
     size: int = 32
     ttl: int | None = None
-    transactions: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +53,6 @@ class Found:
 
     head: Head
     etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A sealed segment as it was read; `entries` is None where it can't be."""
-
-    raw: str
-    entries: tuple[Entry, ...] | None
 
 
 class Moved(Exception):
@@ -111,9 +100,9 @@ class Reader:
                 wanted = min(WINDOW, (limit - len(items)) // head.size + 1)
             first = max(0, number - wanted)
             segments = await self.segments(found, range(first, number))
-            for segment in reversed(segments):
+            for entries in reversed(segments):
                 left = None if limit is None else limit - len(items)
-                items += _newest_first(segment.entries or (), left)
+                items += _newest_first(entries, left)
             number = first
         return items[::-1]
 
@@ -160,16 +149,19 @@ class Reader:
         head = found.head
         sealed = range(numbers.start, min(numbers.stop, head.sealed))
         segments = await self.segments(found, sealed) if sealed else []
-        rows: list[StoredItem] = []
-        for number, segment in zip(sealed, segments, strict=True):
-            if segment.entries is None:
-                lost = Entry(segment.raw, 0, head.created)
-                rows.append(_row(head, number * head.size + 1, lost, readable=False))
-            else:
-                rows += _numbered(head, number, segment.entries)
-        for number in range(max(numbers.start, head.sealed), numbers.stop):
-            rows += _numbered(head, number, open_segments[number - head.sealed])
-        return rows
+        first = max(numbers.start - head.sealed, 0)
+        segments += open_segments[first : max(numbers.stop - head.sealed, 0)]
+        return [
+            StoredItem(
+                position,
+                entry.turn,
+                decode(entry.text),
+                entry.text,
+                datetime.fromtimestamp(entry.created or head.created, UTC),
+            )
+            for number, entries in zip(numbers, segments, strict=True)
+            for position, entry in enumerate(entries, number * head.size + 1)
+        ]
 
     async def read(self) -> Found:
         """Read the head, or make one. Raises StorageError where it is unreadable."""
@@ -197,8 +189,13 @@ class Reader:
                 return int(created)
         return int(time.time())
 
-    async def segments(self, found: Found, numbers: Iterable[int]) -> list[Segment]:
-        """Read sealed segments. Raises Moved where one went with a later change."""
+    async def segments(
+        self, found: Found, numbers: Iterable[int]
+    ) -> list[tuple[Entry, ...]]:
+        """Read sealed segments. Raises Moved where one went with a later change.
+
+        One that can't be read has one entry, which can't be read either.
+        """
         keys = [self._segment_key(found.head, number) for number in numbers]
         values = await self.sidecar.read_many(keys)
         if any(not value.data for value in values.values()):
@@ -207,17 +204,16 @@ class Reader:
                 raise Moved
         return [self._segment(values[key]) for key in keys]
 
-    def _segment(self, value: Value) -> Segment:
-        raw = value.data.decode(errors="replace")
+    def _segment(self, value: Value) -> tuple[Entry, ...]:
         try:
-            return Segment(raw, decode_segment(value.data))
+            return decode_segment(value.data)
         except Unreadable:
             logger.warning(
                 "A segment of a session in the state store %r can't be read and is "
                 "passed over; it stays where it is",
                 self.sidecar.store_name,
             )
-            return Segment(raw, None)
+            return (Entry(unreadable_text(value.data)),)
 
     def _segment_key(self, head: Head, number: int) -> str:
         return segment_key(self.key, head.generation_of(number), number)
@@ -244,18 +240,3 @@ def _last_position(head: Head, open_segments: Sequence[tuple[Entry, ...]]) -> in
         return head.sealed * head.size
     number = head.sealed + len(open_segments) - 1
     return number * head.size + len(open_segments[-1])
-
-
-def _numbered(
-    head: Head, number: int, entries: Iterable[Entry]
-) -> Iterator[StoredItem]:
-    for position, entry in enumerate(entries, number * head.size + 1):
-        yield _row(head, position, entry)
-
-
-def _row(
-    head: Head, position: int, entry: Entry, *, readable: bool = True
-) -> StoredItem:
-    written = datetime.fromtimestamp(entry.created or head.created, UTC)
-    item = decode(entry.text) if readable else None
-    return StoredItem(position, entry.turn, item, entry.text, written)

@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.items import decode
 
 # A segment is full with as many entries as the head says, or with this many bytes.
 SEGMENT_BYTES = 64 * 1024
@@ -181,6 +182,12 @@ def decode_segment(data: bytes) -> tuple[Entry, ...]:
         return _entries(json.loads(data))
     except (ValueError, RecursionError):
         raise Unreadable("It is no list of entries.") from None
+
+
+def unreadable_text(data: bytes) -> str:
+    """Return what lies in the place of a segment, in a form that is never an item."""
+    text = data.decode(errors="replace")
+    return text if decode(text) is None else _encode(text)
 
 
 def encode_head(head: Head) -> bytes:

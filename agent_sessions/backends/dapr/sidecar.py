@@ -79,6 +79,27 @@ class Write:
         return {} if self.ttl is None else {"ttlInSeconds": str(self.ttl)}
 
 
+@dataclass(frozen=True, slots=True)
+class _SaveOptions:
+    """What the clients take for StateOptions, which have no public name."""
+
+    consistency: str
+    first_write: bool
+
+    def get_proto(self) -> Any:
+        """Return the options as they are sent."""
+        from dapr.proto import common_v1
+
+        kinds = common_v1.StateOptions
+        writing = "FIRST_WRITE" if self.first_write else "LAST_WRITE"
+        return kinds(
+            concurrency=kinds.StateConcurrency.Value(f"CONCURRENCY_{writing}"),
+            consistency=kinds.StateConsistency.Value(
+                f"CONSISTENCY_{self.consistency.upper()}"
+            ),
+        )
+
+
 class Sidecar:
     """Reads and writes records of one state store.
 
@@ -156,17 +177,13 @@ class Sidecar:
         await self._each(writes, self._save)
 
     async def _save(self, write: Write, *, first_write: bool = False) -> None:
-        from agent_sessions.backends.dapr.private import save_options
-
         await self._call(
             "save_state",
             store_name=self.store_name,
             key=write.key,
             value=write.data,
             etag=write.etag or None,
-            options=save_options(
-                self.consistency, first_write=first_write or bool(write.etag)
-            ),
+            options=_SaveOptions(self.consistency, first_write or bool(write.etag)),
             state_metadata=write.metadata,
         )
 
@@ -178,26 +195,6 @@ class Sidecar:
                 lambda: self._call("delete_state", store_name=self.store_name, key=key)
             ),
         )
-
-    async def transact(self, writes: Sequence[Write]) -> bool:
-        """Write all records or none; False where the store has no transactions.
-
-        Raises Conflict where one of them has another etag.
-        """
-        from agent_sessions.backends.dapr.private import upsert
-
-        try:
-            await self._call(
-                "execute_state_transaction",
-                store_name=self.store_name,
-                operations=[
-                    upsert(write.key, write.data, write.etag, write.metadata)
-                    for write in writes
-                ],
-            )
-        except _Unsupported:
-            return False
-        return True
 
     async def _each(
         self, things: Iterable[T], work: Callable[[T], Awaitable[object]]
@@ -295,7 +292,7 @@ class Sidecar:
         if code == "ABORTED" or any(words in message for words in _CONFLICTS):
             return Conflict()
         if code == "UNIMPLEMENTED":
-            return _Unsupported(
+            return StorageError(
                 f"The state store {self.store_name!r} or its sidecar lacks what is "
                 "needed. Use a store with ETags and a sidecar of Dapr 1.14 or newer."
             )
@@ -309,10 +306,6 @@ class Sidecar:
             f"The state store {self.store_name!r} refused ({code}). "
             f"{_ADVICE.get(code, _NO_STORE)}"
         )
-
-
-class _Unsupported(StorageError):
-    """The store or the sidecar doesn't offer a request."""
 
 
 async def pause(attempt: int, *, first: float) -> None:

@@ -35,7 +35,7 @@ from agent_sessions.testing.contract.base import ContractBase
 from agent_sessions.testing.contract.concurrency import ConcurrencyCases, ProcessCases
 from agent_sessions.testing.contract.owners import SyncCases
 from agent_sessions.testing.contract.reading import ShapeCases
-from agent_sessions.testing.contract.writing import PoppingCases, WritingCases
+from agent_sessions.testing.contract.writing import PoppingCases
 from tests.servers.dapr import STORE, DaprSidecar
 
 T = TypeVar("T")
@@ -152,17 +152,6 @@ from agent_sessions import get_session, sessions
 async def make_session(session_id):
     return get_session(session_id)
 """
-
-
-@pytest.mark.another_store
-class TestWithoutTransactions(
-    OnThePool, DaprHooks, WritingCases, PoppingCases, ConcurrencyCases
-):
-    """The store has no transactions: segments are written first, the head last."""
-
-    @pytest.fixture(autouse=True)
-    def _plain_store(self, _sidecar: None) -> None:
-        self.sidecar.faults.transactions = False
 
 
 class Standalone(DaprHooks):

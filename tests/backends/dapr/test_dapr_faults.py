@@ -20,8 +20,6 @@ from tests.support.dapr_stores import HEAD, KEY, head_of, make_backend, said, sa
 
 pytestmark = pytest.mark.one_database
 
-each_store = pytest.mark.parametrize("transactions", [True, False])
-
 
 @pytest.fixture
 def backend(dapr_server: DaprSidecar) -> Iterator[DaprBackend]:
@@ -44,7 +42,6 @@ def once(
     return interfere
 
 
-@each_store
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL"])
 @pytest.mark.parametrize("applied", [False, True])
 def test_an_answer_that_is_lost_doubles_nothing(
@@ -52,10 +49,8 @@ def test_an_answer_that_is_lost_doubles_nothing(
     dapr_server: DaprSidecar,
     code: str,
     applied: bool,
-    transactions: bool,
 ) -> None:
     """The same change is written once, whether or not the first try arrived."""
-    dapr_server.faults.transactions = transactions
     backend.append(KEY, says(*range(7)))
     dapr_server.faults.interfere = once(code, applied=applied)
     backend.append(KEY, says("a", "b"))
@@ -117,12 +112,10 @@ def test_an_unknown_store_is_named(dapr_server: DaprSidecar) -> None:
     backend.close()
 
 
-@each_store
 def test_a_crash_between_segment_and_head_harms_nothing(
-    backend: DaprBackend, dapr_server: DaprSidecar, transactions: bool
+    backend: DaprBackend, dapr_server: DaprSidecar
 ) -> None:
     """Every write of a change is cut off in its turn, for good."""
-    dapr_server.faults.transactions = transactions
     for number in range(4):
         backend.append(KEY, says(number))
     for cut in range(3):
@@ -183,12 +176,10 @@ def test_what_a_pop_leaves_is_deleted_later(
     assert len(dapr_server.records) == 1 + head.sealed
 
 
-@each_store
 def test_a_stop_in_mid_write_and_a_start(
-    backend: DaprBackend, dapr_server: DaprSidecar, transactions: bool
+    backend: DaprBackend, dapr_server: DaprSidecar
 ) -> None:
     """What was acknowledged is there; the rest had an error; the process goes on."""
-    dapr_server.faults.transactions = transactions
     acknowledged: list[str] = []
     failed: list[str] = []
     stopping = threading.Event()
@@ -234,7 +225,6 @@ def test_a_writer_that_wakes_up_late_harms_nothing(
     backend: DaprBackend, dapr_server: DaprSidecar
 ) -> None:
     """Its segment arrives when the history has gone another way long since."""
-    dapr_server.faults.transactions = False
     for number in range(4):
         backend.append(KEY, says(number))
     late: list[Any] = []
@@ -257,17 +247,13 @@ def test_a_writer_that_wakes_up_late_harms_nothing(
     assert said(backend) == ["0", "1", "2", "x", "y"]
 
 
-@each_store
 @pytest.mark.parametrize("seed", range(2))
-def test_a_model_of_a_history_with_faults(
-    dapr_server: DaprSidecar, seed: int, transactions: bool
-) -> None:
+def test_a_model_of_a_history_with_faults(dapr_server: DaprSidecar, seed: int) -> None:
     """Random changes by two processes' backends, lost answers and late writes.
 
     Every write of a segment that came in is carried out again at a random later
     moment, as by a writer that was asleep: the history must not care.
     """
-    dapr_server.faults.transactions = transactions
     chance = random.Random(seed)  # noqa: S311 - any numbers do
     late: list[Any] = []
     codes = ["UNAVAILABLE", "INTERNAL"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from agent_sessions.backends.dapr.private import save_options, upsert
 from agent_sessions.exceptions import StorageError
 from tests.backends.dapr.test_dapr_faults import once
 from tests.servers.dapr import DaprSidecar
@@ -145,17 +144,14 @@ def test_how_often_a_read_is_tried(
     endless.close()
 
 
-@pytest.mark.parametrize("transactions", [True, False])
 @pytest.mark.parametrize("retries", ["0", "3"])
 def test_a_write_that_was_tried_again_on_its_way_is_done_once(
     dapr_server: DaprSidecar,
     monkeypatch: pytest.MonkeyPatch,
-    transactions: bool,
     retries: str,
 ) -> None:
     """The second try, of a client or of the sidecar's policy, finds its own first."""
     monkeypatch.setenv("DAPR_API_MAX_RETRIES", retries)
-    dapr_server.faults.transactions = transactions
     backend = make_backend(segment_size=2)
     for number in range(5):
         dapr_server.faults.interfere = once("ABORTED", applied=True)
@@ -167,17 +163,3 @@ def test_a_write_that_was_tried_again_on_its_way_is_done_once(
     assert said(backend) == list("01")
     assert HEAD in dapr_server.records
     backend.close()
-
-
-def test_daprs_own_classes_are_as_pinned() -> None:
-    """Dapr's documentation imports them from modules with an underscore."""
-    options: Any = save_options("strong", first_write=True)
-    assert options.concurrency.name == "first_write"
-    assert options.get_proto().consistency == 2
-    write = upsert("key", b"text", "", {"ttlInSeconds": "5"})
-    assert (write.operation_type.value, write.key, write.data) == (
-        "upsert",
-        "key",
-        b"text",
-    )
-    assert (write.etag, write.metadata) == (None, {"ttlInSeconds": "5"})
