@@ -5,7 +5,7 @@ from __future__ import annotations
 from agent_sessions.encryption.cache import Memory
 from agent_sessions.encryption.envelopes import Carrier, carrier_for, is_envelope
 from agent_sessions.encryption.keys import KeyRing, MasterKey, session_context
-from agent_sessions.encryption.reading import Reading, Taking
+from agent_sessions.encryption.reading import adrive, drive, looking, popping, reading
 from agent_sessions.encryption.vault import Vault
 
 __all__ = [
@@ -13,10 +13,13 @@ __all__ = [
     "KeyRing",
     "MasterKey",
     "Memory",
-    "Reading",
-    "Taking",
     "Vault",
+    "adrive",
     "carrier_for",
+    "drive",
     "is_envelope",
+    "looking",
+    "popping",
+    "reading",
     "session_context",
 ]

@@ -68,11 +68,11 @@ class MasterKey:
                 if text
                 else "It is empty."
             )
-        if is_key(text):
+        if _KEY.fullmatch(text):
             # Standard and URL-safe spelling are the same key.
             secret = base64.urlsafe_b64decode(text)
             return cls(secret, is_strong=_is_mixed(secret))
-        strong = is_hex(text) and _is_mixed(bytes.fromhex(text))
+        strong = bool(_HEX.fullmatch(text)) and _is_mixed(bytes.fromhex(text))
         return cls(text.encode(), is_strong=strong)
 
 
@@ -192,35 +192,14 @@ def _as_text(key: Any) -> str:
 # Such a text is no pass phrase. Taken as one it would be another key: what the right
 # key has written would not open, and what is written would open with the cut text only.
 
-_KEY = re.compile(r"[A-Za-z0-9_+/-]{43}=")
-_HEX = re.compile(r"[0-9A-Fa-f]{64}")
-_QUOTES = "\"'`\u00b4\u2018-\u201f\u00ab\u00bb\u2039\u203a"
-# What often gets into a key, and what is left without it.
-_AROUND = {
-    "the b'…' that Python prints around bytes": r"^[bBrRuU]{1,2}(['\"])(?P<key>.*)\1$",
-    "quotes around it": f"^[{_QUOTES}]+|[{_QUOTES}]+$",
-    # The equals sign at the end of a key is none of a name's.
-    "a name in front of it": r"^(?![\w+/-]{43}=)(?:export\s+)?[A-Za-z_][\w.-]*\s*[=:]\s*"
-    r"(?=\W?\S{22})",
-    "blanks or a line's end in it": r"(?:\s|\\[nrt]|[\u200b-\u200f\u2060\ufeff\u00ad\0])+",
-    "an equals sign that is written as a code": "(?:%3D|=3D|&#61;|\uff1d)(?P<key>)",
-    "a comma or a bracket around it": r"^[,;:.\[\](){}<>]+|[,;:.\[\](){}<>]+$",
-    "0x in front of it": r"^0[xX](?=[0-9A-Fa-f]{60})",
-}
-# How many characters may be missing, or be too many.
-_MOST = 8
+_LETTER = "[A-Za-z0-9_+/-]"
+_KEY = re.compile(f"{_LETTER}{{43}}=")
+_HEX = re.compile("[0-9A-Fa-f]{64}")
+_NEARLY_HEX = re.compile("(?<![0-9A-Fa-f])[0-9A-Fa-f]{56,72}(?![0-9A-Fa-f])")
+# Letters of a text that is nearly a key: 8 too few or too many, or of 16 or 24 bytes.
+_NEARLY = {22, 32, *range(35, 52)}
 # How often neighbours are of another kind in random text; in words they seldom are.
 _RANDOM = 0.4
-
-
-def is_key(text: str) -> bool:
-    """Return whether a text is 32 bytes as base64, in either alphabet."""
-    return bool(_KEY.fullmatch(text))
-
-
-def is_hex(text: str) -> bool:
-    """Return whether a text is 32 bytes in hexadecimal digits."""
-    return bool(_HEX.fullmatch(text))
 
 
 def find_fault(text: str) -> str | None:
@@ -228,74 +207,28 @@ def find_fault(text: str) -> str | None:
 
     What is said doesn't quote the text.
     """
-    if is_key(text) or is_hex(text):
+    if _KEY.fullmatch(text) or _HEX.fullmatch(text):
         return None
-    bare, around = _bare(text)
-    if around and (is_key(bare) or is_hex(bare)):
-        return f"It is a key with {' and '.join(around)}. Remove what isn't the key."
-    fault = _length_fault(bare)
-    if fault is not None and around:
-        return f"{fault} It also has {' and '.join(around)}."
-    return fault
-
-
-def _bare(text: str) -> tuple[str, list[str]]:
-    """Take off what isn't part of a key; say what that was."""
-    found: list[str] = []
-    before = None
-    while before != text:
-        before = text
-        for name, pattern in _AROUND.items():
-            changed = re.sub(pattern, _kept, text, flags=re.DOTALL)
-            if changed != text and name not in found:
-                found.append(name)
-            text = changed
-    return text, found
-
-
-def _kept(match: re.Match[str]) -> str:
-    if "key" not in match.re.groupindex:
-        return ""
-    return match["key"] or "="
-
-
-def _length_fault(text: str) -> str | None:
-    letters = text.rstrip("=")
-    padding = len(text) - len(letters)
-    if len(letters) == 43 and padding != 1 and is_key(f"{letters}="):
-        if padding:
-            return f"It ends with {padding} equals signs; a key ends with one."
-        return "It is a key that has lost its last character, the equals sign ('=')."
-    if is_key(text[:44]) or is_key(text[-44:]):
-        return "It is a key and something more. Give each key as a text of its own."
-    if re.fullmatch(r"[0-9A-Fa-f]+", text):
-        if abs(len(text) - 64) > _MOST:
-            return None
+    if _KEY.search(text):
         return (
-            f"It looks like 32 bytes in hexadecimal digits, but has {len(text)} of 64: "
-            "some are missing or too many."
+            "It is a key and something more, such as quotes, blanks, a line's end, a "
+            "name in front of it or another key. Remove what isn't the key."
         )
-    kept = re.sub(r"[^A-Za-z0-9_+/-]", "", letters)
-    foreign = len(letters) - len(kept)
-    if not foreign and (padding or _is_random(kept)):
-        return _wrong_size(len(kept), padding)
-    is_near = 1 <= foreign <= 2 and 41 <= len(letters) <= 45
-    if is_near and (padding == 1 or (not padding and _is_random(kept))):
-        return "It looks like a key with a character in it that no key has."
+    if _NEARLY_HEX.search(text):
+        return (
+            "It looks like 32 bytes in hexadecimal digits, but not like 64 digits and "
+            "nothing else."
+        )
+    runs = re.findall(f"{_LETTER}+", text)
+    nearly = [max(runs, key=len, default=""), "".join(runs)]
+    if _KEY.fullmatch(f"{text}=") or any(
+        len(each) in _NEARLY and _is_random(each) for each in nearly
+    ):
+        return (
+            "It looks like a key that was cut or changed: a key has 43 characters of "
+            "base64 and an equals sign ('=') at its end."
+        )
     return None
-
-
-def _wrong_size(count: int, padding: int) -> str | None:
-    if not padding and count not in {22, 32} and abs(count - 43) > _MOST:
-        return None
-    size = count * 3 // 4
-    if size in {16, 24} and (count + padding) % 4 in {0, 2}:
-        return f"It looks like base64 of {size} bytes; a key has 32."
-    fault = "there is more than that" if count > 43 else "a part is missing"
-    return (
-        f"It looks like base64, but not of 32 bytes: {fault}. It has {count} "
-        "characters before the equals sign; a key has 43."
-    )
 
 
 def _is_random(text: str) -> bool:

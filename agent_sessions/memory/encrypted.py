@@ -24,15 +24,16 @@ from agent_sessions.backends.keys import check_limit
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.encryption import (
     KeyRing,
-    Reading,
     Vault,
+    adrive,
     carrier_for,
+    looking,
+    popping,
+    reading,
     session_context,
 )
 from agent_sessions.encryption.envelopes import IN_MESSAGES
 from agent_sessions.encryption.keys import require_cryptography
-from agent_sessions.encryption.reading import Taking
-from agent_sessions.exceptions import EncryptionError, ScanLimitReached
 from agent_sessions.handler import open_session
 from agent_sessions.items import as_sequence, encode_batch
 from agent_sessions.memory import sdk, wrapping
@@ -52,8 +53,6 @@ logger = logging.getLogger("agent_sessions.backends")
 
 # What reads and writes items of the inner session past the encryption.
 _PAST = frozenset({"sync", "fenced"})
-# As in EncryptedBackend.
-_MANY = 100
 
 
 class EncryptedBackendSession(wrapping.SealedCompaction, BackendSession):
@@ -178,30 +177,13 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         limit = check_limit(resolve_session_limit(limit, self.session_settings))
         if limit == 0 or not self._has_id():
             return []
-        reading = Reading(self._vault(), limit)
-        left, is_done = self.max_scan_items, False
-        if left is not None:
-            # No more than is wanted, as in the SDK.
-            reading.window = limit
-        while not is_done:
-            window = wrapping.affordable(reading.window, left)
-            found = await self._read(window, wrapper)
-            if left is not None:
-                left -= len(found)
-                if limit is None and len(found) == window:
-                    raise ScanLimitReached
-            was, reading.window = window or 0, window
-            if len(found) > _MANY:
-                is_done = await asyncio.to_thread(reading.feed, found)
-            else:
-                is_done = reading.feed(found)
-            if not is_done and left is not None and left <= was:
-                raise ScanLimitReached
-        if reading.passed_over:
+        steps = reading(self._vault(), limit, self.max_scan_items)
+        found = await adrive(steps, self._asked(wrapper))
+        if found.passed_over:
             logger.warning(
-                "%d items don't open and were passed over", reading.passed_over
+                "%d items don't open and were passed over", found.passed_over
             )
-        return cast("list[TResponseInputItem]", reading.items)
+        return cast("list[TResponseInputItem]", found.items)
 
     async def add_items(
         self,
@@ -227,16 +209,9 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         async with self._in_turn():
             if not self._has_id():
                 return None
-            taking = Taking(self._vault())
-            while not taking.look(await self._read(taking.window, wrapper)):
-                pass
-            if self._pops_in_one_step():
-                store = cast("BackendSession", self.inner_session)
-                taken: Any = await store.pop_if(taking.begin, wrapper=wrapper)
-                return cast("TResponseInputItem | None", taking.end(taken))
-            if not taking.may_take():
-                return None
-            return await settle(self._take(taking, wrapper))
+            steps = popping(self._vault(), self._pops_in_one_step())
+            taken = await settle(adrive(steps, self._asked(wrapper)))
+            return cast("TResponseInputItem | None", taken)
 
     async def clear_session(
         self, *, wrapper: RunContextWrapper[Any] | None = None
@@ -247,10 +222,8 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         removed then. Clear `inner_session` to do it nevertheless.
         """
         async with self._in_turn():
-            vault = self._vault()
             if self._has_id():
-                for envelope in await self._read(1, wrapper):
-                    vault.open(envelope)
+                await adrive(looking(self._vault()), self._asked(wrapper))
             await self._call(self.inner_session.clear_session, wrapper)
 
     async def clear(self) -> None:
@@ -265,17 +238,24 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
             and type(inner).pop_item is BackendSession.pop_item
         )
 
-    async def _take(
-        self, taking: Taking, wrapper: RunContextWrapper[Any] | None
-    ) -> TResponseInputItem | None:
-        taken: Any = await self._call(self.inner_session.pop_item, wrapper)
-        try:
-            return cast("TResponseInputItem | None", taking.end(taken))
-        except EncryptionError:
-            # Somebody was faster, with a key that isn't ours.
-            if back := taking.back(taken):
-                await self._call(self.inner_session.add_items, wrapper, back)
-            raise
+    def _asked(
+        self, wrapper: RunContextWrapper[Any] | None
+    ) -> Callable[[tuple[str, Any]], Awaitable[Any]]:
+        """Return what asks the inner session for what the steps ask of a store."""
+        inner: Any = self.inner_session
+
+        def ask(request: tuple[str, Any]) -> Awaitable[Any]:
+            match request:
+                case "latest", window:
+                    return self._read(window, wrapper)
+                case "pop_if", asking:
+                    popped: Awaitable[Any] = inner.pop_if(asking, wrapper=wrapper)
+                    return popped
+                case "append", items:
+                    return self._call(inner.add_items, wrapper, items)
+            return self._call(inner.pop_item, wrapper)
+
+        return ask
 
     async def _read(
         self, window: int | None, wrapper: RunContextWrapper[Any] | None

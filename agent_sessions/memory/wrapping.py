@@ -165,13 +165,6 @@ class SealedCompaction:
         return bool(await replace(inner, vault.seal(items)))
 
 
-def affordable(window: int | None, left: int | None) -> int | None:
-    """Narrow a window to what may still be looked at."""
-    if left is None or window is None:
-        return left if window is None else window
-    return min(window, left)
-
-
 def has_methods_of(base: type[SessionABC], session: SessionABC) -> bool:
     """Return whether no subclass of `base` changes items on their way in or out."""
     kind = type(session)

@@ -30,7 +30,7 @@ from django.views.debug import ExceptionReporter
 from agent_sessions import DjangoSession, EncryptedSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.backends.encrypted.source import KeySource
+from agent_sessions.backends.encrypted.keys import KeySource
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.checks import check_backends
 from agent_sessions.concurrency.batching import Gathering

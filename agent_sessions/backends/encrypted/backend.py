@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core import checks
 
 from agent_sessions.backends.base import Page, Sealer, SessionKey
 from agent_sessions.backends.encrypted.keyed import KeyedBackend
-from agent_sessions.backends.encrypted.pages import (
-    is_closed,
-    may_have_copies,
-    open_page,
-)
+from agent_sessions.backends.encrypted.pages import is_closed, open_page
 from agent_sessions.backends.encrypted.rotation import confirm
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.concurrency.settle import settle
-from agent_sessions.encryption import Reading, Taking, Vault
+from agent_sessions.encryption import (
+    Vault,
+    adrive,
+    drive,
+    looking,
+    popping,
+    reading,
+)
 from agent_sessions.encryption.keys import TEXTS
+from agent_sessions.encryption.reading import Readable, Steps
 from agent_sessions.exceptions import EncryptionError
 from agent_sessions.items import Item, encode_texts
 from agent_sessions.reports import guarded
 
-if TYPE_CHECKING:
-    from agent_sessions.backends.keys import PopsIf
+T = TypeVar("T")
 
 logger = logging.getLogger("agent_sessions.backends")
-
-# More envelopes than this are opened in a thread, so that the loop goes on meanwhile.
-_MANY = 100
 
 
 class EncryptedBackend(KeyedBackend):
@@ -56,79 +54,12 @@ class EncryptedBackend(KeyedBackend):
         super().__init__(alias, options)
         self.sealer = EncryptingSealer(self)
 
-    # -- sync --------------------------------------------------------------------
-
     def append(self, key: SessionKey, items: Sequence[Item]) -> None:
         if items:
             # What is no JSON is told before anything is begun.
             texts = encode_texts(items)
             with self.writing(key) as vault:
                 self.inner.append(key, vault.seal_encoded(texts))
-
-    def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        if limit == 0:
-            return self.inner.latest(key, 0)
-
-        def read(vault: Vault) -> list[Item]:
-            reading = Reading(vault, limit)
-            while not reading.feed(self.inner.latest(key, reading.window)):
-                pass
-            return self._told(reading)
-
-        return self.with_keys(key, read)
-
-    def pop(self, key: SessionKey) -> Item | None:
-        return self.with_keys(key, lambda vault: self._pop(vault, key))
-
-    def _pop(self, vault: Vault, key: SessionKey) -> Item | None:
-        """Remove and return the newest item. Raises EncryptionError; it then stays."""
-        taking = Taking(vault)
-        while not taking.look(self.inner.latest(key, taking.window)):
-            pass
-        if self.inner.supports_pop_if:
-            return taking.end(cast("PopsIf", self.inner).pop_if(key, taking.begin))
-        if not taking.may_take():
-            return None
-        taken = self.inner.pop(key)
-        try:
-            return taking.end(taken)
-        except EncryptionError:
-            # Somebody was faster, with a key that isn't ours.
-            self.inner.append(key, taking.back(taken))
-            raise
-
-    def clear(self, key: SessionKey) -> int:
-        with self.removing(key):
-            return innermost(self).clear(key)
-
-    @contextmanager
-    def removing(self, key: SessionKey) -> Iterator[None]:
-        if not self.settings.clear_without_key:
-            # Raises UnknownEncryptionKey.
-            newest = self.inner.latest(key, 1)
-            self.with_keys(key, lambda vault: vault.open_each(newest))
-        own = self.settings.session_keys
-        destroyed = self.secrets.destroyed(key) if own else nullcontext()
-        with destroyed, super().removing(key):
-            yield
-        self._forget(key)
-
-    def page(
-        self,
-        key: SessionKey,
-        *,
-        before: int | None = None,
-        after: int | None = None,
-        limit: int = 100,
-    ) -> Page:
-        found = self.inner.page(key, before=before, after=after, limit=limit)
-        read = partial(self.inner.page, key)
-        page = open_page(self._page_vault(key), found, read)
-        if is_closed(page) and self.source.renew():
-            page = open_page(self._page_vault(key), found, read)
-        return page
-
-    # -- async -------------------------------------------------------------------
 
     async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
         if self._is_threaded:
@@ -141,44 +72,36 @@ class EncryptedBackend(KeyedBackend):
             if permit.is_over or not self.threads.serves_caller():
                 await self.threads.run(confirm, self, key, permit)
 
+    def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
+        return self._told(self._use(key, lambda vault: reading(vault, limit)))
+
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
         if self._is_threaded:
             return await super().alatest(key, limit)
-        if limit == 0:
-            return await self.inner.alatest(key, 0)
+        return self._told(await self._ause(key, lambda vault: reading(vault, limit)))
 
-        async def read(vault: Vault) -> list[Item]:
-            reading, is_done = Reading(vault, limit), False
-            while not is_done:
-                found = await self.inner.alatest(key, reading.window)
-                if len(found) > _MANY:
-                    is_done = await asyncio.to_thread(reading.feed, found)
-                else:
-                    is_done = reading.feed(found)
-            return self._told(reading)
+    def _told(self, found: Readable) -> list[Item]:
+        if found.passed_over:
+            logger.warning(
+                "%d rows of a session in %r don't open and were passed over",
+                found.passed_over,
+                self.alias,
+            )
+        return found.items
 
-        return await self._awith_keys(key, read)
+    def pop(self, key: SessionKey) -> Item | None:
+        in_one_step = self.inner.supports_pop_if
+        return self._use(key, lambda vault: popping(vault, in_one_step))
 
     async def apop(self, key: SessionKey) -> Item | None:
         if self._is_threaded:
             return await super().apop(key)
-        return await settle(self._awith_keys(key, lambda vault: self._apop(vault, key)))
+        in_one_step = self.inner.supports_pop_if
+        return await settle(self._ause(key, lambda vault: popping(vault, in_one_step)))
 
-    async def _apop(self, vault: Vault, key: SessionKey) -> Item | None:
-        taking = Taking(vault)
-        while not taking.look(await self.inner.alatest(key, taking.window)):
-            pass
-        if self.inner.supports_pop_if:
-            store = cast("PopsIf", self.inner)
-            return taking.end(await store.apop_if(key, taking.begin))
-        if not taking.may_take():
-            return None
-        taken = await self.inner.apop(key)
-        try:
-            return taking.end(taken)
-        except EncryptionError:
-            await self.inner.aappend(key, taking.back(taken))
-            raise
+    def clear(self, key: SessionKey) -> int:
+        with self.removing(key):
+            return innermost(self).clear(key)
 
     async def aclear(self, key: SessionKey) -> int:
         if self._is_threaded:
@@ -188,40 +111,66 @@ class EncryptedBackend(KeyedBackend):
 
     async def _aclear(self, key: SessionKey) -> int:
         if not self.settings.clear_without_key:
-            newest = await self.inner.alatest(key, 1)
-            await self._awith_keys(key, partial(_look, newest))
+            await self._ause(key, looking)
         count = await self.inner.aclear(key)
         self._forget(key)
         return count
 
-    async def apage(
-        self,
-        key: SessionKey,
-        *,
-        before: int | None = None,
-        after: int | None = None,
-        limit: int = 100,
-    ) -> Page:
-        place: Any = {"before": before, "after": after, "limit": limit}
-        if self._is_threaded or self.settings.lifetime is not None:
-            return await self.threads.run(self.page, key, **place)
+    @contextmanager
+    def removing(self, key: SessionKey) -> Iterator[None]:
+        if not self.settings.clear_without_key:
+            self._use(key, looking)
+        own = self.settings.session_keys
+        destroyed = self.secrets.destroyed(key) if own else nullcontext()
+        with destroyed, super().removing(key):
+            yield
+        self._forget(key)
+
+    def page(self, key: SessionKey, **edges: Any) -> Page:
+        def ask(edges: dict[str, Any] | None) -> Page | bool:
+            if edges is None:
+                return self.source.renew()
+            return self.inner.page(key, **edges)
+
+        return drive(self._paging(key, edges), ask)
+
+    async def apage(self, key: SessionKey, **edges: Any) -> Page:
+        async def ask(edges: dict[str, Any] | None) -> Page | bool:
+            if edges is None:
+                return await sync_to_async(self.source.renew)()
+            return await self.inner.apage(key, **edges)
+
+        if self._is_threaded:
+            return await self.threads.run(self.page, key, **edges)
         await self.source.load()
-        found = await self.inner.apage(key, before=before, after=after, limit=limit)
-        if may_have_copies(self._vault(key), found):
-            return await self.threads.run(self.page, key, **place)
-        page = open_page(self._vault(key), found, _unasked)
-        if is_closed(page) and await sync_to_async(self.source.renew)():
-            page = open_page(self._vault(key), found, _unasked)
+        return await adrive(self._paging(key, edges), ask)
+
+    def _paging(self, key: SessionKey, edges: dict[str, Any]) -> Steps[Page]:
+        """Ask for pages by their edges, and for other keys by None."""
+        found = yield edges
+        page = yield from open_page(self._page_vault(key), found)
+        if is_closed(page) and (yield None):
+            page = yield from open_page(self._page_vault(key), found)
         return page
 
-    def _told(self, reading: Reading) -> list[Item]:
-        if reading.passed_over:
-            logger.warning(
-                "%d rows of a session in %r don't open and were passed over",
-                reading.passed_over,
-                self.alias,
-            )
-        return reading.items
+    def _use(self, key: SessionKey, steps: Callable[[Vault], Steps[T]]) -> T:
+        """Ask the inner backend what the steps ask of a store."""
+
+        def ask(request: tuple[str, Any]) -> Any:
+            name, *arguments = request
+            return getattr(self.inner, name)(key, *arguments)
+
+        return self.with_keys(key, lambda vault: drive(steps(vault), ask))
+
+    async def _ause(self, key: SessionKey, steps: Callable[[Vault], Steps[T]]) -> T:
+        """See _use()."""
+
+        def ask(request: tuple[str, Any]) -> Awaitable[Any]:
+            name, *arguments = request
+            found: Awaitable[Any] = getattr(self.inner, f"a{name}")(key, *arguments)
+            return found
+
+        return await self.awith_keys(key, lambda vault: adrive(steps(vault), ask))
 
     # -- configuration ---------------------------------------------------------------
 
@@ -271,11 +220,3 @@ class EncryptingSealer(Sealer):
                 return None
 
         return [open_one(key, text) if text else "" for key, text in texts]
-
-
-async def _look(newest: list[Item], vault: Vault) -> None:
-    vault.open_each(newest)
-
-
-def _unasked(**place: int) -> Page:
-    raise AssertionError("may_have_copies() says when others are looked at")

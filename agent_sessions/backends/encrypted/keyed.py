@@ -10,10 +10,9 @@ from typing import Any, ClassVar, TypeVar
 from asgiref.sync import sync_to_async
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.encrypted.permits import Permit, Permits
+from agent_sessions.backends.encrypted.keys import KeySource, Permit, Permits
 from agent_sessions.backends.encrypted.rotation import confirm
 from agent_sessions.backends.encrypted.secrets import KnownSecrets, SessionSecrets
-from agent_sessions.backends.encrypted.source import KeySource
 from agent_sessions.backends.options import EXAMPLES, parse_age
 from agent_sessions.backends.wrapping import WrappingBackend
 from agent_sessions.encryption import (
@@ -184,7 +183,7 @@ class KeyedBackend(WrappingBackend):
                 raise
             return use(self._reader(key, purpose, known=known))
 
-    async def _awith_keys(
+    async def awith_keys(
         self, key: SessionKey, use: Callable[[Vault], Awaitable[T]]
     ) -> T:
         await self.source.load()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from agent_sessions.backends.base import Page
 from agent_sessions.encryption import Vault
+from agent_sessions.encryption.reading import Steps
 from agent_sessions.encryption.vault import Opened
 from agent_sessions.exceptions import EncryptionError
 from agent_sessions.items import StoredItem, encode_texts
@@ -18,26 +18,21 @@ _AHEAD = 50
 _BACK = 500
 
 
-def open_page(vault: Vault, page: Page, read: Callable[..., Page]) -> Page:
+def open_page(vault: Vault, page: Page) -> Steps[Page]:
     """Open a page's items.
 
     What needs an unknown key stays in its envelope, for readers to tell; what doesn't
-    open with its own key, or is a copy, has no item. `read` reads other pages, as
-    page() does; it is asked where turns have a lifetime, or may_have_copies() says so.
+    open with its own key, or is a copy, has no item. Other pages are asked for, by the
+    arguments of page(), where turns have a lifetime or copies may be there.
     """
-    seen = _originals(vault, page, read)
+    seen = yield from _originals(vault, page)
     pairs = [_open(vault, stored, seen) for stored in page.items]
     if vault.lifetime is not None:
-        goes_on = page.has_later and _goes_on(vault, pairs, read)
+        goes_on = page.has_later and (yield from _goes_on(vault, pairs))
         hidden = vault.count_hidden([each for _, each in pairs], goes_on=goes_on)
         if hidden:
             return Page([stored for stored, _ in pairs[hidden:]], False, page.has_later)
     return Page([stored for stored, _ in pairs], page.has_earlier, page.has_later)
-
-
-def may_have_copies(vault: Vault, page: Page) -> bool:
-    """Return whether copies may be on a page of what lies before it."""
-    return page.has_earlier and vault.may_have_copies([s.item for s in page.items])
 
 
 def is_closed(page: Page) -> bool:
@@ -45,13 +40,13 @@ def is_closed(page: Page) -> bool:
     return any(stored.is_closed and stored.item is not None for stored in page.items)
 
 
-def _originals(vault: Vault, page: Page, read: Callable[..., Page]) -> set[str]:
+def _originals(vault: Vault, page: Page) -> Steps[set[str]]:
     """Return the ids of a page's envelopes that lie before it, as far as may be."""
     wanted = {vault.id_of(stored.item) for stored in page.items} - {""}
     found: list[Any] = [stored.item for stored in page.items]
     seen: set[str] = set()
     while page.has_earlier and page.items and vault.may_have_copies(found):
-        page = read(before=page.items[0].position, limit=_BACK)
+        page = yield {"before": page.items[0].position, "limit": _BACK}
         items = [stored.item for stored in page.items]
         found = [*items, *found]
         # What opens nowhere is no original.
@@ -89,15 +84,13 @@ def _open(
 
 
 def _goes_on(
-    vault: Vault,
-    pairs: list[tuple[StoredItem, Opened | None]],
-    read: Callable[..., Page],
-) -> bool:
+    vault: Vault, pairs: list[tuple[StoredItem, Opened | None]]
+) -> Steps[bool]:
     """Return whether the last turn of a page has later items whose time isn't over."""
     position = pairs[-1][0].position if pairs else 0
     seen = {opened.envelope_id for _, opened in pairs if opened is not None}
     while True:
-        page = read(after=position, limit=_AHEAD)
+        page = yield {"after": position, "limit": _AHEAD}
         for stored in page.items:
             opened = _open(vault, stored, seen)[1]
             if opened is None:

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.encrypted.source import clock
+from agent_sessions.backends.encrypted.refreshed import clock
 from agent_sessions.encryption import KeyRing, Vault, carrier_for
 from agent_sessions.encryption.keys import TEXTS
 from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
@@ -23,7 +23,7 @@ from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
     from agent_sessions.backends.encrypted.keyed import KeyedBackend
-    from agent_sessions.backends.encrypted.permits import Permit
+    from agent_sessions.backends.encrypted.keys import Permit
 
 # Rows of one transaction where nobody chooses.
 _BATCH = 500

@@ -570,7 +570,7 @@ def told(**options: Any) -> list[checks.CheckMessage]:
         ({"keys": None}, "list"),
         ({"keys": [NEW, ""]}, "Key 2: It is empty"),
         ({"keys": ["xyz12"]}, "too short"),
-        ({"keys": [NEW[:-4] + "="]}, "a part is missing"),
+        ({"keys": [NEW[:-4] + "="]}, "cut or changed"),
         ({"keys": "no.such.provider"}, "can't import the provider"),
         (
             {"keys": "tests.backends.encrypted.test_encrypted.TREASURE"},
@@ -655,7 +655,7 @@ async def test_keys_come_from_a_function(
     service[:] = [NEW, OLD]
     with pytest.raises(UnknownEncryptionKey, match=key_id(NEW)):
         await private().get_items()
-    monkeypatch.setattr("agent_sessions.backends.encrypted.source._PATIENCE", 0.0)
+    monkeypatch.setattr("agent_sessions.backends.encrypted.keys._PATIENCE", 0.0)
     assert len(await private().get_items()) == 3
     found = await sessions["private"].apage(SessionKey("s"))
     assert None not in [s.item for s in found.items]

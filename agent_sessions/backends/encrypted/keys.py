@@ -1,0 +1,334 @@
+"""The master keys of an alias: where they come from, and who may write with them.
+
+A process may encrypt under a key for `seconds` after it has counted its key's row up,
+which it does again before half of them are over, with the keys asked for anew. Other
+`seconds` are for what is on its way to the store. So a key whose row was not counted up
+for twice as long is written with by nobody, whatever the clocks of the hosts say; who
+then marks the row as retired, by compare-and-set, knows that nobody will be.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.core import checks
+from django.db import connections, transaction
+from django.db.models import F, Value
+from django.db.models.functions import Greatest
+from django.utils import timezone
+from django.utils.module_loading import import_string
+
+from agent_sessions.backends.encrypted.refreshed import Refreshed, clock
+from agent_sessions.encryption import KeyRing
+from agent_sessions.encryption.keys import GENERATE
+from agent_sessions.exceptions import (
+    EncryptionError,
+    InvalidBackend,
+    InvalidEncryptionKey,
+    RetiredEncryptionKey,
+)
+from agent_sessions.models import KeyUse
+from agent_sessions.reports import as_storage_error, guard_methods, place_of
+
+if TYPE_CHECKING:
+    from agent_sessions.concurrency.threads import DatabaseThreads
+
+# Seconds between two questions to a provider for keys that nobody knows.
+_PATIENCE = 30.0
+
+
+class KeySource:
+    """The keys of one alias.
+
+    A list is read at once. What a function gives is fetched on first use, and fetched
+    again by who uses it after half of `seconds`, or where an item names a key that isn't
+    there. Raises InvalidBackend.
+    """
+
+    def __init__(self, alias: str, keys: Any, seconds: float) -> None:
+        self.seconds = seconds
+        self._setting = f"AGENT_SESSIONS[{alias!r}]"
+        # Keys that stand in the settings.
+        self._fixed: KeyRing | None = None
+        self._provider: Callable[[], Any] | None = None
+        self._fetched = Refreshed(self._ask, seconds)
+        self._asked = 0.0
+        if isinstance(keys, str) and "." in keys:
+            self._provider = self._import(keys)
+        elif callable(keys):
+            self._provider = keys
+        else:
+            self._fixed = self._parse(keys)
+
+    def __repr__(self) -> str:
+        return f"<KeySource of {self._setting}>"
+
+    def is_ring(self, ring: KeyRing) -> bool:
+        """Return whether these are the keys that were fetched last."""
+        return ring is (self._fixed or self._fetched.value)
+
+    def ring(self) -> KeyRing:
+        """Return the keys to read with.
+
+        Raises EncryptionError where the provider fails at first; later what it gave
+        before is kept.
+        """
+        return self._fixed or self._fetched.get()
+
+    async def load(self) -> None:
+        """Have ring() answer without asking: a provider may take time, a loop has none."""
+        if not (self._fixed or self._fetched.peek()):
+            await sync_to_async(self.ring)()
+
+    def newest(self) -> KeyRing:
+        """Return keys to write with, at most `seconds` old. Raises EncryptionError."""
+        return self._fixed or self._fetched.young()
+
+    def ask(self) -> KeyRing:
+        """Ask the provider for the keys now. Raises EncryptionError."""
+        return self._fixed or self._fetched.fetch()
+
+    def renew(self) -> bool:
+        """Ask the provider for keys again; tell whether there are others now.
+
+        At most every half minute: an item may name any key.
+        """
+        if self._fixed or time.monotonic() - self._asked < _PATIENCE:
+            return False
+        before = self._fetched.value
+        return self._fetched.fetch() is not before
+
+    def check(self) -> list[checks.CheckMessage]:
+        """Warn of keys that can be guessed. A provider isn't asked."""
+        if self._provider is not None:
+            return []
+        messages: list[checks.CheckMessage] = []
+        secrets = {settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS}
+        known = {str(secret).encode() for secret in secrets}
+        for number, key in enumerate(self.ring(), 1):
+            if key.secret in known:
+                reason = "is the project's SECRET_KEY, which other things depend on too"
+            elif not key.is_strong:
+                reason = "is a text, not 32 random bytes: it may be guessed"
+            else:
+                continue
+            messages.append(
+                checks.Warning(
+                    f"{self._setting}: key {number} ({key.id}) {reason}.",
+                    hint=f"Make a key with {GENERATE}, put it in front of the others, "
+                    "and run manage.py rotate_agent_session_keys.",
+                    id="agent_sessions.W011",
+                )
+            )
+        return messages
+
+    def _import(self, path: str) -> Callable[[], Any]:
+        try:
+            found = import_string(path)
+        except ImportError as exc:
+            # It may be a key with a dot in it, and no path.
+            named = f" {path!r}: {exc}" if _is_module(path.partition(".")[0]) else ""
+            raise self._invalid(f"can't import the provider of keys{named}.") from None
+        if not callable(found):
+            raise self._invalid(f"the provider of keys {path!r} is no function.")
+        return found  # type: ignore[no-any-return]
+
+    def _ask(self) -> KeyRing:
+        assert self._provider is not None  # noqa: S101 - else the keys are fixed
+        self._asked = time.monotonic()
+        try:
+            ring = KeyRing.parse(self._provider())
+        except InvalidEncryptionKey as exc:
+            raise EncryptionError(
+                f"{self._setting}: the provider of keys gave a bad one. {exc}"
+            ) from None
+        except Exception as exc:
+            # Its own words may hold what nobody should see.
+            raise EncryptionError(
+                f"{self._setting}: the provider of keys failed "
+                f"({place_of(exc)}). Nothing was changed."
+            ) from None
+        before = self._fetched.value
+        return before if before is not None and before.ids == ring.ids else ring
+
+    def _parse(self, keys: Any) -> KeyRing:
+        try:
+            return KeyRing.parse(keys)
+        except InvalidEncryptionKey as exc:
+            raise self._invalid(f"keys can't be used. {exc}") from None
+
+    def _invalid(self, reason: str) -> InvalidBackend:
+        return InvalidBackend(
+            f"{self._setting}: {reason}",
+            hint="Give a list of keys, the newest first, or the dotted path of a "
+            f"function that returns one. Make a key with {GENERATE}",
+            id="agent_sessions.E019",
+        )
+
+
+guard_methods(KeySource, ["__init__", "ring", "newest", "ask", "renew", "check"])
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """The right to write with the first key of a ring, asked for since `began`.
+
+    Times are clock()'s. For `seconds` something may be encrypted; what was encrypted is
+    stored before other `seconds` are over, or came too late.
+    """
+
+    ring: KeyRing
+    began: float
+    seconds: float
+
+    @property
+    def key_id(self) -> str:
+        """The id of the key that may be written with."""
+        return self.ring.first.id
+
+    @property
+    def is_valid(self) -> bool:
+        """Return whether something may be encrypted now."""
+        return clock() < self.began + self.seconds
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether what is stored only now came too late."""
+        return clock() >= self.began + 2 * self.seconds
+
+    def assert_valid(self) -> None:
+        """Pass where something may be encrypted now. Raises EncryptionError."""
+        if not self.is_valid:
+            raise EncryptionError(
+                f"The process was held up for so long that it may not write with key "
+                f"{self.key_id} any more. Nothing was written; try again."
+            )
+
+
+class Permits:
+    """The permits of this process for one alias."""
+
+    def __init__(self, alias: str, using: str, source: KeySource) -> None:
+        self.alias = alias
+        self.using = using
+        self._source = source
+        self._current = Refreshed(self._take, source.seconds, self._serves)
+
+    def rows(self) -> Any:
+        """Return the rows of the alias's keys, as a query set."""
+        return KeyUse.objects.using(self.using).filter(backend=self.alias)
+
+    def asking(self) -> AbstractContextManager[None]:
+        """Ask the database for rows in the block. Raises StorageError where it fails."""
+        return as_storage_error(
+            self.using, "read or write which encryption keys are in use"
+        )
+
+    def is_retired(self, key_id: str) -> bool:
+        """Return whether nobody may write with a key any more."""
+        with self.asking():
+            rows = self.rows().filter(key_id=key_id)
+            return bool(rows.exclude(retired_at=None).exists())
+
+    def take(self) -> Permit:
+        """Return a permit to write with the newest key.
+
+        Raises RetiredEncryptionKey, EncryptionError where the provider of keys fails,
+        and StorageError where the database does. While it lasts, the former permit
+        bridges such failures.
+        """
+        if (permit := self._current.peek()) is not None:
+            return permit
+        connection = connections[self.using]
+        if connection.vendor == "sqlite" and connection.in_atomic_block:
+            # The only writer there is: nobody else gets between this and the commit.
+            return self._current.held() or self._take_within()
+        return self._current.get()
+
+    async def atake(self, threads: DatabaseThreads) -> Permit:
+        """See take(). Neither the provider nor the database holds up the loop."""
+        permit = self._current.peek()
+        if permit is None:
+            await self._source.load()
+            permit = await threads.run(self.take)
+        return permit
+
+    def _serves(self, permit: Permit) -> bool:
+        return permit.is_valid and self._source.is_ring(permit.ring)
+
+    def _take(self) -> Permit:
+        ring, began = self._source.newest(), clock()
+        try:
+            with self.asking():
+                self._outside(partial(self._count_up, ring.first.id))
+        except RetiredEncryptionKey:
+            self._current.value = None
+            raise
+        return Permit(ring, began, self._source.seconds)
+
+    def _take_within(self) -> Permit:
+        """Take a permit in the caller's transaction, which may be rolled back."""
+        permit = Permit(self._source.newest(), clock(), self._source.seconds)
+        with self.asking():
+            self._count_up(permit.key_id)
+        keep = partial(self._current.put, permit, permit.began)
+        transaction.on_commit(keep, using=self.using)
+        return permit
+
+    def _outside(self, call: Callable[[], None]) -> None:
+        """Call something outside of the caller's transaction, so that all see it.
+
+        What is not committed yet is seen by nobody, and may hold up everybody.
+        """
+        connection = connections[self.using]
+        if connection.vendor == "sqlite" or connection.get_autocommit():
+            call()
+            return
+
+        def alone() -> None:
+            try:
+                call()
+            finally:
+                connections[self.using].close()
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(alone).result()
+
+    def _count_up(self, key_id: str) -> None:
+        rows = self.rows().filter(key_id=key_id)
+        if self._update(rows):
+            return
+        rows.get_or_create(
+            backend=self.alias,
+            key_id=key_id,
+            defaults={"seconds": self._source.seconds},
+        )
+        if not self._update(rows):
+            raise RetiredEncryptionKey(self.alias, key_id)
+
+    def _update(self, rows: Any) -> int:
+        changed: int = rows.filter(retired_at=None).update(
+            takings=F("takings") + 1,
+            seconds=Greatest(F("seconds"), Value(float(self._source.seconds))),
+            holder=f"{socket.gethostname()}:{os.getpid()}"[:255],
+            taken_at=timezone.now(),
+        )
+        return changed
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
