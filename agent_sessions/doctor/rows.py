@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+from django.utils import timezone
+
 from agent_sessions.backends import run_rows
+from agent_sessions.backends.database.branches import next_version
 from agent_sessions.backends.database.lineage import Segment, visible
 from agent_sessions.backends.database.numbering import (
     read_pages,
     shown_rows,
     turns_before,
 )
-from agent_sessions.doctor.findings import Fault
-from agent_sessions.doctor.quarantine import put_away
+from agent_sessions.doctor.findings import Fault, Quarantined
 from agent_sessions.exceptions import InvalidItem
 from agent_sessions.items import EncodedItem, Item, decode, encode_batch
 from agent_sessions.items.kinds import (
@@ -27,7 +29,7 @@ from agent_sessions.items.kinds import (
     own_key,
     type_and_role,
 )
-from agent_sessions.models import Branch, SessionItem
+from agent_sessions.models import AgentSession, Branch, SessionItem
 
 # A hosted tool's own calls need no output from here.
 _ANSWERED_HERE = frozenset(t for t, kind in KINDS.items() if kind.answered_here)
@@ -198,4 +200,66 @@ def _why_unreadable(data: str) -> str:
     return "scalar_row"
 
 
-# -- pages and turns ---------------------------------------------------------------------
+# -- the quarantine --------------------------------------------------------------------
+
+# Rows taken out of a history lie on an archived branch until they are restored. There
+# is one such branch for each that lost rows, its parent, because positions are unique
+# within a branch only.
+
+
+def put_away(using: str, branch: Branch, pk: Any) -> None:
+    """Move a row of a branch into its quarantine; the caller holds the session."""
+    family = Branch._base_manager.using(using).filter(session_id=branch.session_id)
+    place = family.filter(parent_id=branch.pk, is_quarantine=True).first()
+    if place is None:
+        place = family.create(
+            session_id=branch.session_id,
+            name=branch.name,
+            version=next_version(branch),
+            # A fork before everything: nothing of the parent is shown or kept for it.
+            parent_id=branch.pk,
+            fork_position=0,
+            archived_at=timezone.now(),
+            is_quarantine=True,
+        )
+    SessionItem._base_manager.using(using).filter(pk=pk).update(branch=place)
+
+
+def list_quarantined(using: str, row: AgentSession) -> list[Quarantined]:
+    """List what a session has in quarantine."""
+    found = _quarantined(using, row.pk).order_by("branch__parent", "position")
+    return [
+        Quarantined(row.pk, row.session_id, item.branch.parent.label, item.position)
+        for item in found.select_related("branch__parent").only(
+            "position", "branch__parent__name", "branch__parent__version"
+        )
+    ]
+
+
+def _quarantined(using: str, session: Any) -> Any:
+    """Return the rows that a session has in quarantine."""
+    return SessionItem._base_manager.using(using).filter(
+        branch__session_id=session, branch__is_quarantine=True
+    )
+
+
+def take_back(
+    using: str, session: AgentSession, position: int, branch: str | None
+) -> None:
+    """Move a row back to the branch that lost it; see restore()."""
+    rows = _quarantined(using, session.pk).filter(position=position)
+    if branch is not None:
+        homes = Branch._base_manager.using(using).filter(**Branch.of_label(branch))
+        rows = rows.filter(branch__parent__in=homes.filter(session_id=session.pk))
+    found = list(rows.values_list("pk", "branch__parent_id")[:2])
+    if not found:
+        raise SessionItem.DoesNotExist(
+            f"The session has no quarantined row of position {position}. "
+            "examine() lists those it has."
+        )
+    if len(found) > 1:
+        raise SessionItem.MultipleObjectsReturned(
+            f"Several branches lost a row of position {position}: name the branch."
+        )
+    ((pk, home),) = found
+    SessionItem._base_manager.using(using).filter(pk=pk).update(branch_id=home)

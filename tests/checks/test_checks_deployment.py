@@ -17,7 +17,7 @@ from django.test import override_settings
 from django.urls import path, re_path
 
 from agent_sessions import checks as our_checks
-from agent_sessions.checks.routing import unguarded_routes, wildcard_routes
+from agent_sessions.checks.deployment import unguarded_routes, wildcard_routes
 from agent_sessions.consumers import AgentConsumer
 
 

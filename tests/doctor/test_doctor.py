@@ -17,7 +17,7 @@ from django.db.models import F
 from agent_sessions import DjangoSession
 from agent_sessions.backends.leases import RUN_SILENCE
 from agent_sessions.doctor import CODES, Report, examine, restore
-from agent_sessions.doctor.leases import RUN_LENGTH
+from agent_sessions.doctor.session import RUN_LENGTH
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.testing.contract.scripts import (
     add,

@@ -1,8 +1,8 @@
-"""Checks of AGENT_SESSIONS and of the databases behind it."""
+"""Checks of the settings: AGENT_SESSIONS, its databases, passwords in addresses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,18 +10,23 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections, router
+from django.views.debug import get_default_exception_reporter_filter
 
 from agent_sessions.backends.base import BaseSessionBackend
 from agent_sessions.backends.connecting import check_policy
 from agent_sessions.backends.database.columns import check_columns
+from agent_sessions.backends.options import (
+    ENCODE,
+    has_password,
+    is_address,
+    is_misread,
+)
 from agent_sessions.backends.sdk import SDKBackend
 from agent_sessions.backends.wrapping import innermost
-from agent_sessions.checks.messages import printed
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.handler import CHAT_BACKEND, DEFAULT_ALIAS, sessions
 
 
-@printed
 def check_backends(**kwargs: Any) -> list[CheckMessage]:
     """Build each configured backend and ask it for its own findings."""
     try:
@@ -46,7 +51,6 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
     return messages
 
 
-@printed
 def check_databases(
     *, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
@@ -63,7 +67,6 @@ def check_databases(
     return [message for using in found for message in check_columns(using)]
 
 
-@printed
 def check_session_classes(**kwargs: Any) -> list[CheckMessage]:
     """Import the classes behind SDKBackend, which takes seconds: `check --deploy`."""
     messages: list[CheckMessage] = []
@@ -150,3 +153,63 @@ def _check_inner(backend: BaseSessionBackend) -> list[CheckMessage]:
 
 def _error(exc: InvalidBackend) -> Error:
     return Error(exc.message, hint=exc.hint, id=exc.id)
+
+
+# -- passwords -------------------------------------------------------------------------
+
+
+def check_layers(**kwargs: Any) -> list[CheckMessage]:
+    """Report addresses of channel layers that are misread."""
+    layers = getattr(settings, "CHANNEL_LAYERS", None)
+    return [
+        Error(
+            f"{where} has characters that are taken for something else.",
+            hint=ENCODE,
+            id="agent_sessions.E030",
+        )
+        for where, address in _addresses("CHANNEL_LAYERS", layers)
+        if is_misread(address)
+    ]
+
+
+def check_shown_passwords(**kwargs: Any) -> list[CheckMessage]:
+    """Report passwords that Django's error reports show: `check --deploy`.
+
+    They list the settings, and hide those whose name says that they are secret.
+    """
+    cleanse = get_default_exception_reporter_filter().cleanse_setting
+    return [
+        Warning(
+            f"{where} holds a password, which error reports show.",
+            hint="Give the password by a name that Django hides: client_options="
+            "{'password': …} of RedisBackend, PASSWORD in the OPTIONS of CACHES, "
+            "arguments={'engine_kwargs': {'connect_args': {'password': …}}} of "
+            "SDKBackend, {'address': …, 'password': …} in the hosts of CHANNEL_LAYERS.",
+            id="agent_sessions.W030",
+        )
+        for name, value in _settings()
+        for where, address in _addresses(name, cleanse(name, value))
+        if has_password(address)
+    ]
+
+
+def _settings() -> Iterator[tuple[str, Any]]:
+    aliases = getattr(settings, "AGENT_SESSIONS", None)
+    yield "AGENT_SESSIONS", aliases
+    yield "CHANNEL_LAYERS", getattr(settings, "CHANNEL_LAYERS", None)
+    for params in aliases.values() if isinstance(aliases, dict) else ():
+        if isinstance(params, dict) and "RedisBackend" in str(params.get("BACKEND")):
+            cache = (params.get("OPTIONS") or {}).get("cache") or "default"
+            yield f"CACHES[{cache!r}]", settings.CACHES.get(cache)
+
+
+def _addresses(where: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Find the URLs in a setting, each with where it stands."""
+    if is_address(value):
+        yield where, value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _addresses(f"{where}[{name!r}]", each)
+    elif isinstance(value, list | tuple):
+        for number, each in enumerate(value):
+            yield from _addresses(f"{where}[{number}]", each)
