@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +30,9 @@ from agent_sessions.models import AgentSession
 from agent_sessions.retention.selection import databases
 from agent_sessions.times import iso
 
+# Of a progress bar: its characters, and the seconds between two pictures.
+WIDTH = 24
+EVERY = 0.2
 # Rows by which the widths of columns are chosen.
 _PAGE = 100
 # The exit code of what Ctrl-C has ended, as shells have it.
@@ -166,6 +170,24 @@ class PrintingCommand(BaseCommand):
         if answer.strip().lower() not in {"y", "yes"}:
             raise CommandError(f"Cancelled; nothing was {undone}.")
 
+    @contextmanager
+    def progress(
+        self, total: Callable[[], int | None]
+    ) -> Iterator[Callable[[int], None]]:
+        """Show a bar where --progress asks for one; yield what counts the items done."""
+        shown = self.options["progress"]
+        if shown is None:
+            shown = bool(self.options["verbosity"]) and self.stderr.isatty()
+        if not shown:
+            yield lambda count: None
+            return
+        # Not stderr itself, which ends every line and colours it.
+        progress = Progress(self.stderr.stream, total())
+        try:
+            yield progress.add
+        finally:
+            progress.close()
+
     def _explain(self, exc: Exception) -> Exception:
         """Return the error to print instead of one, or that one itself."""
         code = self.incomplete if self.begun else self.nothing_done
@@ -287,3 +309,50 @@ def _lines(page: list[list[str]], widths: list[int]) -> Iterator[str]:
     for row in page:
         cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
+
+
+class Progress:
+    """A bar with the rate and the time that is left."""
+
+    def __init__(self, stream: Any, total: int | None) -> None:
+        self._stream = stream
+        self._total = total
+        self._done = 0
+        self._began = time.monotonic()
+        self._drawn = 0.0
+        self._length = 0
+
+    def add(self, count: int) -> None:
+        """Count what is done, and draw if it is time."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._drawn >= EVERY:
+            self._drawn = now
+            self._draw(now)
+
+    def close(self) -> None:
+        """Draw the end, and leave the line."""
+        self._draw(time.monotonic())
+        self._write("\n")
+
+    def _draw(self, now: float) -> None:
+        seconds = max(now - self._began, 0.001)
+        rate = self._done / seconds
+        text = f"{self._done:,} items, {rate:,.0f}/s"
+        if self._total:
+            share = min(self._done / self._total, 1)
+            bar = "#" * round(share * WIDTH)
+            text = (
+                f"[{bar:-<{WIDTH}}] {share:4.0%} {self._done:,}/{self._total:,} items, "
+                f"{rate:,.0f}/s"
+            )
+            if rate and self._done < self._total:
+                left = round((self._total - self._done) / rate)
+                text += f", {left // 60}:{left % 60:02} left"
+        # Spaces wipe what a longer text left behind.
+        self._write(f"\r{text:<{self._length}}")
+        self._length = len(text)
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()

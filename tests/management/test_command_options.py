@@ -19,7 +19,7 @@ from agent_sessions import sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.options import parse_age
 from agent_sessions.handler import DATABASE_BACKEND
-from agent_sessions.management.selecting import MOST
+from agent_sessions.management.options import MOST
 from tests.support.import_sources import conversation, write_sqlite
 from tests.support.list_backend import ListBackend
 

@@ -15,7 +15,7 @@ from django.contrib.auth import get_user_model
 from django.core.management import CommandError
 from django.utils import translation
 
-from agent_sessions.management.progress import Progress
+from agent_sessions.management.printing import Progress
 from agent_sessions.models import AgentSession
 from tests.support.import_sources import (
     conversation,

@@ -9,15 +9,14 @@ from django.core.management.base import CommandError
 
 from agent_sessions.doctor import Finding, Report, examine, why_closed
 from agent_sessions.handler import sessions
-from agent_sessions.management.printing import PrintingCommand, as_json
-from agent_sessions.management.selecting import (
-    add_batch_size,
+from agent_sessions.management.options import (
     add_options,
     add_selection,
     counted,
     read_rows,
     read_selection,
 )
+from agent_sessions.management.printing import PrintingCommand, as_json
 from agent_sessions.reports import guarded
 
 # Seconds between two lines of progress.
@@ -38,7 +37,12 @@ class Command(PrintingCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         add_selection(parser, verb="examine")
         parser.add_argument("--repair", action="store_true", help="mend what is found")
-        add_batch_size(parser, 1000, "rows to read at a time")
+        add_options(
+            parser,
+            "--batch-size",
+            default=1000,
+            help="rows to read at a time (default: %(default)s)",
+        )
         add_options(parser, "--json", help="print the report as JSON")
 
     @guarded

@@ -8,14 +8,9 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from agent_sessions.backends.database.removal import BATCH_SIZE
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions
-from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.management.progress import add_progress, showing
-from agent_sessions.management.selecting import (
-    add_batch_size,
-    add_noinput,
+from agent_sessions.management.options import (
     add_options,
     add_selection,
     count,
@@ -23,6 +18,7 @@ from agent_sessions.management.selecting import (
     read_rows,
     read_selection,
 )
+from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
 from agent_sessions.retention import (
@@ -82,10 +78,7 @@ class Command(PrintingCommand):
             metavar="N",
             help="remove only what is older than the last N turns of each session",
         )
-        add_options(parser, "--dry-run")
-        add_progress(parser)
-        add_batch_size(parser, BATCH_SIZE, "rows to delete in one transaction")
-        add_noinput(parser)
+        add_options(parser, "--dry-run", "--progress", "--batch-size", "--noinput")
 
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:
@@ -222,7 +215,7 @@ class Command(PrintingCommand):
         self, selection: Selection, rows: Iterable[AgentSession], how: Removal
     ) -> None:
         size = how.batch_size
-        with showing(self, self.options, lambda: selection.totals().items) as add:
+        with self.progress(lambda: selection.totals().items) as add:
             for row, items in remove_all(rows, how):
                 self._count(row, items)
                 if not how.keep_turns and isinstance(items, int) and items > size:

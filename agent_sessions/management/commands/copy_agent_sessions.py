@@ -7,15 +7,12 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from agent_sessions.handler import sessions
-from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.management.progress import add_progress, showing
-from agent_sessions.management.selecting import (
-    add_batch_size,
-    add_noinput,
+from agent_sessions.management.options import (
     add_options,
     counted,
     find_user,
 )
+from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
 from agent_sessions.transfer.copy import Copier, find_sources
@@ -50,14 +47,18 @@ class Command(PrintingCommand):
             action="store_true",
             help="remove from the source what was copied and compared",
         )
-        add_batch_size(parser, 200, "items of one append")
+        add_options(
+            parser,
+            "--batch-size",
+            default=200,
+            help="items of one append (default: %(default)s)",
+        )
         parser.add_argument(
             "--in-clear",
             action="store_true",
             help="store in clear what the source encrypts, where the target doesn't",
         )
-        add_noinput(parser)
-        add_progress(parser)
+        add_options(parser, "--noinput", "--progress")
 
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:
@@ -83,7 +84,7 @@ class Command(PrintingCommand):
         chosen = Selection(session_ids=ids, backends=(source.alias,), user=user)
         self.begun = True
         self.stopped = partial(_stopped, copier.report)
-        with showing(self, options, lambda: chosen.totals().items) as copier.progress:
+        with self.progress(lambda: chosen.totals().items) as copier.progress:
             copier.run(find_sources(source, chosen))
         self._tell(copier.report, options)
 

@@ -7,15 +7,13 @@ from typing import IO, Any
 
 from django.core.management.base import CommandError
 
-from agent_sessions.backends.database.removal import BATCH_SIZE
 from agent_sessions.management.files import open_exclusively, unwritable
-from agent_sessions.management.printing import PrintingCommand, as_json
-from agent_sessions.management.selecting import (
-    add_batch_size,
-    add_noinput,
+from agent_sessions.management.options import (
+    add_options,
     counted,
     find_user,
 )
+from agent_sessions.management.printing import PrintingCommand, as_json
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
 from agent_sessions.retention.erasure import Receipt, erase_user
@@ -39,8 +37,7 @@ class Command(PrintingCommand):
             metavar="FILE",
             help="write the receipt into this new file (default: standard output)",
         )
-        add_batch_size(parser, BATCH_SIZE, "rows to delete in one transaction")
-        add_noinput(parser)
+        add_options(parser, "--batch-size", "--noinput")
 
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:

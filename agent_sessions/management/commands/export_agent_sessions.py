@@ -15,13 +15,13 @@ from django.core.management.base import CommandError
 
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.management.files import unwritable, writing
-from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.management.selecting import (
+from agent_sessions.management.options import (
     add_selection,
     counted,
     read_rows,
     read_selection,
 )
+from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
 from agent_sessions.transfer.export import FORMS

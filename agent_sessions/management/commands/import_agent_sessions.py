@@ -9,9 +9,8 @@ from django.core.management.base import CommandError, no_translations
 
 from agent_sessions.backends.keys import check_session_id
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.management.options import add_options, counted
 from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.management.progress import add_progress, showing
-from agent_sessions.management.selecting import add_batch_size, add_options, counted
 from agent_sessions.reports import guarded
 from agent_sessions.transfer.import_.importer import KINDS, Importer, open_source
 from agent_sessions.transfer.import_.owners import Owners
@@ -70,14 +69,18 @@ class Command(PrintingCommand):
             help="zone of the source's times that name none (default: UTC, and for an "
             "export TIME_ZONE)",
         )
-        add_batch_size(parser, 1_000, "items of one transaction")
+        add_options(
+            parser,
+            "--batch-size",
+            default=1_000,
+            help="items of one transaction (default: %(default)s)",
+        )
         parser.add_argument(
             "--in-clear",
             action="store_true",
             help="store in clear what was encrypted where the export is from",
         )
-        add_options(parser, "--dry-run")
-        add_progress(parser)
+        add_options(parser, "--dry-run", "--progress")
 
     # Half of the report is words that are not translated, as those of other commands.
     @no_translations
@@ -88,7 +91,7 @@ class Command(PrintingCommand):
             importer = self._importer(source, options)
             self.begun = True
             self.stopped = partial(_stopped, importer.report)
-            with showing(self, options, source.total) as importer.progress:
+            with self.progress(source.total) as importer.progress:
                 report = importer.run(options["session_id"])
         finally:
             source.close()

@@ -6,14 +6,13 @@ from datetime import datetime
 from itertools import chain, islice
 from typing import Any
 
-from agent_sessions.management.printing import PrintingCommand, json_list, moment, table
-from agent_sessions.management.selecting import (
-    add_limit,
+from agent_sessions.management.options import (
     add_options,
     add_selection,
     find_named,
     read_selection,
 )
+from agent_sessions.management.printing import PrintingCommand, json_list, moment, table
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
@@ -45,7 +44,9 @@ class Command(PrintingCommand):
         parser.add_argument(
             "--state", choices=AgentSession.State.values, help="only sessions so far"
         )
-        add_limit(parser, 100, "how many to list")
+        add_options(
+            parser, "--limit", help="how many to list, 0 for all (default: 100)"
+        )
         parser.add_argument(
             "--titles",
             action="store_true",

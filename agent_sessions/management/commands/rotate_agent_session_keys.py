@@ -17,9 +17,8 @@ from agent_sessions.backends.encrypted.rotation import (
     rotate_rest,
 )
 from agent_sessions.handler import sessions
+from agent_sessions.management.options import add_options, counted
 from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.management.progress import add_progress, showing
-from agent_sessions.management.selecting import add_batch_size, add_options, counted
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
 
@@ -86,7 +85,7 @@ class Command(PrintingCommand):
             help="only this encrypted alias of AGENT_SESSIONS; may be given again "
             "(default: all of them)",
         )
-        add_batch_size(parser, 500, "rows to write in one transaction")
+        add_options(parser, "--batch-size", "--progress")
         parser.add_argument(
             "--wait",
             type=_seconds,
@@ -100,7 +99,6 @@ class Command(PrintingCommand):
             metavar="KEY_ID",
             help="only allow processes to write with a retired key again",
         )
-        add_progress(parser)
 
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:
@@ -144,7 +142,7 @@ class Command(PrintingCommand):
         size = self.options["batch_size"]
         for job in jobs:
             total = partial(_count_items, job.alias)
-            with showing(self, self.options, total) as add:
+            with self.progress(total) as add:
                 job.sweep(size, add)
         waiting = [job for job in jobs if job.retirement.writers and not job.last.left]
         self._wait(waiting)

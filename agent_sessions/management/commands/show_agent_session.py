@@ -10,8 +10,8 @@ from django.core.management.base import CommandError
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.reading import read_history
 from agent_sessions.items import StoredItem
+from agent_sessions.management.options import add_options, find_named
 from agent_sessions.management.printing import PrintingCommand, as_json, moment
-from agent_sessions.management.selecting import add_limit, add_options, find_named
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection, store_of
@@ -38,7 +38,9 @@ class Command(PrintingCommand):
         parser.add_argument(
             "--branch", metavar="NAME", help="another branch than the current one"
         )
-        add_limit(parser, 100, "the last N items")
+        add_options(
+            parser, "--limit", help="the last N items, 0 for all (default: 100)"
+        )
         add_options(parser, "--json", help="print a JSON object")
 
     @guarded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
@@ -12,6 +12,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 
+from agent_sessions.backends.database.removal import BATCH_SIZE
 from agent_sessions.backends.keys import is_text
 from agent_sessions.backends.options import parse_age
 from agent_sessions.models import AgentSession
@@ -22,9 +23,37 @@ from agent_sessions.retention import Selection
 MOST = 2**31 - 1
 
 
+def age(text: str) -> timedelta:
+    """Read an option that is a length of time."""
+    try:
+        return parse_age(text)
+    except ValueError as exc:
+        raise ArgumentTypeError(str(exc)) from None
+
+
+def count(text: str) -> int:
+    """Read an option that is a whole number of 1 or more."""
+    return _number(text, least=1)
+
+
+def whole(text: str) -> int:
+    """Read an option that is a whole number of 0 or more."""
+    return _number(text, least=0)
+
+
+def _number(text: str, *, least: int) -> int:
+    # Longer ones aren't even read: that takes long.
+    short = text.isascii() and text.isdigit() and len(text) <= len(str(MOST))
+    number = int(text) if short else -1
+    if not least <= number <= MOST:
+        raise ArgumentTypeError(
+            f"it must be a whole number of {least} or more, up to {MOST}"
+        )
+    return number
+
+
 # Options that several commands have; what differs is given to add_options().
 _SHARED: dict[str, dict[str, Any]] = {
-    "--user": {"metavar": "NAME", "help": "only sessions of the user of this name"},
     "--backend": {
         "action": "append",
         "default": [],
@@ -32,44 +61,33 @@ _SHARED: dict[str, dict[str, Any]] = {
         "help": "only sessions of this alias of AGENT_SESSIONS; may be given again "
         "(default: all)",
     },
+    "--batch-size": {
+        "type": count,
+        "default": BATCH_SIZE,
+        "help": "rows of one transaction (default: %(default)s)",
+    },
     "--dry-run": {"action": "store_true", "help": "write nothing, say what would be"},
     "--json": {"action": "store_true"},
+    "--limit": {"type": whole, "default": 100, "metavar": "N"},
+    "--noinput": {
+        "action": "store_false",
+        "dest": "interactive",
+        "help": "don't ask",
+    },
+    "--progress": {
+        "action": BooleanOptionalAction,
+        "help": "show a progress bar (default: on a terminal)",
+    },
+    "--user": {"metavar": "NAME", "help": "only sessions of the user of this name"},
 }
+_OTHER_NAMES = {"--noinput": ["--no-input"]}
 
 
 def add_options(parser: Any, *flags: str, **changes: Any) -> None:
     """Add options that several commands have; `changes` are arguments of each."""
     for flag in flags:
-        parser.add_argument(flag, **(_SHARED[flag] | changes))
-
-
-def add_batch_size(parser: ArgumentParser, default: int, what: str) -> None:
-    """Add the option that says how many rows are taken at a time."""
-    parser.add_argument(
-        "--batch-size", type=count, default=default, help=f"{what} (default: {default})"
-    )
-
-
-def add_noinput(parser: ArgumentParser) -> None:
-    """Add the option not to be asked."""
-    parser.add_argument(
-        "--noinput",
-        "--no-input",
-        action="store_false",
-        dest="interactive",
-        help="don't ask",
-    )
-
-
-def add_limit(parser: ArgumentParser, default: int, what: str) -> None:
-    """Add the option that says how many are shown."""
-    parser.add_argument(
-        "--limit",
-        type=whole,
-        default=default,
-        metavar="N",
-        help=f"{what}, 0 for all (default: {default})",
-    )
+        names = [flag, *_OTHER_NAMES.get(flag, [])]
+        parser.add_argument(*names, **(_SHARED[flag] | changes))
 
 
 def add_selection(parser: ArgumentParser, *, verb: str) -> None:
@@ -163,35 +181,6 @@ def find_user(name: str) -> Any:
     except (model.DoesNotExist, ValueError, ValidationError):
         pass
     raise CommandError(f"There is no user {name!r}.")
-
-
-def age(text: str) -> timedelta:
-    """Read an option that is a length of time."""
-    try:
-        return parse_age(text)
-    except ValueError as exc:
-        raise ArgumentTypeError(str(exc)) from None
-
-
-def count(text: str) -> int:
-    """Read an option that is a whole number of 1 or more."""
-    return _number(text, least=1)
-
-
-def whole(text: str) -> int:
-    """Read an option that is a whole number of 0 or more."""
-    return _number(text, least=0)
-
-
-def _number(text: str, *, least: int) -> int:
-    # Longer ones aren't even read: that takes long.
-    short = text.isascii() and text.isdigit() and len(text) <= len(str(MOST))
-    number = int(text) if short else -1
-    if not least <= number <= MOST:
-        raise ArgumentTypeError(
-            f"it must be a whole number of {least} or more, up to {MOST}"
-        )
-    return number
 
 
 def counted(number: int, noun: str) -> str:
