@@ -13,10 +13,7 @@ from django.utils.module_loading import import_string
 
 from agent_sessions.backends.keys import SessionKey, make_key
 from agent_sessions.backends.options import DEFAULT_ALIAS as DEFAULT_ALIAS
-from agent_sessions.backends.options import (
-    did_you_mean,
-    did_you_mean_alias,
-)
+from agent_sessions.backends.options import did_you_mean, did_you_mean_alias
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
 from agent_sessions.reports import guarded
 

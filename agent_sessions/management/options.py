@@ -69,11 +69,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--dry-run": {"action": "store_true", "help": "write nothing, say what would be"},
     "--json": {"action": "store_true"},
     "--limit": {"type": whole, "default": 100, "metavar": "N"},
-    "--noinput": {
-        "action": "store_false",
-        "dest": "interactive",
-        "help": "don't ask",
-    },
+    "--noinput": {"action": "store_false", "dest": "interactive", "help": "don't ask"},
     "--progress": {
         "action": BooleanOptionalAction,
         "help": "show a progress bar (default: on a terminal)",

@@ -73,10 +73,7 @@ class Output(OutputWrapper):
         self._write(printable_lines(text), style_func, ending)
 
     def _write(
-        self,
-        text: str,
-        style_func: Callable[[str], str] | None,
-        ending: str | None,
+        self, text: str, style_func: Callable[[str], str] | None, ending: str | None
     ) -> None:
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         text = text.encode(encoding, "backslashreplace").decode(encoding)

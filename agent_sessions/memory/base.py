@@ -108,17 +108,12 @@ class BackendSession(SessionABC):
     def fenced(self, fence: int | None) -> Self:
         """Return the same session as a run writes to it under its lease."""
         return self.from_key(
-            self.backend,
-            self.key.fenced(fence),
-            session_settings=self.session_settings,
+            self.backend, self.key.fenced(fence), session_settings=self.session_settings
         )
 
     @unwrapped
     async def get_items(
-        self,
-        limit: int | None = None,
-        *,
-        wrapper: RunContextWrapper[Any] | None = None,
+        self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> list[TResponseInputItem]:
         """Read the newest `limit` items, oldest first.
 
@@ -158,10 +153,7 @@ class BackendSession(SessionABC):
         return await self._call(self.backend.pop, self.backend.apop)  # type: ignore[arg-type]
 
     async def pop_if(
-        self,
-        asking: Asking,
-        *,
-        wrapper: RunContextWrapper[Any] | None = None,
+        self, asking: Asking, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> TResponseInputItem | None:
         """Remove and return the newest item that is accepted; others stay.
 

@@ -155,11 +155,7 @@ class DjangoSession(BackendSession):
         return await self._ask(Branches.listing)
 
     async def get_conversation_turns(
-        self,
-        branch_id: str | None = None,
-        *,
-        after: int = 0,
-        limit: int | None = None,
+        self, branch_id: str | None = None, *, after: int = 0, limit: int | None = None
     ) -> list[dict[str, Any]]:
         """List user turns whose number is greater than `after`.
 
@@ -233,10 +229,7 @@ class DjangoSession(BackendSession):
 
     @guarded
     async def _get_compaction_snapshot(
-        self,
-        limit: int,
-        *,
-        prune_prefix: Callable[[Any], bool] | None = None,
+        self, limit: int, *, prune_prefix: Callable[[Any], bool] | None = None
     ) -> Any:
         """Read the newest `limit` items, and how to replace them.
 

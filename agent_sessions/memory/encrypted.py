@@ -164,10 +164,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         return inner
 
     async def get_items(
-        self,
-        limit: int | None = None,
-        *,
-        wrapper: RunContextWrapper[Any] | None = None,
+        self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
     ) -> list[TResponseInputItem]:
         """Read the newest `limit` items, oldest first, as BackendSession does.
 
@@ -363,11 +360,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         session_id = self.session_id if self._has_id() else ""
         context = session_context("", None if owner is None else str(owner), session_id)
         vault = Vault(
-            self._ring,
-            context,
-            session_id,
-            lifetime=self.ttl,
-            carrier=self._carrier,
+            self._ring, context, session_id, lifetime=self.ttl, carrier=self._carrier
         )
         vault.accepts_sdk_envelopes = self._accepts_sdk_envelopes
         return vault

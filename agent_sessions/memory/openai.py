@@ -8,10 +8,7 @@ from agents.memory import OpenAIConversationsSession as SDKConversationsSession
 from agents.memory import SessionSettings
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.openai.backend import (
-    OpenAIConversationsBackend,
-    Remote,
-)
+from agent_sessions.backends.openai.backend import OpenAIConversationsBackend, Remote
 from agent_sessions.backends.openai.client import Conversations, http_client
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.concurrency.loops import HomeLoop

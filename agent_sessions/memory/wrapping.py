@@ -19,13 +19,7 @@ if TYPE_CHECKING:
 _METHODS = ("get_items", "add_items", "pop_item", "clear_session")
 # The order of positional arguments: ours, and the SDK's, whose first one is a text.
 _OURS = ("inner_session", "encryption_key")
-_SDKS = (
-    "session_id",
-    "underlying_session",
-    "encryption_key",
-    "ttl",
-    "max_scan_items",
-)
+_SDKS = ("session_id", "underlying_session", "encryption_key", "ttl", "max_scan_items")
 
 
 class Arguments(TypedDict, total=False):

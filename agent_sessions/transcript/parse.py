@@ -9,12 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from agent_sessions.items import StoredItem
-from agent_sessions.items.kinds import (
-    HANDOFF_PREFIX,
-    KINDS,
-    Family,
-    handoff_target,
-)
+from agent_sessions.items.kinds import HANDOFF_PREFIX, KINDS, Family, handoff_target
 from agent_sessions.transcript.parts import (
     Entry,
     Item,
@@ -129,7 +124,7 @@ def _reasoning(kind: str, item: Item) -> Fields:
             *content_parts(listed(item.get("summary"))),
             *content_parts(listed(item.get("content"))),
             *encrypted_parts(item.get("encrypted_content")),
-        ),
+        )
     }
 
 
@@ -221,9 +216,7 @@ def _approval(kind: str, item: Item) -> Fields:
 
 
 def _marker(kind: str, item: Item) -> Fields:
-    return {
-        "parts": encrypted_parts(item.get("encrypted_content")),
-    }
+    return {"parts": encrypted_parts(item.get("encrypted_content"))}
 
 
 def _id(item: Item) -> str:

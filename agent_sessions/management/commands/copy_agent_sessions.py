@@ -7,11 +7,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from agent_sessions.handler import sessions
-from agent_sessions.management.options import (
-    add_options,
-    counted,
-    find_user,
-)
+from agent_sessions.management.options import add_options, counted, find_user
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection

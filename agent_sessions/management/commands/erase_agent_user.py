@@ -8,11 +8,7 @@ from typing import IO, Any
 from django.core.management.base import CommandError
 
 from agent_sessions.management.files import open_exclusively, unwritable
-from agent_sessions.management.options import (
-    add_options,
-    counted,
-    find_user,
-)
+from agent_sessions.management.options import add_options, counted, find_user
 from agent_sessions.management.printing import PrintingCommand, as_json
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection

@@ -153,10 +153,7 @@ class SyncCases(ContractBase):
         session.sync.add_items([message("sync")])
         self.run_coroutine(lambda: session.add_items([message("async")]))
         assert texts(session.sync.get_items()) == ["sync", "async"]
-        assert texts(self.run_coroutine(session.get_items)) == [
-            "sync",
-            "async",
-        ]
+        assert texts(self.run_coroutine(session.get_items)) == ["sync", "async"]
         assert_same(session.sync.pop_item(), message("async"))
         self.run_coroutine(session.clear_session)
         assert session.sync.get_items() == []

@@ -14,11 +14,7 @@ from django.db import models
 from django.utils.dateparse import parse_datetime
 
 from agent_sessions.backends.keys import check_session_id, is_text
-from agent_sessions.exceptions import (
-    AgentSessionError,
-    InvalidItem,
-    InvalidSessionId,
-)
+from agent_sessions.exceptions import AgentSessionError, InvalidItem, InvalidSessionId
 from agent_sessions.items import EncodedItem, decode, encode_batch, encode_texts
 from agent_sessions.models import (
     LABEL_MARK,

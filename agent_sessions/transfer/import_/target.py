@@ -189,10 +189,7 @@ class Target:
                 )
 
     def _compare_items(
-        self,
-        name: str,
-        known: ImportedBranch | None,
-        pages: Iterator[list[SourceItem]],
+        self, name: str, known: ImportedBranch | None, pages: Iterator[list[SourceItem]]
     ) -> None:
         branch = known.branch if known else None
         here = self._read_texts(branch) if branch else iter(())
@@ -391,11 +388,7 @@ class Target:
     def _marker(self) -> dict[str, Any]:
         """Return what the next import has to know."""
         counts = {name: known.count for name, known in self.branches.items()}
-        return {
-            "source": self.origin,
-            "complete": self.is_complete,
-            "items": counts,
-        }
+        return {"source": self.origin, "complete": self.is_complete, "items": counts}
 
 
 def _gone_on(name: str | None) -> ImportProblem:
