@@ -22,7 +22,6 @@ from agent_sessions.exceptions import (
     SessionDoesNotExist,
 )
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
-from agent_sessions.memory.sdk import handoff_target
 from agent_sessions.models import AgentSession
 
 if TYPE_CHECKING:
@@ -259,6 +258,9 @@ def find_agent(root: Agent[Any], name: str) -> Agent[Any]:
 
     Return `root` if none has the name, so that a renamed agent starts afresh.
     """
+    # Late: it imports the SDK, which views are imported without.
+    from agent_sessions.memory.sdk import handoff_target
+
     pending, seen = [root], set()
     while pending:
         agent = pending.pop(0)
