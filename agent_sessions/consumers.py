@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Coroutine, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from django.db import DatabaseError
 
@@ -32,6 +32,7 @@ from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
 from agent_sessions.runs.failures import log_failure, message_for, refusal_code
 from agent_sessions.runs.log import ChannelRelay
+from agent_sessions.runs.setup import Blocked
 from agent_sessions.sockets import (
     CLOSE_BAD_FRAMES,
     CLOSE_FORBIDDEN,
@@ -83,6 +84,9 @@ class AgentConsumer(GuardedSocket):
     max_turns: int | None = None
     stream_options: StreamOptions = StreamOptions()
     limits: RunLimits = RunLimits()
+    # What becomes of a message that an input guardrail has blocked: "keep" leaves it in
+    # the history, "redact" puts a note in its place, "remove" takes it out.
+    blocked_messages: Blocked = "keep"
     # Bytes of a frame; runs of one user a minute.
     max_frame: int = 64 * 1024
     max_runs_per_minute: int = 20
@@ -114,6 +118,12 @@ class AgentConsumer(GuardedSocket):
             raise InvalidConsumer(
                 f"{cls.__name__}.agent is an Agent, not {agent!r}. What chooses one goes "
                 "into get_agent()."
+            )
+        action = options.get("blocked_messages", cls.blocked_messages)
+        if action not in get_args(Blocked):
+            raise InvalidConsumer(
+                f"{cls.__name__}.blocked_messages is {action!r}. Give one of: "
+                f"{', '.join(get_args(Blocked))}."
             )
         for name, kind in (("limits", RunLimits), ("stream_options", StreamOptions)):
             if not isinstance(value := options.get(name, kind()), kind):
@@ -280,6 +290,7 @@ class AgentConsumer(GuardedSocket):
             error_handlers=await maybe_await(self.get_error_handlers()),
             max_turns=await maybe_await(self.get_max_turns()),
             wrap_session=self.get_session,
+            blocked_messages=self.blocked_messages,
             on_error=self.on_error,
         )
 

@@ -223,9 +223,12 @@ class EventMapper:
             snapshot(shown, before=before),
         )
 
-    def error(self, code: str, message: str, usage: Any = None) -> list[Event]:
-        """Close what is open, then the run as failed."""
-        return self._end(run_error(code, message, run_id=self.run_id, usage=usage))
+    def error(
+        self, code: str, message: str, usage: Any = None, *last_words: Event
+    ) -> list[Event]:
+        """Close what is open, say what the end needs, then close the run as failed."""
+        end = run_error(code, message, run_id=self.run_id, usage=usage)
+        return self._end(end, *last_words)
 
     def _end(self, end: Event, *last_words: Event) -> list[Event]:
         if self._over:

@@ -22,7 +22,7 @@ from agent_sessions.agui.content import (
     string,
     user_content,
 )
-from agent_sessions.items.kinds import HANDOFF_PREFIX, handoff_target
+from agent_sessions.items.kinds import HANDOFF_PREFIX, handoff_target, was_stopped
 
 SHORTEST_UNIQUE_ID = 20
 LONGEST_ID = 255
@@ -188,8 +188,8 @@ def _assistant(
 ) -> Message:
     text, refusal = message_text(item)
     message: Message = {"id": message_id, "role": "assistant", "content": text}
-    if refusal:
-        message["metadata"] = {"refusal": True}
+    if refusal or was_stopped(item):
+        message["metadata"] = {"refusal" if refusal else "stopped": True}
     return message
 
 

@@ -157,6 +157,8 @@ class BaseSessionBackend(ABC):
         # This backend, where its items are readable rows of a Django database. Then it
         # has branches, turns that can be removed, and rewrite().
         self.in_database: DatabaseBackend | None = None
+        # Whether an item may have fields that no API knows.
+        self.keeps_marks = True
 
     def _check_option_names(self, options: dict[str, Any]) -> None:
         setting = f"AGENT_SESSIONS[{self.alias!r}]"

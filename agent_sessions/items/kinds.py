@@ -115,6 +115,10 @@ ROLES = frozenset({"user", "assistant", *INSTRUCTIONS})
 # The SDK names a handoff's call so, unless the agent gives another name.
 HANDOFF_PREFIX = "transfer_to_"
 
+# On words of an answer that was stopped. The SDK takes this field off every item that
+# it sends to a model.
+STOPPED = {"created_by": "agent_sessions:stopped"}
+
 # The columns of a row that opens a turn, as a filter takes them.
 OPENING = {"type": "message", "role": "user"}
 
@@ -212,3 +216,8 @@ _NAMED_BY_TYPE = frozenset(t for t in CALLS - {"program"} if KINDS[t].tool)
 def _text(item: Mapping[str, Any], name: str) -> str | None:
     value = item.get(name)
     return value if isinstance(value, str) else None
+
+
+def was_stopped(item: Mapping[str, Any]) -> bool:
+    """Return whether an item is what an answer had said when it was stopped."""
+    return STOPPED.items() <= item.items()

@@ -11,25 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from django.db import DatabaseError, InterfaceError, OperationalError
 from django.utils import timezone
 
-from agent_sessions.agui import (
-    EventMapper,
-    RunRequest,
-    interrupts,
-    merge,
-    user_items,
-)
+from agent_sessions.agui import EventMapper, RunRequest, interrupts, merge, user_items
 from agent_sessions.approvals import Paused
 from agent_sessions.backends.reading import afind_head, find_newest
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.concurrency.settle import settle
-from agent_sessions.exceptions import (
-    AgentSessionError,
-    LeaseLost,
-)
+from agent_sessions.exceptions import AgentSessionError, LeaseLost
 from agent_sessions.models import AgentRun
 from agent_sessions.reports import guarded
 from agent_sessions.runs import records
 from agent_sessions.runs.failures import (
     failure_code,
+    is_blocked,
     log_failure,
     message_for,
     question_for,
@@ -37,7 +30,7 @@ from agent_sessions.runs.failures import (
 )
 from agent_sessions.runs.heartbeat import Pulse, heart
 from agent_sessions.runs.log import Event, EventLog, Frame
-from agent_sessions.runs.resuming import dump_state, take_up
+from agent_sessions.runs.resuming import dump_state
 from agent_sessions.runs.setup import (
     Conversation,
     RunSetup,
@@ -45,7 +38,8 @@ from agent_sessions.runs.setup import (
     open_session,
     runner_options,
 )
-from agent_sessions.runs.sync import read_page, shown
+from agent_sessions.runs.sync import read_page, restated, shown
+from agent_sessions.runs.turns import Words, checks_answers, clear_blocked, take_up
 from agent_sessions.times import aware
 from agent_sessions.usage import Spent, remember, since, snapshot, trace_of
 
@@ -108,7 +102,7 @@ class ActiveRun:
         self._is_written = False
         self._deltas: list[Event] = []
         self._flush_timer: asyncio.TimerHandle | None = None
-        self._partial = ""
+        self._words = Words()
 
     @property
     def run_id(self) -> str:
@@ -145,7 +139,7 @@ class ActiveRun:
                 code = "timeout" if limit.expired() else failure_code(exc)
                 failure = exc
                 log_failure(self.run_id, code, exc)
-                await self._conclude(self._end_failed(code))
+                await self._conclude(self._end_failed(code, exc))
             else:
                 await self._conclude(self._end())
         if failure is not None:
@@ -186,6 +180,7 @@ class ActiveRun:
         if self._abort_mode is not None:
             result.cancel(mode=self._abort_mode)
         async for event in result.stream_events():
+            self._words.hear(event)
             self._publish(self._mapper.map(event))
 
     @contextlib.contextmanager
@@ -249,18 +244,28 @@ class ActiveRun:
 
     async def _end_cancelled(self) -> None:
         self._flush()
-        await self._keep_partial()
+        await self._keep_words()
         await self._finish(Status.CANCELLED)
         self._publish(self._mapper.finished(self._usage(), outcome="cancelled"))
 
-    async def _end_failed(self, code: str) -> None:
+    async def _end_failed(self, code: str, exc: Exception | None = None) -> None:
         self._flush()
+        session = self._session
+        if is_blocked(exc) and session is not None:
+            items = user_items(self.request)
+            await clear_blocked(session, items, self.setup.blocked_messages)
         status = Status.INTERRUPTED if code == "interrupted" else Status.FAILED
         await self._finish(status, code)
-        self._fail(code)
+        last_words = []
+        if code == "guardrail":
+            # What was refused has streamed already: it is taken back.
+            page = await read_page(self.conversation)
+            last_words = [restated(page, self.setup.options)]
+        self._fail(code, *last_words)
 
-    def _fail(self, code: str) -> None:
-        self._publish(self._mapper.error(code, message_for(code), self._usage()))
+    def _fail(self, code: str, *last_words: Event) -> None:
+        words = message_for(code), self._usage()
+        self._publish(self._mapper.error(code, *words, *last_words))
 
     async def _finish(
         self, status: str, code: str = "", paused: Paused | None = None
@@ -299,18 +304,17 @@ class ActiveRun:
             )
         )
 
-    async def _keep_partial(self) -> None:
-        """Store what was said of a message that was stopped in the middle.
-
-        The SDK stores a turn at its end, so a stopped turn would leave nothing.
-        """
-        session = self._session
-        if not self._partial or self._lost or session is None:
+    async def _keep_words(self) -> None:
+        """Store what was said, unless guardrails were still to see it."""
+        session, result, setup = self._session, self._result, self.setup
+        if self._lost or session is None or result is None:
             return
-        message: Any = {"role": "assistant", "content": self._partial}
+        if checks_answers(result.current_agent, setup.run_config):
+            return
+        marked = innermost(self.conversation.backend).keeps_marks
         try:
             # Through what wraps the session, if anything does: it may change items.
-            await session.add_items([message])
+            await self._words.keep(session, marked=marked)
         except (AgentSessionError, DatabaseError) as exc:
             # The run has ended all the same, and its row is to say so.
             logger.info(
@@ -366,7 +370,7 @@ class ActiveRun:
         """
         limits = self.setup.limits
         for event in events:
-            self._follow(event)
+            self._words.follow(event)
             if event["type"] not in DELTAS:
                 self._flush()
                 self._say(event)
@@ -388,9 +392,3 @@ class ActiveRun:
 
     def _say(self, event: Event) -> None:
         self._emit(self, self.log.append(event))
-
-    def _follow(self, event: Event) -> None:
-        if event["type"] == "TEXT_MESSAGE_CONTENT":
-            self._partial += event["delta"]
-        elif event["type"] in {"TEXT_MESSAGE_START", "TEXT_MESSAGE_END"}:
-            self._partial = ""

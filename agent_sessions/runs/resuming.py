@@ -1,10 +1,9 @@
-"""Go on from a run that was paused, or that failed."""
+"""Go on from a run that was paused."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from django.views.decorators.debug import sensitive_variables
@@ -12,7 +11,6 @@ from django.views.decorators.debug import sensitive_variables
 from agent_sessions.agui import RunRequest, call_id_of, calls_of, interrupts
 from agent_sessions.approvals import Pending
 from agent_sessions.exceptions import InvalidApproval, UnreadableState
-from agent_sessions.items.kinds import opens_turn
 from agent_sessions.runs.setup import RunSetup
 
 if TYPE_CHECKING:
@@ -118,60 +116,3 @@ def _is_approved(answer: dict[str, Any]) -> bool:
 
 def _is_lasting(answer: dict[str, Any]) -> bool:
     return (answer.get("payload") or {}).get("always") is True
-
-
-if TYPE_CHECKING:
-    from agents.memory import Session
-
-
-async def take_up(
-    session: Session, items: list[dict[str, Any]], *, was_stopped: bool
-) -> list[dict[str, Any]]:
-    """Return what is left to say of a message that a failed run was given before.
-
-    A message that nothing followed is taken back, since the Runner stores it again.
-    Where its turn came further nothing is left: the run goes on with that turn. Only a
-    person who stopped an answer asks anew by the same words.
-    """
-    asked, after = await _newest_turn(session)
-    same = len(items) <= len(asked) and list(map(_said, items)) == list(
-        map(_said, asked[-len(items) :])
-    )
-    if not same or (after and was_stopped and after[-1].get("role") == "assistant"):
-        return items
-    if after:
-        return []
-    for _ in items:
-        await session.pop_item()
-    return items
-
-
-async def _newest_turn(session: Session) -> tuple[list[Any], list[Any]]:
-    """Read the newest messages of the user that stand together, and what came after."""
-    limit, known = 16, -1
-    while True:
-        stored: list[Any] = list(await session.get_items(limit=limit))
-        after = list(takewhile(lambda item: not opens_turn(item), reversed(stored)))
-        older = reversed(stored[: len(stored) - len(after)])
-        asked = list(takewhile(opens_turn, older))[::-1]
-        if len(asked) + len(after) < len(stored) or len(stored) == known:
-            return asked, after[::-1]
-        limit, known = limit * 4, len(stored)
-
-
-def _said(item: Any) -> Any:
-    """Return what a message says, however its store writes it.
-
-    OpenAI's makes parts of a text, and adds an id and a status.
-    """
-    if item.get("role") != "user":
-        return item
-    content = item.get("content")
-    if isinstance(content, str):
-        content = [{"type": "input_text", "text": content}]
-    return item["role"], [
-        {name: value for name, value in part.items() if value is not None}
-        if isinstance(part, dict)
-        else part
-        for part in content or ()
-    ]

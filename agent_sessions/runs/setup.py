@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from django.db import transaction
 from django.utils.module_loading import import_string
@@ -157,6 +157,10 @@ def _wrong(name: str, value: Any, wanted: str) -> InvalidConsumer:
     return InvalidConsumer(f"RunLimits: {name} is {value!r}. Give {wanted}.")
 
 
+# As it is, by a note in its place, or not at all.
+Blocked = Literal["keep", "redact", "remove"]
+
+
 @dataclass(frozen=True, slots=True)
 class RunSetup:
     """The agent and everything else that one run gets."""
@@ -172,6 +176,8 @@ class RunSetup:
     max_turns: int | None = None
     # Gets the store's session, gives the Runner's; plain or async.
     wrap_session: Callable[[Any], Any] | None = None
+    # What becomes of a message that an input guardrail has blocked.
+    blocked_messages: Blocked = "keep"
     # Called with the run and its error once it has failed, plain or async.
     on_error: Callable[[ActiveRun, Exception], Any] | None = None
 

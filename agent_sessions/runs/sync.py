@@ -83,6 +83,12 @@ def shown(
     return messages, str(before)
 
 
+def restated(page: Page, options: StreamOptions) -> Event:
+    """Tell a page in the middle of a run, in the place of all that was told."""
+    messages, before = shown(page, options)
+    return snapshot(messages, before=before)
+
+
 def lacks_calls(page: Page) -> bool:
     """Return whether a page is full of outputs whose calls lie before it."""
     return bool(page.items and page.has_earlier and not _beginnings(page.items))

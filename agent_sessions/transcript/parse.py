@@ -9,7 +9,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from agent_sessions.items import StoredItem
-from agent_sessions.items.kinds import HANDOFF_PREFIX, KINDS, Family, handoff_target
+from agent_sessions.items.kinds import (
+    HANDOFF_PREFIX,
+    KINDS,
+    Family,
+    handoff_target,
+    was_stopped,
+)
 from agent_sessions.transcript.parts import (
     Entry,
     Item,
@@ -93,6 +99,7 @@ def _message(kind: str, item: Item) -> Fields:
         "kind": Kind.SYSTEM if role in {"system", "developer"} else Kind.MESSAGE,
         "role": role,
         "parts": content_parts(item.get("content")),
+        **({"status": "stopped"} if was_stopped(item) else {}),
     }
 
 

@@ -76,6 +76,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         self, alias: str, options: dict[str, Any], *, listed: bool = True
     ) -> None:
         super().__init__(alias, options, listed=listed)
+        self.keeps_marks = False
         self._clients: PerLoop[Conversations] = PerLoop(
             self.make_client, self.close_client
         )

@@ -1,0 +1,127 @@
+"""The turn of a run in its history: sent again, stopped in the middle, or blocked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from agent_sessions.agui.content import message_text
+from agent_sessions.items.kinds import STOPPED, opens_turn
+
+if TYPE_CHECKING:
+    from agents import Agent, RunConfig
+    from agents.memory import Session
+
+    from agent_sessions.runs.log import Event
+    from agent_sessions.runs.setup import Blocked
+
+BLOCKED_NOTE = "[blocked]"
+
+
+async def take_up(
+    session: Session, items: list[dict[str, Any]], *, was_stopped: bool
+) -> list[dict[str, Any]]:
+    """Return what is left to say of a message that a failed run was given before.
+
+    A message that nothing followed is taken back, since the Runner stores it again.
+    Where its turn came further nothing is left: the run goes on with that turn. Only a
+    person who stopped an answer asks anew by the same words.
+    """
+    asked, after = await _newest_turn(session)
+    same = len(items) <= len(asked) and list(map(_said, items)) == list(
+        map(_said, asked[-len(items) :])
+    )
+    if not same or (after and was_stopped and after[-1].get("role") == "assistant"):
+        return items
+    if after:
+        return []
+    for _ in items:
+        await session.pop_item()
+    return items
+
+
+async def _newest_turn(session: Session) -> tuple[list[Any], list[Any]]:
+    """Read the newest messages of the user that stand together, and what came after."""
+    limit, known = 16, -1
+    while True:
+        stored: list[Any] = list(await session.get_items(limit=limit))
+        after = list(takewhile(lambda item: not opens_turn(item), reversed(stored)))
+        older = reversed(stored[: len(stored) - len(after)])
+        asked = list(takewhile(opens_turn, older))[::-1]
+        if len(asked) + len(after) < len(stored) or len(stored) == known:
+            return asked, after[::-1]
+        limit, known = limit * 4, len(stored)
+
+
+def _said(item: Any) -> Any:
+    """Return what a message says, however its store writes it.
+
+    OpenAI's makes parts of a text, and adds an id and a status.
+    """
+    if item.get("role") != "user":
+        return item
+    content = item.get("content")
+    if isinstance(content, str):
+        content = [{"type": "input_text", "text": content}]
+    return item["role"], [
+        {name: value for name, value in part.items() if value is not None}
+        if isinstance(part, dict)
+        else part
+        for part in content or ()
+    ]
+
+
+class Words:
+    """What a run has said in its turn, which the SDK stores at the turn's end."""
+
+    def __init__(self) -> None:
+        self._said: list[str] = []
+
+    def follow(self, event: Event) -> None:
+        """Take in an event of the run."""
+        if event["type"] == "TEXT_MESSAGE_START":
+            self._said.append("")
+        elif event["type"] == "TEXT_MESSAGE_CONTENT" and self._said:
+            self._said[-1] += event["delta"]
+
+    def hear(self, event: Any) -> None:
+        """Take in an event of the SDK: at a new answer the turn before is stored."""
+        if event.type == "raw_response_event" and event.data.type == "response.created":
+            self._said.clear()
+
+    async def keep(self, session: Session, *, marked: bool) -> None:
+        """Store what a stopped turn would leave unsaid, with a mark that says so.
+
+        The mark is a field that the SDK takes off what it sends to a model.
+        """
+        _, after = await _newest_turn(session) if any(self._said) else ([], [])
+        stored = {message_text(i)[0] for i in after if i.get("role") == "assistant"}
+        kept: list[Any] = [
+            {"role": "assistant", "content": text} | (STOPPED if marked else {})
+            for text in self._said
+            if text and text not in stored
+        ]
+        if kept:
+            await session.add_items(kept)
+
+
+def checks_answers(agent: Agent[Any], config: RunConfig | None) -> bool:
+    """Return whether an agent's answer counts only once guardrails have seen it."""
+    of_run = getattr(config, "output_guardrails", None)
+    return bool(agent.output_guardrails or of_run)
+
+
+async def clear_blocked(
+    session: Session, items: Sequence[dict[str, Any]], action: Blocked
+) -> None:
+    """Take the message that a guardrail has blocked out of the history, or its words."""
+    asked, after = await _newest_turn(session)
+    count = len(items)
+    if action == "keep" or list(map(_said, asked[-count:])) != list(map(_said, items)):
+        return
+    for _ in range(count + len(after)):
+        await session.pop_item()
+    if action == "redact":
+        note: Any = {"role": "user", "content": BLOCKED_NOTE}
+        await session.add_items([note])
