@@ -338,7 +338,7 @@ def measure(client: Client, address: str, rounds: int) -> Times:
 
 def explain() -> None:
     """Print how the database finds what the overview shows."""
-    from agent_sessions.admin.statistics import gather
+    from agent_sessions.admin.overview import gather
 
     with CaptureQueriesContext(connection) as queries:
         gather(30)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent_sessions.admin.paginator import CappedPaginator
+from agent_sessions.admin.lists import CappedPaginator
 from agent_sessions.admin.runs import AgentRunAdmin
 from agent_sessions.admin.sessions import AgentSessionAdmin
 

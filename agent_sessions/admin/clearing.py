@@ -8,17 +8,15 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected as confirm_deletion
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.utils import quote, unquote
-from django.core.exceptions import PermissionDenied
+from django.contrib.admin.utils import unquote
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from agent_sessions.admin.session_rules import Rows, SessionRules
+from agent_sessions.admin.rules import Rows, SessionRules, address
 from agent_sessions.approvals import find_states
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentSession
@@ -50,9 +48,7 @@ class ClearingMixin(SessionRules):
 
     def clear_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Empty one session, once that is confirmed."""
-        obj = self.get_object(request, unquote(object_id))
-        if not self.allows(request, "clear", obj):
-            raise PermissionDenied
+        obj = self.get_allowed(request, object_id, "clear")
         if obj is None:
             return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
                 request, self.opts, object_id
@@ -60,12 +56,7 @@ class ClearingMixin(SessionRules):
         if not _is_confirmed(request, [obj]):
             return self._confirm(request, [obj])
         self._clear(request, [obj])
-        return HttpResponseRedirect(self.change_url(obj))
-
-    def change_url(self, obj: AgentSession) -> str:
-        """Return the address of a session's page."""
-        name = f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}"
-        return reverse(f"{name}_change", args=(quote(obj.pk),))
+        return HttpResponseRedirect(address(self, "change", obj.pk))
 
     def _confirm(
         self, request: HttpRequest, rows: list[AgentSession], action: str = ""
@@ -73,7 +64,7 @@ class ClearingMixin(SessionRules):
         """Ask on a page; without an action, it is one session's own."""
         across = _is_across(request)
         is_deletion = action == "delete_selected"
-        named = rows[:NAMED]
+        waiting = _count_waiting(rows)
         context = {
             **self.admin_site.each_context(request),
             "title": _("Delete sessions") if is_deletion else _("Clear history"),
@@ -85,17 +76,17 @@ class ClearingMixin(SessionRules):
                 "items": sum(row.item_count for row in rows),
                 "owners": len({row.user_id for row in rows} - {None}),
             },
-            "named": [self.label(request, row) for row in named],
-            "waiting": _count_waiting(rows),
-            "warning": _warning(rows),
-            "more": len(rows) - len(named),
+            "named": [self.label(request, row) for row in rows[:NAMED]],
+            "waiting": waiting,
+            "warning": _warning(waiting),
+            "more": max(len(rows) - NAMED, 0),
             "action": action,
             "action_checkbox_name": ACTION_CHECKBOX_NAME,
             # One key stands for all where all were selected: thousands would be
             # more fields than Django takes.
             "keys": [row.pk for row in (rows[:1] if across else rows)],
             "select_across": across,
-            "back": self.change_url(named[0]) if named and not action else "",
+            "back": address(self, "change", rows[0].pk) if rows and not action else "",
             "media": self.media,
         }
         request.current_app = self.admin_site.name
@@ -106,30 +97,12 @@ class ClearingMixin(SessionRules):
         )
 
     def _clear(self, request: HttpRequest, rows: list[AgentSession]) -> None:
-        sessions = items = 0
-        busy: list[str] = []
-        for row in rows:
-            try:
-                with transaction.atomic(row._state.db):
-                    count = remove(row, Removal(waiting=True)) or 0
-                    self.log_change(request, row, f"Cleared {count} items.")
-            except Spared:
-                busy.append(self.label(request, row))
-                continue
-            except AgentSessionError as exc:
-                self._tell_failure(request, row, exc)
-                continue
-            sessions, items = sessions + 1, items + count
-        finish_removals()
-        if busy:
-            text = _("Not cleared, because a run is active: %(names)s.")
-            self.message_user(request, text % {"names": _some(busy)}, messages.WARNING)
-        if sessions:
+        if cleared := self._remove(request, rows, Removal(waiting=True)):
             text = ngettext(
                 "Cleared %(sessions)d session with %(items)d items.",
                 "Cleared %(sessions)d sessions with %(items)d items.",
-                sessions,
-            ) % {"sessions": sessions, "items": items}
+                len(cleared),
+            ) % {"sessions": len(cleared), "items": sum(cleared)}
             self.message_user(request, text, messages.SUCCESS)
 
     # -- delete --------------------------------------------------------------------
@@ -152,18 +125,7 @@ class ClearingMixin(SessionRules):
                 # Django's page says why it can't be done.
                 return confirm_deletion(self, request, queryset)
             return self._confirm(request, rows, "delete_selected")
-        deleted = 0
-        for row in rows:
-            try:
-                with transaction.atomic(row._state.db):
-                    self.log_deletions(request, self._alone(request, row))
-                    remove(row, _DELETION)
-            except AgentSessionError as exc:
-                self._tell_failure(request, row, exc)
-            else:
-                deleted += 1
-        finish_removals()
-        if deleted:
+        if deleted := len(self._remove(request, rows, _DELETION)):
             text = ngettext("Deleted %d session.", "Deleted %d sessions.", deleted)
             self.message_user(request, text % deleted, messages.SUCCESS)
         return None
@@ -180,7 +142,7 @@ class ClearingMixin(SessionRules):
             # The log entry was rolled back with everything else.
             row = self.get_queryset(request).get(pk=unquote(object_id))
             self._tell_failure(request, row, exc)
-            return HttpResponseRedirect(self.change_url(row))
+            return HttpResponseRedirect(address(self, "change", row.pk))
 
     def delete_model(self, request: HttpRequest, obj: AgentSession) -> None:
         remove(obj, _DELETION)
@@ -204,7 +166,7 @@ class ClearingMixin(SessionRules):
         ]
         if more := len(rows) - len(names):
             names.append(ngettext("and %d more", "and %d more", more) % more)
-        if warning := _warning(rows):
+        if warning := _warning(_count_waiting(rows)):
             names.insert(0, warning)
         counts = {
             str(self.opts.verbose_name_plural): len(rows),
@@ -217,8 +179,34 @@ class ClearingMixin(SessionRules):
 
     # -- shared --------------------------------------------------------------------
 
-    def _alone(self, request: HttpRequest, row: AgentSession) -> Rows:
-        return self.get_queryset(request).filter(pk=row.pk)
+    def _remove(
+        self, request: HttpRequest, rows: list[AgentSession], how: Removal
+    ) -> list[int]:
+        """Remove sessions, log it and tell what is left; return the items of each."""
+        counts: list[int] = []
+        busy: list[str] = []
+        for row in rows:
+            try:
+                with transaction.atomic(row._state.db):
+                    if how.delete:
+                        alone = self.get_queryset(request).filter(pk=row.pk)
+                        self.log_deletions(request, alone)
+                    count = remove(row, how) or 0
+                    if not how.delete:
+                        self.log_change(request, row, f"Cleared {count} items.")
+            except Spared:
+                busy.append(self.label(request, row))
+            except AgentSessionError as exc:
+                self._tell_failure(request, row, exc)
+            else:
+                counts.append(count)
+        finish_removals()
+        if busy:
+            text = _("Not cleared, because a run is active: %(names)s.")
+            more = ["…"] if len(busy) > NAMED else []
+            names = ", ".join([*busy[:NAMED], *more])
+            self.message_user(request, text % {"names": names}, messages.WARNING)
+        return counts
 
     def _tell_failure(
         self, request: HttpRequest, row: AgentSession, exc: AgentSessionError
@@ -255,9 +243,9 @@ def _count_waiting(rows: list[AgentSession]) -> int:
     return sum(state == AgentSession.State.WAITING for state in states.values())
 
 
-def _warning(rows: list[AgentSession]) -> str:
-    """Return what is withdrawn with sessions; "" where nothing is."""
-    if not (count := _count_waiting(rows)):
+def _warning(count: int) -> str:
+    """Return what is withdrawn with sessions of which so many wait; "" if none does."""
+    if not count:
         return ""
     text = ngettext(
         "%(count)d session waits for an approval, which nobody can give any more then.",
@@ -265,9 +253,3 @@ def _warning(rows: list[AgentSession]) -> str:
         count,
     )
     return text % {"count": count}
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = ["…"] if len(names) > NAMED else []
-    return ", ".join([*names[:NAMED], *more])

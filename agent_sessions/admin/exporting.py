@@ -10,8 +10,6 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.admin.utils import unquote
-from django.core.exceptions import PermissionDenied
 from django.core.handlers.asgi import ASGIRequest
 from django.http import (
     Http404,
@@ -20,11 +18,10 @@ from django.http import (
     StreamingHttpResponse,
 )
 from django.http.response import HttpResponseBase
-from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from agent_sessions.admin.session_rules import Rows, SessionRules
+from agent_sessions.admin.rules import Rows, SessionRules, address
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import leave
@@ -63,9 +60,7 @@ class ExportMixin(SessionRules):
         self, request: HttpRequest, object_id: str, form: str
     ) -> HttpResponseBase:
         """Send one session as a file."""
-        obj = self.get_object(request, unquote(object_id))
-        if not self.allows(request, "read", obj):
-            raise PermissionDenied
+        obj = self.get_allowed(request, object_id, "read")
         if form not in FORMS:
             raise Http404
         if obj is None:
@@ -74,13 +69,12 @@ class ExportMixin(SessionRules):
             )
         alone = self.get_queryset(request).filter(pk=obj.pk)
         response = self._export(request, alone, form, name=obj.session_id)
-        name = f"{self.admin_site.name}:agent_sessions_agentsession_change"
-        return response or HttpResponseRedirect(reverse(name, args=(obj.pk,)))
+        return response or HttpResponseRedirect(address(self, "change", obj.pk))
 
     def _export(
         self, request: HttpRequest, queryset: Rows, form: str, *, name: str = ""
     ) -> HttpResponseBase | None:
-        rows = list(queryset.select_related("user", "branch")[: MOST + 1])
+        rows = list(queryset[: MOST + 1])
         if len(rows) > MOST:
             text = ngettext(
                 "At most %d session can be exported at once.",

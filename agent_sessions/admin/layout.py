@@ -1,42 +1,51 @@
-"""The lines of a transcript page: entries, who speaks, what runs used."""
+"""What pages show: numbers, times and states as words, and the lines of a transcript."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
 
-from agent_sessions.admin.formatting import grouped, how_long
+from django.utils.formats import number_format
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+
 from agent_sessions.items import StoredItem
 from agent_sessions.models import AgentRun
 from agent_sessions.transcript import Line, join
 
 
-@dataclass(frozen=True, slots=True)
-class RunEnd:
-    """A run that ends here, and what it used."""
+def grouped(number: int) -> str:
+    """Write a count with the language's separators."""
+    return number_format(number, use_l10n=True, force_grouping=True)
 
-    run: AgentRun
-    input_tokens: str
-    output_tokens: str
-    duration: str
 
-    @classmethod
-    def of(cls, run: AgentRun) -> RunEnd:
-        return cls(
-            run,
-            grouped(run.input_tokens),
-            grouped(run.output_tokens),
-            ""
-            if run.finished_at is None
-            else how_long(run.started_at, run.finished_at),
-        )
+def in_words(state: str, words: str) -> SafeString:
+    """Write a state as text; its class can add a colour, but says nothing by itself."""
+    known = state if state.isascii() and state.isalpha() else "unknown"
+    return format_html('<span class="as-state as-state-{}">{}</span>', known, words)
+
+
+def how_long(started: datetime, finished: datetime | None) -> str:
+    """Write how long something took: seconds, or minutes and seconds."""
+    if finished is None:
+        return ""
+    seconds = max(finished - started, timedelta()).total_seconds()
+    if seconds < 60:
+        text = number_format(round(seconds, 1), decimal_pos=1)
+        return _("%(seconds)s s") % {"seconds": text}
+    minutes, rest = divmod(round(seconds), 60)
+    return _("%(minutes)d min %(seconds)d s") % {"minutes": minutes, "seconds": rest}
 
 
 @dataclass(slots=True)
 class Shown:
     """A line with its links, and what stands before and after it.
 
-    `call_url` leads from an output to its call on another page, `agent` names who speaks from here on; `ends` are the runs that end here.
+    `call_url` leads from an output to its call on another page, `agent` names who
+    speaks from here on; `ends` are the runs that end here, and what they used.
     """
 
     line: Line
@@ -44,7 +53,7 @@ class Shown:
     output_url: str = ""
     call_url: str = ""
     agent: str = ""
-    ends: list[RunEnd] = field(default_factory=list)
+    ends: list[dict[str, Any]] = field(default_factory=list)
 
 
 def lay_out(
@@ -61,27 +70,21 @@ def lay_out(
         )
         for line in join(items)
     ]
-    if not shown:
-        return shown
     agent = ""
+    end = max((s.line.output_position or s.line.position for s in shown), default=0)
     for run in runs:
-        first = _at_or_after(shown, run.first_position or 0)
-        if run.agent_name and run.agent_name != agent and first is not None:
-            first.agent = agent = run.agent_name
-        last = _at_or_before(shown, run.last_position or 0)
-        if last is not None and _ends_here(run, shown):
-            last.ends.append(RunEnd.of(run))
+        first, last = run.first_position or 0, run.last_position or 0
+        here = next((s for s in shown if s.line.position >= first), None)
+        if run.agent_name and run.agent_name != agent and here is not None:
+            here.agent = agent = run.agent_name
+        here = next((s for s in reversed(shown) if s.line.position <= last), None)
+        if here is not None and last <= end:
+            here.ends.append(
+                {
+                    "run": run,
+                    "input_tokens": grouped(run.input_tokens),
+                    "output_tokens": grouped(run.output_tokens),
+                    "duration": how_long(run.started_at, run.finished_at),
+                }
+            )
     return shown
-
-
-def _ends_here(run: AgentRun, shown: list[Shown]) -> bool:
-    last = max(s.line.output_position or s.line.position for s in shown)
-    return run.last_position is not None and run.last_position <= last
-
-
-def _at_or_after(shown: list[Shown], position: int) -> Shown | None:
-    return next((s for s in shown if s.line.position >= position), None)
-
-
-def _at_or_before(shown: list[Shown], position: int) -> Shown | None:
-    return next((s for s in reversed(shown) if s.line.position <= position), None)

@@ -1,37 +1,46 @@
-"""Lists and pages that ask their hooks about each row, and no column they may not."""
+"""Who may see and do what: metadata and contents are different secrets.
+
+A right says what someone may do at all, a hook of a ModelAdmin says it of one row. A
+project that registers a subclass has hooks of its own: every door asks them with the
+row, and what may not be viewed does not exist.
+"""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin.exceptions import NotRegistered
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.utils import quote, unquote
 from django.contrib.admin.views.main import ChangeList
-from django.core.exceptions import BadRequest
+from django.core.exceptions import BadRequest, PermissionDenied
 from django.core.paginator import Paginator
-from django.db import DataError, ProgrammingError
-from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.db import router
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponseBase
+from django.template.response import SimpleTemplateResponse
+from django.urls import URLPattern, reverse
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
-from agent_sessions.admin.lookups import (
+from agent_sessions.admin.layout import grouped
+from agent_sessions.admin.lists import (
     REGEX,
+    CappedPaginator,
+    RuledList,
     declared,
-    filter_path,
     is_harmless,
     names_column,
-    ordered_by,
     reaches_contents,
 )
-from agent_sessions.admin.paginator import CappedPaginator
-from agent_sessions.admin.permissions import hides
-
-_SQL_ERRORS = (DataError, ProgrammingError)
-# What every database can store as a key.
-MAX_KEY = 2**63 - 1
+from agent_sessions.exceptions import InvalidBackend, MissingExtra
+from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.models import AgentSession
+from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
@@ -39,54 +48,143 @@ else:
     # Generic for type checkers alone.
     _ModelAdmin = admin.ModelAdmin
 
+# Rows that a project's hook is asked for where rows are counted.
+MOST_ASKED = 1_000
+# What every database can store as a key.
+MAX_KEY = 2**63 - 1
 
-class RuledList(ChangeList):
-    """A list of what its reader may view, in an order that tells no more."""
-
-    def get_ordering_field(self, field_name: Any) -> Any:
-        if field_name not in (self.sortable_by or ()):
-            return None
-        return super().get_ordering_field(field_name)
-
-    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
-        found = super().get_ordering(request, queryset)
-        return [
-            order for order in found if not self._withholds(request, *ordered_by(order))
-        ]
-
-    def get_filters(self, request: HttpRequest) -> Any:
-        # A filter names the values of its column.
-        self.list_filter = [
-            item
-            for item in self.list_filter
-            if not self._withholds(request, filter_path(item))
-        ]
-        return super().get_filters(request)
-
-    def _withholds(self, request: HttpRequest, *paths: str) -> bool:
-        site_admin: Any = self.model_admin
-        return bool(site_admin.withholds(request, *paths))
-
-    def get_results(self, request: HttpRequest) -> None:
-        try:
-            super().get_results(request)
-            rows = list(self.result_list)
-        except (ValueError, OverflowError, IndexError, *_SQL_ERRORS) as exc:
-            # A value that no column can hold (a NUL, a date before all dates), or one
-            # where the look-up takes two.
-            raise IncorrectLookupParameters(exc) from exc
-        site_admin: Any = self.model_admin
-        kept = site_admin.shown(request, rows)
-        if not self.multi_page:
-            self.result_count -= len(rows) - len(kept)
-        self.result_list = kept
+Rows = QuerySet[AgentSession]
 
 
-class RowRules(_ModelAdmin):
-    """What the admins of sessions and runs have in common."""
+def database() -> str:
+    """Return the alias of DATABASES whose rows the admin shows.
 
-    # By these anyone who sees the list may filter: it shows them.
-    harmless: ClassVar[frozenset[str]] = frozenset()
+    It is where the default backend writes. A replica may lag behind, so no router is
+    asked where to read.
+    """
+    try:
+        return sessions[DEFAULT_ALIAS].directory.using
+    except (InvalidBackend, MissingExtra):
+        # Told by the system checks; the rows that there are can still be seen.
+        return router.db_for_write(AgentSession)
+
+
+def may(request: HttpRequest, right: str, model: str = "agentsession") -> bool:
+    """Return whether the reader has exactly this right on a model.
+
+    Django's own look-ups let those who may change also view; nobody changes these.
+    """
+    return request.user.has_perm(f"agent_sessions.{right}_{model}")
+
+
+def registered(model_admin: Any, model: type[Model]) -> Any:
+    """Return the ModelAdmin that the same site has for a model, or None."""
+    try:
+        return model_admin.admin_site.get_model_admin(model)
+    except NotRegistered:
+        return None
+
+
+def hides(model_admin: Any, request: HttpRequest, row: Any) -> bool:
+    """Return whether a hook refuses one row to someone who may view others."""
+    view = model_admin.has_view_permission
+    return view(request) and not view(request, row)
+
+
+def has_own(model_admin: Any, hook: str) -> bool:
+    """Return whether a hook is a project's own, neither Django's nor one of ours."""
+    module = getattr(getattr(model_admin, hook), "__module__", "")
+    return not module.startswith(("django.contrib.admin.", "agent_sessions.admin."))
+
+
+def narrowed(model_admin: Any, request: HttpRequest) -> QuerySet[Any] | None:
+    """Return the sessions that a ModelAdmin narrows its pages to; None if to none.
+
+    All of them as a subquery would cost a list of a million runs its index.
+    """
+    rows: QuerySet[Any] = model_admin.get_queryset(request).order_by()
+    plain = AgentSession.objects.all().query
+    return None if rows.query.where == plain.where else rows
+
+
+def address(model_admin: Any, page: str, *args: Any) -> str:
+    """Return the address of a page of a ModelAdmin."""
+    opts = model_admin.opts
+    name = f"{model_admin.admin_site.name}:{opts.app_label}_{opts.model_name}_{page}"
+    return reverse(name, args=[quote(arg) for arg in args])
+
+
+def link(
+    model_admin: Any, request: HttpRequest, model: type[Model], row: Any = None
+) -> str:
+    """Return the address of a row's page on the same site, or of the model's list.
+
+    It is "" for those who may not see it, and where the site leaves the model out.
+    """
+    other = registered(model_admin, model)
+    if other is None or not other.has_view_permission(request, row):
+        return ""
+    if row is None:
+        return address(other, "changelist")
+    return address(other, "change", row.pk)
+
+
+def as_key(text: str) -> int | None:
+    """Read a key or position in an address; None if no database can hold it."""
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        return None
+    number = int(text)
+    return number if number <= MAX_KEY else None
+
+
+def _guarded_view(view: Any) -> Any:
+    """Guard a view, and its page, which Django renders after the view has returned."""
+    guarded_view = guarded(view)
+
+    @wraps(view)
+    def call(*args: Any, **kwargs: Any) -> HttpResponseBase:
+        response: Any = guarded_view(*args, **kwargs)
+        if isinstance(response, SimpleTemplateResponse):
+            response.render = guarded(response.render)  # type: ignore[method-assign]
+        return response  # type: ignore[no-any-return]
+
+    return call
+
+
+class RuledAdmin(_ModelAdmin):
+    """Rows to look at, asked for by rules: what sessions and runs have in common.
+
+    Errors of its pages, Django's own too, are reported without what they show.
+    """
+
+    list_per_page = 50
+    paginator = CappedPaginator
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+
+    class Media:
+        css = {"all": ("agent_sessions/admin.css",)}
+        js = ("agent_sessions/admin.js",)
+
+    @property
+    def urls(self) -> list[URLPattern]:
+        urls = self.get_urls()
+        for each in urls:
+            each.callback = _guarded_view(each.callback)
+        return urls
+
+    # -- rules ---------------------------------------------------------------------
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        # Only the right of that name: Django's also takes the one to change.
+        model: Any = self.opts.concrete_model
+        return may(request, "view", model._meta.model_name)
 
     def is_hidden(self, request: HttpRequest, obj: Any) -> bool:
         """Return whether a row does not exist for this reader, who may view others."""
@@ -94,7 +192,7 @@ class RowRules(_ModelAdmin):
 
     def asks_rows(self) -> bool:
         """Return whether a hook of a project's own may hide single rows."""
-        raise NotImplementedError
+        return has_own(self, "has_view_permission")
 
     def shown(self, request: HttpRequest, rows: Iterable[Any]) -> list[Any]:
         """Leave out the rows that do not exist for this reader."""
@@ -106,12 +204,11 @@ class RowRules(_ModelAdmin):
         """Return whether the reader may read what was said in every row of the list."""
         raise NotImplementedError
 
-    def get_object(
-        self, request: HttpRequest, object_id: str, from_field: str | None = None
-    ) -> Any:
-        # Django takes an empty name for a field's.
-        obj = super().get_object(request, object_id, from_field or None)
-        return None if obj is None or self.is_hidden(request, obj) else obj
+    def withholds(self, request: HttpRequest, *paths: str) -> bool:
+        """Return whether one of these paths leads to what the reader may not read."""
+        return any(
+            reaches_contents(self.model, path) for path in paths
+        ) and not self.reads_all(request)
 
     # -- lists ---------------------------------------------------------------------
 
@@ -121,21 +218,11 @@ class RowRules(_ModelAdmin):
     def get_paginator(
         self, request: HttpRequest, queryset: Any, *args: Any, **kwargs: Any
     ) -> Paginator[Any]:
-        related: Any = self.get_list_select_related(request) or ()
-        if not (queryset.query.select_related or related in (True, ())):
-            # Hooks ask for the owner. Lists have it joined already.
-            queryset = queryset.select_related(*related)
         paginator = super().get_paginator(request, queryset, *args, **kwargs)
         if isinstance(paginator, CappedPaginator):
             # Suggestions of a field (autocomplete_fields) take their rows from it.
             paginator.shown = partial(self.shown, request)
         return paginator
-
-    def withholds(self, request: HttpRequest, *paths: str) -> bool:
-        """Return whether one of these paths leads to what the reader may not read."""
-        return any(
-            reaches_contents(self.model, path) for path in paths
-        ) and not self.reads_all(request)
 
     def get_search_fields(self, request: HttpRequest) -> Any:
         found = super().get_search_fields(request)
@@ -161,7 +248,7 @@ class RowRules(_ModelAdmin):
 
         What a value is plays no part, so that a refusal tells nothing about rows.
         """
-        if is_harmless(self.model, self.harmless, lookup):
+        if is_harmless(self.model, lookup):
             return True
         if request is None or not REGEX.isdisjoint(lookup.split("__")):
             return False
@@ -186,10 +273,112 @@ class RowRules(_ModelAdmin):
                 raise BadRequest("The keys of selected rows are numbers.")
         return super().changelist_view(request, extra_context)
 
+    @admin.display(description=_("tokens (in / out)"), empty_value="-")
+    def tokens(self, obj: Any) -> str | None:
+        if not (obj.input_tokens or obj.output_tokens):
+            return None
+        return f"{grouped(obj.input_tokens)} / {grouped(obj.output_tokens)}"
 
-def as_key(text: str) -> int | None:
-    """Read a key or position in an address; None if no database can hold it."""
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        return None
-    number = int(text)
-    return number if number <= MAX_KEY else None
+    # -- one row -------------------------------------------------------------------
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Any:
+        # Django takes an empty name for a field's.
+        obj = super().get_object(request, object_id, from_field or None)
+        return None if obj is None or self.is_hidden(request, obj) else obj
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        # The page has no form; its template shows everything.
+        return ()
+
+    def counts(self, obj: Any, *names: str) -> list[tuple[Any, str]]:
+        """Return columns with numbers as a page shows them, each with its name."""
+        fields: list[Any] = [self.opts.get_field(name) for name in names]
+        return [
+            (field.verbose_name, grouped(getattr(obj, field.name))) for field in fields
+        ]
+
+
+class SessionRules(RuledAdmin):
+    """The hooks of sessions. A project's subclass may refuse single sessions.
+
+    Each is asked twice: without a session, may the reader do so at all; with one, may
+    the reader do so to this one. Without `view`, no other hook is of use.
+    """
+
+    def has_read_permission(
+        self, request: HttpRequest, obj: AgentSession | None = None
+    ) -> bool:
+        """Return whether the reader may see what was said."""
+        return self.has_view_permission(request, obj) and may(request, "read")
+
+    def has_clear_permission(
+        self, request: HttpRequest, obj: AgentSession | None = None
+    ) -> bool:
+        """Return whether the reader may empty sessions."""
+        return may(request, "clear")
+
+    def has_delete_permission(
+        self, request: HttpRequest, obj: AgentSession | None = None
+    ) -> bool:
+        # Those who may only delete view nothing.
+        if obj is not None and self.is_hidden(request, obj):
+            return False
+        return super().has_delete_permission(request, obj)
+
+    def allows(
+        self, request: HttpRequest, right: str, obj: AgentSession | None
+    ) -> bool:
+        """Return whether the reader may view a session and do this to it."""
+        hook: Any = getattr(self, f"has_{right}_permission")
+        return self.has_view_permission(request, obj) and hook(request, obj)
+
+    def get_allowed(
+        self, request: HttpRequest, object_id: str, right: str
+    ) -> AgentSession | None:
+        """Find a session to do this to. Raises PermissionDenied."""
+        obj: AgentSession | None = self.get_object(request, unquote(object_id))
+        if not self.allows(request, right, obj):
+            raise PermissionDenied
+        return obj
+
+    def permitted(
+        self, request: HttpRequest, rows: Iterable[AgentSession], right: str
+    ) -> list[AgentSession]:
+        """Leave out the sessions that a hook refuses, and tell how many they are."""
+        seen = self.shown(request, rows)
+        if not self.has_rules("view", right):
+            return seen
+        kept = [row for row in seen if self.allows(request, right, row)]
+        if left := len(seen) - len(kept):
+            text = ngettext(
+                "%d session was left out: you may not do this to it.",
+                "%d sessions were left out: you may not do this to them.",
+                left,
+            )
+            self.message_user(request, text % left, messages.WARNING, "", True)
+        return kept
+
+    def shown(self, request: HttpRequest, rows: Iterable[Any]) -> list[Any]:
+        kept = super().shown(request, rows)
+        asks, reads = self.has_rules("view", "read"), self.has_read_permission(request)
+        for row in kept:
+            if not (self.allows(request, "read", row) if asks else reads):
+                # Whatever a column of the list shows, it can't show this.
+                row.title = ""
+        return kept
+
+    def reads_all(self, request: HttpRequest) -> bool:
+        # A database can't ask a project's hooks.
+        return self.has_read_permission(request) and not self.has_rules("view", "read")
+
+    def has_rules(self, *rights: str) -> bool:
+        """Return whether a subclass has hooks of its own, which may refuse a row."""
+        return any(has_own(self, f"has_{right}_permission") for right in rights)
+
+    def label(self, request: HttpRequest, row: AgentSession) -> str:
+        """Name a session for this reader: a title quotes the first message."""
+        if row.title and self.allows(request, "read", row):
+            return str(row.title)
+        return str(row.session_id)

@@ -2,53 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from agent_sessions.admin.approvals import approvals
-from agent_sessions.admin.databases import database
-from agent_sessions.admin.filters import StartedFilter
-from agent_sessions.admin.formatting import grouped, how_long, in_words
-from agent_sessions.admin.guarding import GuardedAdmin
-from agent_sessions.admin.layout import lay_out
-from agent_sessions.admin.paginator import CappedPaginator
-from agent_sessions.admin.permissions import (
+from agent_sessions.admin.layout import grouped, how_long, in_words, lay_out
+from agent_sessions.admin.lists import StartedFilter
+from agent_sessions.admin.reading import History
+from agent_sessions.admin.rules import (
     MOST_ASKED,
+    RuledAdmin,
+    SessionRules,
+    database,
     has_own,
     hides,
+    link,
     may,
     narrowed,
     registered,
 )
-from agent_sessions.admin.reading import History
-from agent_sessions.admin.rules import RowRules
-from agent_sessions.admin.session_rules import VIEWS, SessionRules
 from agent_sessions.admin.transcript import PAGE_LENGTH, item_url, owner_url
+from agent_sessions.approvals import find_open
 from agent_sessions.approvals import waiting as find_waiting
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.transcript.parts import json_part
+from agent_sessions.transcript.parts import json_part, maybe_json, objects, string
+from agent_sessions.usage import COUNTERS
 
-_COUNTS = (
-    "requests",
-    "input_tokens",
-    "output_tokens",
-    "cached_tokens",
-    "reasoning_tokens",
-    "total_tokens",
-)
+
+def approvals(runs: Iterable[AgentRun]) -> dict[int, list[dict[str, Any]]]:
+    """Read the open approvals of runs, by the runs' keys, in a fixed number of queries.
+
+    What was changed, answered, moved here or is over is left out, and so is what is
+    no approval.
+    """
+    waiting = [run for run in runs if run.status == AgentRun.Status.WAITING]
+    if not waiting:
+        return {}
+    rows = AgentRun.objects.using(waiting[0]._state.db)
+    found, zone = {}, timezone.get_current_timezone()
+    for run, paused in find_open(rows.filter(pk__in=[run.pk for run in waiting])):
+        asked = found[run.pk] = list[dict[str, Any]]()
+        for interrupt in objects(paused.interrupts):
+            about: Any = interrupt.get("metadata")
+            about = about if isinstance(about, dict) else {}
+            asked.append(
+                {
+                    "call_id": string(interrupt.get("toolCallId")),
+                    "tool": string(about.get("toolName")),
+                    "arguments": maybe_json(about.get("arguments")),
+                    "expires_at": datetime.fromtimestamp(paused.expires_at, zone),
+                }
+            )
+    return found
 
 
 @admin.register(AgentRun)
-class AgentRunAdmin(GuardedAdmin, RowRules):
+class AgentRunAdmin(RuledAdmin):
     """Runs to look at: how they went, what they used, what they wait for."""
 
     list_display = (
@@ -63,62 +82,14 @@ class AgentRunAdmin(GuardedAdmin, RowRules):
         "error_code",
     )
     list_filter: ClassVar[Any] = ("status", StartedFilter)
-    list_per_page = 50
     # Keys ascend with time, and every database has them in order.
     ordering = ("-pk",)
     sortable_by = ()
     search_fields = ("=run_id", "=session__session_id")
     search_help_text = _("The whole id of a run or of a session.")
-    paginator = CappedPaginator
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
     actions = None
-    harmless = frozenset(
-        [
-            "id",
-            "run_id",
-            "session",
-            "branch",
-            "resumed_by",
-            "agent_name",
-            "model",
-            "status",
-            "started_at",
-            "finished_at",
-            "first_position",
-            "last_position",
-            "turn",
-            "requests",
-            "input_tokens",
-            "output_tokens",
-            "cached_tokens",
-            "reasoning_tokens",
-            "total_tokens",
-            "error_code",
-            "trace_id",
-            "sdk_version",
-            "expires_at",
-        ]
-    )
-
-    class Media:
-        css = {"all": ("agent_sessions/admin.css",)}
-        js = ("agent_sessions/admin.js",)
 
     # -- permissions ---------------------------------------------------------------
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(
-        self, request: HttpRequest, obj: AgentRun | None = None
-    ) -> bool:
-        return False
-
-    def has_view_permission(
-        self, request: HttpRequest, obj: AgentRun | None = None
-    ) -> bool:
-        return may(request, "view", "agentrun")
 
     def has_delete_permission(
         self, request: HttpRequest, obj: AgentRun | None = None
@@ -138,8 +109,8 @@ class AgentRunAdmin(GuardedAdmin, RowRules):
 
     def asks_rows(self) -> bool:
         sessions = registered(self, AgentSession)
-        return has_own(self, "has_view_permission", AgentRunAdmin) or (
-            sessions is not None and has_own(sessions, "has_view_permission", *VIEWS)
+        return super().asks_rows() or (
+            sessions is not None and has_own(sessions, "has_view_permission")
         )
 
     def reads_all(self, request: HttpRequest) -> bool:
@@ -198,26 +169,14 @@ class AgentRunAdmin(GuardedAdmin, RowRules):
             over = AgentRun.Status.INTERRUPTED
             return in_words(over.value, str(over.label))
         words = in_words(obj.status, obj.get_status_display())
-        tools = ", ".join(approval.tool for approval in asked)
+        tools = ", ".join(approval["tool"] for approval in asked)
         return format_html("{} <code>{}</code>", words, tools) if tools else words
-
-    @admin.display(description=_("tokens (in / out)"), empty_value="-")
-    def tokens(self, obj: AgentRun) -> str | None:
-        if not (obj.input_tokens or obj.output_tokens):
-            return None
-        return f"{grouped(obj.input_tokens)} / {grouped(obj.output_tokens)}"
 
     @admin.display(description=_("duration"), empty_value="-")
     def duration(self, obj: AgentRun) -> str | None:
-        if obj.finished_at is None:
-            return None
-        return how_long(obj.started_at, obj.finished_at)
+        return how_long(obj.started_at, obj.finished_at) or None
 
     # -- one run -------------------------------------------------------------------
-
-    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        # The page has no form; its template shows everything.
-        return ()
 
     def render_change_form(
         self,
@@ -231,16 +190,13 @@ class AgentRunAdmin(GuardedAdmin, RowRules):
         asked = approvals([run]).get(run.pk, ())
         run.asked = asked  # type: ignore[attr-defined]
         context |= {
-            "counts": [
-                (self.opts.get_field(name).verbose_name, grouped(getattr(run, name)))  # type: ignore[union-attr]
-                for name in _COUNTS
-            ],
+            "counts": self.counts(run, *COUNTERS, "total_tokens"),
             "status": self.status_in_words(run),
             "duration": self.duration(run),
             "approvals": asked,
             # Whatever a provider writes there is not ours to vouch for.
             "usage": [json_part(run.usage)] if run.usage and may_see else [],
-            "session_url": self._session_url(request, run),
+            "session_url": link(self, request, AgentSession, run.session),
             "owner_url": owner_url(self, request, run.session),
             "has_read_permission": may_see,
             "show_delete": False,
@@ -263,10 +219,8 @@ class AgentRunAdmin(GuardedAdmin, RowRules):
             return {"transcript_error": str(exc)}
         self._log_reading(request, run)
         items = [item for item in page.items if item.position <= last]
-        chosen = history.chosen
-        address = item_url(self, run.session, chosen.name if chosen else None)
         return {
-            "lines": lay_out(items, (), address),
+            "lines": lay_out(items, (), item_url(self, run.session, history.chosen)),
             "has_more": bool(items) and items[-1].position < last and page.has_later,
         }
 
@@ -274,14 +228,6 @@ class AgentRunAdmin(GuardedAdmin, RowRules):
         # In the session's history, where one looks for who read it.
         log: Any = self.log_change
         log(request, run.session, f"Read run {run.run_id}.")
-
-    def _session_url(self, request: HttpRequest, run: AgentRun) -> str:
-        sessions = registered(self, AgentSession)
-        # A site of the project's own may leave the sessions out.
-        if sessions is None or not sessions.has_view_permission(request, run.session):
-            return ""
-        name = f"{self.admin_site.name}:agent_sessions_agentsession_change"
-        return reverse(name, args=(run.session_id,))
 
 
 def count_waiting(runs: AgentRunAdmin, request: HttpRequest) -> int:

@@ -12,14 +12,11 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from agent_sessions.admin.clearing import ClearingMixin
-from agent_sessions.admin.databases import database
 from agent_sessions.admin.exporting import ExportMixin
-from agent_sessions.admin.filters import ActivityFilter, StoreFilter
-from agent_sessions.admin.formatting import grouped, in_words
-from agent_sessions.admin.guarding import GuardedAdmin
+from agent_sessions.admin.layout import in_words
+from agent_sessions.admin.lists import ActivityFilter, StoreFilter
 from agent_sessions.admin.overview import OverviewMixin
-from agent_sessions.admin.paginator import CappedPaginator
-from agent_sessions.admin.session_rules import Rows
+from agent_sessions.admin.rules import Rows, database
 from agent_sessions.admin.transcript import TranscriptMixin
 from agent_sessions.approvals import find_states
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
@@ -28,9 +25,7 @@ from agent_sessions.models import AgentSession
 
 
 @admin.register(AgentSession)
-class AgentSessionAdmin(
-    GuardedAdmin, ClearingMixin, ExportMixin, TranscriptMixin, OverviewMixin
-):
+class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMixin):
     """Sessions to look at: found by their metadata, read with a right of its own."""
 
     actions: Any = (
@@ -45,28 +40,9 @@ class AgentSessionAdmin(
         ("updated_at", ActivityFilter),
         ("user", admin.EmptyFieldListFilter),
     )
-    list_per_page = 50
     # The index serves this order; the time of last activity has none, see the model.
     ordering = ("-active_on", "-pk")
     sortable_by: ClassVar[Any] = ("item_count", "updated_at", "created_at")
-    paginator = CappedPaginator
-    show_full_result_count = False
-    show_facets = admin.ShowFacets.NEVER
-
-    class Media:
-        css = {"all": ("agent_sessions/admin.css",)}
-        js = ("agent_sessions/admin.js",)
-
-    # -- permissions ---------------------------------------------------------------
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(
-        self, request: HttpRequest, obj: AgentSession | None = None
-    ) -> bool:
-        return False
-
     # -- list ----------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> Rows:
@@ -111,12 +87,6 @@ class AgentSessionAdmin(
     def store(self, obj: AgentSession) -> str:
         return str(obj.backend)
 
-    @admin.display(description=_("tokens (in / out)"), empty_value="-")
-    def tokens(self, obj: AgentSession) -> str | None:
-        if not (obj.input_tokens or obj.output_tokens):
-            return None
-        return f"{grouped(obj.input_tokens)} / {grouped(obj.output_tokens)}"
-
     def get_changelist_instance(self, request: HttpRequest) -> Any:
         changelist = super().get_changelist_instance(request)
         states = find_states(changelist.result_list)
@@ -129,28 +99,20 @@ class AgentSessionAdmin(
     def state_in_words(self, obj: AgentSession) -> str:
         return in_words(obj.state, obj.get_state_display())
 
-    # -- pages ---------------------------------------------------------------------
-
     def get_urls(self) -> list[URLPattern]:
-        name = f"{self.opts.app_label}_{self.opts.model_name}"
-        wrap = self.admin_site.admin_view
-        own = [
-            path(
-                "<path:object_id>/clear/", wrap(self.clear_view), name=f"{name}_clear"
-            ),
-            path(
-                "<path:object_id>/items/<int:position>/",
-                wrap(self.item_view),
-                name=f"{name}_item",
-            ),
-            path(
-                "<path:object_id>/export/<slug:form>/",
-                wrap(self.export_view),
-                name=f"{name}_export",
-            ),
-            path("overview/", wrap(self.overview_view), name=f"{name}_overview"),
+        def page(name: str, route: str, view: Any) -> URLPattern:
+            name = f"{self.opts.app_label}_{self.opts.model_name}_{name}"
+            found: URLPattern = path(route, self.admin_site.admin_view(view), name=name)
+            return found
+
+        one = "<path:object_id>/"
+        return [
+            page("clear", f"{one}clear/", self.clear_view),
+            page("item", f"{one}items/<int:position>/", self.item_view),
+            page("export", f"{one}export/<slug:form>/", self.export_view),
+            page("overview", "overview/", self.overview_view),
+            *super().get_urls(),
         ]
-        return [*own, *super().get_urls()]
 
 
 def _is_encrypted(obj: AgentSession) -> bool:

@@ -6,43 +6,34 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
-from django.contrib.admin.utils import unquote
 from django.contrib.auth import get_user_model
-from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
-from django.urls import reverse
 
-from agent_sessions.admin.formatting import grouped, in_words
-from agent_sessions.admin.layout import lay_out
-from agent_sessions.admin.permissions import registered
+from agent_sessions.admin.layout import grouped, in_words, lay_out
 from agent_sessions.admin.reading import History
-from agent_sessions.admin.rules import MAX_KEY, as_key
-from agent_sessions.admin.session_rules import SessionRules
+from agent_sessions.admin.rules import (
+    MAX_KEY,
+    SessionRules,
+    address,
+    as_key,
+    link,
+    registered,
+)
 from agent_sessions.approvals import find_states
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.items import clean_text
 from agent_sessions.models import AgentRun, AgentSession, Branch
 from agent_sessions.transcript import Kind
+from agent_sessions.usage import COUNTERS
 
 PAGE_LENGTH = 100
 # Characters of an item that a browser is to show; more is a download.
 RAW_LENGTH = 2_000_000
 _NAME_LENGTH: int = Branch._meta.get_field("name").max_length or 0
-_COUNTS = (
-    "requests",
-    "input_tokens",
-    "output_tokens",
-    "cached_tokens",
-    "reasoning_tokens",
-)
 
 
 class TranscriptMixin(SessionRules):
     """The page of a session: what is known of it, and what was said."""
-
-    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        # The page has no form; its template shows header and transcript.
-        return ()
 
     def render_change_form(
         self,
@@ -54,30 +45,30 @@ class TranscriptMixin(SessionRules):
         obj: AgentSession = kwargs["obj"]
         # Shown, never saved.
         obj.state = find_states([obj])[obj.pk]
+        runs_url = link(self, request, AgentRun)
         context |= {
             "owner_url": owner_url(self, request, obj),
-            "counts": [
-                (self.opts.get_field(name).verbose_name, grouped(getattr(obj, name)))  # type: ignore[union-attr]
-                for name in _COUNTS
-            ],
+            "counts": self.counts(obj, *COUNTERS),
             "item_count": grouped(obj.item_count),
             "state": in_words(obj.state, obj.get_state_display()),
             "has_clear_permission": self.allows(request, "clear", obj),
             "has_read_permission": self.allows(request, "read", obj),
-            "runs_url": _runs_of(runs_url(self, request), obj),
+            "all_runs_url": runs_url,
+            "runs_url": runs_url and f"{runs_url}?session__id__exact={obj.pk}",
         }
         if context["has_read_permission"]:
             context["subtitle"] = obj.title or obj.session_id
-            context |= self._transcript(request, obj)
+            try:
+                context |= self._transcript(request, obj)
+            except AgentSessionError as exc:
+                context["transcript_error"] = str(exc)
         return super().render_change_form(request, context, *args, **kwargs)
 
     def item_view(
         self, request: HttpRequest, object_id: str, position: int
     ) -> HttpResponse:
         """Return one item as it is stored, as plain text; a very long one to keep."""
-        obj = self.get_object(request, unquote(object_id))
-        if not self.allows(request, "read", obj):
-            raise PermissionDenied
+        obj = self.get_allowed(request, object_id, "read")
         if obj is None or position >= MAX_KEY:
             raise Http404
         try:
@@ -100,80 +91,57 @@ class TranscriptMixin(SessionRules):
         )
 
     def _transcript(self, request: HttpRequest, obj: AgentSession) -> dict[str, Any]:
+        """Read a page of the history. Raises what the store raises."""
         history = History(obj, _branch(request))
         before = as_key(request.GET.get("before", ""))
         after = as_key(request.GET.get("after", "")) if before is None else None
-        try:
-            page = history.page(before=before, after=after, limit=PAGE_LENGTH)
-            items, branches = page.items, history.branches
-            runs = history.runs(items[0].position, items[-1].position) if items else []
-            chosen = history.chosen
-            lines = lay_out(
-                items, runs, item_url(self, obj, chosen.name if chosen else None)
-            )
-            alone = [s for s in lines if s.line.entry.kind is Kind.OUTPUT]
-            ids = {shown.line.entry.call_id for shown in alone} - {""}
-            calls = history.calls(ids, items[0].position) if items else {}
-        except AgentSessionError as exc:
-            return {"transcript_error": str(exc)}
-        for shown in alone:
-            if position := calls.get(shown.line.entry.call_id):
-                place = _link(request, after=position - 1)
-                shown.call_url = f"{place}#item-{position}"
-        elsewhere = page.has_later or (not items and (before, after) != (None, None))
-        context = {
-            "lines": lines,
-            "all_runs_url": runs_url(self, request),
-            "newest_url": _link(request) if elsewhere else "",
-            "branch": chosen,
+        page = history.page(before=before, after=after, limit=PAGE_LENGTH)
+        context: dict[str, Any] = {
+            "lines": [],
+            "branch": history.chosen,
             "branches": [
-                (choice, _link(request, None if choice.is_current else choice.name))
-                for choice in branches
+                (each, _link(request, each.label if each.pk != obj.branch_id else None))
+                for each in history.branches
             ],
         }
-        if items:
-            first, last = items[0].position, items[-1].position
-            self.log_change(request, obj, f"Read items {first} to {last}.")
-            if page.has_earlier:
-                context["earlier_url"] = _link(request, before=first)
-            if page.has_later:
-                context["later_url"] = _link(request, after=last)
-        return context
-
-
-def runs_url(site_admin: Any, request: HttpRequest) -> str:
-    """Return the address of the list of runs, for those who may see it."""
-    runs = registered(site_admin, AgentRun)
-    # A site of the project's own may leave the runs out.
-    if runs is None or not runs.has_view_permission(request):
-        return ""
-    return reverse(f"{site_admin.admin_site.name}:agent_sessions_agentrun_changelist")
-
-
-def _runs_of(address: str, obj: AgentSession) -> str:
-    return f"{address}?session__id__exact={obj.pk}" if address else ""
+        if page.has_later or (not page.items and (before, after) != (None, None)):
+            context["newest_url"] = _link(request)
+        if not page.items:
+            return context
+        first, last = page.items[0].position, page.items[-1].position
+        lines = lay_out(
+            page.items, history.runs(first, last), item_url(self, obj, history.chosen)
+        )
+        alone = [each for each in lines if each.line.entry.kind is Kind.OUTPUT]
+        calls = history.calls({each.line.entry.call_id for each in alone} - {""}, first)
+        for each in alone:
+            if position := calls.get(each.line.entry.call_id):
+                place = _link(request, after=position - 1)
+                each.call_url = f"{place}#item-{position}"
+        self.log_change(request, obj, f"Read items {first} to {last}.")
+        if page.has_earlier:
+            context["earlier_url"] = _link(request, before=first)
+        if page.has_later:
+            context["later_url"] = _link(request, after=last)
+        return {**context, "lines": lines}
 
 
 def item_url(
-    site_admin: Any, obj: AgentSession, branch: str | None = None
+    model_admin: Any, obj: AgentSession, branch: Branch | None
 ) -> Callable[[int], str]:
     """Return what makes the address of an item's raw form from its position."""
-    name = f"{site_admin.admin_site.name}:agent_sessions_agentsession_item"
     # One look-up serves a page's hundreds of links.
-    start = reverse(name, args=(obj.pk, 0)).removesuffix("0/")
-    end = f"/?{urlencode({'branch': branch})}" if branch else "/"
+    sessions = registered(model_admin, AgentSession)
+    start = address(sessions, "item", obj.pk, 0).removesuffix("0/")
+    end = "/" if branch is None else f"/?{urlencode({'branch': branch.label})}"
     return lambda position: f"{start}{position}{end}"
 
 
-def owner_url(site_admin: Any, request: HttpRequest, obj: AgentSession) -> str:
+def owner_url(model_admin: Any, request: HttpRequest, obj: AgentSession) -> str:
     """Return the address of the owner's page, for those who may see users."""
-    users = registered(site_admin, get_user_model())
-    if users is None or obj.user_id is None:
+    if obj.user is None:
         return ""
-    if not users.has_view_permission(request, obj.user):
-        return ""
-    name = f"{users.opts.app_label}_{users.opts.model_name}_change"
-    return reverse(f"{site_admin.admin_site.name}:{name}", args=(obj.user_id,))
+    return link(model_admin, request, get_user_model(), obj.user)
 
 
 def _branch(request: HttpRequest) -> str:

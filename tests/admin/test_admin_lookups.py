@@ -182,6 +182,9 @@ SESSIONS = [
     ("remote_id__startswith", "conv_", "no"),
     ("run_owner__startswith", "host", "no"),
     ("run_id", "r", "no"),
+    ("run_seen_at__isnull", "1", "0"),
+    ("remote_deleting", "0", "1"),
+    ("removed_at__isnull", "1", "0"),
     ("fence", "0", "1"),
 ]
 OF_RUNS = [
@@ -205,6 +208,7 @@ OF_RUNS = [
     ("resumes__state__contains", "s", "t"),
     ("run_id__regex", "^r", "^x"),
     ("status__iregex", "^c", "^x"),
+    ("turn_item__isnull", "1", "0"),
 ]
 
 

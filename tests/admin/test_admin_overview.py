@@ -14,8 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from agent_sessions.admin.charts import HEIGHT, WIDTH, bar_chart
-from agent_sessions.admin.statistics import gather
+from agent_sessions.admin.overview import HEIGHT, WIDTH, bar_chart, gather
 from agent_sessions.models import AgentRun, AgentSession
 from tests.support.admin_pages import (
     LIST,
@@ -84,7 +83,8 @@ class TestFigures:
         for n, code in enumerate(("x", "y", "y", "")):
             make_run(one, run_id=f"r{n}", status="failed", error_code=code)
         make_run(one, run_id="old", status="failed", error_code="z", started_at=ago(9))
-        assert gather(7).errors == [("y", 2), ("", 1), ("x", 1)]
+        errors = [(tally.name, tally.runs) for tally in gather(7).errors]
+        assert errors == [("y", 2), ("", 1), ("x", 1)]
 
     @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/Los_Angeles"])
     def test_a_day_is_one_of_the_current_time_zone(self, zone: str) -> None:
@@ -243,7 +243,7 @@ def test_midnight_exists_where_clocks_change() -> None:
     # In Beirut, the clocks of 2026-03-29 go from 00:00 to 01:00.
     from datetime import date
 
-    from agent_sessions.admin.statistics import _midnight
+    from agent_sessions.admin.overview import _midnight
 
     with timezone.override("Asia/Beirut"):
         start, end = _midnight(date(2026, 3, 29)), _midnight(date(2026, 3, 30))

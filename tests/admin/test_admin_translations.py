@@ -20,7 +20,7 @@ from django.urls import reverse
 from django.utils import translation
 from django.utils.translation.template import templatize
 
-from agent_sessions.admin.formatting import how_long
+from agent_sessions.admin.layout import how_long
 from agent_sessions.models import AgentSession
 from tests.support.admin_pages import LIST, make, page, staff, url
 from tests.support.waiting import wait

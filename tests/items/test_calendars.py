@@ -21,7 +21,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from agent_sessions import DjangoSession, sessions
-from agent_sessions.admin.statistics import gather
+from agent_sessions.admin.overview import gather
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.retention import Selection

@@ -19,7 +19,7 @@ from pytest_django import DjangoDbBlocker
 
 from agent_sessions import checks as our_checks
 from agent_sessions import get_session, sessions
-from agent_sessions.admin.statistics import gather
+from agent_sessions.admin.overview import gather
 from agent_sessions.doctor import examine
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import AgentRun, AgentSession, SessionItem

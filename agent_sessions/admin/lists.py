@@ -1,0 +1,278 @@
+"""Lists: what their query strings may ask for, their pages and their filters.
+
+A look-up tells a value letter by letter, whether the list shows it or not. So there is
+an allow-list of columns and look-ups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.contrib.admin import DateFieldListFilter, SimpleListFilter
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import FieldDoesNotExist
+from django.core.paginator import Page, Paginator
+from django.db import DataError, ProgrammingError
+from django.db.models import F, Model, QuerySet
+from django.db.models.constants import LOOKUP_SEP
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+from django.utils.functional import cached_property
+from django.utils.timezone import is_aware
+from django.utils.translation import gettext_lazy as _
+
+from agent_sessions.handler import sessions
+from agent_sessions.models import AgentRun
+from agent_sessions.times import day_of
+
+if TYPE_CHECKING:
+    _Paginator = Paginator[Any]
+else:
+    # Generic for type checkers alone.
+    _Paginator = Paginator
+
+# Columns that hold or quote what was said. They need the right to read.
+CONTENTS = {
+    "agentsession": {"title", "metadata"},
+    "sessionitem": {"data", "text"},
+    "agentrun": {"state", "usage"},
+    "sessionsecret": {"wrapped"},
+}
+# Whoever sees a list may filter it by any other column of its own, but not by these.
+_INTERNAL = {
+    "agentsession": {
+        "branch",
+        "fence",
+        "remote_deleting",
+        "remote_id",
+        "removed_at",
+        "run_id",
+        "run_owner",
+        "run_seen_at",
+    },
+    "agentrun": {"turn_item"},
+}
+# SQLite runs them in Python, for as long as they take.
+REGEX = frozenset({"regex", "iregex"})
+# What a database raises for a value that no column can hold.
+_SQL_ERRORS = (DataError, ProgrammingError)
+
+
+# -- look-ups --------------------------------------------------------------------------
+
+
+def names_column(model: type[Model], lookup: str) -> bool:
+    """Return whether a look-up begins with a column, relation or key of a model."""
+    return lookup.partition(LOOKUP_SEP)[0] == "pk" or any(_fields(model, lookup))
+
+
+def is_harmless(model: type[Model], lookup: str) -> bool:
+    """Return whether a look-up compares a harmless column, and nothing behind it."""
+    first, *rest = lookup.split(LOOKUP_SEP)
+    field: Any = model._meta.pk if first == "pk" else next(_fields(model, first), None)
+    if field is None or not field.concrete:
+        return False
+    if _is_in(_INTERNAL, field) or _is_in(CONTENTS, field):
+        return False
+    if field.is_relation and rest:
+        # The key of a row that a column points to is in the column itself.
+        key = field.related_model._meta.pk
+        rest = rest[1:] if rest[0] in {"pk", key.name} else rest
+    return REGEX.isdisjoint(rest) and all(
+        part == "isempty" or field.get_lookup(part) or field.get_transform(part)
+        for part in rest
+    )
+
+
+def reaches_contents(model: type[Model], path: str) -> bool:
+    """Return whether a path leads to a column that holds or quotes what was said."""
+    return any(
+        field.concrete and _is_in(CONTENTS, field) for field in _fields(model, path)
+    )
+
+
+def _is_in(columns: dict[str, set[str]], field: Any) -> bool:
+    model = field.model._meta
+    return model.app_label == "agent_sessions" and field.name in columns.get(
+        model.model_name, ()
+    )
+
+
+def declared(model_admin: Any, request: HttpRequest) -> list[str]:
+    """Return the paths and parameters of the filters that a list has."""
+    found = [model_admin.date_hierarchy]
+    for item in model_admin.get_list_filter(request):
+        path = _filter_path(item)
+        if path or not isinstance(item, type):
+            found.append(path)
+        else:
+            spec = item(request, {}, model_admin.model, model_admin)
+            found += spec.expected_parameters()
+    return [path for path in found if path]
+
+
+def _filter_path(item: Any) -> str:
+    """Return the path of one entry of `list_filter`; "" where a class does it all."""
+    if isinstance(item, type):
+        return str(getattr(item, "parameter_name", None) or "")
+    item = item[0] if isinstance(item, list | tuple) else item
+    return str(getattr(item, "name", item))
+
+
+def _ordered_by(order: Any) -> list[str]:
+    """Return the paths that an ordering reads: a name, an F() or an expression."""
+    if isinstance(order, str):
+        return [order.removeprefix("-")]
+    parts: list[Any] = list(order.flatten()) if hasattr(order, "flatten") else [order]
+    columns: list[Any] = [part for part in parts if isinstance(part, F)]
+    return [str(column.name) for column in columns]
+
+
+def _fields(model: type[Model], path: str) -> Iterator[Any]:
+    """Return the fields that a path goes through."""
+    current: Any = model
+    for part in path.split(LOOKUP_SEP):
+        try:
+            field = current._meta.get_field(part)
+        except FieldDoesNotExist:
+            return
+        yield field
+        current = field.related_model
+        if current is None:
+            return
+
+
+# -- pages -----------------------------------------------------------------------------
+
+
+class RuledList(ChangeList):
+    """A list of what its reader may view, in an order that tells no more."""
+
+    def get_ordering_field(self, field_name: Any) -> Any:
+        if field_name not in (self.sortable_by or ()):
+            return None
+        return super().get_ordering_field(field_name)
+
+    def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
+        found, rules = super().get_ordering(request, queryset), self._rules
+        return [
+            each for each in found if not rules.withholds(request, *_ordered_by(each))
+        ]
+
+    def get_filters(self, request: HttpRequest) -> Any:
+        # A filter names the values of its column.
+        self.list_filter = [
+            item
+            for item in self.list_filter
+            if not self._rules.withholds(request, _filter_path(item))
+        ]
+        return super().get_filters(request)
+
+    def get_results(self, request: HttpRequest) -> None:
+        try:
+            super().get_results(request)
+            rows = list(self.result_list)
+        except (ValueError, OverflowError, IndexError, *_SQL_ERRORS) as exc:
+            # A value that no column can hold (a NUL, a date before all dates), or one
+            # where the look-up takes two.
+            raise IncorrectLookupParameters(exc) from exc
+        kept = self._rules.shown(request, rows)
+        if not self.multi_page:
+            self.result_count -= len(rows) - len(kept)
+        self.result_list = kept
+
+    @property
+    def _rules(self) -> Any:
+        return self.model_admin
+
+
+class CappedPaginator(_Paginator):
+    """Count to 10,000 at most: nobody pages further, and counting reads each row."""
+
+    limit = 10_000
+    # Leaves out of a page what its reader may not view.
+    shown: Callable[[Iterable[Any]], list[Any]] | None = None
+
+    def page(self, number: int | str) -> Page[Any]:
+        page = super().page(number)
+        if self.shown is not None:
+            page.object_list = self.shown(page.object_list)
+        return page
+
+    @cached_property
+    def count(self) -> int:
+        return min(self._found, self.limit)
+
+    @property
+    def is_capped(self) -> bool:
+        """Return whether there is more than what is counted."""
+        return self._found > self.limit
+
+    @cached_property
+    def _found(self) -> int:
+        rows: QuerySet[Any] = self.object_list  # type: ignore[assignment]
+        return rows.order_by()[: self.limit + 1].count()
+
+
+# -- filters ---------------------------------------------------------------------------
+
+
+class StoreFilter(SimpleListFilter):
+    """Filter by alias; those of the settings, as finding the used ones scans all."""
+
+    title = _("store")
+    parameter_name = "backend"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        aliases = list(sessions)
+        return [(alias, alias) for alias in aliases] if len(aliases) > 1 else []
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        alias = self.value()
+        return queryset if alias is None else queryset.filter(backend=alias)
+
+
+class ActivityFilter(DateFieldListFilter):
+    """Filter sessions by their last activity, in the reader's days.
+
+    The index has the day that day_of() gives: it narrows, the time decides.
+    """
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        found: QuerySet[Any] = super().queryset(request, queryset)  # type: ignore[assignment]
+        for bound, day in (("gte", "active_on__gte"), ("lt", "active_on__lte")):
+            given: Any = self.used_parameters.get(f"{self.field_path}__{bound}", ())
+            for text in given:
+                when = parse_datetime(str(text))
+                if when is not None and is_aware(when) == settings.USE_TZ:
+                    found = found.filter(**{day: day_of(when)})
+        return found
+
+
+class StartedFilter(SimpleListFilter):
+    """Filter runs by when they began, in a way that the index serves."""
+
+    title = _("started")
+    parameter_name = "days"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [
+            ("1", _("Past 24 hours")),
+            ("7", _("Past 7 days")),
+            ("30", _("Past 30 days")),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        days = self.value()
+        if days not in {"1", "7", "30"}:
+            return queryset
+        # The index begins with the status.
+        return queryset.filter(
+            status__in=AgentRun.Status.values,
+            started_at__gte=timezone.now() - timedelta(days=int(days)),
+        )
