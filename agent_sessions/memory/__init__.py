@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from agent_sessions.memory.base import BackendSession, SyncSession
-from agent_sessions.memory.discretion import mark_sdk
+from agent_sessions.memory.sdk import mark_sdk
 
 if TYPE_CHECKING:
     from agent_sessions.memory.dapr import DaprSession

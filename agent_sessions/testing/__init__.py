@@ -11,6 +11,42 @@ with (
     extra("testing", "pytest", needed_by=__name__),
     extra("testing", "hypothesis", needed_by=__name__),
 ):
-    from agent_sessions.testing.contract import SessionContract
+    from agent_sessions.testing.concurrency import ConcurrencyCases, ProcessCases
+    from agent_sessions.testing.endings import ApprovalCases, EndingCases
+    from agent_sessions.testing.fidelity import FidelityCases
+    from agent_sessions.testing.owners import IdCases, OwnerCases, SyncCases
+    from agent_sessions.testing.reading import ReadingCases, ShapeCases
+    from agent_sessions.testing.runs import RunCases, WrapperCases
+    from agent_sessions.testing.writing import PoppingCases, WritingCases
 
 __all__ = ["SessionContract"]
+
+
+class SessionContract(
+    ShapeCases,
+    ReadingCases,
+    FidelityCases,
+    WritingCases,
+    PoppingCases,
+    IdCases,
+    OwnerCases,
+    SyncCases,
+    ConcurrencyCases,
+    ProcessCases,
+    RunCases,
+    EndingCases,
+    ApprovalCases,
+    WrapperCases,
+):
+    """Test a session store against the contract of the SDK and of this project.
+
+    Give `make_session`, set what the store supports, and fill the hooks that this
+    needs; cases of what is not supported are not collected:
+
+        class TestMyStore(SessionContract):
+            async def make_session(self, session_id, **options):
+                return MySession(session_id, **options)
+
+    pytest runs the cases with or without an asyncio plugin; marks and fixtures on the
+    class apply as usual. A case that is set to None is left out.
+    """

@@ -30,8 +30,8 @@ from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection, why_spared
 from agent_sessions.retention.pending import is_cleared
 from agent_sessions.retention.selection import is_storable
+from agent_sessions.transfer import Report
 from agent_sessions.transfer.copied_rows import MARKER, copy_row, mark_of
-from agent_sessions.transfer.report import Report
 
 # How often a history is read again that grows while it is copied.
 _ROUNDS = 5

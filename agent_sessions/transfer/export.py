@@ -28,7 +28,7 @@ from agent_sessions.models import (
 from agent_sessions.retention import store_of
 from agent_sessions.times import iso
 from agent_sessions.transcript.markdown import markdown
-from agent_sessions.transfer.report import Report
+from agent_sessions.transfer import Report
 from agent_sessions.usage import COUNTERS
 
 FORMAT = "agent-sessions/1"

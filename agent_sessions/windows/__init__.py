@@ -5,7 +5,6 @@ They choose what a model sees and change nothing that is stored.
 
 from __future__ import annotations
 
-from agent_sessions.windows.outputs import MARKER, drop_old_tool_outputs
 from agent_sessions.windows.tokens import (
     TokenCounter,
     count_tokens,
@@ -13,9 +12,11 @@ from agent_sessions.windows.tokens import (
     tiktoken_counter,
 )
 from agent_sessions.windows.turns import (
+    MARKER,
     SessionInputCallback,
     Window,
     chain,
+    drop_old_tool_outputs,
     keep_system_prefix,
     last_turns,
     token_budget,

@@ -19,13 +19,7 @@ from agent_sessions.backends.leases import RUN_SILENCE
 from agent_sessions.doctor import CODES, Report, examine, restore
 from agent_sessions.doctor.session import RUN_LENGTH
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
-from agent_sessions.testing.contract.scripts import (
-    add,
-    call,
-    outline,
-    say,
-    scripted,
-)
+from agent_sessions.testing.base import add, call, outline, say, scripted
 from tests.support.waiting import wait
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -18,7 +18,7 @@ from agent_sessions.backends.leases import RUN_SILENCE, this_process
 from agent_sessions.doctor import Report, examine
 from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
-from agent_sessions.testing.contract.scripts import outline, say, scripted
+from agent_sessions.testing.base import outline, say, scripted
 from tests.support.waiting import wait
 
 pytestmark = pytest.mark.django_db(transaction=True)

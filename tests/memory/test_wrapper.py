@@ -23,7 +23,7 @@ from django.utils.functional import SimpleLazyObject
 from agent_sessions import DjangoSession
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.memory.context import names_other
-from agent_sessions.testing.contract.scripts import RUNS, Run
+from agent_sessions.testing.base import RUNS, Run
 from tests.support.chat import make_user
 from tests.support.usages import agent, say
 

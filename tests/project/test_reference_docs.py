@@ -21,7 +21,7 @@ from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import RunLimits, find_agent
 from agent_sessions.signals import session_cleared
 from agent_sessions.sockets import GuardedSocket
-from agent_sessions.testing.contract.scripts import say, scripted
+from agent_sessions.testing.base import say, scripted
 from agent_sessions.views import (
     SessionAPIView,
     SessionListView,

@@ -23,7 +23,7 @@ from django.contrib.auth import get_user_model
 from agent_sessions import DjangoSession, SessionHooks
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.testing.contract.scripts import RUNS, Run
+from agent_sessions.testing.base import RUNS, Run
 from tests.support.approvals import lookup, refund
 from tests.support.usages import agent, call, say, standing, used
 

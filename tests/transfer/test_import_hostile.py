@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError
 
+from agent_sessions import transfer
 from agent_sessions.models import SessionItem
-from agent_sessions.transfer import report
 from agent_sessions.transfer.import_ import records
 from tests.support.import_sources import (
     conversation,
@@ -276,7 +276,7 @@ class TestSizes:
     def test_a_report_names_so_many_sessions(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(report, "MOST_REFUSED", 2)
+        monkeypatch.setattr(transfer, "MOST_REFUSED", 2)
         path.write_text("x\n" * 5 + '{"format": "agent-sessions/1", "session": {"id"')
         told = refused("export", path)
         assert told.count("is no session of") == 2

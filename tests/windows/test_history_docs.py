@@ -12,7 +12,7 @@ import pytest
 
 from agent_sessions import DjangoSession
 from agent_sessions import windows as history
-from agent_sessions.testing.contract.scripts import say, scripted
+from agent_sessions.testing.base import say, scripted
 from agent_sessions.windows import turns
 from agent_sessions.windows.tokens import ATTACHMENT_TOKENS, ENCODING, ITEM_TOKENS
 

@@ -11,14 +11,7 @@ from agents import Agent, RunConfig, RunState, function_tool
 from agents.memory import SessionSettings
 
 from agent_sessions import DjangoSession
-from agent_sessions.testing.contract.scripts import (
-    RUNS,
-    Run,
-    call,
-    outline,
-    say,
-    scripted,
-)
+from agent_sessions.testing.base import RUNS, Run, call, outline, say, scripted
 from agent_sessions.windows import (
     MARKER,
     chain,

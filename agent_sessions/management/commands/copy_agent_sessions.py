@@ -11,8 +11,8 @@ from agent_sessions.management.options import add_options, counted, find_user
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
+from agent_sessions.transfer import Report
 from agent_sessions.transfer.copy import Copier, find_sources
-from agent_sessions.transfer.report import Report
 
 
 class Command(PrintingCommand):

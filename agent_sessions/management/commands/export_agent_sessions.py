@@ -24,8 +24,8 @@ from agent_sessions.management.options import (
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
+from agent_sessions.transfer import Report
 from agent_sessions.transfer.export import FORMS
-from agent_sessions.transfer.report import Report
 
 # Bytes of a session that are held in memory before it is known to be whole.
 _HELD = 4 * 1024 * 1024

@@ -12,10 +12,10 @@ from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.management.options import add_options, counted
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.reports import guarded
-from agent_sessions.transfer.import_.importer import KINDS, Importer, open_source
+from agent_sessions.transfer import Report
+from agent_sessions.transfer.import_ import KINDS, Importer, open_source
 from agent_sessions.transfer.import_.owners import Owners
 from agent_sessions.transfer.import_.records import Source
-from agent_sessions.transfer.report import Report
 
 
 class Command(PrintingCommand):

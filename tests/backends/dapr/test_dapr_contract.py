@@ -31,11 +31,11 @@ from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.memory.dapr import DaprSession
 from agent_sessions.models import AgentSession
 from agent_sessions.testing import SessionContract
-from agent_sessions.testing.contract.base import ContractBase
-from agent_sessions.testing.contract.concurrency import ConcurrencyCases, ProcessCases
-from agent_sessions.testing.contract.owners import SyncCases
-from agent_sessions.testing.contract.reading import ShapeCases
-from agent_sessions.testing.contract.writing import PoppingCases
+from agent_sessions.testing.base import ContractBase
+from agent_sessions.testing.concurrency import ConcurrencyCases, ProcessCases
+from agent_sessions.testing.owners import SyncCases
+from agent_sessions.testing.reading import ShapeCases
+from agent_sessions.testing.writing import PoppingCases
 from tests.servers.dapr import STORE, DaprSidecar
 
 T = TypeVar("T")

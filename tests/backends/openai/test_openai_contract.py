@@ -29,8 +29,8 @@ from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.items import Item
 from agent_sessions.models import AgentSession
 from agent_sessions.testing import SessionContract
-from agent_sessions.testing.contract.base import assert_same
-from agent_sessions.testing.contract.fidelity import json_items
+from agent_sessions.testing.base import assert_same
+from agent_sessions.testing.fidelity import json_items
 from tests.servers.conversations import KEY, ConversationsServer, conversations_server
 
 T = TypeVar("T")

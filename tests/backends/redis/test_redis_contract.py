@@ -19,9 +19,9 @@ from agent_sessions import RedisSession, get_session, sessions
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.models import AgentSession
 from agent_sessions.testing import SessionContract
-from agent_sessions.testing.contract.concurrency import ConcurrencyCases
-from agent_sessions.testing.contract.reading import ReadingCases, ShapeCases
-from agent_sessions.testing.contract.writing import PoppingCases
+from agent_sessions.testing.concurrency import ConcurrencyCases
+from agent_sessions.testing.reading import ReadingCases, ShapeCases
+from agent_sessions.testing.writing import PoppingCases
 from tests.servers import Server
 from tests.servers.redis import SERVICE, Watched, url
 

@@ -22,13 +22,16 @@ from agents import (
 from agents.memory import Session, SessionABC
 from agents.testing import ModelStep
 
-from agent_sessions.testing.contract.base import ContractBase, each, message, needs
-from agent_sessions.testing.contract.scripts import (
+from agent_sessions.testing.base import (
     RUNS,
+    ContractBase,
     Result,
     Run,
     add,
     call,
+    each,
+    message,
+    needs,
     outline,
     say,
     scripted,

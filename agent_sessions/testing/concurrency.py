@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from agent_sessions.testing.contract.base import (
+from agent_sessions.testing.base import (
     ContractBase,
     Item,
     assert_same,

@@ -8,13 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_sessions.testing.contract.base import (
-    ContractBase,
-    Item,
-    assert_same,
-    each,
-    message,
-)
+from agent_sessions.testing.base import ContractBase, Item, assert_same, each, message
 
 
 def _deep() -> Item:

@@ -13,23 +13,21 @@ from agents.memory import OpenAIResponsesCompactionSession, SessionSettings
 from agents.testing import ModelStep
 from openai import AsyncOpenAI
 
-from agent_sessions.testing.contract.base import (
+from agent_sessions.testing.base import (
+    RUNS,
     ContractBase,
+    Run,
+    add,
     assert_same,
+    call,
     each,
     message,
     messages,
     needs,
-    texts,
-)
-from agent_sessions.testing.contract.scripts import (
-    RUNS,
-    Run,
-    add,
-    call,
     outline,
     say,
     scripted,
+    texts,
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent_sessions.testing.contract.base import (
+from agent_sessions.testing.base import (
     ContractBase,
     assert_same,
     each,

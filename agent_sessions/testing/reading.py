@@ -12,7 +12,7 @@ from agents import RunContextWrapper
 from agents.memory import Session, SessionABC, SessionSettings
 from agents.memory import session as sdk_session
 
-from agent_sessions.testing.contract.base import (
+from agent_sessions.testing.base import (
     ContractBase,
     assert_same,
     each,

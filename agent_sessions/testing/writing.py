@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from agents.memory import SessionSettings
 
-from agent_sessions.testing.contract.base import (
+from agent_sessions.testing.base import (
     ContractBase,
     Item,
     assert_same,
@@ -20,7 +20,7 @@ from agent_sessions.testing.contract.base import (
     needs,
     texts,
 )
-from agent_sessions.testing.contract.reading import DAMAGES
+from agent_sessions.testing.reading import DAMAGES
 
 
 def _circular() -> Item:
