@@ -302,7 +302,7 @@ class UnknownInterrupt(InterruptError):
 
 
 class UnreadableState(InterruptError):
-    """A paused run's state can't be restored; the approval stays open."""
+    """A paused run's state can't be restored; the approval was withdrawn."""
 
 
 class InterruptExpired(InterruptError):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from django.db import DatabaseError, InterfaceError, OperationalError
 from django.utils import timezone
 
-from agent_sessions.agui import EventMapper, RunRequest, interrupts, merge, user_items
-from agent_sessions.approvals import Paused
+from agent_sessions.agui import EventMapper, RunRequest, interrupts, user_items
+from agent_sessions.approvals import Paused, Pending
 from agent_sessions.backends.reading import afind_head, find_newest
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.concurrency.settle import settle
@@ -29,8 +29,8 @@ from agent_sessions.runs.failures import (
     report_failure,
 )
 from agent_sessions.runs.heartbeat import Pulse, heart
-from agent_sessions.runs.log import Event, EventLog, Frame
-from agent_sessions.runs.resuming import dump_state
+from agent_sessions.runs.log import Event, EventLog, Frame, Joining
+from agent_sessions.runs.resuming import dump_state, refusals
 from agent_sessions.runs.setup import (
     Conversation,
     RunSetup,
@@ -39,7 +39,13 @@ from agent_sessions.runs.setup import (
     runner_options,
 )
 from agent_sessions.runs.sync import read_page, restated, shown
-from agent_sessions.runs.turns import Words, checks_answers, clear_blocked, take_up
+from agent_sessions.runs.turns import (
+    Words,
+    checks_answers,
+    clear_blocked,
+    newest_turn,
+    take_up,
+)
 from agent_sessions.times import aware
 from agent_sessions.usage import Spent, remember, since, snapshot, trace_of
 
@@ -54,9 +60,6 @@ Status = AgentRun.Status
 # Seconds between the attempts to write a run's end while the database is away.
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 5.0
-DELTAS = frozenset(
-    {"TEXT_MESSAGE_CONTENT", "TOOL_CALL_ARGS", "REASONING_MESSAGE_CONTENT"}
-)
 
 
 class ActiveRun:
@@ -75,6 +78,8 @@ class ActiveRun:
         self.setup = setup
         self.lease = lease
         self.ended = False
+        # The paused run whose calls it refuses without its state.
+        self.refused: Pending | None = None
         # Whether its messages are stored already, by a run that failed.
         self.goes_on = False
         self.task: asyncio.Task[None] | None = None
@@ -100,8 +105,8 @@ class ActiveRun:
         # How the run ended, as long as its row doesn't say so.
         self._unwritten: tuple[str, str, Paused | None] | None = None
         self._is_written = False
-        self._deltas: list[Event] = []
-        self._flush_timer: asyncio.TimerHandle | None = None
+        limits = setup.limits
+        self._joining = Joining(self._say, limits.merge_interval, limits.merge_size)
         self._words = Words()
 
     @property
@@ -161,6 +166,12 @@ class ActiveRun:
             stopped = self.lease.last_status == Status.CANCELLED
             items = await take_up(session, items, was_stopped=stopped)
             self.goes_on = not items
+        if self.refused is not None:
+            _, turn = await newest_turn(session)
+            closing: list[Any] = refusals(self.refused, self.request, turn)
+            await session.add_items(closing)
+            page = await read_page(self.conversation)
+            self._publish([restated(page, setup.options)])
         if not self._base.done():
             # Its positions may be given again, so not before what was dropped.
             self._base.set_result(await afind_head(store, key))
@@ -204,7 +215,7 @@ class ActiveRun:
                 task.cancel()
             if not self._base.done():
                 self._base.set_result(0)
-            self._flush()
+            self._joining.flush()
             self.ended = True
 
     def _lose(self) -> None:
@@ -238,18 +249,18 @@ class ActiveRun:
         elif result.interruptions:
             await self._pause(result)
         else:
-            self._flush()
+            self._joining.flush()
             await self._finish(Status.COMPLETED)
             self._publish(self._mapper.finished(self._usage(), outcome="success"))
 
     async def _end_cancelled(self) -> None:
-        self._flush()
+        self._joining.flush()
         await self._keep_words()
         await self._finish(Status.CANCELLED)
         self._publish(self._mapper.finished(self._usage(), outcome="cancelled"))
 
     async def _end_failed(self, code: str, exc: Exception | None = None) -> None:
-        self._flush()
+        self._joining.flush()
         session = self._session
         if is_blocked(exc) and session is not None:
             items = user_items(self.request)
@@ -287,7 +298,7 @@ class ActiveRun:
             await self._conclude(self._finish(*self._unwritten))
 
     async def _pause(self, result: RunResultStreaming) -> None:
-        self._flush()
+        self._joining.flush()
         expires_at = timezone.now() + self.setup.limits.approval_timeout
         state = dump_state(result.to_state())
         asked = interrupts(result.interruptions, expires_at, message=question_for)
@@ -363,32 +374,14 @@ class ActiveRun:
     # -- telling -------------------------------------------------------------------
 
     def _publish(self, events: list[Event]) -> None:
-        """Number events and hand them on; deltas wait a moment to be joined.
+        """Number events and hand them on.
 
         Never awaits a listener: the SDK waits for the stream's consumer at the end of
         each turn, so a slow tab would slow down the model.
         """
-        limits = self.setup.limits
         for event in events:
             self._words.follow(event)
-            if event["type"] not in DELTAS:
-                self._flush()
-                self._say(event)
-                continue
-            self._deltas.append(event)
-            if sum(len(delta["delta"]) for delta in self._deltas) >= limits.merge_size:
-                self._flush()
-            elif self._flush_timer is None:
-                loop = asyncio.get_running_loop()
-                self._flush_timer = loop.call_later(limits.merge_interval, self._flush)
-
-    def _flush(self) -> None:
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-            self._flush_timer = None
-        deltas, self._deltas = self._deltas, []
-        for event in merge(deltas):
-            self._say(event)
+            self._joining.put(event)
 
     def _say(self, event: Event) -> None:
         self._emit(self, self.log.append(event))

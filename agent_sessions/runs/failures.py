@@ -32,6 +32,9 @@ MESSAGES = {
     "unknown_interrupt": _("This approval is not open, or not all were answered."),
     "interrupt_expired": _("The time to approve this is over. Ask again."),
     "invalid_approval": _("This approval was changed. Nothing was done. Ask again."),
+    "outdated_approval": _(
+        "The agent has changed since it asked. Nothing was done. Ask again."
+    ),
     "rate_limited": _("Too many messages in a short time. Wait a minute."),
     "message_too_long": _("This message is too long."),
     "max_turns": _("The agent needed too many steps. Write on to let it continue."),
@@ -81,7 +84,7 @@ def refusal_code(exc: Exception) -> str | None:
         UnknownInterrupt: "unknown_interrupt",
         InterruptExpired: "interrupt_expired",
         InvalidApproval: "invalid_approval",
-        UnreadableState: "internal",
+        UnreadableState: "outdated_approval",
         StorageError: "internal",
     }
     away = None if isinstance(exc, AgentSessionError | DatabaseError) else "internal"

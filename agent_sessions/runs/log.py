@@ -164,6 +164,46 @@ def _size(event: Event) -> int:
     return len(json.dumps(event))
 
 
+DELTAS = frozenset(
+    {"TEXT_MESSAGE_CONTENT", "TOOL_CALL_ARGS", "REASONING_MESSAGE_CONTENT"}
+)
+
+
+class Joining:
+    """Hand events on; deltas wait a moment to be joined."""
+
+    def __init__(
+        self, say: Callable[[Event], object], interval: float, size: int
+    ) -> None:
+        self._say = say
+        self._interval = interval
+        self._size = size
+        self._deltas: list[Event] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def put(self, event: Event) -> None:
+        """Hand an event on, after the deltas that came before it."""
+        if event["type"] not in DELTAS:
+            self.flush()
+            self._say(event)
+            return
+        self._deltas.append(event)
+        if sum(len(delta["delta"]) for delta in self._deltas) >= self._size:
+            self.flush()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._interval, self.flush)
+
+    def flush(self) -> None:
+        """Hand on what waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deltas, self._deltas = self._deltas, []
+        for event in merge(deltas):
+            self._say(event)
+
+
 class Subscription:
     """One listener's bounded queue; putting into it never waits.
 

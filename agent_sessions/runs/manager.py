@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
@@ -11,13 +12,14 @@ from agent_sessions.agui import RunRequest, StreamOptions
 from agent_sessions.approvals import Pending
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.concurrency.settle import settle
-from agent_sessions.exceptions import InvalidApproval
+from agent_sessions.exceptions import InvalidApproval, UnreadableState
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
 from agent_sessions.runs import records, sync
 from agent_sessions.runs.active import ActiveRun
+from agent_sessions.runs.failures import refusal_code
 from agent_sessions.runs.log import ChannelRelay, Frame, Subscription
-from agent_sessions.runs.resuming import restore
+from agent_sessions.runs.resuming import refuses_all, restore
 from agent_sessions.runs.setup import Conversation, RunSetup
 from agent_sessions.usage import model_of
 
@@ -76,7 +78,7 @@ class RunManager:
             waiting = await threads.run(records.claimable, conversation, run_id, ids)
             if waiting is None:
                 return None
-            # Rebuilt before it is claimed: a state that can't be read stays open.
+            # Rebuilt before it is claimed. None: it can't be, and need not be.
             state = await self._restore(conversation, waiting, request, setup)
         lease = await settle(
             threads.run(
@@ -92,6 +94,7 @@ class RunManager:
             return None
         await self._last_words(conversation)
         run = ActiveRun(conversation, request, setup, lease, self._tell)
+        run.refused = waiting if state is None else None
         self._runs[_place(conversation)] = run
         task = asyncio.create_task(run.run(state), name=f"agent run {run.run_id}")
         run.task = task
@@ -224,19 +227,23 @@ class RunManager:
         waiting: Pending,
         request: RunRequest,
         setup: RunSetup,
-    ) -> RunState[Any]:
-        """Rebuild a paused run; one that would do what nobody was shown is withdrawn."""
+    ) -> RunState[Any] | None:
+        """Rebuild a paused run; None where it can't be, but all of it is refused.
+
+        One that can't be, or would do what nobody was shown, is withdrawn.
+        """
         try:
             return await restore(waiting, request, setup)
-        except InvalidApproval:
-            await settle(
-                conversation.backend.threads.run(
-                    records.withdraw,
-                    conversation,
-                    waiting.fence,
-                    error_code="invalid_approval",
-                )
+        except (InvalidApproval, UnreadableState) as exc:
+            if isinstance(exc, UnreadableState) and refuses_all(request):
+                return None
+            withdraw = partial(
+                records.withdraw,
+                conversation,
+                waiting.fence,
+                error_code=refusal_code(exc) or "",
             )
+            await settle(conversation.backend.threads.run(withdraw))
             raise
 
     async def _last_words(self, conversation: Conversation) -> None:

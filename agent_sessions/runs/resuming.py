@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from django.views.decorators.debug import sensitive_variables
 
-from agent_sessions.agui import RunRequest, call_id_of, calls_of, interrupts
+from agent_sessions.agui import FrameError, RunRequest, call_id_of, calls_of, interrupts
 from agent_sessions.approvals import Pending
 from agent_sessions.exceptions import InvalidApproval, UnreadableState
 from agent_sessions.runs.setup import RunSetup
 
 if TYPE_CHECKING:
     from agents import RunState
+
+
+NOT_APPROVED = "Tool execution was not approved."
 
 
 @sensitive_variables()
@@ -36,7 +39,7 @@ async def restore(
     """Rebuild a paused run's state with the answers to its approvals.
 
     The state never left the server; clients only send which calls they approve.
-    Raises UnreadableState, and InvalidApproval where it waits for other calls than
+    Raises UnreadableState, FrameError, and InvalidApproval where it waits for other calls than
     those that a person was shown.
     """
     from agents import RunState
@@ -50,8 +53,8 @@ async def restore(
         # Whatever the SDK stumbles over in a state of another version.
         raise UnreadableState(
             f"The paused run can't be resumed ({type(exc).__name__}). It was stored "
-            f"with openai-agents {pending.run.sdk_version}: use that version or a "
-            "newer one, and the agents that it knew."
+            f"with openai-agents {pending.run.sdk_version} and the agents of that time. "
+            "It was withdrawn; ask again."
         ) from None
     if calls_of(restored) != calls_of(pending.interrupts):
         raise InvalidApproval(pending.run.run_id)
@@ -59,9 +62,11 @@ async def restore(
         _give_answers(state, pending, request)
     except Exception as exc:
         # The SDK keeps no lasting answer about a tool without a name of its own.
-        raise UnreadableState(
+        raise FrameError(
+            "bad_request",
             f"The SDK doesn't take this answer ({type(exc).__name__}). Answer without "
-            '"always".'
+            '"always".',
+            run_id=request.run_id,
         ) from None
     return state
 
@@ -107,6 +112,34 @@ def _answer(
         return
     reason = (answer.get("payload") or {}).get("reason") or None
     state.reject(item, always_reject=always, rejection_message=reason)
+
+
+def refuses_all(request: RunRequest) -> bool:
+    """Return whether a run only refuses and cancels what is asked."""
+    return not any(map(_is_approved, request.resume))
+
+
+def refusals(
+    pending: Pending, request: RunRequest, turn: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return what tells a model that its calls were refused, where no state does.
+
+    `turn` is what the history has of the turn: the calls, unless they were not stored.
+    """
+    answers = {entry["interruptId"]: entry for entry in request.resume}
+    stored = {item.get("call_id") for item in turn}
+    made: list[dict[str, Any]] = []
+    for asked in pending.interrupts:
+        call_id = asked["toolCallId"]
+        reason = (answers[asked["id"]].get("payload") or {}).get("reason")
+        if call_id not in stored:
+            tool = asked["metadata"]
+            name, given = tool["toolName"], tool["arguments"]
+            call = {"type": "function_call", "name": name, "arguments": given}
+            made.append(call | {"call_id": call_id})
+        output = {"type": "function_call_output", "output": reason or NOT_APPROVED}
+        made.append(output | {"call_id": call_id})
+    return made
 
 
 def _is_approved(answer: dict[str, Any]) -> bool:

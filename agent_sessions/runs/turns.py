@@ -28,7 +28,7 @@ async def take_up(
     Where its turn came further nothing is left: the run goes on with that turn. Only a
     person who stopped an answer asks anew by the same words.
     """
-    asked, after = await _newest_turn(session)
+    asked, after = await newest_turn(session)
     same = len(items) <= len(asked) and list(map(_said, items)) == list(
         map(_said, asked[-len(items) :])
     )
@@ -41,7 +41,7 @@ async def take_up(
     return items
 
 
-async def _newest_turn(session: Session) -> tuple[list[Any], list[Any]]:
+async def newest_turn(session: Session) -> tuple[list[Any], list[Any]]:
     """Read the newest messages of the user that stand together, and what came after."""
     limit, known = 16, -1
     while True:
@@ -95,7 +95,7 @@ class Words:
 
         The mark is a field that the SDK takes off what it sends to a model.
         """
-        _, after = await _newest_turn(session) if any(self._said) else ([], [])
+        _, after = await newest_turn(session) if any(self._said) else ([], [])
         stored = {message_text(i)[0] for i in after if i.get("role") == "assistant"}
         kept: list[Any] = [
             {"role": "assistant", "content": text} | (STOPPED if marked else {})
@@ -116,7 +116,7 @@ async def clear_blocked(
     session: Session, items: Sequence[dict[str, Any]], action: Blocked
 ) -> None:
     """Take the message that a guardrail has blocked out of the history, or its words."""
-    asked, after = await _newest_turn(session)
+    asked, after = await newest_turn(session)
     count = len(items)
     if action == "keep" or list(map(_said, asked[-count:])) != list(map(_said, items)):
         return
