@@ -32,7 +32,7 @@ from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Frame, RunLimits, RunSetup
 from agent_sessions.runs.failures import log_failure, message_for, refusal_code
 from agent_sessions.runs.log import ChannelRelay
-from agent_sessions.runs.setup import Blocked
+from agent_sessions.runs.setup import DEFAULT_WINDOW, Blocked
 from agent_sessions.sockets import (
     CLOSE_BAD_FRAMES,
     CLOSE_FORBIDDEN,
@@ -44,6 +44,7 @@ from agent_sessions.sockets import (
     GuardedSocket,
     maybe_await,
 )
+from agent_sessions.windows import Window
 
 with extra("channels", "channels", needed_by=__name__):
     from channels.db import database_sync_to_async
@@ -84,6 +85,9 @@ class AgentConsumer(GuardedSocket):
     max_turns: int | None = None
     stream_options: StreamOptions = StreamOptions()
     limits: RunLimits = RunLimits()
+    # What of the history a model sees, where the RunConfig has no
+    # session_input_callback: the newest turns. None sends and reads all of it.
+    window: Window | None = DEFAULT_WINDOW
     # What becomes of a message that an input guardrail has blocked: "keep" leaves it in
     # the history, "redact" puts a note in its place, "remove" takes it out.
     blocked_messages: Blocked = "keep"
@@ -291,6 +295,7 @@ class AgentConsumer(GuardedSocket):
             max_turns=await maybe_await(self.get_max_turns()),
             wrap_session=self.get_session,
             blocked_messages=self.blocked_messages,
+            window=self.window,
             on_error=self.on_error,
         )
 

@@ -112,7 +112,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
                     f"the class. {did_you_mean([name], known)}Give it what "
                     "docs/websocket.md names, or add the attribute to the class."
                 )
-            if callable(getattr(cls, name)) and not callable(options[name]):
+            if inspect.isroutine(getattr(cls, name)) and not callable(options[name]):
                 raise InvalidConsumer(
                     f"{cls.__name__}.{name}() is a method. Give a function in its place, "
                     f"not a {type(options[name]).__name__}."

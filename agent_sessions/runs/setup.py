@@ -22,7 +22,15 @@ from agent_sessions.exceptions import (
     SessionDoesNotExist,
 )
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.items.kinds import opens_turn
 from agent_sessions.models import AgentSession
+from agent_sessions.windows import (
+    SessionInputCallback,
+    chain,
+    last_turns,
+    token_budget,
+    whole_turns,
+)
 
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
@@ -157,6 +165,9 @@ def _wrong(name: str, value: Any, wanted: str) -> InvalidConsumer:
     return InvalidConsumer(f"RunLimits: {name} is {value!r}. Give {wanted}.")
 
 
+# So many items of a history are read where a window chooses among them.
+WINDOW_ITEMS = 500
+DEFAULT_WINDOW = chain(last_turns(50), token_budget(64_000))
 # As it is, by a note in its place, or not at all.
 Blocked = Literal["keep", "redact", "remove"]
 
@@ -176,6 +187,8 @@ class RunSetup:
     max_turns: int | None = None
     # Gets the store's session, gives the Runner's; plain or async.
     wrap_session: Callable[[Any], Any] | None = None
+    # What of a long history a model sees, as a session_input_callback; None is all.
+    window: SessionInputCallback | None = None
     # What becomes of a message that an input guardrail has blocked.
     blocked_messages: Blocked = "keep"
     # Called with the run and its error once it has failed, plain or async.
@@ -208,7 +221,9 @@ def runner_options(
     """Return the arguments that the Runner gets beside agent, input and context."""
     options: dict[str, Any] = {
         "session": session,
-        "run_config": _in_group(setup.run_config, session_id),
+        "run_config": _with_window(
+            _in_group(setup.run_config, session_id), setup.window, session
+        ),
         "hooks": setup.hooks,
         "error_handlers": setup.error_handlers,
     }
@@ -257,6 +272,46 @@ def _in_group(config: Any, session_id: str) -> Any:
         # The Runner takes one too.
         return {**config, "group_id": config.get("group_id") or session_id}
     return config if config.group_id else replace(config, group_id=session_id)
+
+
+def _with_window(
+    config: Any, window: SessionInputCallback | None, session: Session
+) -> Any:
+    """Read and send the newest of a history, unless the app has its own window."""
+    from agents.memory import SessionSettings
+
+    if window is None or _of(config, "session_input_callback") is not None:
+        return config
+    settings = _of(config, "session_settings") or getattr(
+        session, "session_settings", None
+    )
+    limit = _of(settings, "limit")
+    changes: dict[str, Any] = {"session_input_callback": _whole(window, limit)}
+    if limit is None:
+        changes = {
+            "session_input_callback": _whole(window, WINDOW_ITEMS),
+            "session_settings": SessionSettings(limit=WINDOW_ITEMS),
+        }
+    if isinstance(config, dict):
+        return config | changes
+    return replace(config, **changes)
+
+
+def _whole(window: SessionInputCallback, limit: int) -> SessionInputCallback:
+    """Begin with a user's message where a history was not read to its start."""
+
+    def choose(history: list[Any], new: list[Any]) -> Any:
+        cut_short = len(history) >= limit and any(map(opens_turn, history))
+        chosen = chain(whole_turns(), window) if cut_short else window
+        return chosen(history, new)
+
+    return choose
+
+
+def _of(settings: Any, name: str) -> Any:
+    if isinstance(settings, dict):
+        return settings.get(name)
+    return getattr(settings, name, None)
 
 
 def find_agent(root: Agent[Any], name: str) -> Agent[Any]:

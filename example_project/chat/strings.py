@@ -100,6 +100,7 @@ def _errors() -> dict[str, str]:
         "error_unknown_interrupt": _("That request was already answered."),
         "error_interrupt_expired": _("That request has expired. Ask again."),
         "error_invalid_approval": _("That request was changed. Ask again."),
+        "error_outdated_approval": _("The agent has changed meanwhile. Ask again."),
         "error_rate_limited": _("That was a lot in a short time. Wait a minute."),
         "error_message_too_long": _("The message is too long."),
         "error_max_turns": _("The agent didn't come to an end and was stopped."),

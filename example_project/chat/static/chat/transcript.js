@@ -4,7 +4,12 @@ import * as entries from "./entries.js";
 import { known, say } from "./text.js";
 
 const HANDOFF = "agent_sessions:handoff";
-const GONE = new Set(["unknown_interrupt", "interrupt_expired", "invalid_approval"]);
+const GONE = new Set([
+  "unknown_interrupt",
+  "interrupt_expired",
+  "invalid_approval",
+  "outdated_approval",
+]);
 
 /**
  * Events: "change" when `running`, `waiting` or `agent` did; "notice" {text} for the
