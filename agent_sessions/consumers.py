@@ -223,7 +223,7 @@ class AgentConsumer(GuardedSocket):
             await self._run(conversation, frame)
             return
         run_id = frame.run_id if isinstance(frame, AbortRequest) else None
-        if not self._count(type(frame).__name__):
+        if not self._count(conversation, type(frame).__name__):
             raise FrameError("rate_limited", "Too many frames.", run_id=run_id)
         if isinstance(frame, SyncRequest):
             await self._catch_up(frame.offset)
@@ -232,12 +232,12 @@ class AgentConsumer(GuardedSocket):
             if not here and self.manager.relay is not None:
                 self.manager.relay.abort(conversation, frame.run_id, frame.mode)
 
-    def _count(self, kind: str) -> bool:
+    def _count(self, conversation: Conversation, kind: str) -> bool:
         """Count a frame of this socket and of all that its user has here."""
         counted = self._rates.take(
             kind, self.max_frames_per_minute
         ) and self.manager.rates.take(
-            (self.user.pk, kind), self.max_user_frames_per_minute
+            (self.user.pk, conversation.using, kind), self.max_user_frames_per_minute
         )
         if counted:
             self._refused_frames = 0

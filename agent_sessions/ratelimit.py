@@ -11,7 +11,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.core.cache import BaseCache, caches
+from django.db import router
 
 logger = logging.getLogger("agent_sessions.ratelimit")
 
@@ -80,7 +82,9 @@ class RateLimit:
 
     def _prefix(self, user_pk: Any) -> str:
         # A hash, since a primary key may be a text that no cache takes as a key.
-        counted = f"{self.name} {self.seconds} {user_pk}"
+        # Two databases may have users of the same primary key.
+        using = router.db_for_write(get_user_model())
+        counted = f"{self.name} {self.seconds} {using} {user_pk}"
         digest = hashlib.blake2b(
             counted.encode("utf-8", "backslashreplace"), digest_size=16
         ).hexdigest()

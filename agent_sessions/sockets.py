@@ -182,10 +182,12 @@ class GuardedSocket(AsyncWebsocketConsumer):
         """Take a seat of each kind; the user's oldest socket goes if there is none."""
         if self.conversation is None:
             return
-        user, place = self.user.pk, (self.backend, self.conversation.pk)
+        # Two databases may have users of the same primary key.
+        user = self.user.pk, self.conversation.using
+        place = self.backend, self.conversation.pk
         for seat, limit in (
-            ((user,), self.max_sockets_per_user),
-            ((user, *place), self.max_sockets),
+            (user, self.max_sockets_per_user),
+            ((*user, *place), self.max_sockets),
         ):
             self._seats.append(seat)
             self.manager.take_seat(seat, self, limit)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from django.db import Error
@@ -11,6 +13,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 # What the router answered in the caller, for the thread that works for it.
 chosen_database: ContextVar[str | None] = ContextVar("chosen_database", default=None)
+
+
+@contextmanager
+def choosing(database: str) -> Iterator[None]:
+    """Let a database be the router's answer in the block."""
+    token = chosen_database.set(database)
+    try:
+        yield
+    finally:
+        chosen_database.reset(token)
 
 
 def is_pooled(connection: BaseDatabaseWrapper) -> bool:

@@ -293,7 +293,8 @@ def group_of(conversation: Conversation) -> str:
     """
     key = conversation.key
     owner = None if key.user_id is None else str(key.user_id)
-    parts = [conversation.backend.alias, conversation.pk, owner, key.session_id]
+    place = [conversation.backend.alias, conversation.using, conversation.pk]
+    parts = [*place, owner, key.session_id]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return f"agent_sessions.{digest[:40]}"
 

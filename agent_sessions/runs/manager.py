@@ -26,9 +26,9 @@ from agent_sessions.usage import model_of
 if TYPE_CHECKING:
     from agents import RunState
 
-# A backend's alias, a row's primary key, and what that row must be: a primary key
-# alone may come back for another session, as after a backup was restored.
-Place = tuple[str, int, SessionKey]
+# A backend's alias, the database, a row's primary key, and what that row must be: a
+# primary key alone may come back for another session, as after a backup was restored.
+Place = tuple[str, str, int, SessionKey]
 
 # Seconds that a run gets to say that it has ended, once its row says so.
 LAST_WORDS = 5
@@ -311,7 +311,8 @@ def get_run_manager() -> RunManager:
 
 
 def _place(conversation: Conversation) -> Place:
-    return conversation.backend.alias, conversation.pk, conversation.key
+    alias = conversation.backend.alias
+    return alias, conversation.using, conversation.pk, conversation.key
 
 
 _managers: WeakKeyDictionary[asyncio.AbstractEventLoop, RunManager] = (

@@ -43,6 +43,8 @@ class Conversation:
     pk: int
     backend: BaseSessionBackend
     key: SessionKey
+    # The alias of the database in which find() has found the row.
+    found_in: str | None = None
 
     @property
     def session_id(self) -> str:
@@ -60,17 +62,21 @@ class Conversation:
         """Find a user's own session. Raises SessionDoesNotExist for any other."""
         store = sessions[backend]
         key = make_key(session_id, user)
-        pk = await store.threads.run(
-            lambda: store.directory.rows(key).values_list("pk", flat=True).first()
-        )
+
+        def find() -> tuple[int | None, str]:
+            directory = store.directory
+            rows = directory.rows(key).values_list("pk", flat=True)
+            return rows.first(), directory.using
+
+        pk, using = await store.threads.run(find)
         if pk is None:
             raise SessionDoesNotExist(session_id)
-        return cls(pk, store, key)
+        return cls(pk, store, key, using)
 
     @property
     def using(self) -> str:
         """The alias of the database that has the session's row."""
-        return self.backend.directory.using
+        return self.found_in or self.backend.directory.using
 
     def runs(self) -> Runs:
         """Return the session's runs as a query set."""

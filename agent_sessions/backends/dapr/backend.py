@@ -255,7 +255,7 @@ class DaprBackend(RemoteBackend):
             # clears changes the head, and then this is asked again.
             await self.on_directory(self.directory.assert_lease, key)
 
-        head = head_key(key, self.namespace)
+        head = head_key(key, self.namespace + self.database_mark)
         if not self._is_fenced(key):
             return History(slot.sidecar, head, self._rules)
         return History(slot.sidecar, head, self._rules, admit, key.fence)

@@ -24,6 +24,7 @@ from agent_sessions.backends.redis.errors import named_errors
 from agent_sessions.backends.redis.keys import Names, id_of, pattern, unowned
 from agent_sessions.backends.redis.scripts import Script
 from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
+from agent_sessions.backends.remote.listed import in_one_database
 from agent_sessions.backends.remote.paging import Stretch, read_readable
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.concurrency.settle import settle
@@ -196,8 +197,13 @@ class RedisBackend(RemoteBackend):
 
     def names(self, key: SessionKey) -> Names:
         """Return the names of a session's keys."""
+        mark = self.database_mark
         return Names(
-            self.key_prefix, key.session_id, self.alias, key.user_id, self.namespace
+            self.key_prefix,
+            key.session_id,
+            self.alias + mark,
+            key.user_id,
+            self.namespace + mark,
         )
 
     async def _run(self, script: Script, names: Names, *args: Any) -> Any:
@@ -234,6 +240,7 @@ class RedisBackend(RemoteBackend):
             await self._write(scripts.APPEND, self.names(key), *terms, *texts)
         )
 
+    @in_one_database
     async def areplace(self, key: SessionKey, items: Sequence[Item]) -> None:
         """Put a batch in the place of the whole history, in one step."""
         batch = encode_batch(items)
@@ -323,7 +330,7 @@ class RedisBackend(RemoteBackend):
     async def store_ids(self) -> AsyncIterator[str]:
         client = await self.client()
         seen: set[str] = set()
-        prefix = unowned(self.key_prefix, self.namespace)
+        prefix = unowned(self.key_prefix, self.namespace + self.database_mark)
         with named_errors(self.alias):
             async for name in scan(client, pattern(prefix)):
                 session_id = id_of(prefix, name)

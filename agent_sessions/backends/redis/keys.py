@@ -31,7 +31,7 @@ class Names:
     session_id: str
     alias: str = ""
     user_id: Any = None
-    # The alias that wraps the backend; "" for none.
+    # The alias that wraps the backend, and a mark of the directory's database.
     namespace: str = ""
 
     @cached_property

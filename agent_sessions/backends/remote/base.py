@@ -15,8 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from agent_sessions.backends.base import Page, SessionKey
 from agent_sessions.backends.keys import Asking
 from agent_sessions.backends.options import parse_age
-from agent_sessions.backends.remote.listed import ListedBackend, Written
+from agent_sessions.backends.remote.listed import (
+    ListedBackend,
+    Written,
+    in_one_database,
+)
 from agent_sessions.backends.remote.paging import Stretch
+from agent_sessions.concurrency.connections import choosing
 from agent_sessions.concurrency.loops import BackgroundLoop, take
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import InvalidBackend
@@ -147,6 +152,7 @@ class RemoteBackend(ListedBackend):
 
     # -- async -------------------------------------------------------------------
 
+    @in_one_database
     async def aappend(self, key: SessionKey, items: Sequence[Item]) -> None:
         if items:
             batch = encode_batch(items)
@@ -156,16 +162,19 @@ class RemoteBackend(ListedBackend):
     async def _append(self, key: SessionKey, batch: Batch) -> None:
         await self._touch(key, await self.store_append(key, batch), batch.title)
 
+    @in_one_database
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
         seen = await self.aadmit(key)
         items = [] if limit == 0 else await self.store_latest(key, limit)
         await self._correct_count(key, seen)
         return items
 
+    @in_one_database
     async def apop(self, key: SessionKey) -> Item | None:
         await self.aadmit(key)
         return await settle(self._pop(key, self.store_pop(key)))
 
+    @in_one_database
     async def apop_if(self, key: SessionKey, asking: Asking) -> Item | None:
         await self.aadmit(key)
         return await settle(self._pop(key, self.store_pop_if(key, asking)))
@@ -178,6 +187,7 @@ class RemoteBackend(ListedBackend):
             await self._touch(key, written)
         return item
 
+    @in_one_database
     async def aclear(self, key: SessionKey) -> int:
         await self.aadmit(key)
         return await settle(self._clear(key))
@@ -190,6 +200,7 @@ class RemoteBackend(ListedBackend):
             await self.on_directory(self._cleared, key, count)
         return count
 
+    @in_one_database
     async def apage(
         self,
         key: SessionKey,
@@ -249,7 +260,10 @@ class RemoteBackend(ListedBackend):
             yield from chunk
 
     def _await(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self._background.run(coroutine)
+        if not self.asks_router:
+            return self._background.run(coroutine)
+        with choosing(self.using):
+            return self._background.run(coroutine)
 
     def close(self) -> None:
         super().close()

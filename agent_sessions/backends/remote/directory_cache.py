@@ -6,6 +6,7 @@ import os
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.concurrency.forks import new_lock
@@ -42,6 +43,8 @@ class DirectoryCache:
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
+        # The database's NAME as a row was remembered; tests give an alias another.
+        self.database_name: Any = None
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._lock = new_lock()
         self._pid = os.getpid()

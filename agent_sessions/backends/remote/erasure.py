@@ -18,6 +18,7 @@ from django.db.models import Q, QuerySet
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.leases import DatabaseNow, is_silent
 from agent_sessions.backends.wrapping import innermost
+from agent_sessions.concurrency.connections import choosing
 from agent_sessions.exceptions import AgentSessionError, HistoryGone, StoreBusy
 from agent_sessions.models import AgentSession, PendingClear
 
@@ -60,7 +61,8 @@ def erase_pending(
     ):
         return None
     try:
-        count = backend.erase(key, row.remote_id)
+        with choosing(str(row._state.db)):
+            count = backend.erase(key, row.remote_id)
     except HistoryGone:
         count = 0
     except BaseException as exc:

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import atexit
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from functools import partial, wraps
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    ParamSpec,
+    TypeVar,
+    cast,
+)
 from weakref import WeakSet
 
-from django.db import Error, IntegrityError, connections, transaction
+from asgiref.sync import sync_to_async
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    Error,
+    IntegrityError,
+    connections,
+    router,
+    transaction,
+)
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.connecting import OPTIONS, read_policy
 from agent_sessions.backends.remote.directory_cache import DirectoryCache, PendingUpdate
+from agent_sessions.concurrency.callers import runs_in_its_thread
+from agent_sessions.concurrency.connections import choosing, chosen_database
 from agent_sessions.concurrency.loops import with_caller
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.concurrency.threads import ThreadsByDatabase
@@ -29,6 +47,8 @@ if TYPE_CHECKING:
     from agent_sessions.backends.directory import Directory, Seen
     from agent_sessions.concurrency.threads import DatabaseThreads
 
+B = TypeVar("B", bound="ListedBackend")
+P = ParamSpec("P")
 T = TypeVar("T")
 
 logger = logging.getLogger("agent_sessions.backends")
@@ -39,6 +59,21 @@ class Written:
     """What a store tells of a change: how many items the session has, if it knows."""
 
     count: int | None = None
+
+
+def in_one_database(
+    method: Callable[Concatenate[B, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[B, P], Coroutine[Any, Any, T]]:
+    """Ask the router once for a coroutine, where its caller is."""
+
+    @wraps(method)
+    async def ask_once(self: B, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if not self.asks_router or chosen_database.get() is not None:
+            return await method(self, *args, **kwargs)
+        with choosing(await self.ask_router()):
+            return await method(self, *args, **kwargs)
+
+    return ask_once
 
 
 # What is to be written down as the process ends, or to be forgotten with its database.
@@ -68,8 +103,8 @@ class ListedBackend(BaseSessionBackend):
         self.listed = listed
         self.database: str | None = self.options["database"]
         self._pools = ThreadsByDatabase(read_policy(alias, self.options))
-        self._known_rows = DirectoryCache(self.options["touch_interval"])
-        self._database_name: Any = None
+        # By database: tenants may have the same ids and owners.
+        self._caches: dict[str, DirectoryCache] = {}
         _backends.add(self)
 
     @property
@@ -78,6 +113,39 @@ class ListedBackend(BaseSessionBackend):
         from agent_sessions.backends.directory import database_for
 
         return database_for(self.database)
+
+    @property
+    def asks_router(self) -> bool:
+        """Whether a router says which database has the directory."""
+        return self.listed and self.database is None
+
+    async def ask_router(self) -> str:
+        """Return its answer, from the thread in which it has one."""
+        shared = self.options["connections"] == "request"
+        if not shared or not router.routers or runs_in_its_thread():
+            return self.using
+        return await sync_to_async(lambda: self.using)()
+
+    @property
+    def database_mark(self) -> str:
+        """What sets names in a store apart by the directory's database.
+
+        It is "" for the default database and for one that the option names, so that
+        names are the SDK's there. No alias of AGENT_SESSIONS ends in such a mark.
+        """
+        if not self.asks_router or (using := self.using) == DEFAULT_DB_ALIAS:
+            return ""
+        return f"\0{using}"
+
+    @property
+    def _known_rows(self) -> DirectoryCache:
+        """What is remembered of the rows in this call's database."""
+        using = self.using if self.listed else ""
+        found = self._caches.get(using)
+        if found is None:
+            made = DirectoryCache(self.options["touch_interval"])
+            found = self._caches.setdefault(using, made)
+        return found
 
     @property
     def directory(self) -> Directory:
@@ -106,6 +174,7 @@ class ListedBackend(BaseSessionBackend):
         if (update := self._known_rows.take(key)) is not None:
             self._write_update(key, update)
 
+    @in_one_database
     async def aflush(self, key: SessionKey) -> None:
         """See flush()."""
         if (update := self._known_rows.take(key)) is not None:
@@ -154,8 +223,10 @@ class ListedBackend(BaseSessionBackend):
         return as_storage_error(self.using, "look up or change a session's row")
 
     def _remember(self, key: SessionKey) -> None:
-        self._database_name = connections[self.using].settings_dict["NAME"]
-        self._write_all(self._known_rows.remember(key))
+        known = self._known_rows
+        known.database_name = connections[self.using].settings_dict["NAME"]
+        for old, update in known.remember(key):
+            self._write_update(old, update)
 
     async def _touch(self, key: SessionKey, written: Written, title: str = "") -> None:
         """Bring the row up to date, if that is due. The items are written already."""
@@ -163,10 +234,6 @@ class ListedBackend(BaseSessionBackend):
             update = self._known_rows.submit(key, PendingUpdate(written.count, title))
             if update is not None:
                 await self.on_directory(self._write_update, key, update)
-
-    def _write_all(self, updates: list[tuple[SessionKey, PendingUpdate]]) -> None:
-        for key, update in updates:
-            self._write_update(key, update)
 
     def _write_update(self, key: SessionKey, update: PendingUpdate) -> None:
         """Write an update into the row. What the store acknowledged stays so."""
@@ -225,20 +292,24 @@ class ListedBackend(BaseSessionBackend):
 
     def forget_rows(self, using: str) -> None:
         """Forget what is remembered of the rows of a database, which was emptied."""
-        if self.listed and using == self.using:
-            self._known_rows.take_all()
+        if (known := self._caches.get(using)) is not None:
+            known.take_all()
 
     def write_at_exit(self) -> None:
         """Write what was put off, as the process ends."""
+        if self.listed:
+            for using, known in list(self._caches.items()):
+                with choosing(using):
+                    self._write_at_exit(using, known)
+
+    def _write_at_exit(self, using: str, known: DirectoryCache) -> None:
         # No thread can be started any more, and no loop runs. Nothing is made anew: a
         # test's database may be gone, and its name be that of another one again.
-        if self._known_rows.is_inherited or not self.listed:
-            return
-        using = self.using
-        if connections[using].settings_dict["NAME"] != self._database_name:
+        name = connections[using].settings_dict["NAME"]
+        if known.is_inherited or name != known.database_name:
             return
         try:
-            for key, update in self._known_rows.take_all():
+            for key, update in known.take_all():
                 self.directory.touch(key, count=update.count, title=update.title)
         except Error as exc:
             self._warn("could not be touched", exc)
@@ -246,17 +317,22 @@ class ListedBackend(BaseSessionBackend):
             connections[using].close()
 
     def close(self) -> None:
-        if updates := self._known_rows.take_all():
-            # In a thread: whoever closes may be in an event loop.
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(self._write_last, updates).result()
+        for using, known in list(self._caches.items()):
+            if updates := known.take_all():
+                # In a thread: whoever closes may be in an event loop.
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(self._write_last, using, updates).result()
         self._pools.close()
 
-    def _write_last(self, updates: list[tuple[SessionKey, PendingUpdate]]) -> None:
-        try:
-            self._write_all(updates)
-        finally:
-            connections[self.using].close()
+    def _write_last(
+        self, using: str, updates: list[tuple[SessionKey, PendingUpdate]]
+    ) -> None:
+        with choosing(using):
+            try:
+                for key, update in updates:
+                    self._write_update(key, update)
+            finally:
+                connections[using].close()
 
 
 def forget_rows(*, using: str, **kwargs: Any) -> None:

@@ -247,7 +247,9 @@ class SDKBackend(RemoteBackend):
     ) -> T:
         try:
             sessions = await self._sessions.get()
-            async with sessions.use(inner_id(key, self.namespace)) as opened:
+            async with sessions.use(
+                inner_id(key, self.namespace + self.database_mark)
+            ) as opened:
                 if check is not None:
                     await check()
                 return await work(opened)
