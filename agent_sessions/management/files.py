@@ -47,7 +47,6 @@ def writing(path: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
             part.replace(path)
         else:
             _take(part, path)
-        _keep(path.parent)
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
@@ -89,13 +88,3 @@ def _take(part: Path, path: Path) -> None:
 
 def _taken(path: Path) -> CommandError:
     return CommandError(f"{path} is there already. Use --overwrite to replace it.")
-
-
-def _keep(folder: Path) -> None:
-    """See that a new name outlives a power cut, where folders can be synced."""
-    with suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)

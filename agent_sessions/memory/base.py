@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from agents.items import TResponseInputItem
     from agents.run_context import RunContextWrapper
 
+    # What the SDK gives each method of a session, and what it takes for its settings.
+    Wrapper = RunContextWrapper[Any] | None
+    Settings = SessionSettings | dict[str, Any] | None
+
 P = ParamSpec("P")
 S = TypeVar("S", bound="BackendSession")
 T = TypeVar("T")
@@ -53,7 +57,7 @@ class BackendSession(SessionABC):
         backend: BaseSessionBackend,
         key: SessionKey,
         *,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
+        session_settings: Settings = None,
     ) -> None:
         note_opening()
         self.backend = backend
@@ -66,7 +70,7 @@ class BackendSession(SessionABC):
         backend: BaseSessionBackend,
         key: SessionKey,
         *,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
+        session_settings: Settings = None,
     ) -> Self:
         """Open a session whose id and owner have been checked."""
         session = cls.__new__(cls)
@@ -94,7 +98,7 @@ class BackendSession(SessionABC):
         return self._session_settings
 
     @session_settings.setter
-    def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
+    def session_settings(self, value: Settings) -> None:
         # The Runner needs the real class: with a dict it raises AttributeError.
         self._session_settings = coerce_session_settings(
             SessionSettings() if value is None else value
@@ -113,7 +117,7 @@ class BackendSession(SessionABC):
 
     @unwrapped
     async def get_items(
-        self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
+        self, limit: int | None = None, *, wrapper: Wrapper = None
     ) -> list[TResponseInputItem]:
         """Read the newest `limit` items, oldest first.
 
@@ -132,10 +136,7 @@ class BackendSession(SessionABC):
             raise
 
     async def add_items(
-        self,
-        items: list[TResponseInputItem],
-        *,
-        wrapper: RunContextWrapper[Any] | None = None,
+        self, items: list[TResponseInputItem], *, wrapper: Wrapper = None
     ) -> None:
         """Store a batch whole and in order, or not at all.
 
@@ -145,15 +146,13 @@ class BackendSession(SessionABC):
         backend = self.backend
         await self._call(backend.append, backend.aappend, as_sequence(items))
 
-    async def pop_item(
-        self, *, wrapper: RunContextWrapper[Any] | None = None
-    ) -> TResponseInputItem | None:
+    async def pop_item(self, *, wrapper: Wrapper = None) -> TResponseInputItem | None:
         """Remove and return the newest readable item; None where there is none."""
         await self._admit(wrapper)
         return await self._call(self.backend.pop, self.backend.apop)  # type: ignore[arg-type]
 
     async def pop_if(
-        self, asking: Asking, *, wrapper: RunContextWrapper[Any] | None = None
+        self, asking: Asking, *, wrapper: Wrapper = None
     ) -> TResponseInputItem | None:
         """Remove and return the newest item that is accepted; others stay.
 
@@ -165,9 +164,7 @@ class BackendSession(SessionABC):
         store = cast("PopsIf", self.backend)
         return await store.apop_if(self.key, asking)  # type: ignore[return-value]
 
-    async def clear_session(
-        self, *, wrapper: RunContextWrapper[Any] | None = None
-    ) -> None:
+    async def clear_session(self, *, wrapper: Wrapper = None) -> None:
         """Remove every item; the session stays usable."""
         await self._admit(wrapper)
         await self._call(self.backend.clear, self.backend.aclear)
@@ -188,7 +185,7 @@ class BackendSession(SessionABC):
             return blocking(self.key, *args, **kwargs)
         return await awaiting(self.key, *args, **kwargs)
 
-    async def _admit(self, wrapper: RunContextWrapper[Any] | None) -> None:
+    async def _admit(self, wrapper: Wrapper) -> None:
         """Refuse a run whose context names someone else than the session's owner.
 
         A session without an owner takes any run: what several people share, such as
@@ -245,7 +242,7 @@ class ClosableSession(BackendSession):
         if self._closed:
             raise SessionClosed(type(self).__name__)
 
-    async def _admit(self, wrapper: RunContextWrapper[Any] | None) -> None:
+    async def _admit(self, wrapper: Wrapper) -> None:
         self._assert_open()
         await super()._admit(wrapper)
 

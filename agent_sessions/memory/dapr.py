@@ -12,9 +12,10 @@ from agent_sessions.memory.base import ClosableSession
 from agent_sessions.reports import guard_public_methods
 
 if TYPE_CHECKING:
-    from agents.memory import SessionSettings
     from dapr.aio.clients import DaprClient
     from dapr.clients import DaprClient as BlockingDaprClient
+
+    from agent_sessions.memory.base import Settings
 
 # One thread for the synchronous faces of all these sessions.
 _background = BackgroundLoop("agent_sessions-dapr")
@@ -45,7 +46,7 @@ class DaprSession(ClosableSession):
         dapr_client: DaprClient | BlockingDaprClient | None = None,
         *,
         state_store_name: str | None = None,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
+        session_settings: Settings = None,
         **options: Unpack[Options],
     ) -> None:
         """Options are `ttl` and `consistency`, "strong" or "eventual"."""
@@ -67,7 +68,7 @@ class DaprSession(ClosableSession):
         store_name: str | None = None,
         state_store_name: str | None = None,
         dapr_address: str = "localhost:50001",
-        session_settings: SessionSettings | dict[str, Any] | None = None,
+        session_settings: Settings = None,
         **options: Unpack[Options],
     ) -> Self:
         """Open a session on the sidecar at an address, with a client of its own.

@@ -23,12 +23,11 @@ from agent_sessions.usage import Spent, model_of, recorded_as, trace_of
 if TYPE_CHECKING:
     from agents import RunResult, RunResultStreaming
     from agents.items import TResponseInputItem
-    from agents.memory import SessionSettings
-    from agents.run_context import RunContextWrapper
     from django.contrib.auth.base_user import AbstractBaseUser
     from django.contrib.auth.models import AnonymousUser
 
     from agent_sessions.backends.database import DatabaseBackend
+    from agent_sessions.memory.base import Settings, Wrapper
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,7 +53,7 @@ class DjangoSession(BackendSession):
         user: AbstractBaseUser | AnonymousUser | None = None,
         database: str | None = None,
         branch: str | None = None,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
+        session_settings: Settings = None,
     ) -> None:
         super().__init__(
             sessions.database(database),
@@ -73,7 +72,7 @@ class DjangoSession(BackendSession):
         limit: int | None = None,
         branch_id: str | None = None,
         *,
-        wrapper: RunContextWrapper[Any] | None = None,
+        wrapper: Wrapper = None,
     ) -> list[TResponseInputItem]:
         """Read the newest items of the current branch, or of another."""
         if branch_id is None:
@@ -86,9 +85,7 @@ class DjangoSession(BackendSession):
         )
         return await other.get_items(limit, wrapper=wrapper)
 
-    async def clear_session(
-        self, *, wrapper: RunContextWrapper[Any] | None = None
-    ) -> None:
+    async def clear_session(self, *, wrapper: Wrapper = None) -> None:
         """Remove every item, of all branches, and go back to "main"."""
         await super().clear_session(wrapper=wrapper)
         self._keep_to(MAIN_BRANCH)

@@ -43,9 +43,9 @@ from agent_sessions.reports import guard_public_methods
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
     from agents.memory import OpenAIResponsesCompactionArgs, Session
-    from agents.run_context import RunContextWrapper
 
     from agent_sessions.backends.encrypted import EncryptedBackend
+    from agent_sessions.memory.base import Settings, Wrapper
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         return self.inner_session.session_settings
 
     @session_settings.setter
-    def session_settings(self, value: SessionSettings | dict[str, Any] | None) -> None:
+    def session_settings(self, value: Settings) -> None:
         self.inner_session.session_settings = (
             None if value is None else coerce_session_settings(value)
         )
@@ -164,7 +164,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         return inner
 
     async def get_items(
-        self, limit: int | None = None, *, wrapper: RunContextWrapper[Any] | None = None
+        self, limit: int | None = None, *, wrapper: Wrapper = None
     ) -> list[TResponseInputItem]:
         """Read the newest `limit` items, oldest first, as BackendSession does.
 
@@ -183,10 +183,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         return cast("list[TResponseInputItem]", found.items)
 
     async def add_items(
-        self,
-        items: list[TResponseInputItem],
-        *,
-        wrapper: RunContextWrapper[Any] | None = None,
+        self, items: list[TResponseInputItem], *, wrapper: Wrapper = None
     ) -> None:
         """Store a batch, each item in an envelope of its own. Raises InvalidItem."""
         async with self._in_turn():
@@ -196,9 +193,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
             sealed = self._vault().seal(batch)
             await self._call(self.inner_session.add_items, wrapper, sealed)
 
-    async def pop_item(
-        self, *, wrapper: RunContextWrapper[Any] | None = None
-    ) -> TResponseInputItem | None:
+    async def pop_item(self, *, wrapper: Wrapper = None) -> TResponseInputItem | None:
         """Remove and return the newest item.
 
         Raises EncryptionError where it doesn't open; it then stays.
@@ -210,9 +205,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
             taken = await settle(adrive(steps, self._asked(wrapper)))
             return cast("TResponseInputItem | None", taken)
 
-    async def clear_session(
-        self, *, wrapper: RunContextWrapper[Any] | None = None
-    ) -> None:
+    async def clear_session(self, *, wrapper: Wrapper = None) -> None:
         """Remove every item.
 
         Raises UnknownEncryptionKey where the newest one needs another key: nothing is
@@ -235,9 +228,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
             and type(inner).pop_item is BackendSession.pop_item
         )
 
-    def _asked(
-        self, wrapper: RunContextWrapper[Any] | None
-    ) -> Callable[[tuple[str, Any]], Awaitable[Any]]:
+    def _asked(self, wrapper: Wrapper) -> Callable[[tuple[str, Any]], Awaitable[Any]]:
         """Return what asks the inner session for what the steps ask of a store."""
         inner: Any = self.inner_session
 
@@ -254,9 +245,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
 
         return ask
 
-    async def _read(
-        self, window: int | None, wrapper: RunContextWrapper[Any] | None
-    ) -> Sequence[Any]:
+    async def _read(self, window: int | None, wrapper: Wrapper) -> Sequence[Any]:
         # Without a limit there is none in the settings either.
         arguments = () if window is None else (window,)
         found: Sequence[Any] = await self._call(
@@ -265,10 +254,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         return found
 
     async def _call(
-        self,
-        method: Callable[..., Awaitable[T]],
-        wrapper: RunContextWrapper[Any] | None,
-        *arguments: Any,
+        self, method: Callable[..., Awaitable[T]], wrapper: Wrapper, *arguments: Any
     ) -> T:
         # The SDK's own rule: all four methods take it, or none is given it.
         if wrapper is not None and wrapping.takes_wrapper(self.inner_session):
@@ -282,7 +268,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         self,
         args: OpenAIResponsesCompactionArgs | None = None,
         *,
-        wrapper: RunContextWrapper[Any] | None = None,
+        wrapper: Wrapper = None,
     ) -> None:
         """Compact what the inner session holds, read and written in the clear."""
         _, vault = await self._sealed()
@@ -296,24 +282,20 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         )
 
     async def _defer_inner_compaction(
-        self,
-        response_id: str,
-        store: bool | None = None,
-        *,
-        wrapper: RunContextWrapper[Any] | None = None,
+        self, response_id: str, store: bool | None = None, *, wrapper: Wrapper = None
     ) -> None:
         await sdk.defer_compaction(
             self.inner_session, response_id, store, read_items=self._reader(wrapper)
         )
 
-    def _reader(self, wrapper: RunContextWrapper[Any] | None) -> Any:
+    def _reader(self, wrapper: Wrapper) -> Any:
         async def read(limit: int | None) -> Any:
             return await self._read_compaction_items(limit, wrapper=wrapper)
 
         return read
 
     async def _read_compaction_items(
-        self, limit: int | None, *, wrapper: RunContextWrapper[Any] | None = None
+        self, limit: int | None, *, wrapper: Wrapper = None
     ) -> tuple[list[TResponseInputItem], bool]:
         """Read items, and tell whether they are all that is stored.
 

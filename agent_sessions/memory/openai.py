@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agents.memory import OpenAIConversationsSession as SDKConversationsSession
-from agents.memory import SessionSettings
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.openai.backend import OpenAIConversationsBackend, Remote
@@ -17,6 +16,8 @@ from agent_sessions.reports import guard_public_methods
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+    from agent_sessions.memory.base import Settings
 
 
 @guard_public_methods
@@ -64,7 +65,7 @@ class OpenAIConversationsSession(ConversationSession):
         client: AsyncOpenAI | None = None,
         *,
         openai_client: AsyncOpenAI | None = None,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
+        session_settings: Settings = None,
     ) -> None:
         if client is not None and openai_client is not None:
             raise TypeError("Give one of client and openai_client.")

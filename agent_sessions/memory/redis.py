@@ -16,8 +16,9 @@ from agent_sessions.reports import guard_public_methods, guarded
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
-    from agents.memory import SessionSettings
     from redis.asyncio import Redis, RedisCluster
+
+    from agent_sessions.memory.base import Settings
 
 ALIAS = "RedisSession"
 
@@ -36,7 +37,7 @@ class RedisSession(ClosableSession):
         session_id: str,
         redis_client: Redis | RedisCluster,
         *,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
+        session_settings: Settings = None,
         **options: Any,
     ) -> None:
         backend = RedisBackend(ALIAS, options | {"client": redis_client}, listed=False)
@@ -52,7 +53,7 @@ class RedisSession(ClosableSession):
         url: str,
         *,
         redis_kwargs: dict[str, Any] | None = None,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
+        session_settings: Settings = None,
         **options: Any,
     ) -> Self:
         """Open a session on the server of a URL, or with `cluster=True` its cluster.
@@ -75,7 +76,7 @@ class RedisSession(ClosableSession):
         session_id: str,
         cache: str = "default",
         *,
-        session_settings: SessionSettings | dict[str, Any] | None = None,
+        session_settings: Settings = None,
         **options: Any,
     ) -> Self:
         """Open a session on the server of a CACHES alias that django-redis serves."""

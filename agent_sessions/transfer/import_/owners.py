@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class Owners:
     def __init__(
         self, user: str | None = None, rule: str | None = None, path: str | None = None
     ) -> None:
-        self._known: dict[tuple[str, str], Any] = {}
+        # Several sessions have the same owner.
+        self._find = lru_cache(maxsize=_KNOWN)(_find)
         self._user = user
         self._rule = rule
         self._names = None if path is None else _read_names(path)
@@ -71,14 +73,6 @@ class Owners:
                 )
             name = self._names[session.session_id] or None
         return None if name is None else self._find(field, name)
-
-    def _find(self, field: str, value: str) -> Any:
-        """Find one user's primary key. Raises ImportProblem."""
-        if (field, value) not in self._known:
-            if len(self._known) >= _KNOWN:
-                self._known.clear()
-            self._known[field, value] = _find(field, value)
-        return self._known[field, value]
 
 
 def _read_rule(rule: str) -> tuple[str, re.Pattern[str]]:
@@ -123,6 +117,7 @@ def _read_names(path: str) -> dict[str, str]:
 
 
 def _find(field: str, value: str) -> Any:
+    """Find one user's primary key. Raises ImportProblem."""
     model: Any = get_user_model()
     names = {"username": model.USERNAME_FIELD, "email": model.get_email_field_name()}
     try:
