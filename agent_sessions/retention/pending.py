@@ -25,13 +25,12 @@ from agent_sessions.backends.wrapping import forget_key, innermost
 from agent_sessions.exceptions import InvalidBackend, StoreUnavailable
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession, Branch, PendingClear
-from agent_sessions.retention.selection import databases
+from agent_sessions.retention.selection import CHUNK, chunks, databases
 
 logger = logging.getLogger("agent_sessions.retention.pending")
 
 # Seconds that a commit may take for it; the rest is left to retry_pending().
 COMMIT_SECONDS = 5.0
-_CHUNK = 500
 
 
 @dataclass(slots=True)
@@ -100,8 +99,8 @@ class _Batch:
     def __call__(self) -> None:
         report, until = RetryReport(), time.monotonic() + COMMIT_SECONDS
         rows = PendingClear.objects.using(self.using)
-        for start in range(0, len(self.pks), _CHUNK):
-            _erase(rows.filter(pk__in=self.pks[start : start + _CHUNK]), report, until)
+        for start in range(0, len(self.pks), CHUNK):
+            _erase(rows.filter(pk__in=self.pks[start : start + CHUNK]), report, until)
 
 
 def _batch(using: str) -> _Batch:
@@ -135,29 +134,24 @@ def _erase(
     rows: QuerySet[PendingClear], report: RetryReport, until: float | None = None
 ) -> None:
     """Remove what rows tell of; a store that is found down is asked no more."""
-    down, after = set[str](), 0
-    while chunk := list(rows.filter(pk__gt=after).order_by("pk")[:_CHUNK]):
-        after = chunk[-1].pk
-        for row in chunk:
-            count = None
-            if row.backend not in down and (until is None or time.monotonic() < until):
-                try:
-                    count = erase_pending(sessions[row.backend], _key(row), row)
-                except Exception as exc:
-                    # A store of somebody else's may raise anything; the row stays.
-                    name = report.reasons[row.backend] = type(exc).__name__
-                    if isinstance(exc, StoreUnavailable | InvalidBackend):
-                        down.add(row.backend)
-                    logger.warning(
-                        "A deleted session's history is still in %r (%s)",
-                        row.backend,
-                        name,
-                    )
-            if count is None:
-                report.left[row.backend] += 1
-            else:
-                report.cleared += 1
-                report.items += count
+    down = set[str]()
+    for row in chunks(rows):
+        count = None
+        if row.backend not in down and (until is None or time.monotonic() < until):
+            try:
+                count = erase_pending(sessions[row.backend], _key(row), row)
+            except Exception as exc:
+                # A store of somebody else's may raise anything; the row stays.
+                name = report.reasons[row.backend] = type(exc).__name__
+                if isinstance(exc, StoreUnavailable | InvalidBackend):
+                    down.add(row.backend)
+                told = "A deleted session's history is still in %r (%s)"
+                logger.warning(told, row.backend, name)
+        if count is None:
+            report.left[row.backend] += 1
+        else:
+            report.cleared += 1
+            report.items += count
 
 
 def _key(row: PendingClear) -> SessionKey:

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from typing import Any
 
 from django.db import DatabaseError, transaction
 
@@ -37,7 +39,7 @@ from agent_sessions.exceptions import (
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.retention.pending import is_cleared
-from agent_sessions.retention.selection import Rows, Selection, databases
+from agent_sessions.retention.selection import Selection, databases
 
 # Sessions of one transaction.
 _SESSIONS = 50
@@ -55,9 +57,9 @@ class Removal:
     """How sessions are removed.
 
     `delete` takes their rows too, `waiting` those that wait for an approval, `running`
-    those with an active run. `keep_turns` leaves so many turns of each. `still` says which are meant; it is asked again once a
-    session is held: somebody may have used it meanwhile, or another process may have
-    been faster.
+    those with an active run. `keep_turns` leaves so many turns of each. `still` says
+    which are meant; it is asked again once a session is held: somebody may have used
+    it meanwhile, or another process may have been faster.
     """
 
     delete: bool = False
@@ -67,16 +69,12 @@ class Removal:
     still: Selection = Selection()  # noqa: RUF009 - it is frozen
     batch_size: int = BATCH_SIZE
 
-    def rows(self, using: str, pks: list[int]) -> Rows:
-        """Return the sessions of these keys that are still meant."""
-        return self.still.among(using, pks)
-
     def guard(self, row: AgentSession) -> None:
         """Pass where a session may be removed, as its row has just been read.
 
         Raises Spared, and SessionDoesNotExist where it is no longer meant.
         """
-        if not self.rows(str(row._state.db), [row.pk]).exists():
+        if not self.still.among(str(row._state.db), [row.pk]).exists():
             raise SessionDoesNotExist(row.session_id)
         if reason := self.why_spared(row):
             raise Spared(reason)
@@ -156,28 +154,23 @@ def trim(row: AgentSession, keep: int, how: Removal | None = None) -> int | None
     the store can't remove single turns, and what the store raises.
     """
     how = how or Removal()
-    size = how.batch_size
-    return _trimming(
-        row,
-        lambda engine, key: trim_history(
-            engine, key, keep, guard=how.guard, batch_size=size
-        ),
-    )
+    options: Any = {"guard": how.guard, "batch_size": how.batch_size}
+    return _trimming(row, partial(trim_history, **options), keep)
 
 
 def count_trimmed(row: AgentSession, keep: int) -> int | None:
     """Return how many items trim() would remove. Raises what it does."""
-    return _trimming(row, lambda engine, key: count_older(engine, key, keep))
+    return _trimming(row, count_older, keep)
 
 
 def _trimming(
-    row: AgentSession, act: Callable[[Engine, SessionKey], int]
+    row: AgentSession, act: Callable[[Engine, SessionKey, int], int], keep: int
 ) -> int | None:
     backend, key = store_of(row)
     if (rows := backend.in_database) is None:
         raise Spared(f"{type(backend).__name__} can't remove single turns")
     try:
-        return act(rows.engine, key)
+        return act(rows.engine, key, keep)
     except SessionDoesNotExist:
         return None
     except InvalidBranch as exc:
@@ -270,7 +263,7 @@ def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:
         return not reason
 
     using, pks = str(batch[0]._state.db), [row.pk for row in batch]
-    rows = how.rows(using, pks)
+    rows = how.still.among(using, pks)
     backend, key = store_of(batch[0])
     if (store := _plain_store(backend)) is not None:
         began = time.monotonic()
@@ -292,12 +285,9 @@ def _remove_outside(
     """Clear a history in its store, then delete its row, which is all that is known."""
     if not delete:
         return backend.clear(key)
-    if innermost(backend).keeps_outside:
-        # No transaction is held while another store is asked: SQLite has one writer.
-        count = backend.clear(key)
-        is_cleared(row).delete(using=row._state.db)
-        return count
-    with transaction.atomic(row._state.db):
+    # No transaction is held while another store is asked: SQLite has one writer.
+    keeps_outside = innermost(backend).keeps_outside
+    with nullcontext() if keeps_outside else transaction.atomic(row._state.db):
         count = backend.clear(key)
         is_cleared(row).delete(using=row._state.db)
     return count

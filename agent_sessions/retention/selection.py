@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
+from django.db.models import Count, Exists, Model, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 
 from agent_sessions.backends.keys import SESSION_ID_LENGTH, check_session_id
@@ -22,6 +23,7 @@ from agent_sessions.times import day_of
 CHUNK = 500
 
 Rows = QuerySet[AgentSession]
+M = TypeVar("M", bound=Model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +105,11 @@ class Selection:
         if self.session_ids:
             rows = self.named()[0]
             return Totals(len(rows), sum(row.item_count for row in rows))
-        found = [
-            query.aggregate(sessions=Count("pk"), items=Sum("item_count"))
-            for query in self.queries()
-        ]
-        return Totals(
-            sum(each["sessions"] for each in found),
-            sum(each["items"] or 0 for each in found),
-        )
+        total, items = 0, 0
+        for query in self.queries():
+            found = query.aggregate(sessions=Count("pk"), items=Sum("item_count"))
+            total, items = total + found["sessions"], items + (found["items"] or 0)
+        return Totals(total, items)
 
     def _wanted(self) -> Q:
         now = timezone.now()
@@ -149,12 +148,17 @@ class Selection:
         return found
 
 
-def chunks(rows: Rows) -> Iterator[AgentSession]:
+def in_chunks(rows: QuerySet[M]) -> Iterator[list[M]]:
     """Read a query in chunks, with no cursor held between them."""
     after = 0
     while chunk := list(rows.filter(pk__gt=after).order_by("pk")[:CHUNK]):
-        yield from chunk
+        yield chunk
         after = chunk[-1].pk
+
+
+def chunks(rows: QuerySet[M]) -> Iterator[M]:
+    """Return the rows of a query; they are read as in_chunks() does."""
+    return chain.from_iterable(in_chunks(rows))
 
 
 def databases(*, skip_broken: bool = False) -> list[str]:

@@ -38,7 +38,7 @@ from agent_sessions.models import (
     SessionSecret,
 )
 from agent_sessions.retention import unfinished_items
-from agent_sessions.retention.traces import owner_filter
+from agent_sessions.retention.erasure import owner_filter
 from agent_sessions.signals import session_cleared
 from tests.backends.remote.test_pending import FailingBackend
 from tests.encryption.test_encryption import NEW
