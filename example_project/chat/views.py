@@ -10,7 +10,7 @@ from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LoginView
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.urls import reverse
+from django.urls import get_script_prefix, reverse
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST
 
@@ -23,20 +23,25 @@ from example_project.chat.strings import strings
 def chat(request: HttpRequest, session_id: str = "") -> HttpResponse:
     """Show the page; which conversation it is, the page's own requests find out."""
     page = {
-        "urls": {
-            "chat": reverse("chat"),
-            "conversation": reverse("conversation", args=["ID"]),
-            "login": reverse("login"),
-            "sessions": reverse("agent_sessions:sessions"),
-            "session": reverse("agent_sessions:session", args=["ID"]),
-            "messages": reverse("agent_sessions:messages", args=["ID"]),
-            "socket": "/ws/agents/ID/",
-        },
+        "urls": addresses(),
         "csrfCookie": settings.CSRF_COOKIE_NAME,
         "strings": strings(),
     }
     context = {"page": page, "model": model_choice.label()}
     return render(request, "chat/chat.html", context)
+
+
+def addresses() -> dict[str, str]:
+    """Return where the page's requests go; ID stands for a conversation's."""
+    return {
+        "chat": reverse("chat"),
+        "conversation": reverse("conversation", args=["ID"]),
+        "login": reverse("login"),
+        "sessions": reverse("agent_sessions:sessions"),
+        "session": reverse("agent_sessions:session", args=["ID"]),
+        "messages": reverse("agent_sessions:messages", args=["ID"]),
+        "socket": f"{get_script_prefix()}ws/agents/ID/",
+    }
 
 
 class SignIn(LoginView):

@@ -91,6 +91,33 @@ def test_signing_out_ends_the_conversation_in_other_tabs(
     expect(chat.page).to_have_title("Sign in")
 
 
+def test_what_was_written_when_the_session_ended_is_there_after_a_login(
+    chat: Chat, context: BrowserContext, user: str
+) -> None:
+    chat.ask("Hello")
+    conversation = chat.conversation
+    other = Chat(chat.demo, context.new_page()).open("/")
+    other.page.get_by_role("button", name="Sign out").click()
+    expect(other.page).to_have_title("Sign in")
+    chat.box.fill("Are you there?")
+    chat.box.press("Enter")
+    expect(chat.page).to_have_title("Sign in")
+    sign_in(chat.demo, other.page, user)
+    chat.open(f"/c/{conversation}/")
+    expect(chat.box).to_have_value("Are you there?")
+
+
+def test_each_message_has_the_direction_of_its_script(chat: Chat) -> None:
+    chat.ask("\u05e9\u05dc\u05d5\u05dd (Hello)!")
+    body = chat.page.locator(".user .body").last
+    style = "element => getComputedStyle(element).direction"
+    assert body.evaluate(style) == "rtl"
+    chat.ask("Hello")
+    assert chat.page.locator(".user .body").last.evaluate(style) == "ltr"
+    chat.box.fill("\u05e9\u05dc\u05d5\u05dd")
+    assert chat.box.evaluate(style) == "rtl"
+
+
 def test_markup_stays_text(chat: Chat) -> None:
     chat.ask(f"My name is {NASTY}")
     chat.ask("What did I ask first?")

@@ -125,8 +125,10 @@ function connection({ state, code, seconds }) {
   else if (state === "waiting") {
     const key = known(`closed${code}`) ? `closed${code}` : "reconnecting";
     banner(say(key, { seconds }));
-  } else if (code === 4401) toLogin();
-  else {
+  } else if (code === 4401) {
+    composer.take(transcript.unsent);
+    toLogin();
+  } else {
     banner(say(`closed${code}`), false);
     composer.close(say(`closed${code}`));
     if (code === 4404) $("empty").hidden = true;
@@ -220,6 +222,7 @@ $("theme").addEventListener("click", () => {
   theme(THEMES[(THEMES.indexOf(now) + 1) % THEMES.length]);
 });
 
+addEventListener("pagehide", () => composer.keep());
 addEventListener("popstate", () => open(idOfPage()));
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) return;
@@ -229,3 +232,4 @@ document.addEventListener("visibilitychange", () => {
 
 sidebar.refresh();
 open(idOfPage());
+composer.restore();

@@ -66,6 +66,28 @@ export class Composer extends EventTarget {
     this.#box.focus({ preventScroll: true });
   }
 
+  /** Take messages back that were not taken by the server. */
+  take(texts) {
+    this.#box.value = [...texts, this.#box.value].filter(Boolean).join("\n");
+  }
+
+  /** Keep what is written until this page is opened again, as after a login. */
+  keep() {
+    if (this.#box.value) sessionStorage.setItem(this.#draft, this.#box.value);
+  }
+
+  restore() {
+    const draft = sessionStorage.getItem(this.#draft);
+    sessionStorage.removeItem(this.#draft);
+    if (!draft || this.#box.value) return;
+    this.#box.value = draft;
+    this.#grow();
+  }
+
+  get #draft() {
+    return `draft ${location.pathname}`;
+  }
+
   #update() {
     this.#box.disabled = this.#waiting || this.#closed;
     this.#send.disabled = this.#box.disabled;

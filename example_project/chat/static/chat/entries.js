@@ -15,6 +15,7 @@ export function textOf(content) {
 export function userEntry(message) {
   const author = make("h2", "hidden", say("you"));
   const body = make("div", "body", textOf(message.content));
+  body.dir = "auto";
   return make("article", "entry user", author, body);
 }
 
@@ -22,6 +23,7 @@ export function userEntry(message) {
 export class Answer {
   constructor(name, refusal) {
     this.body = make("div", "body");
+    this.body.dir = "auto";
     const author = make("h2", "author", name || say("assistant"));
     this.element = make("article", "entry assistant", author, this.body);
     if (refusal) this.element.classList.add("refusal");
@@ -44,6 +46,7 @@ export class Answer {
 export class Reasoning {
   constructor() {
     this.body = make("div", "fold-body");
+    this.body.dir = "auto";
     this.element = make(
       "details",
       "entry fold reasoning",

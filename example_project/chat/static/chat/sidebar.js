@@ -93,7 +93,9 @@ export class Sidebar extends EventTarget {
         make("span", state, say(state === "running" ? "stateRunning" : "stateWaiting")),
       );
     }
-    const link = make("a", "", make("span", "name", name), details);
+    const label = make("span", "name", name);
+    label.dir = "auto";
+    const link = make("a", "", label, details);
     link.href = url("conversation", id);
     link.dataset.focus = `open ${id}`;
     if (id === this.#current) link.ariaCurrent = "page";

@@ -42,6 +42,11 @@ export class Transcript extends EventTarget {
     return this.#approvals.filter((card) => !card.answer).length;
   }
 
+  /** What was sent and not taken by the server. */
+  get unsent() {
+    return [...this.#waitingUsers.values()].map((message) => message.content);
+  }
+
   get empty() {
     return !this.#log.childElementCount;
   }
