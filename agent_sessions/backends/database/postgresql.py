@@ -181,17 +181,19 @@ class PostgreSQLStatements(Statements):
 
 def _line(row: tuple[Any, ...]) -> str:
     """Write a row as COPY reads it; the driver takes ten times as long."""
-    branch, position, turn, data, *drawn, size, created_at = row
-    text = "\t".join(drawn)
-    if text.count("\t") > 4 or "\\" in text or "\n" in text or "\r" in text:
-        text = "\t".join(map(_escaped, drawn))
+    branch, position, turn, data, kind, role, call, tool, text, size, created_at = row
+    drawn = f"{kind}\t{role}\t{call}\t{tool}\t{text}"
+    if drawn.count("\t") > 4 or "\\" in drawn or "\n" in drawn or "\r" in drawn:
+        drawn = "\t".join(map(_escaped, row[4:9]))
     return (
-        f"{branch}\t{position}\t{turn}\t{_escaped(data)}\t{text}\t{size}\t"
+        f"{branch}\t{position}\t{turn}\t{_escaped(data)}\t{drawn}\t{size}\t"
         f"{created_at}\n"
     )
 
 
 def _escaped(text: str) -> str:
-    # Unreadable items that an import keeps may have all of these.
-    text = text.replace("\\", r"\\").replace("\n", r"\n")
-    return text.replace("\t", r"\t").replace("\r", r"\r")
+    text = text.replace("\\", r"\\")
+    # JSON has none of these, but unreadable items that an import keeps may.
+    if "\n" in text or "\t" in text or "\r" in text:
+        text = text.replace("\n", r"\n").replace("\t", r"\t").replace("\r", r"\r")
+    return text

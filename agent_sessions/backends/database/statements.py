@@ -364,20 +364,10 @@ class Statements:
         self, place: Place, batch: AnyBatch, created_at: Any
     ) -> Iterator[tuple[Any, ...]]:
         """Return the columns of a batch's rows."""
-        for index, row in enumerate(batch, 1):
-            yield (
-                place.branch_id,
-                place.head + index,
-                place.turn + row.turn,
-                row.data,
-                row.type,
-                row.role,
-                row.call_id,
-                row.tool_name,
-                row.text,
-                len(row.data),
-                created_at,
-            )
+        branch, before = place.branch_id, place.turn
+        for position, row in enumerate(batch, place.head + 1):
+            data, turn, *drawn = row
+            yield branch, position, before + turn, data, *drawn, len(data), created_at
 
     def lock(self, cursor: CursorWrapper, key: SessionKey) -> Held | None:
         """Hold the session's row to the transaction's end; None where it has none."""
