@@ -83,7 +83,10 @@ async def test_a_run_compacts_through_the_session_of_the_hook(
     assert events[-1]["outcome"] == {"type": "success"}
     assert [path for path, _ in compactor.requests] == ["/v1/responses/compact"]
     branch = SessionItem.objects.filter(branch__session__session_id=session_id)
-    kinds = [item.type async for item in branch.filter(branch__name="main")]
+    kinds = [
+        item.type
+        async for item in branch.filter(branch__name="main", branch__version=0)
+    ]
     assert kinds[-1:] == [SUMMARY["type"]]
 
 

@@ -516,7 +516,9 @@ async def test_copies_and_exports_take_no_approval_along(
                 call_command("copy_agent_sessions", *ways_in, stdout=said, stderr=said)
             return said.getvalue()
 
-        assert "left: it waits for an approval" in await sync_to_async(copy_session)()
+        assert (
+            "refused: it waits for an approval" in await sync_to_async(copy_session)()
+        )
         # Only what can be answered is in the way.
         await put(run, run_id="r-9")
         assert "sessions new 1" in await sync_to_async(copy_session)()
@@ -560,17 +562,17 @@ async def test_a_run_does_nothing_that_was_not_shown(
 
 
 @pytest.mark.parametrize("state", ["", "{}", "[", '{"$schemaVersion": "1.21"}', "7"])
-async def test_a_state_that_the_sdk_cannot_read_is_no_crash(
+async def test_a_state_that_the_sdk_cannot_read_is_withdrawn(
     alias: str, state: str
 ) -> None:
     async with chat(alias, 5) as tab:
-        await ask(tab, "r-1")
-        good = (await sync_to_async(opened)("r-1")).state
+        run = await ask(tab, "r-1")
         await sync_to_async(reseal)("r-1", state=state)
-        assert await answer(tab, "r-2") == "internal"
-        await sync_to_async(reseal)("r-1", state=good)
-        assert await answer(tab, "r-3") is None
-    assert paid == [5]
+        assert await answer(tab, "r-2") == "outdated_approval"
+        run = await AgentRun.objects.aget(pk=run.pk)
+        assert (run.status, run.error_code) == ("cancelled", "outdated_approval")
+        await assert_goes_on(tab, "r-3")
+    assert paid == []
 
 
 # -- keys ------------------------------------------------------------------------------

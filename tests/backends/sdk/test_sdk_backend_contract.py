@@ -160,7 +160,7 @@ class TestAdvancedSQLite(SDKContract):
     target = "agents.extensions.memory.AdvancedSQLiteSession"
     known_gaps = {
         **POP_GAPS,
-        "test_item_comes_back_columns_no_database_takes": COLUMNS,
+        "test_item_comes_back[columns_no_database_takes]": COLUMNS,
     }
     # They make items whose type is no text, which the class refuses.
     test_generated_items_come_back = None  # type: ignore[assignment]
