@@ -131,12 +131,9 @@ class DaprBackend(RemoteBackend):
             raise self.invalid_option(
                 "client", "Give a DaprClient of dapr.clients or dapr.aio.clients."
             )
-        for name in ("timeout", "health_timeout"):
-            seconds = options[name]
-            if seconds is None and name == "health_timeout":
-                continue
-            if not isinstance(seconds, int | float) or not seconds > 0:
-                raise self.invalid_option(name, "Give a number of seconds above 0.")
+        self.read_seconds("timeout")
+        if options["health_timeout"] is not None:
+            self.read_seconds("health_timeout")
 
     def check(self) -> list[checks.CheckMessage]:
         token = os.environ.get("DAPR_API_TOKEN")

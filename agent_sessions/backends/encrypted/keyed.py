@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import base64
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
+from django.db import connections, transaction
+from django.db.models import F
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.encrypted.keys import KeySource, Permit, Permits
 from agent_sessions.backends.encrypted.rotation import confirm
-from agent_sessions.backends.encrypted.secrets import KnownSecrets, SessionSecrets
 from agent_sessions.backends.options import EXAMPLES, parse_age
 from agent_sessions.backends.wrapping import WrappingBackend
 from agent_sessions.encryption import (
     KeyRing,
+    MasterKey,
     Memory,
     Vault,
     carrier_for,
@@ -29,21 +33,10 @@ from agent_sessions.exceptions import (
     InvalidBackend,
     UnknownEncryptionKey,
 )
+from agent_sessions.models import AgentSession, SessionSecret
+from agent_sessions.reports import as_storage_error
 
 T = TypeVar("T")
-
-DEFAULTS: dict[str, Any] = {
-    "lifetime": None,
-    "session_keys": False,
-    "clear_without_key": False,
-    "accept_sdk_envelopes": False,
-    "name": None,
-    "cache_bytes": 8 * 2**20,
-    "key_refresh": 20,
-}
-
-# A rotation waits for twice as long.
-_LONGEST_REFRESH = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +44,45 @@ class Options:
     """How an alias encrypts; EncryptedBackend says what each option means."""
 
     # Seconds for which a turn is shown; None for ever.
-    lifetime: float | None
-    session_keys: bool
-    clear_without_key: bool
-    accept_sdk_envelopes: bool
-    name: str
-    cache_bytes: int
-    # Seconds for which a process may write without asking for its keys again.
-    key_refresh: float
+    lifetime: float | None = None
+    session_keys: bool = False
+    clear_without_key: bool = False
+    accept_sdk_envelopes: bool = False
+    name: str | None = None
+    cache_bytes: int = 8 * 2**20
+    # Seconds for which a process may write without asking for its keys again. A
+    # rotation waits for twice as long.
+    key_refresh: float = 20
+
+
+DEFAULTS = asdict(Options())
+_FLAG = (lambda value: isinstance(value, bool), "True or False")
+# Whether an option's value can be used, and what is wanted.
+_WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "session_keys": _FLAG,
+    "clear_without_key": _FLAG,
+    "accept_sdk_envelopes": _FLAG,
+    "name": (
+        lambda value: value is None or (isinstance(value, str) and bool(value)),
+        "a str, such as the alias had before",
+    ),
+    "cache_bytes": (
+        lambda value: type(value) is int and value >= 0,
+        "a whole number of 0 or more",
+    ),
+    "key_refresh": (
+        lambda value: type(value) in {int, float} and 1 <= value <= 3600,
+        "1 to 3600 seconds",
+    ),
+}
 
 
 def read_options(alias: str, options: Mapping[str, Any]) -> Options:
     """Read the options but for the keys. Raises InvalidBackend."""
     found = {name: options[name] for name in DEFAULTS}
-    name, size, refresh = found["name"], found["cache_bytes"], found["key_refresh"]
-    for flag in ("session_keys", "clear_without_key", "accept_sdk_envelopes"):
-        if not isinstance(found[flag], bool):
-            raise _invalid(alias, flag, "True or False")
-    if name is not None and (not isinstance(name, str) or not name):
-        raise _invalid(alias, "name", "a str, such as the alias had before")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-        raise _invalid(alias, "cache_bytes", "a whole number of 0 or more")
-    if isinstance(refresh, bool) or not isinstance(refresh, int | float):
-        raise _invalid(alias, "key_refresh", "seconds")
-    if not 1 <= refresh <= _LONGEST_REFRESH:
-        raise _invalid(alias, "key_refresh", f"1 to {_LONGEST_REFRESH} seconds")
-    found["name"] = alias if name is None else name
+    for name, (is_fine, wanted) in _WANTED.items():
+        if not is_fine(found[name]):
+            raise _invalid(alias, name, wanted)
     try:
         if found["lifetime"] is not None:
             found["lifetime"] = parse_age(found["lifetime"]).total_seconds()
@@ -91,6 +97,122 @@ def _invalid(alias: str, option: str, wanted: str) -> InvalidBackend:
         hint=f"Give {wanted}.",
         id="agent_sessions.E019",
     )
+
+
+# Secrets that were read before, by the session's id and owner.
+KnownSecrets = Mapping[tuple[str, str], SessionSecret]
+
+
+class SessionSecrets:
+    """The secrets of one alias's sessions, in the directory's database."""
+
+    def __init__(self, alias: str, using: str) -> None:
+        self.alias = alias
+        self.using = using
+
+    def rows(self, key: SessionKey) -> Any:
+        """Return a session's row, as a query set."""
+        return SessionSecret.objects.using(self.using).filter(
+            backend=self.alias,
+            session_id=key.session_id,
+            owner=_owner(key),
+        )
+
+    def find(
+        self, key: SessionKey, vault: Vault, known: KnownSecrets | None = None
+    ) -> MasterKey | None:
+        """Read a session's key; None where it has none, or none any more.
+
+        `vault` is the session's under the master keys. Raises UnknownEncryptionKey.
+        """
+        if known is None:
+            with self._told():
+                row = self.rows(key).first()
+        else:
+            row = known.get((key.session_id, _owner(key)))
+        return None if row is None else _unwrap(row, vault)
+
+    def read_all(self, keys: Sequence[SessionKey]) -> KnownSecrets:
+        """Read the keys of many sessions in one query."""
+        with self._told():
+            rows = SessionSecret.objects.using(self.using).filter(
+                backend=self.alias, session_id__in={key.session_id for key in keys}
+            )
+            return {(row.session_id, row.owner): row for row in rows}
+
+    @contextmanager
+    def held(self, key: SessionKey, vault: Vault) -> Iterator[MasterKey]:
+        """Hold a session's key, made if it has none, to the end of a transaction.
+
+        So nobody destroys it while something is written under it.
+        """
+        with self._told(), transaction.atomic(self.using):
+            row = self._lock(key) or self._make(key, vault)
+            yield _unwrap(row, vault)
+
+    @contextmanager
+    def destroyed(self, key: SessionKey) -> Iterator[None]:
+        """Destroy a session's key together with what the block removes."""
+        with self._told(), transaction.atomic(self.using):
+            self._lock(key)
+            yield
+            self.rows(key).delete()
+
+    def ensure(self, key: SessionKey, vault: Vault) -> bool:
+        """Make the key of a session that has none; tell whether that was due.
+
+        A session that was deleted meanwhile gets none.
+        """
+        with self._told():
+            if self.rows(key).exists():
+                return False
+        with self._told(), transaction.atomic(self.using):
+            self._make(key, vault)
+            sessions: Any = AgentSession.objects.using(self.using).filter(
+                backend=self.alias, session_id=key.session_id, user_id=key.user_id
+            )
+            if sessions.select_for_update().exists():
+                return True
+            self.rows(key).delete()
+        return False
+
+    def rewrap(self, key: SessionKey, vault: Vault) -> bool:
+        """Encrypt a session's key under the first master key; tell if that was due."""
+        with self._told():
+            row = self.rows(key).first()
+            if row is None or row.key_id == vault.ring.first.id:
+                return False
+            wrapped = _wrap(_unwrap(row, vault).secret, vault)
+            changed: int = (
+                self.rows(key)
+                .filter(pk=row.pk, key_id=row.key_id)
+                .update(wrapped=wrapped, key_id=vault.ring.first.id)
+            )
+            return bool(changed)
+
+    def _told(self) -> AbstractContextManager[None]:
+        return as_storage_error(self.using, "read or write a session's key")
+
+    def _make(self, key: SessionKey, vault: Vault) -> SessionSecret:
+        row, _ = SessionSecret.objects.using(self.using).get_or_create(
+            backend=self.alias,
+            session_id=key.session_id,
+            owner=_owner(key),
+            defaults={
+                "key_id": vault.ring.first.id,
+                "wrapped": _wrap(os.urandom(32), vault),
+            },
+        )
+        # Another writer may have made it, and be about to destroy it.
+        return self._lock(key) or row
+
+    def _lock(self, key: SessionKey) -> SessionSecret | None:
+        rows = self.rows(key)
+        if connections[self.using].features.has_select_for_update:
+            found: SessionSecret | None = rows.select_for_update().first()
+            return found
+        # SQLite: a transaction that reads first may be refused its turn to write.
+        return rows.first() if rows.update(key_id=F("key_id")) else None
 
 
 class KeyedBackend(WrappingBackend):
@@ -242,8 +364,21 @@ class KeyedBackend(WrappingBackend):
         return vault
 
     def _context(self, key: SessionKey) -> bytes:
+        name = self.alias if self.settings.name is None else self.settings.name
         owner = None if key.user_id is None else str(key.user_id)
-        return session_context(self.settings.name, owner, key.session_id)
+        return session_context(name, owner, key.session_id)
 
     def _forget(self, key: SessionKey) -> None:
         self._memory.forget(self._context(key))
+
+
+def _owner(key: SessionKey) -> str:
+    return "" if key.user_id is None else str(key.user_id)
+
+
+def _wrap(secret: bytes, vault: Vault) -> str:
+    return vault.seal_text(base64.b64encode(secret).decode())
+
+
+def _unwrap(row: SessionSecret, vault: Vault) -> MasterKey:
+    return MasterKey(base64.b64decode(vault.open_text(row.wrapped)))

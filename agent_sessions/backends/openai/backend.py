@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from django.core import checks
 
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.openai.checks import check_options
 from agent_sessions.backends.openai.cursors import START, Cursor, KnownConversations
+from agent_sessions.backends.options import (
+    ENCODE,
+    is_address,
+    is_misread,
+    is_printable,
+)
 from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
 from agent_sessions.backends.remote.paging import Stretch
 from agent_sessions.concurrency.loops import PerLoop
-from agent_sessions.exceptions import (
-    HistoryGone,
-    StorageError,
-    StoreBusy,
-)
+from agent_sessions.exceptions import HistoryGone, StorageError, StoreBusy
 from agent_sessions.items import Batch, Item
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger("agent_sessions.backends")
 
+# Hosts to which nothing need be encrypted.
+_LOCAL = {"localhost", "127.0.0.1", "::1"}
 # How often an operation begins again because the conversation was cleared under it.
 _TRIES = 8
 
@@ -60,6 +65,7 @@ class OpenAIConversationsBackend(RemoteBackend):
 
     # Texts come back as parts, and items with ids.
     keeps_exactly = False
+    check_id = "agent_sessions.E018"
     # The API knows what items are, and refuses others.
     session_class = "agent_sessions.memory.openai.ConversationSession"
     option_defaults: ClassVar[dict[str, Any]] = {
@@ -77,6 +83,9 @@ class OpenAIConversationsBackend(RemoteBackend):
     ) -> None:
         super().__init__(alias, options, listed=listed)
         self.keeps_marks = False
+        self.read_seconds("timeout")
+        self.read_whole("max_retries", 0)
+        self._check_url()
         self._clients: PerLoop[Conversations] = PerLoop(
             self.make_client, self.close_client
         )
@@ -84,8 +93,51 @@ class OpenAIConversationsBackend(RemoteBackend):
         # reading of a whole history counts, and writes are added to that.
         self._known = KnownConversations()
 
+    def _check_url(self) -> None:
+        url = self.options["base_url"]
+        if url is None:
+            return
+        if is_address(url) and is_misread(url):
+            raise self.invalid_option("base_url", ENCODE)
+        parts = urlsplit(url) if is_address(url) else None
+        if not (parts and parts.scheme in {"http", "https"} and parts.hostname):
+            raise self.invalid_option(
+                "base_url", 'Write it as "https://api.openai.com/v1".'
+            )
+
     def check(self) -> list[checks.CheckMessage]:
-        return [*super().check(), *check_options(self.alias, self.options)]
+        messages = super().check()
+        api_key = self.options["api_key"] or os.environ.get("OPENAI_API_KEY")
+        setting = f"AGENT_SESSIONS[{self.alias!r}]['OPTIONS']"
+        if not api_key:
+            messages.append(
+                checks.Warning(
+                    f"{setting} has no 'api_key', and OPENAI_API_KEY is not set.",
+                    hint="Set OPENAI_API_KEY in the environment of the server; the key "
+                    "needs the permission to write conversations.",
+                    id="agent_sessions.W010",
+                )
+            )
+        elif isinstance(api_key, str) and not is_printable(api_key):
+            messages.append(
+                checks.Error(
+                    f"{setting}['api_key'], or OPENAI_API_KEY, holds a character that "
+                    "can't be sent: a blank, a line's end or a letter that is not ASCII.",
+                    hint="Copy the key again, without what stands around it.",
+                    id=self.check_id,
+                )
+            )
+        url = urlsplit(self.options["base_url"] or "")
+        if url.scheme == "http" and url.hostname not in _LOCAL:
+            messages.append(
+                checks.Warning(
+                    f"{setting}['base_url'] is not encrypted: the API key and all "
+                    "conversations can be read on the way.",
+                    hint="Use https.",
+                    id="agent_sessions.W010",
+                )
+            )
+        return messages
 
     async def make_client(self) -> Conversations:
         """Make the running loop's client."""
@@ -105,11 +157,8 @@ class OpenAIConversationsBackend(RemoteBackend):
 
     async def find(self, key: SessionKey) -> Remote | None:
         """Read what the row says; None where there is no row."""
-        return await self.on_directory(self._find, key)
-
-    def _find(self, key: SessionKey) -> Remote | None:
-        rows = self.directory.rows(key)
-        row = rows.values_list("remote_id", "remote_deleting").first()
+        rows = self.directory.rows(key).values_list("remote_id", "remote_deleting")
+        row = await self.on_directory(rows.first)
         return None if row is None else Remote(*row)
 
     def _admit_again(self, key: SessionKey) -> None:
@@ -119,12 +168,12 @@ class OpenAIConversationsBackend(RemoteBackend):
 
     async def swap(self, key: SessionKey, old: Remote, new: Remote) -> bool:
         """Let the row say something else; False where it doesn't say the old any more."""
-        return await self.on_directory(self._swap, key, old, new)
-
-    def _swap(self, key: SessionKey, old: Remote, new: Remote) -> bool:
         rows = self.directory.rows(key)
         rows = rows.filter(remote_id=old.id, remote_deleting=old.deleting)
-        return rows.update(remote_id=new.id, remote_deleting=new.deleting) == 1
+        changed: int = await self.on_directory(
+            rows.update, remote_id=new.id, remote_deleting=new.deleting
+        )
+        return changed == 1
 
     async def open(self, key: SessionKey) -> str:
         """Return the id of the key's conversation, which is made if need be."""

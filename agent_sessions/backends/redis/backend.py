@@ -19,10 +19,9 @@ from agent_sessions.backends.redis.clients import (
     GivenClient,
     is_cluster,
 )
-from agent_sessions.backends.redis.commands import Calls, evaluate, scan
 from agent_sessions.backends.redis.errors import named_errors
 from agent_sessions.backends.redis.keys import Names, id_of, pattern, unowned
-from agent_sessions.backends.redis.scripts import Script
+from agent_sessions.backends.redis.scripts import Calls, Script, evaluate, scan
 from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
 from agent_sessions.backends.remote.listed import in_one_database
 from agent_sessions.backends.remote.paging import Stretch, read_readable

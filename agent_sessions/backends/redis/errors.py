@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agent_sessions.backends.redis.scripts import TOO_LATE
 from agent_sessions.exceptions import (
     AgentSessionError,
     LeaseLost,
@@ -18,6 +17,8 @@ from agent_sessions.exceptions import (
     WrongKeyType,
 )
 
+# What scripts refuse a call with that is too old; the server's time follows.
+TOO_LATE = "CALLTOOLATE"
 # The first word of what the server says -> the error, and what to do.
 _WORDS: dict[str, tuple[type[StorageError], str]] = {
     "NOAUTH": (StoreRefused, "it wants a password. Set it in the URL or the cache."),

@@ -78,6 +78,13 @@ class RemoteBackend(ListedBackend):
         to = "or more" if most == 2**31 else f"to {most}"
         raise self.invalid_option(name, f"Give a whole number of {least} {to}.")
 
+    def read_seconds(self, name: str) -> float:
+        """Return an option that is a length of time. Raises InvalidBackend."""
+        value: float = self.options[name]
+        if type(value) in {int, float} and value > 0:
+            return value
+        raise self.invalid_option(name, "Give a number of seconds above 0.")
+
     def read_ttl(self) -> timedelta | None:
         """Return the option ttl; None keeps a history for ever.
 
