@@ -67,14 +67,20 @@ class ExportMixin(SessionRules):
             return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
                 request, self.opts, object_id
             )
-        alone = self.get_queryset(request).filter(pk=obj.pk)
-        response = self._export(request, alone, form, name=obj.session_id)
+        # A name that every file system and header takes.
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", obj.session_id).strip("-.")[:80]
+        response = self._export(request, [obj], form, name=name)
         return response or HttpResponseRedirect(address(self, "change", obj.pk))
 
     def _export(
-        self, request: HttpRequest, queryset: Rows, form: str, *, name: str = ""
+        self,
+        request: HttpRequest,
+        sessions: Rows | list[AgentSession],
+        form: str,
+        *,
+        name: str = "",
     ) -> HttpResponseBase | None:
-        rows = list(queryset[: MOST + 1])
+        rows: list[AgentSession] = list(sessions[: MOST + 1])
         if len(rows) > MOST:
             text = ngettext(
                 "At most %d session can be exported at once.",
@@ -101,7 +107,7 @@ class ExportMixin(SessionRules):
             return None
         reader: Any = request.user.pk
         LogEntry.objects.log_actions(reader, given, CHANGE, f"Exported as {form}.")
-        filename = f"{_file_name(name) or 'agent-sessions'}.{ending}"
+        filename = f"{name or 'agent-sessions'}.{ending}"
         return stream(request, chain.from_iterable(pieces), filename, content_type)
 
 
@@ -152,8 +158,3 @@ async def _stepwise(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
         # What was sent last is still at hand.
         leave(exc)
         raise
-
-
-def _file_name(name: str) -> str:
-    """Make a name that every file system and header takes."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80]

@@ -17,7 +17,6 @@ from agent_sessions.retention.removal import (
     store_of,
     trim,
     unfinished_items,
-    why_spared,
 )
 from agent_sessions.retention.selection import (
     Selection,
@@ -42,5 +41,4 @@ __all__ = [
     "store_of",
     "trim",
     "unfinished_items",
-    "why_spared",
 ]

@@ -81,18 +81,11 @@ class Removal:
 
     def why_spared(self, row: AgentSession) -> str:
         """Return why a session is left; "" where nothing speaks for it."""
-        return why_spared(row, waiting=self.waiting, running=self.running)
-
-
-def why_spared(
-    row: AgentSession, *, waiting: bool = False, running: bool = False
-) -> str:
-    """Return why a session is to be left as it is; see Removal."""
-    if not running and holds_a_run(row):
-        return f"run {row.run_id} is active"
-    if not waiting and is_waiting(row):
-        return "it waits for an approval"
-    return ""
+        if not self.running and holds_a_run(row):
+            return f"run {row.run_id} is active"
+        if not self.waiting and is_waiting(row):
+            return "it waits for an approval"
+        return ""
 
 
 def remove_all(

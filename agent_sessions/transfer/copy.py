@@ -27,7 +27,7 @@ from agent_sessions.items import Item, StoredItem, text_of
 from agent_sessions.items.kinds import type_and_role
 from agent_sessions.models import AgentSession, Branch
 from agent_sessions.reports import guarded
-from agent_sessions.retention import Selection, why_spared
+from agent_sessions.retention import Removal, Selection
 from agent_sessions.retention.pending import is_cleared
 from agent_sessions.retention.selection import is_storable
 from agent_sessions.transfer import Report
@@ -152,7 +152,7 @@ class Copier:
         if chosen.row is not None:
             chosen.row.refresh_from_db()
         for row in (chosen.row, self.target.directory.rows(chosen.key).first()):
-            if row is not None and (reason := why_spared(row)):
+            if row is not None and (reason := Removal().why_spared(row)):
                 raise CopyProblem(f"{reason} in {row.backend!r}.")
         here, there = self.source.directory.using, self.target.directory.using
         if chosen.key.user_id is not None and here != there:

@@ -25,7 +25,7 @@ from agent_sessions.backends.leases import (
 from agent_sessions.backends.remote.erasure import CLAIM, add_pending, erase_pending
 from agent_sessions.exceptions import SessionBusy
 from agent_sessions.models import AgentRun, AgentSession, PendingClear
-from agent_sessions.retention import why_spared
+from agent_sessions.retention import Removal
 from agent_sessions.runs import Conversation, records
 from agent_sessions.transfer.copy import Copier
 
@@ -83,7 +83,7 @@ class TestWrongClocks:
             with pytest.raises(SessionBusy):
                 begin(where, "r-2")
             assert holds_a_run(row)
-            assert why_spared(row) == "run r-1 is active"
+            assert Removal().why_spared(row) == "run r-1 is active"
             assert "r-1 is active" in doctor()
         assert records.beat(where, lease)
 
