@@ -30,7 +30,7 @@ from agent_sessions.admin.rules import (
     narrowed,
     registered,
 )
-from agent_sessions.admin.runs import waiting_text
+from agent_sessions.admin.runs import AgentRunAdmin, waiting_text
 from agent_sessions.approvals import waiting
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.times import day_of
@@ -271,7 +271,7 @@ class OverviewMixin(SessionRules):
         if sessions is not None:
             runs = runs.filter(session_id__in=sessions.values("pk"))
         admin_of_runs = registered(self, AgentRun)
-        if admin_of_runs and has_own(admin_of_runs, "get_queryset"):
+        if admin_of_runs and has_own(admin_of_runs, "get_queryset", AgentRunAdmin):
             keys = admin_of_runs.get_queryset(request).order_by().values("pk")
             runs = runs.filter(pk__in=keys)
         return sessions, runs

@@ -91,10 +91,10 @@ def hides(model_admin: Any, request: HttpRequest, row: Any) -> bool:
     return view(request) and not view(request, row)
 
 
-def has_own(model_admin: Any, hook: str) -> bool:
-    """Return whether a hook is a project's own, neither Django's nor one of ours."""
-    module = getattr(getattr(model_admin, hook), "__module__", "")
-    return not module.startswith(("django.contrib.admin.", "agent_sessions.admin."))
+def has_own(model_admin: Any, hook: str, *bases: type) -> bool:
+    """Return whether a hook is other than those of these classes: a project's own."""
+    function = getattr(getattr(model_admin, hook), "__func__", None)
+    return function not in [getattr(base, hook) for base in bases]
 
 
 def narrowed(model_admin: Any, request: HttpRequest) -> QuerySet[Any] | None:
@@ -192,7 +192,7 @@ class RuledAdmin(_ModelAdmin):
 
     def asks_rows(self) -> bool:
         """Return whether a hook of a project's own may hide single rows."""
-        return has_own(self, "has_view_permission")
+        return has_own(self, "has_view_permission", RuledAdmin)
 
     def shown(self, request: HttpRequest, rows: Iterable[Any]) -> list[Any]:
         """Leave out the rows that do not exist for this reader."""
@@ -375,7 +375,9 @@ class SessionRules(RuledAdmin):
 
     def has_rules(self, *rights: str) -> bool:
         """Return whether a subclass has hooks of its own, which may refuse a row."""
-        return any(has_own(self, f"has_{right}_permission") for right in rights)
+        return any(
+            has_own(self, f"has_{right}_permission", SessionRules) for right in rights
+        )
 
     def label(self, request: HttpRequest, row: AgentSession) -> str:
         """Name a session for this reader: a title quotes the first message."""

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from django.contrib import admin
+from django.contrib.admin.options import BaseModelAdmin
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -110,7 +111,8 @@ class AgentRunAdmin(RuledAdmin):
     def asks_rows(self) -> bool:
         sessions = registered(self, AgentSession)
         return super().asks_rows() or (
-            sessions is not None and has_own(sessions, "has_view_permission")
+            sessions is not None
+            and has_own(sessions, "has_view_permission", RuledAdmin, BaseModelAdmin)
         )
 
     def reads_all(self, request: HttpRequest) -> bool:

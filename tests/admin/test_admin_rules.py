@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.db import connection
+from django.http import HttpRequest
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from agent_sessions.admin import AgentSessionAdmin
 from agent_sessions.models import AgentRun, AgentSession
 from tests.support.admin_pages import RIGHTS, page, staff
 from tests.support.admin_sites import HIDING, SITES, World, at, text
@@ -337,3 +341,15 @@ def test_without_rules_a_list_of_runs_joins_no_sessions() -> None:
     asked = [q["sql"] for q in queries if "agent_sessions_agentrun" in q["sql"]]
     assert asked
     assert not [sql for sql in asked if "IN (SELECT" in sql and "NOT" not in sql]
+
+
+def test_a_hook_that_wraps_ours_is_the_project_s_own() -> None:
+    view = AgentSessionAdmin.has_view_permission
+
+    class Wrapped(AgentSessionAdmin):
+        @wraps(view)
+        def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+            return view(self, request, obj)
+
+    assert Wrapped(AgentSession, admin.site).asks_rows()
+    assert not AgentSessionAdmin(AgentSession, admin.site).asks_rows()
