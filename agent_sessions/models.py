@@ -295,6 +295,8 @@ class AgentRun(StoredModel):
     reasoning_tokens = models.PositiveBigIntegerField(_("reasoning tokens"), default=0)
     total_tokens = models.PositiveBigIntegerField(_("total tokens"), default=0)
     usage = models.JSONField(_("usage details"), default=dict, blank=True)
+    # Under which ids clients know what it stored: see runs/naming.py.
+    message_ids = models.JSONField(_("message ids"), default=list, editable=False)
     error_code = WideCharField(_("error code"), max_length=64, blank=True)
     trace_id = WideCharField(_("trace id"), max_length=64, blank=True)
     # What a paused run waits for and goes on from, sealed for it: see approvals.py.

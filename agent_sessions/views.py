@@ -25,6 +25,7 @@ from agent_sessions.approvals import find_states
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey, make_key
 from agent_sessions.backends.keys import names_user
 from agent_sessions.backends.leases import holds_a_run
+from agent_sessions.backends.run_rows import runs_of
 from agent_sessions.exceptions import (
     EncryptionError,
     InvalidSessionId,
@@ -36,6 +37,7 @@ from agent_sessions.handler import ChatAlias, sessions
 from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
+from agent_sessions.runs.naming import named
 from agent_sessions.runs.setup import create_conversation
 from agent_sessions.runs.sync import WIDER, lacks_calls, shown
 from agent_sessions.times import iso
@@ -227,6 +229,7 @@ class SessionMessagesView(SessionAPIView):
         if lacks_calls(page):
             size = self.page_size * WIDER
             page = self.store.page(key, before=before, limit=size)
+        page = named(page, runs_of(self.store.directory.using, row.pk))
         messages, earlier = shown(page, self.stream_options, self.max_bytes)
         if page.items and earlier == str(page.items[-1].position + 1):
             # The newest is longer than all that fits: it comes alone.

@@ -74,6 +74,8 @@ class Stored(Protocol):
     def position(self) -> int: ...
     @property
     def item(self) -> dict[str, Any] | None: ...
+    @property
+    def message_id(self) -> str: ...
 
 
 def messages_from_items(
@@ -87,7 +89,7 @@ def messages_from_items(
     reader = _Reader(options or StreamOptions())
     for entry in stored:
         if entry.item is not None:
-            reader.read(entry.position, entry.item)
+            reader.read(entry.position, entry.item, entry.message_id)
     return reader.messages
 
 
@@ -95,11 +97,13 @@ class _Reader:
     def __init__(self, options: StreamOptions) -> None:
         self.messages: list[Message] = []
         self._options = options
+        self._known_as = ""
         self._ids = IdPool()
         self._call_names: dict[str, str] = {}
         self._call_places: dict[str, int] = {}
 
-    def read(self, position: int, item: Mapping[str, Any]) -> None:
+    def read(self, position: int, item: Mapping[str, Any], known_as: str) -> None:
+        self._known_as = known_as
         kind = string(item.get("type")) or ("message" if "role" in item else "")
         if kind == "message":
             self._message(position, item)
@@ -115,7 +119,8 @@ class _Reader:
         build = _ROLES.get(role)
         hidden = role in _INSTRUCTIONS and not self._options.expose_instructions
         if build is not None and not hidden:
-            message_id = self._take(own_id(item.get("id")), position)
+            wanted = own_id(item.get("id")) or self._known_as
+            message_id = self._take(wanted, position)
             self.messages.append(build(message_id, item, self._options))
 
     def _reasoning(self, position: int, item: Mapping[str, Any]) -> None:

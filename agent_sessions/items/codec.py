@@ -95,6 +95,8 @@ class StoredItem:
     envelope_id: str = ""
     is_closed: bool = False
     missing_key: str = ""
+    # Under which a client knows the message, where a run has written it down.
+    message_id: str = ""
 
 
 def as_sequence(items: Any) -> Sequence[Any]:

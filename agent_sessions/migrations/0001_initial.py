@@ -145,6 +145,7 @@ class Migration(migrations.Migration):
                 ('reasoning_tokens', models.PositiveBigIntegerField(default=0, verbose_name='reasoning tokens')),
                 ('total_tokens', models.PositiveBigIntegerField(default=0, verbose_name='total tokens')),
                 ('usage', models.JSONField(blank=True, default=dict, verbose_name='usage details')),
+                ('message_ids', models.JSONField(default=list, editable=False, verbose_name='message ids')),
                 ('error_code', agent_sessions.fields.WideCharField(blank=True, max_length=64, verbose_name='error code')),
                 ('trace_id', agent_sessions.fields.WideCharField(blank=True, max_length=64, verbose_name='trace id')),
                 ('state', agent_sessions.fields.WideTextField(blank=True, verbose_name='run state')),

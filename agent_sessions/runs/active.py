@@ -30,6 +30,7 @@ from agent_sessions.runs.failures import (
 )
 from agent_sessions.runs.heartbeat import Pulse, heart
 from agent_sessions.runs.log import Event, EventLog, Frame, Joining
+from agent_sessions.runs.naming import find_ids
 from agent_sessions.runs.resuming import dump_state, refusals
 from agent_sessions.runs.setup import (
     Conversation,
@@ -337,9 +338,17 @@ class ActiveRun:
     async def _outcome(self, status: str, code: str) -> records.Outcome:
         result, used = self._result, self._usage()
         base, head = await self._place()
+        asked = [] if self.goes_on else self.request.user_messages
+        start = self._base.result() if self._base.done() and not self._lost else None
+        ids = await find_ids(self.conversation, start, asked, self._words.told)
         if result is None or used is None:
             return records.Outcome(
-                status, Spent(), error_code=code, base=base, head=head
+                status,
+                Spent(),
+                error_code=code,
+                base=base,
+                head=head,
+                message_ids=ids,
             )
         return records.Outcome(
             status,
@@ -349,6 +358,7 @@ class ActiveRun:
             trace_id=trace_of(result.trace),
             base=base,
             head=head,
+            message_ids=ids,
         )
 
     async def _place(self) -> tuple[int | None, int | None]:

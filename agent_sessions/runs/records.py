@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -81,6 +81,7 @@ class Outcome:
     # The last positions before and after it, of a store that is not the database.
     base: int | None = None
     head: int | None = None
+    message_ids: list[list[Any]] = field(default_factory=list)
 
 
 def begin(
@@ -324,6 +325,7 @@ def _close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
         last_position=head if wrote else None,
         turn=opened.turn if opened else 0,
         turn_item=opened.item if opened else None,
+        message_ids=outcome.message_ids,
         **outcome.spent.columns(),
     )
 

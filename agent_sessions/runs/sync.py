@@ -28,6 +28,7 @@ from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import records
 from agent_sessions.runs.failures import message_for
 from agent_sessions.runs.log import Event, EventLog, Frame
+from agent_sessions.runs.naming import named
 from agent_sessions.runs.setup import Conversation
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ async def read_page(conversation: Conversation, before: int | None = None) -> Pa
     page = await read(key, before=before, limit=SNAPSHOT_LIMIT)
     if lacks_calls(page):
         page = await read(key, before=before, limit=SNAPSHOT_LIMIT * WIDER)
-    return page
+    return await conversation.backend.threads.run(named, page, conversation.runs())
 
 
 def fresh_running(run: ActiveRun, page: Page) -> list[Frame]:

@@ -77,13 +77,22 @@ class Words:
 
     def __init__(self) -> None:
         self._said: list[str] = []
+        # All answers of the run, by their ids.
+        self._texts: dict[str, str] = {}
 
     def follow(self, event: Event) -> None:
         """Take in an event of the run."""
         if event["type"] == "TEXT_MESSAGE_START":
             self._said.append("")
+            self._texts[event["messageId"]] = ""
         elif event["type"] == "TEXT_MESSAGE_CONTENT" and self._said:
             self._said[-1] += event["delta"]
+            self._texts[event["messageId"]] += event["delta"]
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """The ids and texts of all that the run has said."""
+        return list(self._texts.items())
 
     def hear(self, event: Any) -> None:
         """Take in an event of the SDK: at a new answer the turn before is stored."""

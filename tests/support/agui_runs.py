@@ -26,6 +26,7 @@ class Stored:
 
     position: int
     item: dict[str, Any] | None
+    message_id: str = ""
 
 
 @dataclass

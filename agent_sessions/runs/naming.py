@@ -1,0 +1,85 @@
+"""The ids of messages: under which they streamed, in every later answer too.
+
+A stream names messages before they are stored. So a run writes down which place each
+took, with the time of the item there: places are given again, and to other branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from agent_sessions.agui.content import message_text
+from agent_sessions.agui.messages import own_id
+from agent_sessions.backends.base import Page
+from agent_sessions.backends.run_rows import Runs
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.items import StoredItem
+from agent_sessions.items.kinds import opens_turn, type_and_role
+from agent_sessions.runs.setup import Conversation
+from agent_sessions.times import iso
+
+# So many items of a run are looked through for its messages.
+NAMED = 1_000
+
+
+async def find_ids(
+    conversation: Conversation,
+    base: int | None,
+    asked: Sequence[dict[str, Any]],
+    said: Sequence[tuple[str, str]],
+) -> list[list[Any]]:
+    """Find what a run has stored after `base`, and under which ids that was told.
+
+    A store that fails then doesn't fail the run, which may have ended well.
+    """
+    if base is None:
+        return []
+    read, key = conversation.backend.apage, conversation.key
+    try:
+        page = await read(key, after=base, limit=NAMED)
+    except AgentSessionError:
+        return []
+    return pair(page.items, [message["id"] for message in asked], said)
+
+
+def pair(
+    stored: Iterable[StoredItem], asked: Sequence[str], said: Sequence[tuple[str, str]]
+) -> list[list[Any]]:
+    """Return place, id and time of the messages that a run has stored.
+
+    `asked` are the ids of the user's messages, `said` ids and texts of the answers.
+    """
+    questions, answers = list(asked), list(said)
+    found: list[list[Any]] = []
+    for entry in stored:
+        item = entry.item or {}
+        name = None
+        if opens_turn(item):
+            name = questions.pop(0) if questions else None
+        elif type_and_role(item) == ("message", "assistant"):
+            text = message_text(item)[0]
+            index = next((n for n, (_, t) in enumerate(answers) if t == text), None)
+            name = None if index is None else answers.pop(index)[0]
+        if name and name != own_id(item.get("id")):
+            found.append([entry.position, name, iso(entry.created_at)])
+    return found
+
+
+def named(page: Page, runs: Runs) -> Page:
+    """Return a page whose items have the ids under which they streamed."""
+    if not page.items:
+        return page
+    first, last = page.items[0].position, page.items[-1].position
+    rows = runs.filter(first_position__lte=last, last_position__gte=first)
+    ids = {
+        (place, moment): name
+        for found in rows.order_by("pk").values_list("message_ids", flat=True)
+        for place, name, moment in found
+    }
+    items = [
+        replace(entry, message_id=ids.get((entry.position, iso(entry.created_at)), ""))
+        for entry in page.items
+    ]
+    return replace(page, items=items)
