@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from agent_sessions.concurrency.executor import Outcome, WarmExecutor, tell
+from agent_sessions.concurrency.executor import Outcome, WarmExecutor, tell_all
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.exceptions import StorageError
 from agent_sessions.reports import clear, drop_frame
@@ -18,6 +18,8 @@ A = TypeVar("A")
 
 # What went wrong for each argument, in their order; None where nothing did.
 Outcomes = Sequence[BaseException | None]
+# Calls a function with a connection and a context.
+Within = Callable[[Callable[[], Outcomes]], Outcomes]
 
 
 class Gathering(Generic[A]):
@@ -35,46 +37,57 @@ class Gathering(Generic[A]):
         self._pid = os.getpid()
         self._lock = new_lock()
         self._waiting: list[tuple[A, asyncio.Future[None]]] = []
-
-    def alone(self, argument: A) -> None:
-        """Do the work on one argument here and now."""
-        for error in self._work([argument]):
-            if error is not None:
-                raise error
+        # The loop of the last one that has called for a thread.
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def join(
-        self,
-        argument: A,
-        pool: WarmExecutor,
-        within: Callable[[Callable[[], Outcomes]], Outcomes],
+        self, argument: A, pool: Callable[[], WarmExecutor], within: Within
     ) -> Outcome[None]:
         """Have the work done on an argument in a thread of a pool, `within` a function.
 
-        Needs a running loop. Raises RuntimeError where the pool has been shut down.
+        Needs a running loop. The thread is called once the loop has run what is ready
+        now, which may read on that thread's connection and join too.
         """
         if self._pid != os.getpid():
             # What a parent's threads work off isn't a fork's.
             self._reset()
-        future: Outcome[None] = Outcome(loop=asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        future: Outcome[None] = Outcome(loop=loop)
         with self._lock:
-            if not self._waiting:
-                pool.spawn(partial(self._work_off, within))
+            # Another loop may end before it calls.
+            if not self._waiting or self._loop is not loop:
+                self._loop = loop
+                loop.call_soon(self._call_thread, pool, within)
             self._waiting.append((argument, future))
         return future
 
-    def _work_off(self, within: Callable[[Callable[[], Outcomes]], Outcomes]) -> None:
+    def _call_thread(self, pool: Callable[[], WarmExecutor], within: Within) -> None:
+        try:
+            pool().spawn(partial(self._work_off, within))
+        except RuntimeError as exc:
+            # It was shut down meanwhile.
+            _, futures = self._take()
+            tell_all(futures, for_each(exc, len(futures)))
+
+    def _take(self) -> tuple[list[A], list[asyncio.Future[None]]]:
         with self._lock:
             taken, self._waiting = self._waiting, []
+        return [argument for argument, _ in taken], [future for _, future in taken]
+
+    def _work_off(self, within: Within) -> Callable[[], None]:
+        arguments, futures = self._take()
+        if not arguments:
+            return partial(tell_all, [], [])
         try:
-            outcomes = within(partial(self._work, [argument for argument, _ in taken]))
+            outcomes = within(partial(self._work, arguments))
         except BaseException as exc:
             drop_frame(exc)
-            outcomes = for_each(exc, len(taken))
-        for (_, future), error in zip(taken, outcomes, strict=True):
+            outcomes = for_each(exc, len(futures))
+        for error in outcomes:
             if error is not None:
                 # It came through frames that hold what others gave.
                 clear(error)
-            tell(future, None, error)
+        return partial(tell_all, futures, outcomes)
 
 
 def for_each(error: BaseException, number: int) -> list[BaseException]:
@@ -82,7 +95,7 @@ def for_each(error: BaseException, number: int) -> list[BaseException]:
 
     One that all of them raise would gather the frames of each, and their contents.
     """
-    return [error, *(_copy(error) for _ in range(number - 1))]
+    return [error, *(_copy(error) for _ in range(number - 1))][:number]
 
 
 def _copy(error: BaseException) -> BaseException:

@@ -78,8 +78,8 @@ class WarmExecutor:
         self._take(_Work(call, future))
         return future
 
-    def spawn(self, call: Callable[[], None]) -> None:
-        """Call as run() does, for nobody: it has to tell its outcome by itself."""
+    def spawn(self, call: Callable[[], Callable[[], None]]) -> None:
+        """Call as run() does. What it returns tells its outcome to who waits for it."""
         self._take(_Work(call, None))
 
     def _take(self, work: _Work) -> None:
@@ -180,13 +180,16 @@ class Lane(threading.Thread):
                 work = self._do(work)
 
     def _do(self, work: _Work) -> _Work | None:
-        result, error = (None, None)
+        result: Any = None
+        error: BaseException | None = None
         if work.future is None or not work.future.cancelled():
             result, error = _outcome(work.call)
         # Before the caller is told, who may come back at once.
         following = self._following(self)
         if work.future is not None:
             tell(work.future, result, error)
+        elif error is None:
+            result()
         return following
 
 
@@ -205,6 +208,23 @@ def tell(future: asyncio.Future[Any], result: Any, error: BaseException | None) 
     # Nobody is there any more where the loop has been closed.
     with contextlib.suppress(RuntimeError):
         future.get_loop().call_soon_threadsafe(_settle, future, result, error)
+
+
+def tell_all(
+    futures: Sequence[asyncio.Future[None]], errors: Sequence[BaseException | None]
+) -> None:
+    """Tell several as tell() does, those of one loop at once: they go on together."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Any]] = {}
+    for future, error in zip(futures, errors, strict=True):
+        by_loop.setdefault(future.get_loop(), []).append((future, None, error))
+    for loop, told in by_loop.items():
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle_all, told)
+
+
+def _settle_all(told: Sequence[tuple[asyncio.Future[Any], Any, Any]]) -> None:
+    for each in told:
+        _settle(*each)
 
 
 def _settle(

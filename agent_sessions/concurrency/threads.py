@@ -99,7 +99,7 @@ class DatabaseThreads:
         def within(call: Callable[[], Outcomes]) -> Outcomes:
             return context.run(self._on_own_connection, call)
 
-        pool = self._executor("_pool", self.size)
+        pool = partial(self._executor, "_pool", self.size)
         await gathering.join(argument, pool, within)
 
     def here(self, work: Callable[[BaseDatabaseWrapper], T]) -> T | None:

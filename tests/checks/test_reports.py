@@ -349,7 +349,8 @@ def test_an_error_of_a_whole_batch_is_each_callers_own() -> None:
         gathering = Gathering(work)
         pool.spawn(partial(_wait, free))
         joined = [
-            gathering.join(f"{CONTENT}{n}", pool, lambda call: call()) for n in range(3)
+            gathering.join(f"{CONTENT}{n}", lambda: pool, lambda call: call())
+            for n in range(3)
         ]
         free.set()
         outcomes = await asyncio.gather(*joined, return_exceptions=True)
@@ -363,8 +364,9 @@ def test_an_error_of_a_whole_batch_is_each_callers_own() -> None:
         assert_discreet(error)
 
 
-def _wait(free: threading.Event) -> None:
+def _wait(free: threading.Event) -> Callable[[], None]:
     free.wait()
+    return lambda: None
 
 
 # -- other stores ----------------------------------------------------------------------

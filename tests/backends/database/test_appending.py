@@ -251,12 +251,14 @@ async def test_what_goes_wrong_before_the_work_leaves_nobody_waiting() -> None:
 
     gathering = Gathering(work)
     pool = WarmExecutor(1, "refusing")
-    lost = [gathering.join(number, pool, refuse) for number in range(3)]
+    lost = [gathering.join(number, lambda: pool, refuse) for number in range(3)]
     outcomes = await asyncio.gather(*lost, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [DatabaseError] * 3
-    await gathering.join(3, pool, lambda call: call())
+    await gathering.join(3, lambda: pool, lambda call: call())
     assert worked == [3]
     pool.shutdown()
+    with pytest.raises(RuntimeError):
+        await gathering.join(4, lambda: pool, lambda call: call())
 
 
 def test_a_cancelled_caller_learns_the_outcome_and_stops_nobody() -> None:

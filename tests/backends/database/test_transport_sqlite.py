@@ -238,6 +238,32 @@ def test_knowing_one_owners_session_opens_it_to_nobody_else(
     asyncio.run(read())
 
 
+@in_a_loop
+async def test_turns_at_once_are_read_in_the_loop_and_share_a_commit() -> None:
+    opened = [DjangoSession(f"s{number}") for number in range(8)]
+    loop = threading.get_ident()
+    statements: list[tuple[str, bool]] = []
+
+    async def turn(session: Any) -> None:
+        await session.get_items(limit=50)
+        await session.add_items(said("next"))
+
+    def watch(trace: Any) -> None:
+        with connections["default"].cursor() as cursor:
+            cursor.db.connection.set_trace_callback(trace)
+
+    def note(statement: str) -> None:
+        statements.append((statement.split("(")[0], threading.get_ident() == loop))
+
+    await asyncio.gather(*map(turn, opened))
+    await asyncio.gather(*map(turn, opened))
+    await backend().threads.run(watch, note)
+    await asyncio.gather(*map(turn, opened))
+    await backend().threads.run(watch, None)
+    assert statements.count(("SELECT CAST", True)) == 8
+    assert statements.count(("COMMIT", False)) == 1
+
+
 # -- where a thread has to ---------------------------------------------------------------
 
 
