@@ -14,7 +14,7 @@ from django.views.debug import get_default_exception_reporter_filter
 
 from agent_sessions.backends.base import BaseSessionBackend
 from agent_sessions.backends.connecting import check_policy
-from agent_sessions.backends.database.columns import check_columns
+from agent_sessions.backends.database.checks import check_columns
 from agent_sessions.backends.options import ENCODE, has_password, is_address, is_misread
 from agent_sessions.backends.sdk import SDKBackend
 from agent_sessions.backends.wrapping import innermost
