@@ -13,6 +13,7 @@ import pytest
 from django.core.cache import cache
 
 from agent_sessions.models import AgentRun, AgentSession
+from agent_sessions.sockets import CLOSE_UNAVAILABLE
 from tests.runs.test_runs import approve, cashier, refused
 from tests.servers import Server
 from tests.support.chat import Socket, text_of
@@ -54,6 +55,12 @@ class Other:
         assert line, "the other process ended"
         frame: dict[str, Any] = json.loads(line)
         return frame
+
+    async def comes_into(self, run_id: str) -> None:
+        """Pass where a run of the first process is shown as running."""
+        started = (await self.frame())["chunk"]
+        assert (started["type"], started["runId"]) == ("RUN_STARTED", run_id)
+        assert (await self.frame())["chunk"]["type"] == "MESSAGES_SNAPSHOT"
 
     async def to_end(self) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = []
@@ -117,15 +124,17 @@ async def test_a_run_is_stopped_and_guarded_from_the_other_process(
         await tab.say("r-1", "Hi")
         await model.paused.wait()
         await other.tell("sync")
-        rest = await other.to_end()
-        assert rest[-1]["type"] == "RUN_FINISHED"
+        await other.comes_into("r-1")
         await other.tell("say r-2 Me too")
         (refusal,) = await other.to_end()
         assert refusal["code"] == "session_busy"
         await other.tell("abort r-1")
         assert (await tab.to_end())[-1]["outcome"] == {"type": "cancelled"}
-        # It came in the middle of the run, so it is brought up to date at its end.
-        events = await other.to_end()
+        # It has no beginning of the run to go on from: its next socket has the whole.
+        assert await other.frame() == {"closed": CLOSE_UNAVAILABLE}
+    async with Socket(session_id, user, agent) as tab:
+        await tab.sync()
+        events = await tab.to_end()
         assert [m["content"] for m in events[1]["messages"]] == ["Hi", "one two"]
     row = await AgentSession.objects.aget(session_id=session_id)
     assert row.state == "idle"
@@ -146,7 +155,7 @@ async def test_a_revoked_tab_of_the_other_process_stops_nothing(
         await tab.say("r-1", "Hi")
         await model.paused.wait()
         await other.tell("sync")
-        await other.to_end()
+        await other.comes_into("r-1")
         user.is_active = False
         await user.asave()
         await other.tell("abort r-1")
