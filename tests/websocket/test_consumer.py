@@ -581,21 +581,20 @@ async def test_a_page_of_another_origin_gets_no_socket(
 async def test_a_user_s_oldest_socket_makes_room_for_the_newest() -> None:
     user, session_id = await conversation()
     agent = speaker()
-    async with (
-        Socket(session_id, user, agent, max_sockets=2) as first,
-        Socket(session_id, user, agent, max_sockets=2) as second,
-    ):
+    async with Socket(session_id, user, agent, max_sockets=2) as first:
         # A seat is taken after the socket was accepted; an answer shows that it was.
-        for tab in (first, second):
-            await tab.sync()
-            await tab.to_end()
-        # The oldest may be one that nobody listens to any more, as of a phone that has
-        # lost its network. So it goes, not the newest.
-        async with Socket(session_id, user, agent, max_sockets=2) as third:
-            assert await first.closed() == 4429
-            for tab in (second, third):
-                await tab.sync()
-                await tab.to_end()
+        await first.sync()
+        await first.to_end()
+        async with Socket(session_id, user, agent, max_sockets=2) as second:
+            await second.sync()
+            await second.to_end()
+            # The oldest may be one that nobody listens to any more, as of a phone that
+            # has lost its network. So it goes, not the newest.
+            async with Socket(session_id, user, agent, max_sockets=2) as third:
+                assert await first.closed() == 4429
+                for tab in (second, third):
+                    await tab.sync()
+                    await tab.to_end()
 
 
 async def test_runs_are_counted_by_the_minute() -> None:
