@@ -236,6 +236,7 @@ def _fill_runs(options: argparse.Namespace) -> None:
         session_id=f"CASE WHEN {of_long} THEN 1 ELSE 1 + i % {options.sessions} END",
         branch_id=f"CASE WHEN {of_long} THEN 1 ELSE 1 + i % {options.sessions} END",
         run_id="'run-' || i",
+        message_ids="'[]'",
         agent_name="CASE i % 4 WHEN 0 THEN 'Triage' WHEN 1 THEN 'Billing' "
         "WHEN 2 THEN 'Shipping' ELSE 'Research' END",
         model="'gpt-5'",
