@@ -28,6 +28,7 @@ from agent_sessions.views import (
     SessionMessagesView,
     SessionView,
 )
+from agent_sessions.windows import chain, last_turns, token_budget
 from tests.support.chat import make_user
 from tests.support.documents import blocks, page, section
 
@@ -51,6 +52,8 @@ def written(value: Any) -> str:
     if isinstance(value, RunLimits | StreamOptions):
         assert value == type(value)()
         return f"{type(value).__name__}()"
+    if value == chain(last_turns(50), token_budget(64_000)):
+        return "chain(last_turns(50), token_budget(64_000))"
     return (
         f'"{value}"' if isinstance(value, str) else repr(value).split("datetime.")[-1]
     )
