@@ -1,4 +1,4 @@
-"""Give sessions away as files: JSON and Markdown, streamed, and logged."""
+"""Export sessions as files: JSON and Markdown, streamed and logged."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ ExposeTools = Literal["full", "names", "none"]
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """Say what leaves the server, in the stream and in snapshots alike.
+    """What leaves the server, in the stream and in snapshots alike.
 
     `expose_tools`: "full" shows arguments and outputs, "names" only that a tool was
     called and has finished, "none" nothing. An approval always shows its tool and its

@@ -263,7 +263,7 @@ class BaseSessionBackend(ABC):
         return []
 
     def close(self) -> None:  # noqa: B027 - most stores hold nothing to close
-        """Let go of clients and threads; the next use makes new ones."""
+        """Close clients and threads; the next use makes new ones."""
 
 
 def option_names(kind: type[BaseSessionBackend]) -> frozenset[str]:

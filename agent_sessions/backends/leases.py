@@ -1,4 +1,4 @@
-"""Tell by the database's clock whether a lease is still held, and by which process.
+"""Leases, judged by the database's clock, and the processes that hold them.
 
 Hosts that share a database don't share a clock. So leases and claims are written and
 judged in statements, by the one clock that all of them see.

@@ -17,7 +17,7 @@ chosen_database: ContextVar[str | None] = ContextVar("chosen_database", default=
 
 @contextmanager
 def choosing(database: str) -> Iterator[None]:
-    """Let a database be the router's answer in the block."""
+    """Use a database as the router's answer in the block."""
     token = chosen_database.set(database)
     try:
         yield

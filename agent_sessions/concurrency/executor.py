@@ -204,7 +204,7 @@ def _outcome(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
 
 
 def tell(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    """Give a future its outcome from another thread than its loop's."""
+    """Set the outcome of a future from another thread than its loop's."""
     # Nobody is there any more where the loop has been closed.
     with contextlib.suppress(RuntimeError):
         future.get_loop().call_soon_threadsafe(_settle, future, result, error)
@@ -213,7 +213,7 @@ def tell(future: asyncio.Future[Any], result: Any, error: BaseException | None) 
 def tell_all(
     futures: Sequence[asyncio.Future[None]], errors: Sequence[BaseException | None]
 ) -> None:
-    """Tell several as tell() does, those of one loop at once: they go on together."""
+    """Set the outcome of several futures; those of one loop go on together."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Any]] = {}
     for future, error in zip(futures, errors, strict=True):
         by_loop.setdefault(future.get_loop(), []).append((future, None, error))

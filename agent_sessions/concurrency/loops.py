@@ -180,7 +180,7 @@ class PerLoop(Generic[C]):
             await self._close(client)
 
     def _drop_closed(self) -> None:
-        """Let go of loops that were closed without a word to their generators."""
+        """Forget loops that were closed without closing their generators."""
         for loop in [each for each in self._making if each.is_closed()]:
             self._keepers.pop(loop, None)
             del self._making[loop]

@@ -243,7 +243,7 @@ class Leases:
             self._mend()
 
     def _mend(self) -> None:
-        """Give the session back, and end what can't go on."""
+        """Release the lease and end the runs that can't go on."""
         if self.row.run_id:
             from agent_sessions.runs import Conversation, records
 

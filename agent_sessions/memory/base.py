@@ -214,7 +214,7 @@ class ClosableSession(BackendSession):
     _closed = False
 
     async def close(self) -> None:
-        """Let go of connections; every later call raises SessionClosed.
+        """Close connections; every later call raises SessionClosed.
 
         Where it fails, the session has ended all the same, and closing again goes on.
         """

@@ -13,7 +13,7 @@ LONG = 4_000
 
 
 def set_storage(apps, editor):
-    """Have PostgreSQL compress only long items, and by lz4 where it can.
+    """Compress only long items on PostgreSQL, and by lz4 where it can.
 
     Rows of over 2 KB are compressed unless a table says otherwise, by pglz, and what
     doesn't get smaller, as encrypted items don't, is put aside in another table: each

@@ -67,7 +67,7 @@ def count_pending() -> dict[str, int]:
 
 
 def is_cleared(row: AgentSession) -> AgentSession:
-    """Say that a row's history was removed: its deletion then leaves nothing."""
+    """Mark a row whose history was removed, so that its deletion leaves nothing."""
     row.history_is_cleared = True
     return row
 

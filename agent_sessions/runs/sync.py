@@ -85,7 +85,7 @@ def shown(
 
 
 def restated(page: Page, options: StreamOptions) -> Event:
-    """Tell a page in the middle of a run, in the place of all that was told."""
+    """Return the snapshot of a page that replaces what a run has sent."""
     messages, before = shown(page, options)
     return snapshot(messages, before=before)
 

@@ -296,7 +296,7 @@ class Branches:
 
 
 def undo_turn(branches: Branches) -> int | None:
-    """Let the current branch end before its last turn; tell which turn that was.
+    """End the current branch before its last turn. Return that turn's number.
 
     A turn goes from a user's message to before the next one, so calls and their
     outputs stay together. The rows are kept, on an archived branch. Where the turn

@@ -87,7 +87,7 @@ class KeySource:
         return self._fixed or self._fetched.get()
 
     async def load(self) -> None:
-        """Have ring() answer without asking: a provider may take time, a loop has none."""
+        """Fetch the keys in a thread, so that ring() doesn't block the loop."""
         if not (self._fixed or self._fetched.peek()):
             await sync_to_async(self.ring)()
 

@@ -167,7 +167,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         self._admit(key, write=True)
 
     async def swap(self, key: SessionKey, old: Remote, new: Remote) -> bool:
-        """Let the row say something else; False where it doesn't say the old any more."""
+        """Change the row's remote id. Return False if the old one is gone."""
         rows = self.directory.rows(key)
         rows = rows.filter(remote_id=old.id, remote_deleting=old.deleting)
         changed: int = await self.on_directory(

@@ -175,7 +175,7 @@ class RedisBackend(RemoteBackend):
             return (await self._clients.get()).redis
 
     async def disconnect(self) -> None:
-        """Let go of the running loop's idle connections, if the client was made here."""
+        """Close the running loop's idle connections if the client was made here."""
         if self.given is not None:
             return
         client: Any = await self.client()

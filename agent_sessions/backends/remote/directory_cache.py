@@ -81,7 +81,7 @@ class DirectoryCache:
         return evicted
 
     def forget(self, key: SessionKey) -> None:
-        """Have the row looked up again at the next use."""
+        """Forget a row, so that the next use looks it up again."""
         with self._lock:
             if self._find(key) is not None:
                 del self._entries[key.session_id]

@@ -85,8 +85,9 @@ class ListedBackend(BaseSessionBackend):
 
     OPTIONS of all: `database`, the alias of DATABASES with the directory (default:
     the router's choice); `connections` and `prepare_connection`, which connections
-    serve async callers, as of DatabaseBackend; `touch_interval`, seconds for which a session's row is
-    neither looked up nor written again (default 60; 0 does both at each use).
+    serve async callers, as of DatabaseBackend; `touch_interval`, seconds for which a
+    session's row is neither looked up nor written again (default 60; 0 does both at
+    each use).
     """
 
     keeps_outside = True

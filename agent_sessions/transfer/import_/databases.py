@@ -73,7 +73,7 @@ class Database(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the connection, if it is the import's own."""
+        """Close the connection if it is the import's own."""
 
     def rows(
         self, sql: str, params: Sequence[Any] = (), *, longest: int = CELL_BYTES

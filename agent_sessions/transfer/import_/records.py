@@ -151,7 +151,7 @@ class Source(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Close files and connections."""
 
 
 def text_file(path: str) -> Path:
