@@ -133,6 +133,21 @@ def django_db_setup(
     sessions.reset()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _open_transactions() -> Iterator[None]:
+    """Let Channels close old connections, but none of a test's transaction."""
+    from channels import db
+
+    def close_old_connections() -> None:
+        for connection in connections.all(initialized_only=True):
+            if not connection.in_atomic_block:
+                connection.close_if_unusable_or_obsolete()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db, "close_old_connections", close_old_connections)
+        yield
+
+
 @pytest.fixture
 def default_loop() -> Iterator[None]:
     """Give Runner.run_sync a loop: it leaves the thread's default one open on purpose."""

@@ -91,7 +91,8 @@ def check_policy(backend: BaseSessionBackend, using: str) -> list[CheckMessage]:
             f"which the connections of AGENT_SESSIONS[{backend.alias!r}] for async "
             "callers don't have: another tenant's sessions may be read, or none.",
             hint=f"Set AGENT_SESSIONS[{backend.alias!r}]['OPTIONS'] to include "
-            '"connections": "request", or name a function in "prepare_connection". '
+            '"connections": "request", or name a function in "prepare_connection", '
+            "which websockets need. "
             'Where neither is needed, set "connections": "own".',
             id="agent_sessions.W009",
         )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from asgiref.testing import ApplicationCommunicator
 from channels.routing import URLRouter
 from channels.testing.websocket import WebsocketCommunicator
 from django.contrib.auth import get_user_model
@@ -34,6 +35,17 @@ class Closed(AssertionError):
         self.code = code
 
 
+class _Communicator(WebsocketCommunicator):
+    """A client that leaves Channels as it is.
+
+    Channels' own patches it while it sends and waits, and so undoes the patch of another
+    one that does so at the same time; the suite has a patch for all, in conftest.py.
+    """
+
+    send_input: Any = ApplicationCommunicator.send_input
+    receive_output: Any = ApplicationCommunicator.receive_output
+
+
 class Socket:
     """One tab: sends frames, receives checked ones.
 
@@ -56,7 +68,7 @@ class Socket:
         consumer_app: Any = consumer.as_asgi(agent=agent, **options)
         routes: Any = [path("ws/<str:session_id>/", consumer_app)]
         application: Any = URLRouter(routes)
-        self.communicator = WebsocketCommunicator(
+        self.communicator = _Communicator(
             application if around is None else around(application),
             f"/ws/{session_id}/",
             headers=list(headers),

@@ -219,6 +219,15 @@ def test_views_of_an_asynchronous_server(way: Way, view: str) -> None:
     assert_apart(way)
 
 
+# Channels closes a socket's connection before each message, unless it is kept.
+PREPARED_WAYS = [
+    name
+    for name, found in WAYS.items()
+    if found.routers or "prepare_connection" in found.options
+]
+
+
+@pytest.mark.parametrize("way", PREPARED_WAYS, indirect=True)
 def test_websockets(way: Way) -> None:
     rows = {}
     for tenant in TENANTS:
