@@ -11,12 +11,11 @@ with (
     extra("testing", "pytest", needed_by=__name__),
     extra("testing", "hypothesis", needed_by=__name__),
 ):
-    from agent_sessions.testing.concurrency import ConcurrencyCases, ProcessCases
-    from agent_sessions.testing.endings import ApprovalCases, EndingCases
+    from agent_sessions.testing.concurrency import ConcurrencyCases
     from agent_sessions.testing.fidelity import FidelityCases
-    from agent_sessions.testing.owners import IdCases, OwnerCases, SyncCases
+    from agent_sessions.testing.owners import IdCases, OwnerCases
     from agent_sessions.testing.reading import ReadingCases, ShapeCases
-    from agent_sessions.testing.runs import RunCases, WrapperCases
+    from agent_sessions.testing.runs import ApprovalCases, RunCases, WrapperCases
     from agent_sessions.testing.writing import PoppingCases, WritingCases
 
 __all__ = ["SessionContract"]
@@ -30,18 +29,15 @@ class SessionContract(
     PoppingCases,
     IdCases,
     OwnerCases,
-    SyncCases,
     ConcurrencyCases,
-    ProcessCases,
     RunCases,
-    EndingCases,
     ApprovalCases,
     WrapperCases,
 ):
     """Test a session store against the contract of the SDK and of this project.
 
-    Give `make_session`, set what the store supports, and fill the hooks that this
-    needs; cases of what is not supported are not collected:
+    Define `make_session`, set what the store supports, and define the hooks that this
+    needs. Cases of what is not supported are not collected:
 
         class TestMyStore(SessionContract):
             async def make_session(self, session_id, **options):

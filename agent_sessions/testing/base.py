@@ -1,4 +1,4 @@
-"""What all cases stand on: hooks, the loop they run in, and agents with a script."""
+"""The base of all cases: hooks, the loop they run in, and agents with a script."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def each(values: Mapping[str, Any]) -> Callable[[TestFunction], TestFunction]:
     """Run a case once for each value of its argument, under the value's name."""
 
     def mark(test: TestFunction) -> TestFunction:
-        _, argument, *_ = inspect.signature(test).parameters
+        argument = list(inspect.signature(test).parameters)[1]
         parametrize = pytest.mark.parametrize(argument, values.values(), ids=values)
         return parametrize(test)
 
@@ -44,7 +44,7 @@ def each(values: Mapping[str, Any]) -> Callable[[TestFunction], TestFunction]:
 
 
 class ContractBase:
-    """The hooks of a store's author, and the helpers of the cases."""
+    """The hooks that a store's author fills, and the helpers of the cases."""
 
     supports_corrupt: ClassVar[bool] = False
     """`corrupt` damages a stored item."""
@@ -52,16 +52,12 @@ class ContractBase:
     """`make_session` takes `user`, and `make_user` makes one."""
     supports_wrapper: ClassVar[bool] = False
     """The four methods take the run context as `wrapper`."""
-    supports_sync: ClassVar[bool] = False
-    """`session.sync` has the methods without await."""
     supports_clear_alias: ClassVar[bool] = False
     """`clear` does what `clear_session` does."""
     supports_reopen: ClassVar[bool] = True
     """A second `make_session` with the same id opens the same history."""
     supports_threads: ClassVar[bool] = True
     """Sessions may be used from loops in several threads at once."""
-    supports_second_process: ClassVar[bool] = False
-    """`process_source` opens the same store in another process."""
     supports_encryption: ClassVar[bool] = True
     """The SDK's EncryptedSession (which needs cryptography) can wrap a session."""
 
@@ -76,8 +72,6 @@ class ContractBase:
     examples: ClassVar[int] = 25
     """How many examples hypothesis makes for each of its cases."""
 
-    # --- Hooks ---------------------------------------------------------------
-
     async def make_session(self, session_id: str, **options: Any) -> Session:
         """Open the session of this id.
 
@@ -91,16 +85,9 @@ class ContractBase:
         raise NotImplementedError
 
     async def corrupt(self, session: Session, nth: int, data: str) -> str:
-        """Write `data` in place of what is stored of the nth item; give back that.
+        """Replace what is stored of the nth item by `data`, and return the old text.
 
-        Negative numbers count from the newest. Every row counts, also a damaged one.
-        """
-        raise NotImplementedError
-
-    def process_source(self) -> str:
-        """Give Python source that opens the same store in a fresh process.
-
-        It must define `async def make_session(session_id)`.
+        Negative numbers count from the newest. Damaged rows count as well.
         """
         raise NotImplementedError
 
@@ -111,8 +98,6 @@ class ContractBase:
             return await main()
 
         return async_to_sync(entry)()
-
-    # --- Helpers -------------------------------------------------------------
 
     def new_id(self) -> str:
         return f"contract-{uuid.uuid4()}"
@@ -127,7 +112,10 @@ class ContractBase:
         await session.add_items(messages(count))
         return session
 
-    # --- Collection ----------------------------------------------------------
+    @pytest.fixture(params=["run", "run_streamed"])
+    def run(self, request: pytest.FixtureRequest) -> Run:
+        """Return a way to run an agent; a case that asks for it runs once with each."""
+        return RUNS[request.param]
 
     @pytest.fixture(autouse=True)
     def _known_gap(self, request: pytest.FixtureRequest) -> None:
@@ -139,7 +127,8 @@ class ContractBase:
         for name, test in list(vars(cls).items()):
             if name.startswith("test") and inspect.iscoroutinefunction(test):
                 setattr(cls, name, _as_test(test))
-        for name in set(dir(cls)) - vars(cls).keys():
+        inherited = set(dir(cls)) - vars(cls).keys()
+        for name in filter(lambda name: name.startswith("test"), inherited):
             found = (vars(kind).get(name) for kind in cls.__mro__)
             test = next(filter(None, found), None)
             if features := getattr(test, "contract_needs", ()):
@@ -174,32 +163,23 @@ def messages(count: int, prefix: str = "item") -> list[Item]:
 
 
 def texts(items: Sequence[Any]) -> list[Any]:
-    """Return the contents of messages, which is what most cases compare."""
+    """Return the contents of messages."""
     return [item["content"] for item in items]
 
 
-def canonical(value: Any) -> str:
-    """Give JSON with sorted keys, as the SDK compares items when it resumes.
-
-    It tells 1 from 1.0 and from true. The way through JSON joins surrogate pairs,
-    which no JSON text can tell from the character that they stand for.
-    """
-    return json.dumps(json.loads(json.dumps(value)), sort_keys=True)
-
-
 def assert_same(found: Any, expected: Any) -> None:
-    """Assert equality of items up to the order of keys."""
-    assert canonical(found) == canonical(expected)
+    """Assert equality of items, as the SDK compares them when it resumes.
 
+    1, 1.0 and true differ. The way through JSON joins surrogate pairs, which no JSON
+    text can tell from the character that they stand for.
+    """
+    pair = [json.loads(json.dumps(value)) for value in (found, expected)]
+    found, expected = [json.dumps(value, sort_keys=True) for value in pair]
+    assert found == expected
 
-# -- agents that follow a script, and ways to run them ----------------------------------
 
 Result = RunResult | RunResultStreaming
 Run = Callable[..., Awaitable[Result]]
-
-
-async def run_plain(agent: Agent[Any], given: Any, **options: Any) -> Result:
-    return await Runner.run(agent, given, **options)
 
 
 async def run_streamed(agent: Agent[Any], given: Any, **options: Any) -> Result:
@@ -209,7 +189,7 @@ async def run_streamed(agent: Agent[Any], given: Any, **options: Any) -> Result:
     return result
 
 
-RUNS: dict[str, Run] = {"run": run_plain, "run_streamed": run_streamed}
+RUNS: dict[str, Run] = {"run": Runner.run, "run_streamed": run_streamed}
 
 
 def say(text: str) -> list[Any]:

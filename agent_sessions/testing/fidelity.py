@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_sessions.testing.base import ContractBase, Item, assert_same, each, message
+from agent_sessions.testing.base import (
+    ContractBase,
+    Item,
+    T,
+    assert_same,
+    each,
+    message,
+)
 
 
 def _deep() -> Item:
@@ -133,6 +141,9 @@ json_items = st.dictionaries(
 
 
 class FidelityCases(ContractBase):
+    generated: ClassVar[st.SearchStrategy[Item]] = json_items
+    """The items that hypothesis makes."""
+
     @each(VALUES)
     async def test_value_comes_back(self, value: Any) -> None:
         """A value is the same in a message's content and deep in unknown keys."""
@@ -171,22 +182,12 @@ class FidelityCases(ContractBase):
             await session.add_items(batch)
             assert_same(await session.get_items(limit=len(batch)), batch)
 
-        @settings(
-            max_examples=self.examples,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(st.lists(json_items, max_size=5))
-        def check(batch: list[Item]) -> None:
-            self.run_coroutine(functools.partial(round_trip, batch))
-
-        check()
+        self.generate(st.lists(self.generated, max_size=5), round_trip)
 
     def test_generated_operations_match_a_list(self) -> None:
         """Whatever the calls and their order, the session acts as a list would."""
         calls = st.one_of(
-            st.tuples(st.just("add"), st.lists(json_items, max_size=3)),
+            st.tuples(st.just("add"), st.lists(self.generated, max_size=3)),
             st.tuples(st.just("pop"), st.none()),
             st.tuples(st.just("get"), st.none() | st.integers(0, 12)),
             st.tuples(st.just("clear"), st.none()),
@@ -200,9 +201,8 @@ class FidelityCases(ContractBase):
                     await session.add_items(argument)
                     model += argument
                 elif name == "pop":
-                    assert_same(
-                        await session.pop_item(), model.pop() if model else None
-                    )
+                    popped = model.pop() if model else None
+                    assert_same(await session.pop_item(), popped)
                 elif name == "clear":
                     await session.clear_session()
                     model = []
@@ -211,14 +211,23 @@ class FidelityCases(ContractBase):
                     assert_same(await session.get_items(argument), newest)
             assert_same(await session.get_items(), model)
 
+        self.generate(st.lists(calls, max_size=12), replay)
+
+    def generate(
+        self,
+        values: st.SearchStrategy[T],
+        check: Callable[[T], Coroutine[Any, Any, None]],
+    ) -> None:
+        """Run a coroutine function with each of `examples` generated values."""
+
         @settings(
             max_examples=self.examples,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         )
-        @given(st.lists(calls, max_size=12))
-        def check(script: list[tuple[str, Any]]) -> None:
-            self.run_coroutine(functools.partial(replay, script))
+        @given(values)
+        def run(value: T) -> None:
+            self.run_coroutine(functools.partial(check, value))
 
-        check()
+        run()

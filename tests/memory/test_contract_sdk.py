@@ -16,6 +16,7 @@ import pytest
 from agents.memory import Session, SQLiteSession
 
 from agent_sessions.testing import SessionContract
+from tests.support.contract import ProcessCases
 
 IDS = "ids are taken as they are, without a limit that all databases can keep"
 NOT_JSON = "whatever json.dumps writes is stored, so also NaN, Infinity and scalars"
@@ -23,7 +24,7 @@ SCALARS = "any JSON value is taken for an item"
 DRAINS = "pop deletes the rows that it can't read"
 
 
-class TestSQLiteSession(SessionContract):
+class TestSQLiteSession(ProcessCases, SessionContract):
     supports_corrupt = True
     supports_second_process = True
 
@@ -42,7 +43,6 @@ class TestSQLiteSession(SessionContract):
         },
         "test_nesting_without_end_is_refused": "json's RecursionError comes through",
         "test_refused_at_the_end_of_a_big_batch": NOT_JSON,
-        "test_usable_after_a_refusal": NOT_JSON,
         "test_run_whose_question_is_refused[run]": NOT_JSON,
         "test_run_whose_question_is_refused[run_streamed]": NOT_JSON,
         **{
@@ -128,8 +128,8 @@ class MemoryStore(SessionContract):
 
 def test_cases_of_what_is_not_supported_are_left_out() -> None:
     assert callable(MemoryStore.test_item_of_a_megabyte)
-    assert vars(MemoryStore)["test_owned_session_is_closed_to_others"] is None
-    assert vars(MemoryStore)["test_second_object_sees_the_same"] is None
+    assert vars(MemoryStore)["test_session_is_closed_to_others"] is None
+    assert vars(MemoryStore)["test_foreign_writes_are_seen_at_once"] is None
 
 
 def test_what_a_subclass_supports_comes_back() -> None:

@@ -30,13 +30,12 @@ from agent_sessions.backends.dapr.records import (
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.memory.dapr import DaprSession
 from agent_sessions.models import AgentSession
-from agent_sessions.testing import SessionContract
 from agent_sessions.testing.base import ContractBase
-from agent_sessions.testing.concurrency import ConcurrencyCases, ProcessCases
-from agent_sessions.testing.owners import SyncCases
+from agent_sessions.testing.concurrency import ConcurrencyCases
 from agent_sessions.testing.reading import ShapeCases
 from agent_sessions.testing.writing import PoppingCases
 from tests.servers.dapr import STORE, DaprSidecar
+from tests.support.contract import ProcessCases, StoreContract, SyncCases
 
 T = TypeVar("T")
 
@@ -73,7 +72,6 @@ class DaprHooks(ContractBase):
     supports_corrupt = True
     supports_owner = True
     supports_wrapper = True
-    supports_sync = True
     supports_clear_alias = True
     foreign_error = SessionDoesNotExist
     examples = 10
@@ -104,7 +102,7 @@ class DaprHooks(ContractBase):
 
 
 @pytest.mark.django_db
-class TestInATransaction(DaprHooks, SessionContract):
+class TestInATransaction(DaprHooks, StoreContract):
     """The caller holds a transaction of the directory's database."""
 
     # Other threads have connections of their own, which can't see its rows.
@@ -165,8 +163,6 @@ class Standalone(DaprHooks):
 
 @pytest.mark.another_store
 class TestSessionOverTheAsyncClient(Standalone, ShapeCases, PoppingCases):
-    # The client belongs to one loop; the sync face has a loop of its own.
-    supports_sync = False
     supports_threads = False
     known_gaps: ClassVar[dict[str, str]] = {
         "test_serves_event_loops_one_after_another": "An asyncio client serves one "

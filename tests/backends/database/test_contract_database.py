@@ -15,16 +15,15 @@ from pytest_django import DjangoDbBlocker
 from agent_sessions import get_session, sessions
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.models import AgentSession, SessionItem
-from agent_sessions.testing import SessionContract
+from tests.support.contract import StoreContract
 
 T = TypeVar("T")
 
 
-class DatabaseContract(SessionContract):
+class DatabaseContract(StoreContract):
     supports_corrupt = True
     supports_owner = True
     supports_wrapper = True
-    supports_sync = True
     supports_clear_alias = True
     foreign_error = SessionDoesNotExist
 

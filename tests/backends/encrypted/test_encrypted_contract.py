@@ -18,6 +18,7 @@ from agent_sessions import EncryptedSession, get_session
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.models import SessionItem
 from agent_sessions.testing import SessionContract
+from tests.support.contract import StoreContract
 from tests.support.list_backend import ListBackend
 
 KEY = "tWbR7cyRZ9TxOiGGW8Dl2gG5XHJ1vVFqUPWmNOYlqEc="
@@ -37,12 +38,11 @@ def encrypted(inner: Any, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.django_db
-class EncryptedContract(SessionContract):
+class EncryptedContract(StoreContract):
     __test__ = False
     supports_corrupt = True
     supports_owner = True
     supports_wrapper = True
-    supports_sync = True
     supports_clear_alias = True
     # The test holds a transaction that other threads can't see.
     supports_threads = False

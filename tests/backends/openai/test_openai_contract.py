@@ -8,7 +8,6 @@ back into the form in which the suite writes; known gaps are where that can't be
 from __future__ import annotations
 
 import asyncio
-import functools
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ClassVar, TypeVar
@@ -17,8 +16,6 @@ import pytest
 from agents.memory import OpenAIConversationsSession, Session
 from django.contrib.auth import get_user_model
 from django.test import override_settings
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from pytest_django import DjangoDbBlocker
 
 from agent_sessions import get_session, sessions
@@ -28,10 +25,9 @@ from agent_sessions.backends.remote.base import Written
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.items import Item
 from agent_sessions.models import AgentSession
-from agent_sessions.testing import SessionContract
-from agent_sessions.testing.base import assert_same
 from agent_sessions.testing.fidelity import json_items
 from tests.servers.conversations import KEY, ConversationsServer, conversations_server
+from tests.support.contract import StoreContract
 
 T = TypeVar("T")
 
@@ -77,10 +73,9 @@ def server() -> Iterator[ConversationsServer]:
         yield running
 
 
-class ConversationsContract(SessionContract):
+class ConversationsContract(StoreContract):
     supports_owner = True
     supports_wrapper = True
-    supports_sync = True
     supports_clear_alias = True
     # The service refuses the envelopes of the SDK's EncryptedSession.
     supports_encryption = False
@@ -98,31 +93,10 @@ class ConversationsContract(SessionContract):
         **{f"test_compaction_session_wraps_it[{run}]": COMPACTION for run in BOTH},
     }
 
-    # They make items with ids. Below is one whose items have none.
-    test_generated_items_come_back = None  # type: ignore[assignment]
-    test_generated_operations_match_a_list = None  # type: ignore[assignment]
+    # Items with ids come back with others.
+    generated = json_items.filter(is_left_alone)
 
     server: ConversationsServer
-
-    def test_generated_items_without_ids_come_back(self) -> None:
-        """Any other JSON comes back, in its order."""
-        session = self.run_coroutine(self.open)
-
-        async def round_trip(batch: list[Item]) -> None:
-            await session.add_items(batch)
-            assert_same(await session.get_items(limit=len(batch)), batch)
-
-        @settings(
-            max_examples=15,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(st.lists(json_items.filter(is_left_alone), max_size=5))
-        def check(batch: list[Item]) -> None:
-            self.run_coroutine(functools.partial(round_trip, batch))
-
-        check()
 
     @pytest.fixture(autouse=True)
     def _alias(self, server: ConversationsServer) -> Iterator[None]:

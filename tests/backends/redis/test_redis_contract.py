@@ -18,22 +18,21 @@ from pytest_django import DjangoDbBlocker
 from agent_sessions import RedisSession, get_session, sessions
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.models import AgentSession
-from agent_sessions.testing import SessionContract
 from agent_sessions.testing.concurrency import ConcurrencyCases
 from agent_sessions.testing.reading import ReadingCases, ShapeCases
 from agent_sessions.testing.writing import PoppingCases
 from tests.servers import Server
 from tests.servers.redis import SERVICE, Watched, url
+from tests.support.contract import StoreContract
 
 T = TypeVar("T")
 BACKEND = "agent_sessions.backends.redis.RedisBackend"
 pytestmark = pytest.mark.one_database
 
 
-class RedisContract(SessionContract):
+class RedisContract(StoreContract):
     supports_corrupt = True
     supports_wrapper = True
-    supports_sync = True
     supports_clear_alias = True
     foreign_error = SessionDoesNotExist
     examples = 8

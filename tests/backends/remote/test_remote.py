@@ -28,7 +28,7 @@ from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.items import Batch
 from agent_sessions.models import AgentSession, PendingClear
 from agent_sessions.retention.pending import is_cleared
-from agent_sessions.testing import SessionContract
+from tests.support.contract import StoreContract
 from tests.support.list_backend import ListBackend
 
 pytestmark = [pytest.mark.one_database, pytest.mark.django_db]
@@ -43,11 +43,10 @@ def _listed() -> Any:
         yield
 
 
-class TestListBackend(SessionContract):
+class TestListBackend(StoreContract):
     supports_corrupt = True
     supports_owner = True
     supports_wrapper = True
-    supports_sync = True
     supports_clear_alias = True
     supports_threads = False
     foreign_error = SessionDoesNotExist

@@ -25,7 +25,7 @@ from agent_sessions.backends.sdk import SDKBackend
 from agent_sessions.backends.sdk.backend import inner_id
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.models import AgentSession
-from agent_sessions.testing import SessionContract
+from tests.support.contract import StoreContract
 
 T = TypeVar("T")
 
@@ -48,11 +48,10 @@ POP_GAPS = {
 
 
 @pytest.mark.one_database
-class SDKContract(SessionContract):
+class SDKContract(StoreContract):
     supports_corrupt = True
     supports_owner = True
     supports_wrapper = True
-    supports_sync = True
     supports_clear_alias = True
     foreign_error = SessionDoesNotExist
     examples = 5
