@@ -20,6 +20,11 @@ def iso(when: datetime, sep: str = "T", timespec: str = "auto") -> str:
     return aware(when).isoformat(sep, timespec)
 
 
+def moment(when: datetime) -> str:
+    """Write a time in UTC, so that a text tells whether two are the same."""
+    return aware(when).astimezone(UTC).isoformat()
+
+
 def stored(when: datetime) -> datetime:
     """Return a time that has an offset as the columns take it, see USE_TZ."""
     if settings.USE_TZ:

@@ -10,6 +10,7 @@ from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.items import StoredItem
+from agent_sessions.times import moment
 
 logger = logging.getLogger("agent_sessions.backends")
 
@@ -38,6 +39,14 @@ def read_history(
         if not page.items or not page.has_later:
             return
         after = page.items[-1].position
+
+
+def place_of(stored: StoredItem) -> tuple[int, str]:
+    """Return an item's position and time, which tells it from others at the position.
+
+    Without a time of its own the time is empty.
+    """
+    return stored.position, moment(stored.created_at) if stored.is_timed else ""
 
 
 def find_head(backend: BaseSessionBackend, key: SessionKey) -> int:

@@ -97,6 +97,8 @@ class StoredItem:
     missing_key: str = ""
     # Under which a client knows the message, where a run has written it down.
     message_id: str = ""
+    # Whether the time is the item's own, and so stays.
+    is_timed: bool = True
 
 
 def as_sequence(items: Any) -> Sequence[Any]:

@@ -13,12 +13,12 @@ from typing import Any
 from agent_sessions.agui.content import message_text
 from agent_sessions.agui.messages import own_id
 from agent_sessions.backends.base import Page
+from agent_sessions.backends.reading import place_of
 from agent_sessions.backends.run_rows import Runs
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.items import StoredItem
 from agent_sessions.items.kinds import opens_turn, type_and_role
 from agent_sessions.runs.setup import Conversation
-from agent_sessions.times import iso
 
 # So many items of a run are looked through for its messages.
 NAMED = 1_000
@@ -63,7 +63,8 @@ def pair(
             index = next((n for n, (_, t) in enumerate(answers) if t == text), None)
             name = None if index is None else answers.pop(index)[0]
         if name and name != own_id(item.get("id")):
-            found.append([entry.position, name, iso(entry.created_at)])
+            position, moment = place_of(entry)
+            found.append([position, name, moment])
     return found
 
 
@@ -79,7 +80,6 @@ def named(page: Page, runs: Runs) -> Page:
         for place, name, moment in found
     }
     items = [
-        replace(entry, message_id=ids.get((entry.position, iso(entry.created_at)), ""))
-        for entry in page.items
+        replace(entry, message_id=ids.get(place_of(entry), "")) for entry in page.items
     ]
     return replace(page, items=items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,10 +15,10 @@ from django.db.models import F
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.directory import active
-from agent_sessions.backends.reading import read_history
+from agent_sessions.backends.reading import place_of, read_history
 from agent_sessions.items.kinds import OPENING
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
-from agent_sessions.times import aware, stored
+from agent_sessions.times import aware, moment, stored
 from agent_sessions.transfer.export import MARKER as IMPORTED
 from agent_sessions.transfer.export import RUN_COLUMNS, ended
 from agent_sessions.usage import COUNTERS
@@ -76,28 +77,45 @@ def copy_row(
             rows = SessionItem._base_manager.using(target.in_database.using).filter(
                 branch_id=there.branch_id
             )
-        places = _copy_times(source, target, here, rows)
+        names = {(at, when) for run in runs for at, _, when in run.message_ids}
+        places = _copy_times(source, target, here, rows, names)
         copies = [_copy_run(run, there, places, rows) for run in runs]
         run_rows.copy(using, copies)
     return True
 
 
-# The positions of the items in the source and in the target, in their order.
-_Places = tuple[Sequence[int], Sequence[int]]
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the items lie in the source and in the target, in their order.
+
+    `named` are place and time in the target of what has an id in the source.
+    """
+
+    here: array[int]
+    there: array[int]
+    named: dict[tuple[int, str], tuple[int, str]]
 
 
 def _copy_times(
-    source: BaseSessionBackend, target: BaseSessionBackend, row: AgentSession, rows: Any
+    source: BaseSessionBackend,
+    target: BaseSessionBackend,
+    row: AgentSession,
+    rows: Any,
+    names: set[tuple[int, str]],
 ) -> _Places:
     """Say of each item when it was written first, and find where each lies."""
     key = SessionKey(row.session_id, row.user_id)
-    places = (array("q"), array("q"))
+    places = _Places(array("q"), array("q"), {})
     times: dict[int, datetime] = {}
     for here, there in zip(
         read_history(source, key), read_history(target, key), strict=False
     ):
-        places[0].append(here.position)
-        places[1].append(there.position)
+        places.here.append(here.position)
+        places.there.append(there.position)
+        if (name := place_of(here)) in names:
+            # It gets the time of the source, where it can.
+            when = place_of(there)[1] if rows is None else moment(here.created_at)
+            places.named[name] = there.position, when
         if rows is not None:
             times[there.position] = stored(aware(here.created_at))
         if len(times) == _PAGE:
@@ -121,6 +139,11 @@ def _copy_run(
 ) -> AgentRun:
     columns = {name: getattr(run, name) for name in RUN_COLUMNS}
     columns["status"] = ended(run.status)
+    columns["message_ids"] = [
+        [place[0], name, place[1]]
+        for at, name, when in run.message_ids
+        if (place := places.named.get((at, when)))
+    ]
     copy = AgentRun(
         session_id=there.pk,
         branch_id=there.branch_id,
@@ -146,7 +169,7 @@ def _copy_run(
 
 def _span(run: AgentRun, places: _Places) -> Sequence[int] | None:
     """Return where a run's first and last item lie there, None if they are gone."""
-    here, there = places
+    here, there = places.here, places.there
     if run.first_position is None or run.last_position is None:
         return None
     first = bisect_left(here, run.first_position)

@@ -45,6 +45,7 @@ RUN_COLUMNS = (
     *COUNTERS,
     "total_tokens",
     "usage",
+    "message_ids",
     "error_code",
     "trace_id",
     "sdk_version",

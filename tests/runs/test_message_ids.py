@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from agents import Agent
 from agents.testing import ScriptedModel, assistant_message, function_call
+from asgiref.sync import sync_to_async
 from django.core.cache import cache
-from django.test import AsyncClient
-from django.urls import reverse
+from django.core.management import call_command
+from django.test import AsyncRequestFactory
 
+from agent_sessions import DjangoSession
+from agent_sessions.models import AgentSession
+from agent_sessions.transfer.export import export_session
+from agent_sessions.views import SessionMessagesView
 from tests.support.approvals import lookup
 from tests.support.chat import Socket
 from tests.support.gated import gated
-from tests.websocket.test_consumer import conversation
+from tests.support.import_sources import run_import
+from tests.support.list_backend import ListBackend
+from tests.websocket.test_consumer import conversation, speaker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -34,15 +43,17 @@ def streamed(events: list[Any]) -> list[str]:
     return ids
 
 
-async def told(session_id: str, user: Any, agent: Any) -> list[list[str]]:
+async def told(
+    session_id: str, user: Any, agent: Any, backend: str = "default"
+) -> list[list[str]]:
     """Return the ids in a snapshot and over HTTP."""
-    async with Socket(session_id, user, agent) as tab:
+    async with Socket(session_id, user, agent, backend=backend) as tab:
         await tab.sync()
         (event,) = [e for e in await tab.to_end() if e["type"] == "MESSAGES_SNAPSHOT"]
-    client = AsyncClient()
-    await client.aforce_login(user)
-    url = reverse("agent_sessions:messages", args=[session_id])
-    answer = (await client.get(url)).json()
+    request = AsyncRequestFactory().get("/")
+    request.user = user
+    view: Any = sync_to_async(SessionMessagesView.as_view(backend=backend))
+    answer = json.loads((await view(request, session_id=session_id)).content)
     return [
         [
             m["id"]
@@ -84,3 +95,66 @@ async def test_words_that_a_stop_has_kept_have_their_id() -> None:
         ids = streamed(await tab.to_end())
     assert len(ids) == 2
     assert await told(session_id, user, agent) == [ids, ids]
+
+
+async def two_turns(session_id: str, user: Any) -> list[str]:
+    ids: list[str] = []
+    async with Socket(session_id, user, speaker("Same.", "Same.")) as tab:
+        for run_id in ("r-1", "r-2"):
+            await tab.say(run_id, "Hi")
+            ids += streamed(await tab.to_end())
+    return ids
+
+
+async def test_a_branch_keeps_the_ids_of_the_turns_that_it_shares() -> None:
+    user, session_id = await conversation()
+    ids = await two_turns(session_id, user)
+    session = DjangoSession(session_id, user=user)
+    await session.create_branch_from_turn(2)
+    assert await told(session_id, user, speaker()) == [ids[:2], ids[:2]]
+    async with Socket(session_id, user, speaker("Other.")) as tab:
+        await tab.say("r-3", "Hi again")
+        ids[2:] = streamed(await tab.to_end())
+    assert await told(session_id, user, speaker()) == [ids, ids]
+
+
+@pytest.mark.one_database
+async def test_an_export_and_its_import_keep_the_ids(tmp_path: Path) -> None:
+    user, session_id = await conversation()
+    ids = await two_turns(session_id, user)
+    path = tmp_path / "sessions.jsonl"
+
+    def leave_and_come_back() -> None:
+        row = AgentSession.objects.get(session_id=session_id)
+        path.write_text("".join(export_session(row)), encoding="utf-8")
+        row.delete()
+        run_import("export", path)
+
+    await sync_to_async(leave_and_come_back)()
+    assert await told(session_id, user, speaker()) == [ids, ids]
+
+
+@pytest.mark.one_database
+@pytest.mark.parametrize("target", ["second", "lists"])
+async def test_a_copy_keeps_the_ids(target: str, settings: Any) -> None:
+    database = "agent_sessions.backends.database.DatabaseBackend"
+    settings.AGENT_SESSIONS = {
+        "default": {"BACKEND": database},
+        "second": {"BACKEND": database},
+        "lists": {"BACKEND": ListBackend},
+    }
+    ListBackend.histories.clear()
+    user, session_id = await conversation()
+    # Its positions are others than the copy's.
+    session = DjangoSession(session_id, user=user)
+    await session.add_items([{"role": "user", "content": "gone"}])
+    await session.pop_item()
+    ids = await two_turns(session_id, user)
+    copied = sync_to_async(call_command)
+    await copied("copy_agent_sessions", "--from", "default", "--to", target, "--all")
+    assert await told(session_id, user, speaker(), backend=target) == [ids, ids]
+    # A store that tells no times of its items keeps them too.
+    async with Socket(session_id, user, speaker("More."), backend=target) as tab:
+        await tab.say("r-3", "Hi")
+        ids += streamed(await tab.to_end())
+    assert await told(session_id, user, speaker(), backend=target) == [ids, ids]

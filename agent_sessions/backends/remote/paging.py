@@ -65,7 +65,11 @@ class Stretch:
             turn += opens_turn(item)
             raw = json.dumps(item, separators=(",", ":"))
             # A copy, since the store may have given its own.
-            found.append(StoredItem(number, turn, json.loads(raw), raw, created_at))
+            found.append(
+                StoredItem(
+                    number, turn, json.loads(raw), raw, created_at, is_timed=False
+                )
+            )
         return Page(found, start > 0, stop < end)
 
 

@@ -321,6 +321,11 @@ def _check_runs(session: SourceSession) -> None:
                     f"its run {number} has a value of {name} that can't be kept "
                     "here. Mend it in the source."
                 )
+        if not _are_ids(run.columns.get("message_ids", [])):
+            raise ImportProblem(
+                f"its run {number} has message ids that can't be kept here. Mend it "
+                "in the source."
+            )
     for name, value in session.columns.items():
         column = AgentSession._meta.get_field(name)
         if isinstance(column, models.IntegerField) and not _fits(
@@ -353,6 +358,17 @@ def _fits(column: Any, value: Any) -> bool:
         most = MOST_POSITIONS if is_big else MOST_TURNS
         return isinstance(value, int) and 0 <= value <= most
     return not isinstance(column, models.JSONField) or _is_storable(value)
+
+
+def _are_ids(value: Any) -> bool:
+    """Return whether each is a position, the id of the message there, and a time."""
+    return isinstance(value, list) and all(
+        isinstance(each, list)
+        and [type(part) for part in each] == [int, str, str]
+        and 0 <= each[0] <= MOST_POSITIONS
+        and is_text(each[1])
+        for each in value
+    )
 
 
 def _is_storable(value: Any) -> bool:
