@@ -107,8 +107,8 @@ class AgentConsumer(GuardedSocket):
 
     _bad_frames = 0
     _refused_frames = 0
-    # The last frame that was sent of a run that goes on.
-    _told: Frame | None = None
+    # A run that was sent again while this socket is told another one.
+    _asked_again = ""
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -275,9 +275,11 @@ class AgentConsumer(GuardedSocket):
         else:
             if run is None:
                 # The id was used before: what it said is told again, not done again,
-                # and not where it is being told.
-                if self._told is None or self._told.run_id != request.run_id:
+                # not where it is being told, and not within another run.
+                if not self.listener.open.run_id:
                     await self._catch_up(f"{request.run_id}:0")
+                elif self.listener.open.run_id != request.run_id:
+                    self._asked_again = request.run_id
                 return
             # Not before: a socket that has never synced would hear the middle of
             # another run. Not later: the run's task begins at the next await.
@@ -299,7 +301,7 @@ class AgentConsumer(GuardedSocket):
             on_error=self.on_error,
         )
 
-    async def _catch_up(self, offset: str | None) -> None:
+    async def _catch_up(self, offset: str | None, *, begins: bool = True) -> None:
         if self.conversation is None:
             return
         await self._join(self.conversation)
@@ -310,6 +312,7 @@ class AgentConsumer(GuardedSocket):
                 offset=offset,
                 options=self.stream_options,
                 stale_after=self.limits.stale_after,
+                begins=begins,
             )
         except (AgentSessionError, DatabaseError) as exc:
             await self._give_up(exc)
@@ -347,10 +350,14 @@ class AgentConsumer(GuardedSocket):
         """Notice the end of another process's run where no channel layer tells of it."""
         while self.conversation is not None:
             await asyncio.sleep(self.recheck_interval)
-            run_id, limit = self.listener.missed_run, self.limits.stale_after
-            if run_id and not await self.manager.goes_on(
-                self.conversation, run_id, limit
-            ):
+            run_id, here = (
+                self.listener.open.run_id,
+                self.manager.active(self.conversation),
+            )
+            if not run_id or (here is not None and here.run_id == run_id):
+                continue
+            limit = self.limits.stale_after
+            if not await self.manager.goes_on(self.conversation, run_id, limit):
                 self.listener.give_up()
 
     @guarded
@@ -359,17 +366,14 @@ class AgentConsumer(GuardedSocket):
             frame = await self.listener.get()
             if not await self._is_welcome(within=self.recheck_after):
                 return
-            if frame is not None:
-                await self._send(frame.as_dict())
-                self._told = None if frame.is_last else frame
-            elif self._told is None:
-                await self._catch_up(None)
-            elif self.manager.can_go_on(self.conversation, self._told.id):
-                await self._catch_up(self._told.id)
-            else:
-                # A run that is open here can't begin again; on another socket it can.
-                await self._end(CLOSE_UNAVAILABLE)
-                return
+            if frame is None:
+                last = self.listener.last if self.listener.open.run_id else None
+                await self._catch_up(last.id if last else None, begins=False)
+                continue
+            await self._send(frame.as_dict())
+            if frame.is_last and self._asked_again:
+                run_id, self._asked_again = self._asked_again, ""
+                await self._catch_up(f"{run_id}:0")
 
 
 def _without_agent(kind: type[AgentConsumer]) -> InvalidConsumer:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from agent_sessions.agui.calls import call_id_of, calls_of, interrupts, output_call_id
+from agent_sessions.agui.calls import (
+    add_pending_calls,
+    call_id_of,
+    calls_of,
+    interrupts,
+    output_call_id,
+)
 from agent_sessions.agui.content import StreamOptions
 from agent_sessions.agui.events import (
+    LAST,
     EventMapper,
-    idle_sync,
+    OpenRun,
     merge,
     run_error,
     run_finished,
@@ -28,16 +35,18 @@ from agent_sessions.agui.frames import (
 from agent_sessions.agui.messages import messages_from_items
 
 __all__ = [
+    "LAST",
     "SYNC_PREFIX",
     "AbortRequest",
     "EventMapper",
     "FrameError",
+    "OpenRun",
     "RunRequest",
     "StreamOptions",
     "SyncRequest",
+    "add_pending_calls",
     "call_id_of",
     "calls_of",
-    "idle_sync",
     "interrupts",
     "links_images",
     "merge",

@@ -105,30 +105,38 @@ def snapshot(messages: Sequence[Event], *, before: str | None = None) -> Event:
     return event
 
 
-def idle_sync(
-    thread_id: str,
-    run_id: str,
-    messages: Sequence[Event],
-    *,
-    before: str | None = None,
-    open_interrupts: Sequence[Event] = (),
-    options: StreamOptions | None = None,
-) -> list[Event]:
-    """Answer a sync where nothing runs, as a legal run of its own.
+_ENDS = {
+    "TEXT_MESSAGE_START": ("TEXT_MESSAGE_END", "messageId"),
+    "TOOL_CALL_START": ("TOOL_CALL_END", "toolCallId"),
+    "REASONING_START": ("REASONING_END", "messageId"),
+    "REASONING_MESSAGE_START": ("REASONING_MESSAGE_END", "messageId"),
+    "STEP_STARTED": ("STEP_FINISHED", "stepName"),
+}
+LAST = frozenset({"RUN_FINISHED", "RUN_ERROR"})
 
-    Open interrupts are the outcome again, so that a reloaded page can ask; their
-    calls join the messages as far as the options let them be seen.
-    """
-    outcome: dict[str, Any] = {"type": "success"}
-    if open_interrupts:
-        outcome = {"type": "interrupt", "interrupts": list(open_interrupts)}
-        if options is not None:
-            messages = add_pending_calls(messages, open_interrupts, options)
-    return [
-        run_started(thread_id, run_id),
-        snapshot(messages, before=before),
-        run_finished(thread_id, run_id, outcome),
-    ]
+
+class OpenRun:
+    """What a listener has heard the beginning of, and not yet the end."""
+
+    def __init__(self) -> None:
+        self.run_id = ""
+        self._ends: list[Event] = []
+
+    def follow(self, event: Event) -> None:
+        """Take in the next event that the listener hears."""
+        kind = event["type"]
+        if kind == "RUN_STARTED" or kind in LAST:
+            self.run_id = event["runId"] if kind == "RUN_STARTED" else ""
+            self._ends = []
+        elif kind in _ENDS:
+            end, name = _ENDS[kind]
+            self._ends.insert(0, {"type": end, name: event[name]})
+        elif event in self._ends:
+            self._ends.remove(event)
+
+    def ends(self) -> list[Event]:
+        """Return the events that close what is open within the run."""
+        return list(self._ends)
 
 
 def token_usage(usage: Any) -> list[dict[str, int]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from agent_sessions.agui import merge
+from agent_sessions.agui import LAST, OpenRun, merge
 from agent_sessions.backends.leases import this_process
 from agent_sessions.runs.setup import Conversation
 
@@ -34,7 +34,7 @@ class Frame:
     @property
     def is_last(self) -> bool:
         """Whether the run says nothing after this."""
-        return self.event["type"] in {"RUN_FINISHED", "RUN_ERROR"}
+        return self.event["type"] in LAST
 
     def as_dict(self) -> dict[str, Any]:
         """Return the frame as it is sent."""
@@ -214,8 +214,11 @@ class Subscription:
     def __init__(self, limit: int = 256) -> None:
         self.limit = limit
         self.lagging = False
+        # The run that it has heard the start of, and the last frame that it took.
+        self.open = OpenRun()
+        self.last: Frame | None = None
         self._room = limit
-        self.missed_run: str | None = None
+        self._missed_run: str | None = None
         self._remote: dict[str, int] = {}
         self._queue: deque[Frame] = deque()
         self._wake = asyncio.Event()
@@ -224,7 +227,7 @@ class Subscription:
         """Queue a frame, or mark the listener as lagging."""
         if self.lagging:
             return
-        if frame.run_id == self.missed_run:
+        if frame.run_id == self._missed_run:
             # Its start is gone, so its middle would make no sense.
             is_lost = frame.is_last
         else:
@@ -246,18 +249,21 @@ class Subscription:
         if frame.number == known + 1:
             self._remote = {frame.run_id: frame.number}
         else:
-            self.missed_run = frame.run_id
+            self._missed_run = frame.run_id
         self.put(frame)
 
-    def restart(self, frames: list[Frame], *, missed_run: str | None = None) -> None:
-        """Replace the queue by a fresh beginning.
+    def restart(
+        self, frames: list[Frame], told: OpenRun, *, missed_run: str | None = None
+    ) -> None:
+        """Replace the queue by what follows what was told.
 
         `missed_run` is going on but can't be told from its start: the listener is
         brought up to date at its end.
         """
+        self.open = told
         self._queue = deque(frames)
         self._room = self.limit + len(frames)
-        self.missed_run = missed_run
+        self._missed_run = missed_run
         self.lagging = False
         self._wake.set()
 
@@ -270,10 +276,15 @@ class Subscription:
     async def get(self) -> Frame | None:
         """Wait for the next frame; None says that the listener lags."""
         while True:
+            # Where a run begins within another, the end of that one was lost.
+            if self._queue and self.open.run_id:
+                self.lagging |= self._queue[0].event["type"] == "RUN_STARTED"
             if self.lagging:
                 return None
             if self._queue:
-                return self._queue.popleft()
+                self.last = self._queue.popleft()
+                self.open.follow(self.last.event)
+                return self.last
             self._wake.clear()
             await self._wake.wait()
 

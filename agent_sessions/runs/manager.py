@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
-from agent_sessions.agui import RunRequest, StreamOptions
+from agent_sessions.agui import OpenRun, RunRequest, StreamOptions
 from agent_sessions.approvals import Pending
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.concurrency.settle import settle
@@ -178,33 +178,44 @@ class RunManager:
         offset: str | None,
         options: StreamOptions,
         stale_after: float,
+        begins: bool = True,
     ) -> None:
-        """Bring a listener up to date and keep it so: no gap and nothing twice."""
+        """Bring a listener up to date and keep it so: no gap and nothing twice.
+
+        One that doesn't begin goes on within the run that it has heard the start of.
+        """
         place = _place(conversation)
+        told = OpenRun() if begins else listener.open
+        frames: list[Frame] = []
         missed_run = None
         while True:
             run = self._runs.get(place)
-            frames = self._told_since(place, offset)
-            if frames is not None:
+            if (exact := self._told_since(place, offset)) is not None:
+                frames, told = exact
                 break
+            page = rest = None
             if run is not None:
                 page = await sync.read_before(run)
-                if not run.ended and self._runs.get(place) is run:
-                    frames = sync.fresh_running(run, page)
-                    break
+            if run is None or told.run_id not in {"", run.run_id}:
+                rest = await sync.read_rest(conversation, stale_after, told)
+            if self._runs.get(place) is not run or (run is not None and run.ended):
                 continue
-            rest = await sync.read_rest(conversation, stale_after)
-            if self._runs.get(place) is run:
-                frames = sync.fresh_resting(conversation, rest, options)
+            if rest is not None and run is None:
                 missed_run = rest.running
-                break
+            if rest is not None and not (missed_run and missed_run == told.run_id):
+                frames = sync.fresh_resting(
+                    conversation, rest, missed_run, options, told
+                )
+            if run is not None and page is not None:
+                within = OpenRun() if rest else told
+                frames += sync.fresh_running(run, page, within)
+            break
+        if not begins and not listener.lagging:
+            # Its client has asked for a beginning meanwhile.
+            return
         # Nothing is awaited between the last look at the log and these lines.
-        listener.restart(frames, missed_run=missed_run)
+        listener.restart(frames, told, missed_run=missed_run)
         self.subscribe(conversation, listener)
-
-    def can_go_on(self, conversation: Conversation, offset: str) -> bool:
-        """Return whether a listener can be told exactly what came after an offset."""
-        return self._told_since(_place(conversation), offset) is not None
 
     async def goes_on(
         self, conversation: Conversation, run_id: str, stale_after: float
@@ -216,8 +227,10 @@ class RunManager:
 
     # -- inside --------------------------------------------------------------------
 
-    def _told_since(self, place: Place, offset: str | None) -> list[Frame] | None:
-        """Return the frames after an offset, of the run that goes on or ended last."""
+    def _told_since(
+        self, place: Place, offset: str | None
+    ) -> tuple[list[Frame], OpenRun] | None:
+        """Replay the run that goes on, or ended last, from an offset."""
         last = self._runs.get(place) or self._ended.get(place)
         return None if last is None else sync.replay(offset, last.log)
 

@@ -6,17 +6,19 @@ import json
 import re
 import uuid
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agent_sessions.agui import (
     SYNC_PREFIX,
+    OpenRun,
     StreamOptions,
-    idle_sync,
+    add_pending_calls,
     messages_from_items,
     output_call_id,
     run_error,
+    run_finished,
     run_started,
     snapshot,
 )
@@ -34,6 +36,7 @@ from agent_sessions.runs.setup import Conversation
 if TYPE_CHECKING:
     from agent_sessions.runs.active import ActiveRun
 
+Status = AgentRun.Status
 SNAPSHOT_LIMIT = 100
 # So many times longer is a page that would hold nothing but outputs of earlier calls.
 WIDER = 10
@@ -49,8 +52,8 @@ class Rest:
 
     page: Page
     interrupts: list[dict[str, Any]]
-    # The code with which the last run failed, and its id.
-    failed: tuple[str, str] | None
+    # How the run of the listener ended, or the last one.
+    end: Event
     # The id of a run that another process has.
     running: str | None
 
@@ -123,12 +126,19 @@ def _written(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def replay(offset: str | None, log: EventLog) -> list[Frame] | None:
-    """Return the frames after an offset; None where the log can't tell exactly."""
+def replay(offset: str | None, log: EventLog) -> tuple[list[Frame], OpenRun] | None:
+    """Return the frames after an offset, and what is open at it.
+
+    None where the log can't tell exactly.
+    """
     run_id, _, number = (offset or "").rpartition(":")
     if log.run_id != run_id or not _NUMBER.fullmatch(number):
         return None
-    return log.after(int(number))
+    frames, told = log.after(int(number)), OpenRun()
+    for frame in log.frames():
+        if frame.number <= int(number):
+            told.follow(frame.event)
+    return None if frames is None else (frames, told)
 
 
 async def read_before(run: ActiveRun) -> Page:
@@ -145,65 +155,101 @@ async def read_page(conversation: Conversation, before: int | None = None) -> Pa
     return await conversation.backend.threads.run(named, page, conversation.runs())
 
 
-def fresh_running(run: ActiveRun, page: Page) -> list[Frame]:
-    """Start anew in the middle of a run: its start, what was before, its events."""
+def fresh_running(run: ActiveRun, page: Page, told: OpenRun) -> list[Frame]:
+    """Tell of a run from its start: what was before it, then its events.
+
+    A listener that is within this run, or another one, goes on in place.
+    """
     first, *events = run.log.frames()
     # A snapshot replaces all messages: those that the run answers are in it too.
     asked = [] if run.goes_on else run.request.user_messages
     room = SNAPSHOT_BYTES - len(_written(asked))
     messages, before = shown(page, run.setup.options, room)
-    told = snapshot([*messages, *asked], before=before)
-    return [first, Frame(run.run_id, first.number, told), *events]
+    restated = Frame(
+        run.run_id, first.number, snapshot([*messages, *asked], before=before)
+    )
+    if told.run_id == run.run_id:
+        return [*_apart(told.ends()), restated, *events]
+    return [first, restated, *events]
 
 
-async def read_rest(conversation: Conversation, stale_after: float) -> Rest:
-    """Read a conversation at rest, after freeing it from what died."""
+async def read_rest(
+    conversation: Conversation, stale_after: float, told: OpenRun
+) -> Rest:
+    """Read a conversation at rest, after freeing it from what died.
 
-    def read() -> tuple[list[dict[str, Any]], tuple[str, str] | None, str | None]:
+    `told` is the run that its listener is within, whose end is looked for.
+    """
+
+    def read() -> tuple[list[dict[str, Any]], Event, str | None]:
         row = records.recover(conversation, stale_after)
-        if row is None or row.state == AgentSession.State.RUNNING:
-            return [], None, row.run_id if row else None
-        waiting = pending(conversation.backend, conversation.key, conversation.pk)
-        if waiting is not None:
-            return waiting.interrupts, None, None
-        run = conversation.runs().order_by("-pk").first()
-        if run is None or run.status not in {
-            AgentRun.Status.FAILED,
-            AgentRun.Status.INTERRUPTED,
-        }:
-            return [], None, None
-        return [], (run.error_code or "internal", run.run_id), None
+        going_on = row is not None and row.state == AgentSession.State.RUNNING
+        asked = None
+        if not going_on:
+            asked = pending(conversation.backend, conversation.key, conversation.pk)
+        runs = conversation.runs().order_by("-pk")
+        run = runs.filter(run_id=told.run_id) if told.run_id else runs
+        interrupts = [] if asked is None else asked.interrupts
+        end = _end_of(conversation, run.first(), told.run_id, interrupts)
+        return interrupts, end, row.run_id if row is not None and going_on else None
 
     rows = await conversation.backend.threads.run(read)
     return Rest(await read_page(conversation), *rows)
 
 
+def _end_of(
+    conversation: Conversation,
+    run: AgentRun | None,
+    run_id: str,
+    interrupts: list[dict[str, Any]],
+) -> Event:
+    """Return the last event of a run that has ended, as its row tells it.
+
+    Without `run_id` the event ends the telling of what lies at rest.
+    """
+    status = None if run is None else run.status
+    if status in {Status.FAILED, Status.INTERRUPTED} or (run_id and run is None):
+        # Without a row it was deleted, with all of the session.
+        code = (run.error_code or "internal") if run else "interrupted"
+        failed = run.run_id if run else run_id
+        return run_error(code, message_for(code), run_id=failed)
+    outcome: dict[str, Any] = {"type": "success"}
+    if interrupts and status == Status.WAITING:
+        outcome = {"type": "interrupt", "interrupts": interrupts}
+    elif run_id and status != Status.COMPLETED:
+        outcome = {"type": "cancelled"}
+    return run_finished(conversation.session_id, run_id, outcome)
+
+
 def fresh_resting(
-    conversation: Conversation, rest: Rest, options: StreamOptions
+    conversation: Conversation,
+    rest: Rest,
+    running: str | None,
+    options: StreamOptions,
+    told: OpenRun,
 ) -> list[Frame]:
-    """Start anew where nothing runs here: a legal run of its own that only tells."""
-    run_id = f"{SYNC_PREFIX}{uuid.uuid4().hex[:12]}"
+    """Tell what the rows have, as a legal run that only tells.
+
+    A listener that is within a run hears its end in place. What is `running` elsewhere
+    is not ended, so that a page shows it and can stop it.
+    """
     messages, before = shown(rest.page, options)
-    if rest.running is not None:
-        # It goes on, so it is not ended: a page shows it and can stop it.
-        events = [
-            run_started(conversation.session_id, rest.running),
-            snapshot(messages, before=before),
-        ]
-    elif rest.failed is not None:
-        code, failed_run = rest.failed
-        events = [
-            run_started(conversation.session_id, run_id),
-            snapshot(messages, before=before),
-            run_error(code, message_for(code), run_id=failed_run),
-        ]
-    else:
-        events = idle_sync(
-            conversation.session_id,
-            run_id,
-            messages,
-            before=before,
-            open_interrupts=rest.interrupts,
-            options=options,
-        )
-    return [Frame(run_id, number, event) for number, event in enumerate(events, 1)]
+    messages = add_pending_calls(messages, rest.interrupts, options)
+    restated = snapshot(messages, before=before)
+    events: list[Event] = []
+    if told.run_id:
+        events = [*told.ends(), restated, rest.end]
+    if running is not None:
+        started = run_started(conversation.session_id, running)
+        events += [started, restated]
+    elif not told.run_id:
+        run_id = f"{SYNC_PREFIX}{uuid.uuid4().hex[:12]}"
+        end = {**rest.end, "runId": run_id} if "runId" in rest.end else rest.end
+        events = [run_started(conversation.session_id, run_id), restated, end]
+    return _apart(events)
+
+
+def _apart(events: Iterable[Event]) -> list[Frame]:
+    """Number events that are in no run's log, so that no replay begins at them."""
+    name = f"{SYNC_PREFIX}{uuid.uuid4().hex[:12]}"
+    return [Frame(name, number, event) for number, event in enumerate(events, 1)]

@@ -13,7 +13,7 @@ from agents.testing import assistant_message, function_call
 
 from agent_sessions.agui import (
     EventMapper,
-    idle_sync,
+    add_pending_calls,
     interrupts,
 )
 from tests.support.agui_runs import FULL, run
@@ -24,7 +24,7 @@ from tests.support.agui_samples import (
     agent,
     refund,
 )
-from tests.support.agui_validator import SequenceChecker, validate_event
+from tests.support.agui_validator import validate_event
 
 APPROVAL_RUN = (
     [
@@ -130,15 +130,9 @@ async def test_a_nested_approval_names_the_inner_call() -> None:
     assert interrupt["metadata"] == {"toolName": "refund", "arguments": '{"order":7}'}
 
 
-async def test_an_idle_sync_is_a_run_of_its_own() -> None:
-    checker = SequenceChecker()
-    checker.feed_all(idle_sync("t", "sync:1", [], before="cursor"))
-    assert checker.events[1]["metadata"] == {"before": "cursor"}
+async def test_calls_that_wait_join_the_messages_as_far_as_they_may_be_seen() -> None:
     mapped = await run(agent(*APPROVAL_RUN, tools=[refund, add]))
     asked = interrupts(mapped.result.interruptions)
-    checker.feed_all(idle_sync("t", "sync:2", mapped.messages, open_interrupts=asked))
-    assert checker.events[-1]["outcome"] == {"type": "interrupt", "interrupts": asked}
-    for options, calls in ((None, 0), (FULL, 1), (NONE, 0)):
-        events = idle_sync("t", "sync:3", [], open_interrupts=asked, options=options)
-        checker.feed_all(events)
-        assert len(events[1]["messages"]) == calls
+    for options, calls in ((FULL, 1), (NONE, 0)):
+        messages = add_pending_calls([], asked, options)
+        assert len(messages) == calls

@@ -13,7 +13,6 @@ import pytest
 from django.core.cache import cache
 
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.sockets import CLOSE_UNAVAILABLE
 from tests.runs.test_runs import approve, cashier, refused
 from tests.servers import Server
 from tests.support.chat import Socket, text_of
@@ -130,12 +129,12 @@ async def test_a_run_is_stopped_and_guarded_from_the_other_process(
         assert refusal["code"] == "session_busy"
         await other.tell("abort r-1")
         assert (await tab.to_end())[-1]["outcome"] == {"type": "cancelled"}
-        # It has no beginning of the run to go on from: its next socket has the whole.
-        assert await other.frame() == {"closed": CLOSE_UNAVAILABLE}
-    async with Socket(session_id, user, agent) as tab:
-        await tab.sync()
-        events = await tab.to_end()
-        assert [m["content"] for m in events[1]["messages"]] == ["Hi", "one two"]
+        # It has no beginning of the run to go on from, and hears the end in place.
+        snapshot, end = await other.to_end()
+        assert [m["content"] for m in snapshot["messages"]] == ["Hi", "one two"]
+        assert end["outcome"] == {"type": "cancelled"}
+        await other.tell("sync")
+        await other.to_end()
     row = await AgentSession.objects.aget(session_id=session_id)
     assert row.state == "idle"
     assert (await AgentRun.objects.aget(run_id="r-1")).status == "cancelled"

@@ -10,9 +10,12 @@ from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_sessions.models import AgentSession
+from agent_sessions import get_session
+from agent_sessions.agui import OpenRun
+from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import RunLimits
 from agent_sessions.runs.log import EventLog
+from agent_sessions.runs.sync import replay
 from tests.support.agui_validator import SequenceChecker
 from tests.support.chat import Socket, text_of
 from tests.support.gated import gated
@@ -171,5 +174,77 @@ async def test_a_run_of_another_process_is_shown_as_running() -> None:
         # It is not ended, nor can what another process says be told from here on.
         assert await tab.silent(0.5)
         assert not tab.frames[-1]["id"].startswith("r-7:")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("status", "code", "end"),
+    [
+        ("completed", "", {"type": "RUN_FINISHED", "outcome": {"type": "success"}}),
+        ("cancelled", "", {"type": "RUN_FINISHED", "outcome": {"type": "cancelled"}}),
+        ("failed", "guardrail", {"type": "RUN_ERROR", "code": "guardrail"}),
+        ("interrupted", "interrupted", {"type": "RUN_ERROR", "code": "interrupted"}),
+        (None, "", {"type": "RUN_ERROR", "code": "interrupted"}),
+    ],
+)
+async def test_the_end_of_another_processs_run_is_told_in_place(
+    status: str | None, code: str, end: dict[str, Any]
+) -> None:
+    user, session_id = await conversation()
+    rows = AgentSession.objects.filter(session_id=session_id)
+    lease = {"run_owner": "elsewhere:1:x", "run_seen_at": timezone.now()}
+    await rows.aupdate(run_id="r-7", state="running", **lease)
+    async with Socket(session_id, user, speaker("Hello"), recheck_interval=0.2) as tab:
+        await tab.sync()
+        await tab.until("MESSAGES_SNAPSHOT")
+        session = get_session(session_id, user=user)
+        await session.add_items([{"role": "assistant", "content": "last words"}])
+        if status is not None:
+            run = {"run_id": "r-7", "status": status, "error_code": code}
+            await AgentRun.objects.acreate(session=await rows.aget(), **run)
         await rows.aupdate(run_id="", run_owner="", run_seen_at=None, state="idle")
-        assert await tab.closed() == 4503
+        snapshot, last = await tab.to_end()
+        assert [m["content"] for m in snapshot["messages"]] == ["last words"]
+        assert end.items() <= last.items()
+        assert "r-7" in {last.get("runId"), last.get("metadata", {}).get("runId")}
+        # The same socket goes on.
+        await tab.say("r-8", "Hi")
+        assert text_of(await tab.to_end()) == "Hello"
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_the_run_after_another_processs_run_is_told_too() -> None:
+    user, session_id = await conversation()
+    rows = AgentSession.objects.filter(session_id=session_id)
+    lease = {"run_owner": "elsewhere:1:x", "run_seen_at": timezone.now()}
+    await rows.aupdate(run_id="r-7", state="running", **lease)
+    async with Socket(session_id, user, speaker(), recheck_interval=0.2) as tab:
+        await tab.sync()
+        await tab.until("MESSAGES_SNAPSHOT")
+        await AgentRun.objects.acreate(
+            session=await rows.aget(), run_id="r-7", status="completed"
+        )
+        await rows.aupdate(run_id="r-8")
+        _, last = await tab.to_end()
+        assert (last["type"], last["runId"]) == ("RUN_FINISHED", "r-7")
+        started, _ = await tab.until("MESSAGES_SNAPSHOT")
+        assert started["runId"] == "r-8"
+
+
+def test_what_is_open_is_closed_from_the_inside_out() -> None:
+    told = OpenRun()
+    step = {"type": "STEP_STARTED", "stepName": "a"}
+    for event in [START, step, *message("m-1", "a"), *message("m-2", "b")[:2]]:
+        told.follow(event)
+    assert told.ends() == [
+        {"type": "TEXT_MESSAGE_END", "messageId": "m-2"},
+        {"type": "STEP_FINISHED", "stepName": "a"},
+    ]
+
+
+def test_a_replay_knows_what_is_open_at_its_offset() -> None:
+    frames, told = replay("r:3", filled(message("m-1", "a", "b"))) or ([], None)
+    assert [frame.number for frame in frames] == [4, 5]
+    assert told is not None
+    assert told.run_id == "r"
+    assert told.ends() == [{"type": "TEXT_MESSAGE_END", "messageId": "m-1"}]

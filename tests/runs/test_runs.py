@@ -344,7 +344,7 @@ async def test_frames_of_another_process_are_followed_from_their_start() -> None
 async def test_a_hole_in_another_processs_frames_asks_for_a_sync_at_the_end() -> None:
     """channels_redis 101: a layer drops messages over its capacity in silence."""
     listener = Subscription()
-    listener.put_remote(Frame("r", 1, {"type": "RUN_STARTED"}))
+    listener.put_remote(Frame("r", 1, {"type": "RUN_STARTED", "runId": "r"}))
     await listener.get()
     listener.put_remote(Frame("r", 3, {"type": "CUSTOM"}))
     assert not listener.lagging

@@ -15,7 +15,7 @@ from django.urls import path
 
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.runs.setup import create_conversation
-from tests.support.agui_validator import SequenceChecker
+from tests.support.agui_validator import SequenceChecker, validate_event
 
 _names = itertools.count(1)
 
@@ -136,7 +136,10 @@ class Socket:
                 break
         assert set(frame) == {"id", "chunk"}
         assert isinstance(frame["id"], str)
-        if not frame["id"].startswith("refused:"):
+        if frame["id"].startswith("refused:"):
+            # It belongs to no run, so it stands anywhere.
+            validate_event(frame["chunk"])
+        else:
             self.checker.feed(frame["chunk"])
         self.frames.append(frame)
         for asked in frame["chunk"].get("outcome", {}).get("interrupts", ()):
@@ -157,10 +160,10 @@ class Socket:
     async def closed(self, within: float = 5) -> int:
         """Wait for the server to close; give the code."""
         while True:
-            output = await self.communicator.receive_output(within)
-            if output["type"] == "websocket.close":
-                code: int = output["code"]
-                return code
+            try:
+                await self.frame(within)
+            except Closed as closed:
+                return closed.code
 
     async def silent(self, within: float = 0.2) -> bool:
         """Whether nothing comes for a while."""
