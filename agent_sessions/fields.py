@@ -42,7 +42,11 @@ class WideTextField(_TextField):
 
 
 class ExactCharField(WideCharField):
-    """A CharField that tells "a" from "A", "é" and "a ", on MariaDB and MySQL too."""
+    """A CharField that tells "a" from "A", "é" and "a ", on MariaDB and MySQL too.
+
+    Its texts are in the order of their characters' numbers, so that an index serves a
+    search for their beginning.
+    """
 
     def db_parameters(self, connection: Any) -> Any:
         """Return the parameters of the column, with a collation that compares exactly."""
@@ -54,6 +58,8 @@ class ExactCharField(WideCharField):
                 if connection.mysql_is_mariadb
                 else "utf8mb4_0900_bin"
             )
+        elif connection.vendor == "postgresql":
+            parameters["collation"] = "C"
         return parameters
 
 

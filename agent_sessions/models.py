@@ -110,8 +110,9 @@ class AgentSession(StoredModel):
             ("clear_agentsession", "Can clear agent sessions"),
         )
         constraints = (
+            # The id comes first: it is looked for by its beginning too.
             models.UniqueConstraint(
-                fields=("backend", "session_id"), name="agent_sessions_unique_id"
+                fields=("session_id", "backend"), name="agent_sessions_unique_id"
             ),
         )
         indexes = (
@@ -119,6 +120,9 @@ class AgentSession(StoredModel):
                 fields=("user", "-active_on", "-id"), name="agent_sessions_by_owner"
             ),
             models.Index(fields=("-active_on", "-id"), name="agent_sessions_by_day"),
+            models.Index(
+                fields=("backend", "-active_on", "-id"), name="agent_sessions_by_store"
+            ),
         )
 
     def __str__(self) -> str:
@@ -254,7 +258,7 @@ class AgentRun(StoredModel):
         verbose_name=_("session"),
         on_delete=cascade,
         related_name="runs",
-        # The unique constraint below begins with this column.
+        # Indexes below begin with this column.
         db_index=False,
     )
     branch = models.ForeignKey(
@@ -312,12 +316,17 @@ class AgentRun(StoredModel):
         verbose_name_plural = _("agent runs")
         constraints = (
             models.UniqueConstraint(
-                fields=("session", "run_id"), name="agent_sessions_unique_run"
+                fields=("run_id", "session"), name="agent_sessions_unique_run"
             ),
         )
         indexes = (
             models.Index(
-                fields=("status", "-started_at"), name="agent_sessions_runs_by_state"
+                fields=("status", "-started_at", "-id"),
+                name="agent_sessions_runs_by_state",
+            ),
+            models.Index(fields=("session", "-id"), name="agent_sessions_runs_by_key"),
+            models.Index(
+                fields=("session", "first_position"), name="agent_sessions_runs_by_item"
             ),
         )
 

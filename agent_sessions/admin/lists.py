@@ -23,11 +23,12 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.utils.functional import cached_property
+from django.utils.text import smart_split, unescape_string_literal
 from django.utils.timezone import is_aware
 from django.utils.translation import gettext_lazy as _
 
 from agent_sessions.handler import sessions
-from agent_sessions.models import AgentRun
+from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.times import day_of
 
 if TYPE_CHECKING:
@@ -69,6 +70,21 @@ _SQL_ERRORS = (DataError, ProgrammingError)
 def names_column(model: type[Model], lookup: str) -> bool:
     """Return whether a look-up begins with a column, relation or key of a model."""
     return lookup.partition(LOOKUP_SEP)[0] == "pk" or any(_fields(model, lookup))
+
+
+def names_lookup(model: type[Model], path: str) -> bool:
+    """Return whether a path ends in a look-up, not in a column."""
+    return len(list(_fields(model, path))) < len(path.split(LOOKUP_SEP))
+
+
+def words_of(term: str) -> list[str]:
+    """Return the words of what is searched for; those in quotes are one."""
+    return [
+        unescape_string_literal(word)
+        if word[0] in "\"'" and word[0] == word[-1]
+        else word
+        for word in smart_split(term)
+    ]
 
 
 def is_harmless(model: type[Model], lookup: str) -> bool:
@@ -156,13 +172,24 @@ class RuledList(ChangeList):
     def get_ordering_field(self, field_name: Any) -> Any:
         if field_name not in (self.sortable_by or ()):
             return None
-        return super().get_ordering_field(field_name)
+        name = self._rules.sorted_as.get(field_name)
+        return name or super().get_ordering_field(field_name)
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
+        """Order by each column once, and by the key as an index has it beside."""
         found, rules = super().get_ordering(request, queryset), self._rules
-        return [
-            each for each in found if not rules.withholds(request, *_ordered_by(each))
-        ]
+        order: list[Any] = []
+        for each in found:
+            paths = _ordered_by(each)
+            if rules.withholds(request, *paths):
+                continue
+            if paths == ["pk"]:
+                is_down = not order or str(order[0]).startswith("-")
+                order.append(each if not order else "-pk" if is_down else "pk")
+                break
+            if not any(_ordered_by(other) == paths for other in order):
+                order.append(each)
+        return order
 
     def get_filters(self, request: HttpRequest) -> Any:
         # A filter names the values of its column.
@@ -200,6 +227,11 @@ class CappedPaginator(_Paginator):
 
     def page(self, number: int | str) -> Page[Any]:
         page = super().page(number)
+        if page.start_index() > 1:
+            # Keys alone are passed over: whole rows, with what comes along, take long.
+            rows: QuerySet[Any] = page.object_list  # type: ignore[assignment]
+            keys = list(rows.values_list("pk", flat=True))
+            page.object_list = self._rows.filter(pk__in=keys)
         if self.shown is not None:
             page.object_list = self.shown(page.object_list)
         return page
@@ -215,8 +247,11 @@ class CappedPaginator(_Paginator):
 
     @cached_property
     def _found(self) -> int:
-        rows: QuerySet[Any] = self.object_list  # type: ignore[assignment]
-        return rows.order_by()[: self.limit + 1].count()
+        return self._rows.order_by()[: self.limit + 1].count()
+
+    @property
+    def _rows(self) -> QuerySet[Any]:
+        return self.object_list  # type: ignore[return-value]
 
 
 # -- filters ---------------------------------------------------------------------------
@@ -235,6 +270,26 @@ class StoreFilter(SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         alias = self.value()
         return queryset if alias is None else queryset.filter(backend=alias)
+
+
+class StateFilter(SimpleListFilter):
+    """Filter sessions by what they are at, by way of their runs, which have an index."""
+
+    title = _("state")
+    parameter_name = "state__exact"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return list(AgentSession.State.choices)
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        state = self.value()
+        if state is None:
+            return queryset
+        if state != AgentSession.State.IDLE:
+            # A session has the same words for it as its run.
+            runs = AgentRun._base_manager.using(queryset.db).filter(status=state)
+            queryset = queryset.filter(pk__in=runs.values("session_id"))
+        return queryset.filter(state=state)
 
 
 class ActivityFilter(DateFieldListFilter):

@@ -20,6 +20,8 @@ from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 BRANCHES = 100
 # Runs that one page of items names.
 RUNS = 200
+# Runs before a page that may reach into it, on one branch or another.
+BEFORE = 20
 # How far back the call of an output is looked for: ids have no index.
 NEAR = 1_000
 
@@ -106,16 +108,17 @@ class History:
 
     def runs(self, first: int, last: int) -> list[AgentRun]:
         """Find the runs that wrote items between two positions, oldest first."""
-        found = list(
-            AgentRun.objects.using(self.row._state.db)
-            .filter(
-                session_id=self.row.pk,
-                first_position__lte=last,
-                last_position__gte=first,
-            )
-            .defer("state", "usage")
-            .order_by("first_position", "pk")[:RUNS]
+        rows = (
+            AgentRun._base_manager.using(self.row._state.db)
+            .filter(session_id=self.row.pk)
+            .defer("state", "usage", "message_ids")
         )
+        # Two ranges of an index: those that begin here, and the last ones before.
+        here = rows.filter(first_position__range=(first, last))
+        before = rows.filter(first_position__lt=first).order_by("-first_position")
+        found = [run for run in before[:BEFORE] if (run.last_position or 0) >= first]
+        found += here.order_by("first_position", "pk")[:RUNS]
+        found.sort(key=lambda run: (run.first_position or 0, run.pk))
 
         def written(branches: Branches) -> list[AgentRun]:
             # Branches count on from their forks, so positions alone don't tell.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from django.contrib import admin
 from django.contrib.admin.options import BaseModelAdmin
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.html import format_html
@@ -86,7 +86,7 @@ class AgentRunAdmin(RuledAdmin):
     # Keys ascend with time, and every database has them in order.
     ordering = ("-pk",)
     sortable_by = ()
-    search_fields = ("=run_id", "=session__session_id")
+    search_fields = ("run_id__exact", "session__session_id__exact")
     search_help_text = _("The whole id of a run or of a session.")
     actions = None
 
@@ -130,6 +130,22 @@ class AgentRunAdmin(RuledAdmin):
         raise PermissionDenied
 
     # -- list ----------------------------------------------------------------------
+
+    def get_ordering(self, request: HttpRequest) -> Any:
+        # The index that finds a status has it by time.
+        is_ours = self.ordering == AgentRunAdmin.ordering
+        if is_ours and request.GET.get("status__exact"):
+            return ("-started_at", "-pk")
+        return super().get_ordering(request)
+
+    def search(self, rows: QuerySet[Any], path: str, terms: list[str]) -> Q:
+        if path == "run_id__exact":
+            found = AgentRun._base_manager.using(rows.db).filter(run_id__in=terms)
+            return Q(pk__in=list(found.values_list("pk", flat=True)[:MOST_ASKED]))
+        if path == "session__session_id__exact":
+            sessions = AgentSession.objects.using(rows.db).filter(session_id__in=terms)
+            return Q(session_id__in=list(sessions.values_list("pk", flat=True)))
+        return super().search(rows, path, terms)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AgentRun]:
         # What a run leads to comes along: by itself Django asks a router for it.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
+from itertools import islice
 from typing import Any, ClassVar
 
 from django.contrib import admin
 from django.contrib.auth import get_user_model
+from django.db.models import Q
 from django.http import HttpRequest
 from django.urls import URLPattern, path
 from django.utils.html import format_html
@@ -14,7 +17,13 @@ from django.utils.translation import gettext_lazy as _
 from agent_sessions.admin.clearing import ClearingMixin
 from agent_sessions.admin.exporting import ExportMixin
 from agent_sessions.admin.layout import in_words
-from agent_sessions.admin.lists import ActivityFilter, StoreFilter
+from agent_sessions.admin.lists import (
+    ActivityFilter,
+    CappedPaginator,
+    StateFilter,
+    StoreFilter,
+    words_of,
+)
 from agent_sessions.admin.overview import OverviewMixin
 from agent_sessions.admin.rules import Rows, database
 from agent_sessions.admin.transcript import TranscriptMixin
@@ -22,6 +31,10 @@ from agent_sessions.approvals import find_states
 from agent_sessions.exceptions import InvalidBackend, MissingExtra
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession
+
+# Sessions that a search takes of each of its columns.
+FOUND = 1_000
+_ID = "session_id__startswith"
 
 
 @admin.register(AgentSession)
@@ -36,19 +49,24 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
     )
     list_filter: ClassVar[Any] = (
         StoreFilter,
-        "state",
+        StateFilter,
         ("updated_at", ActivityFilter),
         ("user", admin.EmptyFieldListFilter),
     )
     # The index serves this order; the time of last activity has none, see the model.
     ordering = ("-active_on", "-pk")
-    sortable_by: ClassVar[Any] = ("item_count", "updated_at", "created_at")
+    sortable_by: ClassVar[Any] = ("updated_at", "created_at")
+    sorted_as: ClassVar[dict[str, str]] = {
+        "updated_at": "active_on",
+        "created_at": "pk",
+    }
+
     # -- list ----------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> Rows:
-        # The owner and branch come along: by itself Django asks a router for them.
+        # The owner comes along: by itself Django asks a router.
         rows = super().get_queryset(request).using(database())
-        return rows.select_related("user", "branch").defer("metadata")
+        return rows.select_related("user").defer("metadata")
 
     def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
         # A title quotes the first message.
@@ -64,15 +82,42 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
             "created_at",
         )
 
+    # -- search --------------------------------------------------------------------
+
     def get_search_fields(self, request: HttpRequest) -> tuple[str, ...]:
-        owner = f"user__{get_user_model().USERNAME_FIELD}__exact"
-        titles = ("title",) if self.reads_all(request) else ()
-        return ("session_id__startswith", owner, *titles)
+        return (_ID, _owner(), *(("title",) if self.reads_all(request) else ()))
 
     search_help_text = _(
-        "Session id, exact user name, or words of the title. Message texts are not "
-        "searched."
+        "The beginning of a session id, an exact user name, or words of a title of the "
+        "10,000 sessions that were active last. Message texts are not searched."
     )
+
+    def search(self, rows: Rows, path: str, terms: list[str]) -> Q:
+        """Find sessions by an index, or among the newest: the first 1,000."""
+        newest = rows.select_related(None).order_by("-active_on", "-pk")
+        if path == _owner():
+            users = get_user_model()._default_manager.using(rows.db)
+            name = f"{get_user_model().USERNAME_FIELD}__in"
+            return Q(
+                user_id__in=list(
+                    users.filter(**{name: terms}).values_list("pk", flat=True)
+                )
+            )
+        if path == _ID:
+            found = Q(pk__in=())
+            for term in terms:
+                # As LIKE finds them, which takes no index on SQLite.
+                found |= Q(session_id__gte=term, session_id__lte=f"{term}\U0010ffff")
+            keys = rows.select_related(None).filter(found).order_by("session_id")
+            return Q(pk__in=list(keys.values_list("pk", flat=True)[:FOUND]))
+        if path == "title":
+            words = [_plain(word) for word in words_of(terms[0])]
+            titles = newest.values_list("pk", "title")[: CappedPaginator.limit]
+            matching = (pk for pk, title in titles.iterator() if _has(title, words))
+            return Q(pk__in=list(islice(matching, FOUND)))
+        return super().search(rows, path, terms)
+
+    # -- columns -------------------------------------------------------------------
 
     @admin.display(description=_("title"))
     def name(self, obj: AgentSession) -> str:
@@ -113,6 +158,20 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
             page("overview", "overview/", self.overview_view),
             *super().get_urls(),
         ]
+
+
+def _owner() -> str:
+    return f"user__{get_user_model().USERNAME_FIELD}__exact"
+
+
+def _plain(text: str) -> str:
+    """Return a text without what a search does not look at: case and composition."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _has(title: str, words: list[str]) -> bool:
+    title = _plain(title)
+    return all(word in title for word in words)
 
 
 def _is_encrypted(obj: AgentSession) -> bool:

@@ -228,17 +228,29 @@ class Migration(migrations.Migration):
             model_name='agentsession',
             index=models.Index(fields=['-active_on', '-id'], name='agent_sessions_by_day'),
         ),
+        migrations.AddIndex(
+            model_name='agentsession',
+            index=models.Index(fields=['backend', '-active_on', '-id'], name='agent_sessions_by_store'),
+        ),
         migrations.AddConstraint(
             model_name='agentsession',
-            constraint=models.UniqueConstraint(fields=('backend', 'session_id'), name='agent_sessions_unique_id'),
+            constraint=models.UniqueConstraint(fields=('session_id', 'backend'), name='agent_sessions_unique_id'),
         ),
         migrations.AddIndex(
             model_name='agentrun',
-            index=models.Index(fields=['status', '-started_at'], name='agent_sessions_runs_by_state'),
+            index=models.Index(fields=['status', '-started_at', '-id'], name='agent_sessions_runs_by_state'),
+        ),
+        migrations.AddIndex(
+            model_name='agentrun',
+            index=models.Index(fields=['session', '-id'], name='agent_sessions_runs_by_key'),
+        ),
+        migrations.AddIndex(
+            model_name='agentrun',
+            index=models.Index(fields=['session', 'first_position'], name='agent_sessions_runs_by_item'),
         ),
         migrations.AddConstraint(
             model_name='agentrun',
-            constraint=models.UniqueConstraint(fields=('session', 'run_id'), name='agent_sessions_unique_run'),
+            constraint=models.UniqueConstraint(fields=('run_id', 'session'), name='agent_sessions_unique_run'),
         ),
         migrations.AddConstraint(
             model_name='sessionitem',

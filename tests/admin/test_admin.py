@@ -139,7 +139,7 @@ class TestList:
         with override_settings(AGENT_SESSIONS=names):
             make("chat")
             make("hers", user=alice)
-            make("waits", backend="other", state="waiting")
+            wait(make("waits", backend="other"))
             html = page(reader, f"{reverse(LIST)}?{query}")
         assert {
             n for n in ("chat", "hers", "waits") if f"First line of {n}" in html

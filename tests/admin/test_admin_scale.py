@@ -1,0 +1,98 @@
+"""What the admin's pages read doesn't grow with the tables."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import connection
+from django.test import Client
+from django.urls import reverse
+
+from agent_sessions.admin import CappedPaginator, reading, sessions
+from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
+from benchmarks.admin import pages
+from benchmarks.costs import watched
+from benchmarks.crowd import Crowd, fill
+from tests.support.admin_pages import LIST, make, page, staff
+
+pytestmark = [pytest.mark.django_db]
+
+FEW = Crowd(sessions=1_000, users=100, heavy=20, items=400, runs=100)
+MANY = Crowd(sessions=4_000, users=400, heavy=20, items=1_600, runs=400)
+# These show all of a range of days, and how much one person has.
+RANGES = ("overview", "past ", " 30 days", "delete the heavy user")
+
+
+@pytest.fixture(autouse=True)
+def _low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CappedPaginator, "limit", 100)
+    monkeypatch.setattr(sessions, "FOUND", 30)
+    monkeypatch.setattr(reading, "RUNS", 20)
+
+
+def costs(crowd: Crowd) -> dict[str, int]:
+    """Return what each page reads: rows, or instructions of SQLite in hundreds."""
+    get_user_model().objects.all().delete()
+    for model in (SessionItem, AgentRun, Branch, AgentSession):
+        model._base_manager.all().delete()
+    fill(crowd)
+    client = Client()
+    root: Any = get_user_model().objects.create(
+        pk=10**6, username="root", is_staff=True, is_superuser=True
+    )
+    client.force_login(root)
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("ANALYZE")
+            # As if the tables were longer: short ones are read whole.
+            cursor.execute("SET LOCAL random_page_cost = 0.1")
+        elif connection.vendor == "mysql":
+            cursor.execute("ANALYZE TABLE agent_sessions_agentsession")
+            cursor.execute("ANALYZE TABLE agent_sessions_agentrun")
+    found = {}
+    for name, address in pages(crowd).items():
+        if not any(words in name for words in RANGES):
+            with watched() as read:
+                response = client.get(re.sub(r"\?p=\d+", "?p=2", address))
+            assert response.status_code == 200, name
+            found[name.partition(", page")[0]] = read.rows
+    return found
+
+
+def test_no_page_reads_a_table_that_grows() -> None:
+    few, many = costs(FEW), costs(MANY)
+    assert few.keys() == many.keys()
+    assert len(few) > 25
+    # An index is a little deeper; more sessions wait.
+    grown = {
+        name: (few[name], rows)
+        for name, rows in many.items()
+        if rows > 1.5 * few[name] + 100
+    }
+    assert grown == {}, grown
+
+
+def test_words_of_titles_are_looked_for_among_the_newest() -> None:
+    for number in range(103):
+        AgentSession.objects.create(session_id=f"s{number}", title=f"Order {number}")
+    client = staff("view", "read")
+    assert ">Order 102</a>" in page(client, f"{reverse(LIST)}?q=102+order")
+    assert ">Order 3</a>" in page(client, f"{reverse(LIST)}?q=order+3")
+    # The three that were active before them.
+    assert "0 agent sessions" in page(client, f"{reverse(LIST)}?q=%22Order+2%22")
+
+
+@pytest.mark.parametrize("sort", ["o=6", "o=-6", "o=7", "o=-7", "o=3", "o=4"])
+def test_lists_are_sorted_as_an_index_is(sort: str) -> None:
+    for day in (3, 1, 2):
+        make(f"s{day}", active_on=f"2026-01-0{day}", item_count=9 - day)
+    html = page(staff("view"), f"{reverse(LIST)}?{sort}")
+    found = sorted((1, 2, 3), key=lambda day: html.index(f">s{day}</a>"))
+    assert found == {
+        "o=6": [1, 2, 3],
+        "o=7": [3, 1, 2],
+        "o=-7": [2, 1, 3],
+    }.get(sort, [3, 2, 1])
