@@ -190,12 +190,21 @@ class PerLoop(Generic[C]):
         if self._put_away is None:
             return {}
         with self._lock:
-            found = list(self._keepers.items())
+            found = list(self._making.items())
         return {
-            loop: self._put_away(client)
-            for loop, (_, client) in found
+            loop: self._rest(loop, making)
+            for loop, making in found
             if not loop.is_closed()
         }
+
+    async def _rest(
+        self, loop: asyncio.AbstractEventLoop, making: asyncio.Lock
+    ) -> None:
+        # A client that is being made has threads and locks before it is kept.
+        async with making:
+            found = self._keepers.get(loop)
+            if found is not None and self._put_away is not None:
+                await self._put_away(found[1])
 
     def after_fork(self) -> None:
         """Begin anew in a child."""

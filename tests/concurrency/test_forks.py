@@ -260,10 +260,49 @@ print("done")
 """
 
 
+# What is held while a client is made, as by gRPC, would be held in the child for ever.
+WHILE_ONE_IS_MADE = """
+import asyncio, os, signal, threading, time
+from agent_sessions.concurrency.loops import PerLoop
+
+held, lock, stop = threading.Event(), threading.Lock(), threading.Event()
+
+async def make():
+    with lock:
+        held.set()
+        time.sleep(0.5)
+    return object()
+
+async def leave(client):
+    pass
+
+async def main():
+    await clients.get()
+    while not stop.is_set():
+        await asyncio.sleep(0.01)
+
+signal.alarm(25)
+clients = PerLoop(make, leave, put_away=leave)
+thread = threading.Thread(target=asyncio.run, args=[main()])
+thread.start()
+held.wait()
+child = os.fork()
+if not child:
+    os._exit(0 if lock.acquire(timeout=5) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+stop.set()
+thread.join()
+print("done")
+"""
+
+
 @pytest.mark.one_database
-def test_a_call_of_the_background_loop_may_fork() -> None:
+@pytest.mark.parametrize(
+    "source", [IN_A_CALL, WHILE_ONE_IS_MADE], ids=["in_a_call", "while_one_is_made"]
+)
+def test_a_fork_beside_a_loop(source: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", IN_A_CALL],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", source],
         capture_output=True,
         text=True,
         timeout=60,
