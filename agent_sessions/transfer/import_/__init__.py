@@ -95,11 +95,10 @@ class Importer:
         self.source = source
         self.backend = backend
         self.owners = owners
-        self.dry_run = dry_run
         # Whether what was encrypted elsewhere may be stored in clear.
         self.in_clear = False
         self.report = Report()
-        self._batches = Batches(backend.using, batch_size)
+        self._batches = Batches(backend, batch_size, dry_run=dry_run)
         # Told how many items each page had.
         self.progress: Callable[[int], None] = lambda count: None
 
@@ -128,37 +127,35 @@ class Importer:
                 "clear. Add --in-clear if that is meant; copy_agent_sessions goes from "
                 "one encrypted backend to another."
             )
-        owner = self.owners.of(session)
-        target = Target(
-            self.backend, self._batches, self.source.name, session, dry_run=self.dry_run
-        )
-        target.open(owner)
+        target = Target(self.backend, self._batches, self.source.name, session)
+        target.open(self.owners.of(session))
         # What can't go on is found before anything is written.
-        target.compare(self.source)
+        has_more = target.is_new or target.compare(self.source)
         pages = [
             (branch, self.source.items(session, branch, target.count_of(branch.name)))
             for branch in session.branches
+            if has_more
         ]
         self.progress(sum(known.count for known in target.branches.values()))
-        target.make(owner)
-        items = branches = 0
+        before = self.report.items, len(target.branches)
         for branch, own in pages:
-            branches += branch.name not in target.branches
             target.open_branch(branch)
             for page in filter(None, own):
-                self.report.unreadable += target.write(branch.name, page)
+                target.write(branch.name, page)
                 self.report.items += len(page)
-                items += len(page)
+                self.report.unreadable += sum(not item.is_readable for item in page)
                 self.progress(len(page))
+        branches = len(target.branches) - before[1]
         runs = write_runs(target)
-        if items or branches or runs or not target.is_complete:
+        is_changed = bool(self.report.items - before[0] or branches or runs)
+        if is_changed or not target.is_complete:
             target.finish()
         self.report.branches += branches
         self.report.runs += runs
         self.report.left_out += session.left_out
         if target.is_new:
             self.report.made += 1
-        elif items or branches or runs:
+        elif is_changed:
             self.report.grown += 1
         else:
             self.report.unchanged += 1
@@ -173,9 +170,10 @@ def write_runs(target: Target) -> int:
     if not runs:
         return 0
     target.hold()
-    row = target.row
-    if row is None:
+    if target.batches.dry_run and target.is_new:
         return len(runs)
+    target.batches.flush()
+    row = target.row
     here = run_rows.runs_of(target.using, row.pk)
     known = {run.run_id: run for run in here}
     turns = _read_turns(target)
@@ -193,7 +191,7 @@ def write_runs(target: Target) -> int:
             continue
         for name in COUNTERS:
             more[name] += columns.get(name, 0) - (getattr(run, name) if run else 0)
-    if (new or changed) and not target.dry_run:
+    if (new or changed) and not target.batches.dry_run:
         run_rows.copy(target.using, new)
         for pk, columns in changed.items():
             run_rows.write(here.filter(pk=pk), **columns)

@@ -12,7 +12,7 @@ from typing import IO, Any
 from django.utils.timezone import get_default_timezone
 
 from agent_sessions.exceptions import InvalidItem
-from agent_sessions.items import Item, encode_batch
+from agent_sessions.items import encode_batch
 from agent_sessions.models import MAIN_BRANCH
 from agent_sessions.transfer.export import FORMAT, RUN_COLUMNS, ended
 from agent_sessions.transfer.import_.records import (
@@ -30,6 +30,7 @@ from agent_sessions.transfer.import_.records import (
     SourceSession,
     as_text,
     as_time,
+    keep_text,
     sum_of,
     text_file,
 )
@@ -100,7 +101,7 @@ class ExportSource(Source):
             if number < after:
                 continue
             page.append(item)
-            size += len(item.data)
+            size += len(item.row.data)
             if len(page) == PAGE_ROWS or size > PAGE_BYTES:
                 yield page
                 page, size = [], 0
@@ -202,16 +203,15 @@ def _item(found: dict[str, Any], zone: tzinfo) -> SourceItem:
     position, turn = int(found["position"]), int(found["turn"])
     if position > MOST_POSITIONS or not 0 <= turn <= MOST_TURNS:
         raise ValueError
-    item: Item | None = found.get("item")
-    if item is None:
-        data = as_text(found["raw"])
-    else:
-        try:
-            data = encode_batch([item]).rows[0].data
-        except InvalidItem as exc:
-            raise ValueError from exc
     created_at = as_time(found.get("created_at"), zone)
-    return SourceItem(data, created_at, position, turn)
+    if (item := found.get("item")) is None:
+        kept = keep_text(as_text(found["raw"]), created_at)
+        return kept._replace(position=position, turn=turn)
+    try:
+        row = encode_batch([item]).rows[0]
+    except InvalidItem as exc:
+        raise ValueError from exc
+    return SourceItem(row, created_at, position, turn)
 
 
 def _session(found: dict[str, Any], zone: tzinfo) -> SourceSession:

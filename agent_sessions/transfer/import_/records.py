@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from django.db import models
+from django.core.exceptions import ValidationError
+from django.db.models import Model
 from django.utils.dateparse import parse_datetime
 
 from agent_sessions.backends.keys import check_session_id, is_text
 from agent_sessions.exceptions import AgentSessionError, InvalidItem, InvalidSessionId
-from agent_sessions.items import EncodedItem, decode, encode_batch, encode_texts
+from agent_sessions.items import EncodedItem, decode, encode_batch
 from agent_sessions.models import (
     LABEL_MARK,
     MAIN_BRANCH,
@@ -30,7 +30,7 @@ CELL_BYTES = 64 * 1024
 # Bytes of one item. What is read into memory is a small multiple of it.
 ITEM_BYTES = 32 * 1024 * 1024
 # Items and bytes that are read and written at once.
-PAGE_ROWS = 200
+PAGE_ROWS = 500
 PAGE_BYTES = 4 * 1024 * 1024
 SQLITE_MAGIC = b"SQLite format 3\x00"
 NAME_LENGTH = 255
@@ -56,14 +56,15 @@ class UnreadableSource(AgentSessionError):
     """A whole source can't be read, or its options don't fit it."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceItem:
-    """One item as its source has it; `position` None means the next one."""
+class SourceItem(NamedTuple):
+    """One item as it is stored here; `position` None means the next one."""
 
-    data: str
+    row: EncodedItem
     created_at: datetime | None = None
     position: int | None = None
     turn: int | None = None
+    # Whether it is an item; what isn't one is kept as it is.
+    is_readable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,38 +209,19 @@ def as_time(value: Any, zone: tzinfo) -> datetime | None:
     return stored(aware.astimezone(UTC))
 
 
-def stored_text(data: str) -> str:
-    """Return the text that a source's item is stored as."""
+def read_item(text: str, created_at: datetime | None) -> SourceItem:
+    """Return the item that a text of a source holds."""
     try:
-        return encode_texts([decode(data)])[0]
+        row = encode_batch([decode(text)]).rows[0]
     except InvalidItem:
-        return data
+        return keep_text(text, created_at)
+    return SourceItem(row, created_at)
 
 
-def encode_items(items: Sequence[SourceItem]) -> tuple[list[EncodedItem], str, int]:
-    """Return a page's rows and title, and how many aren't items and stay as they are.
-
-    A row's turn counts from 0, the turn that was open before the page.
-    """
-    decoded: list[Any] = [decode(source.data) for source in items]
-    # All at once where all can be read: that takes a fraction of the time.
-    with suppress(InvalidItem):
-        batch = encode_batch(decoded)
-        return list(batch.rows), batch.title, 0
-    rows: list[EncodedItem] = []
-    turns = unreadable = 0
-    title = ""
-    for source, item in zip(items, decoded, strict=True):
-        try:
-            batch = encode_batch([item])
-        except InvalidItem:
-            unreadable += 1
-            rows.append(EncodedItem(source.data, turns, "", "", "", "", ""))
-            continue
-        turns += batch.turns
-        title = title or batch.title
-        rows.append(batch.rows[0]._replace(turn=turns))
-    return rows, title, unreadable
+def keep_text(text: str, created_at: datetime | None) -> SourceItem:
+    """Return what can't be read as an item."""
+    row = EncodedItem(text, 0, "", "", "", "", "")
+    return SourceItem(row, created_at, is_readable=False)
 
 
 # -- what can be kept ------------------------------------------------------------------
@@ -315,49 +297,46 @@ def _check_runs(session: SourceSession) -> None:
     if len({run.run_id for run in runs}) < len(runs):
         raise ImportProblem("two of its runs have one id. Mend it in the source.")
     for number, run in enumerate(runs, 1):
-        for name, value in {"run_id": run.run_id, **run.columns}.items():
-            if not _fits(AgentRun._meta.get_field(name), value):
-                raise ImportProblem(
-                    f"its run {number} has a value of {name} that can't be kept "
-                    "here. Mend it in the source."
-                )
+        columns = _cleaned(AgentRun, {"run_id": run.run_id, **run.columns}, number)
+        run.columns.update((name, columns[name]) for name in run.columns)
         if not _are_ids(run.columns.get("message_ids", [])):
             raise ImportProblem(
                 f"its run {number} has message ids that can't be kept here. Mend it "
                 "in the source."
             )
-    for name, value in session.columns.items():
-        column = AgentSession._meta.get_field(name)
-        if isinstance(column, models.IntegerField) and not _fits(
-            column, value + sum_of(runs, name)
-        ):
-            raise ImportProblem(
-                f"its {name} can't be kept here: the number is too large. Mend it in "
-                "the source."
-            )
+    sums = {
+        name: value + sum_of(runs, name)
+        for name, value in session.columns.items()
+        if isinstance(value, int)
+    }
+    _cleaned(AgentSession, sums)
+
+
+def _cleaned(
+    model: type[Model], columns: dict[str, Any], run: int = 0
+) -> dict[str, Any]:
+    """Return columns as the model's fields take them. Raises ImportProblem."""
+    row = model(**columns)
+    others = {field.name for field in model._meta.fields} - columns.keys()
+    wrong = [
+        name
+        for name, value in columns.items()
+        if not _is_storable(value)
+        or (value is None and not model._meta.get_field(name).null)
+    ]
+    try:
+        row.clean_fields(exclude=others)
+    except ValidationError as exc:
+        wrong += exc.message_dict
+    if wrong:
+        of = f"the {wrong[0]} of its run {run}" if run else f"its {wrong[0]}"
+        raise ImportProblem(f"{of} can't be kept here. Mend it in the source.")
+    return {name: getattr(row, name) for name in columns}
 
 
 def sum_of(runs: Iterable[SourceRun], name: str) -> int:
     """Add up a counter of runs."""
     return sum(run.columns.get(name) or 0 for run in runs)
-
-
-def _fits(column: Any, value: Any) -> bool:
-    if value is None:
-        return bool(column.null)
-    if isinstance(column, models.CharField):
-        return (
-            isinstance(value, str)
-            and len(value) <= (column.max_length or len(value))
-            and _is_storable(value)
-        )
-    if isinstance(column, models.IntegerField):
-        is_big = isinstance(
-            column, models.BigIntegerField | models.PositiveBigIntegerField
-        )
-        most = MOST_POSITIONS if is_big else MOST_TURNS
-        return isinstance(value, int) and 0 <= value <= most
-    return not isinstance(column, models.JSONField) or _is_storable(value)
 
 
 def _are_ids(value: Any) -> bool:

@@ -21,6 +21,7 @@ from agent_sessions.transfer.import_.records import (
     UnreadableSource,
     as_text,
     as_time,
+    read_item,
 )
 
 # Sessions of one query.
@@ -210,7 +211,7 @@ class TableSource(Source):
             longest=ITEM_BYTES,
         )
         found = {
-            pk: SourceItem(as_text(data), as_time(created_at, self.zone))
+            pk: read_item(as_text(data), as_time(created_at, self.zone))
             for pk, data, created_at in rows
         }
         # Removed since the ids were read: as if it had been before.

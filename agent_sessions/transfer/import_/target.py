@@ -1,61 +1,34 @@
-"""The session that is being made: its row, its branches, and how far they are."""
+"""The sessions that are being made: their rows, their branches, how far they are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from django.db import connections, transaction
-from django.db.models import F
 from django.utils import timezone
 
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.leases import holds_a_run
+from agent_sessions.items import first_line
+from agent_sessions.items.kinds import is_opening
 from agent_sessions.models import AgentSession, Branch, SessionItem
 from agent_sessions.times import day_of
 from agent_sessions.transfer.export import MARKER
 from agent_sessions.transfer.import_.records import (
-    PAGE_ROWS,
     BreaksOff,
     ImportProblem,
     Source,
     SourceBranch,
     SourceItem,
     SourceSession,
-    encode_items,
-    stored_text,
 )
 
-
-class Batches(ExitStack):
-    """Transactions that hold for about so many items, whichever sessions' they are.
-
-    What is left is committed at the block's end; an error rolls the last batch back.
-    """
-
-    def __init__(self, using: str, size: int) -> None:
-        super().__init__()
-        self.using = using
-        self.size = size
-        # Grows with every transaction: who holds a lock sees when it is gone.
-        self.number = 0
-        self._left = 0
-
-    def begin(self) -> None:
-        """Open a transaction where none is open."""
-        if self._left <= 0:
-            self.number += 1
-            self._left = self.size
-            self.enter_context(transaction.atomic(self.using))
-
-    def count(self, items: int) -> None:
-        """Count what was written, and commit when it is enough."""
-        self._left -= items
-        if self._left <= 0:
-            self.close()
+# Rows of one query.
+_PAGE = 500
 
 
 @dataclass(slots=True)
@@ -67,6 +40,76 @@ class ImportedBranch:
     count: int = 0
 
 
+class Batches(ExitStack):
+    """Transactions that hold for about so many items, whichever sessions' they are.
+
+    What the targets have got is written at a transaction's end, in few statements. An
+    error rolls the last one back. A dry run has none.
+    """
+
+    def __init__(self, backend: DatabaseBackend, size: int, *, dry_run: bool) -> None:
+        super().__init__()
+        self.using = backend.using
+        self.dry_run = dry_run
+        # Grows with every transaction: who holds a lock sees when it is gone.
+        self.number = 0
+        self._statements = backend.engine.statements
+        self._size = size
+        self._left = 0
+        self._targets: dict[int, Target] = {}
+        self._items: list[tuple[Any, ...]] = []
+
+    def begin(self) -> None:
+        """Open a transaction where none is open."""
+        if self._left > 0 or self.dry_run:
+            return
+        self.number += 1
+        self._left = self._size
+        self.enter_context(transaction.atomic(self.using))
+        self.push(lambda kind, *_: self.flush() if kind is None else None)
+        # A transaction that reads before it writes loses its turn on SQLite.
+        AgentSession.objects.using(self.using).filter(pk=0).update(item_count=0)
+
+    def count(self, items: int) -> None:
+        """Count what was written, and commit when it is enough."""
+        self._left -= items
+        if self._left <= 0:
+            self.close()
+
+    def add(self, target: Target, branch: Branch | None, rows: Sequence[Any]) -> None:
+        """Write a target at the transaction's end, with new rows of a branch."""
+        if not self.dry_run:
+            self._targets[id(target)] = target
+            self._items += ((branch, *row) for row in rows)
+
+    def flush(self) -> None:
+        """Write what was added: sessions, branches and items, who is named first."""
+        targets, self._targets = list(self._targets.values()), {}
+        items, self._items = self._items, []
+        new = [target for target in targets if target.row._state.adding]
+        self._insert([target.row for target in new])
+        self._insert([target.changed.pop(0) for target in new if target.changed])
+        for target in targets:
+            target.save_branches()
+        if items:
+            rows = ((branch.pk, *row) for branch, *row in items)
+            with connections[self.using].cursor() as cursor:
+                self._statements.insert_rows(cursor, rows)
+        for target in targets:
+            target.save_row(is_new=target in new)
+        if new:
+            sessions = AgentSession.objects.using(self.using)
+            sessions.bulk_update([target.row for target in new], ["branch"])
+
+    def _insert(self, rows: Sequence[AgentSession | Branch]) -> None:
+        if connections[self.using].features.can_return_rows_from_bulk_insert:
+            for model in {type(row) for row in rows}:
+                model._base_manager.using(self.using).bulk_create(rows)
+        else:
+            for row in rows:
+                row.save(using=self.using)
+
+
 class Target:
     """One session of the target: found or made, then written page by page."""
 
@@ -76,69 +119,73 @@ class Target:
         batches: Batches,
         source_name: str,
         session: SourceSession,
-        *,
-        dry_run: bool = False,
     ) -> None:
-        self.backend = backend
-        self.alias = backend.alias
         self.using = backend.using
         self.batches = batches
         self.session = session
-        self.dry_run = dry_run
         # Two backends may have a session of the same id.
         of = f" of the backend {session.backend!r}" if session.backend else ""
         self.origin = source_name + of
+        self.row = AgentSession(backend=backend.alias, session_id=session.session_id)
         self.branches: dict[str, ImportedBranch] = {}
-        # Names of all branches that are here, imported or not.
-        self._names: set[str] = set()
-        self.row: AgentSession | None = None
+        # Those that aren't written yet, in their order.
+        self.changed: list[Branch] = []
         self.is_new = True
         # Whether an import has come to the session's end before.
         self.is_complete = False
+        self._current: Branch | None = None
+        self._adapt_time = backend.engine.statements.adapt_time
+        # Names of all branches that are here, imported or not.
+        self._names: set[str] = set()
         self._held_in = -1
 
     # -- opening -------------------------------------------------------------------
 
     def open(self, owner_id: Any) -> None:
-        """Find the session, if it is here. Raises ImportProblem if it isn't ours."""
+        """Find the session, or make its row. Raises ImportProblem if it isn't ours."""
         self.hold()
-        if self.row is None:
+        if not self.is_new:
+            self.is_complete = bool(self.row.metadata[MARKER]["complete"])
+            if self.row.user_id != owner_id:
+                raise ImportProblem(
+                    "it was imported for another owner. Name that owner, or delete the "
+                    "session first."
+                )
             return
-        self.is_new = False
-        self.is_complete = bool(self.row.metadata[MARKER]["complete"])
-        if self.row.user_id != owner_id:
-            raise ImportProblem(
-                "it was imported for another owner. Name that owner, or delete the "
-                "session first."
-            )
+        self.row.user_id = owner_id
+        self.row.created_at = self.session.created_at or timezone.now()
+        self.row.updated_at = self.session.updated_at or self.row.created_at
+        for name, value in self.session.columns.items():
+            setattr(self.row, name, value)
 
     def hold(self) -> None:
         """Hold the session's row to the batch's end, and see that it is ours."""
-        rows = AgentSession.objects.using(self.using).filter(
-            backend=self.alias, session_id=self.session.session_id
-        )
-        if not self.dry_run:
-            self.batches.begin()
+        self.batches.begin()
         if self._held_in == self.batches.number:
             return
-        if not self.dry_run:
-            # A write: a transaction that reads first loses its turn on SQLite.
-            rows.update(item_count=F("item_count"))
+        rows = AgentSession.objects.using(self.using).filter(
+            backend=self.row.backend, session_id=self.row.session_id
+        )
+        if not self.batches.dry_run:
+            rows = rows.select_for_update()
         row = rows.first()
-        if row is None and self.row is not None:
+        if row is None and not self.row._state.adding:
             raise ImportProblem("it was deleted while it was being imported.")
-        self._held_in, self.row = self.batches.number, row
+        self._held_in = self.batches.number
         if row is not None:
-            self._read_branches(row, self._check_own(row)["items"])
+            self.is_new = self.is_new and not self.row._state.adding
+            self.row = row
+            self._read_branches(self._check_own()["items"])
 
-    def _check_own(self, row: AgentSession) -> dict[str, Any]:
+    def _check_own(self) -> dict[str, Any]:
         """Return what the import before has noted. Raises ImportProblem."""
-        marker = row.metadata.get(MARKER) if isinstance(row.metadata, dict) else None
+        metadata = self.row.metadata
+        marker = metadata.get(MARKER) if isinstance(metadata, dict) else None
         if not isinstance(marker, dict):
             made = "it wasn't made by an import"
         elif marker.get("source") != self.origin:
             made = f"it was imported from {marker.get('source')}"
-        elif holds_a_run(row):
+        elif holds_a_run(self.row):
             raise ImportProblem("a run is going on in it. Import when it has ended.")
         else:
             return marker
@@ -147,8 +194,8 @@ class Target:
             "import into another --backend."
         )
 
-    def _read_branches(self, row: AgentSession, counts: dict[str, int]) -> None:
-        rows = Branch._base_manager.using(self.using).filter(session_id=row.pk)
+    def _read_branches(self, counts: dict[str, int]) -> None:
+        rows = Branch._base_manager.using(self.using).filter(session_id=self.row.pk)
         found = {branch.label: branch for branch in rows}
         self._names = set(found)
         for name, count in counts.items():
@@ -164,19 +211,19 @@ class Target:
 
     # -- what is here already --------------------------------------------------------
 
-    def compare(self, source: Source) -> None:
-        """See that what was imported is what the source has. Raises ImportProblem.
+    def compare(self, source: Source) -> bool:
+        """See that what was imported is what the source has; tell if it has more.
 
-        What both have got since can't be put together either.
+        What both have got since can't be put together. Raises ImportProblem.
         """
-        if self.row is None:
-            return
+        has_more = not self.is_complete
         # What comes before a break is imported, and told then.
-        with suppress(BreaksOff):
+        try:
             for branch in self.session.branches:
                 known = self.branches.get(branch.name)
                 if known is None:
                     self._check_new(branch)
+                    has_more = True
                 elif known.branch and known.branch.fork_position != (
                     branch.fork_position
                 ):
@@ -184,13 +231,15 @@ class Target:
                         f"branch {branch.name!r} begins elsewhere than when it was "
                         "imported. Delete the imported session and import again."
                     )
-                self._compare_items(
-                    branch.name, known, source.items(self.session, branch)
-                )
+                pages = source.items(self.session, branch)
+                has_more |= self._compare_items(branch.name, known, pages)
+        except BreaksOff:
+            return True
+        return has_more
 
     def _compare_items(
         self, name: str, known: ImportedBranch | None, pages: Iterator[list[SourceItem]]
-    ) -> None:
+    ) -> bool:
         branch = known.branch if known else None
         here = self._read_texts(branch) if branch else iter(())
         count, left = 0, known.count if known else 0
@@ -201,9 +250,7 @@ class Target:
                 position, text = next(here, (None, ""))
                 if position is None:
                     is_changed_here = True
-                elif item.position not in {None, position} or (
-                    text != item.data and text != stored_text(item.data)
-                ):
+                elif item.position not in {None, position} or text != item.row.data:
                     raise ImportProblem(
                         f"the items of branch {name!r} that were imported before are "
                         "others in the source now: they were changed there or here, or "
@@ -220,6 +267,7 @@ class Target:
         has_grown = known is not None and count > known.count
         if has_grown and (is_changed_here or next(here, None) is not None):
             raise _gone_on(name)
+        return has_grown
 
     def _read_texts(self, branch: Branch) -> Iterator[tuple[int, str]]:
         """Read the places and texts of a branch's own items, a page at a time."""
@@ -227,9 +275,9 @@ class Target:
         last = -1
         while True:
             found = rows.filter(position__gt=last).order_by("position")
-            page = list(found.values_list("position", "data")[:PAGE_ROWS])
+            page = list(found.values_list("position", "data")[:_PAGE])
             yield from page
-            if len(page) < PAGE_ROWS:
+            if len(page) < _PAGE:
                 return
             last = page[-1][0]
 
@@ -245,39 +293,22 @@ class Target:
 
     # -- writing -------------------------------------------------------------------
 
-    def make(self, owner_id: Any) -> None:
-        """Make the session's row where there is none; its marker says whose it is."""
-        if self.row is not None or self.dry_run:
-            return
-        session = self.session
-        created_at = session.created_at or timezone.now()
-        updated_at = session.updated_at or created_at
-        columns = dict(session.columns)
-        metadata = {**columns.pop("metadata", {}), MARKER: self._marker()}
-        self.row = AgentSession.objects.using(self.using).create(
-            backend=self.alias,
-            session_id=session.session_id,
-            user_id=owner_id,
-            created_at=created_at,
-            updated_at=updated_at,
-            active_on=day_of(updated_at),
-            metadata=metadata,
-            **columns,
-        )
-
     def open_branch(self, source: SourceBranch) -> None:
         """Make a branch that isn't here; show one that has got items."""
         self.hold()
         known = self.branches.get(source.name)
         if known is None:
-            self.branches[source.name] = self._new_branch(source)
-            # Known from here on, whatever happens to its items.
-            self._update(None, 0, "")
+            branch = self._new_branch(source)
+            self.branches[source.name] = ImportedBranch(branch)
+            # What is there can be read before the session is complete.
+            if self.row.branch_id is None:
+                self._current = self._current or branch
+            self._change(branch)
         elif known.branch is not None and not (known.count or source.archived):
             known.branch.archived_at = None
-            self._save(known.branch, "archived_at")
+            self._change(known.branch)
 
-    def _new_branch(self, source: SourceBranch) -> ImportedBranch:
+    def _new_branch(self, source: SourceBranch) -> Branch:
         fork = source.fork_position or 0
         if source.parent and fork > self._end_of(source.parent):
             raise ImportProblem(
@@ -285,7 +316,7 @@ class Target:
                 f"{source.parent!r}. Mend it in the source."
             )
         parent = self.branches[source.parent].branch if source.parent else None
-        branch = Branch(
+        return Branch(
             session=self.row,
             **Branch.of_label(source.name),
             parent=parent,
@@ -296,11 +327,6 @@ class Target:
             archived_at=timezone.now() if source.archived else None,
             is_quarantine=source.quarantine,
         )
-        self._save(branch)
-        if self.row is not None and self.row.branch_id is None:
-            # What is there can be read before the session is complete.
-            self.row.branch = branch
-        return ImportedBranch(branch)
 
     def _end_of(self, name: str) -> int:
         """Return a branch's end in the source: no fork shows what it gets later."""
@@ -310,8 +336,9 @@ class Target:
 
     def _turn_at(self, parent: Branch, position: int) -> int:
         """Find the turn that a branch goes on from."""
-        if not position or self.dry_run:
+        if not position or self.batches.dry_run:
             return 0
+        self.batches.flush()
         while parent.parent is not None and position <= (parent.fork_position or 0):
             parent = parent.parent
         rows = SessionItem._base_manager.using(self.using).filter(
@@ -320,75 +347,81 @@ class Target:
         turns = rows.order_by("-position").values_list("turn", flat=True)
         return turns.first() or 0
 
-    def write(self, name: str, items: Sequence[SourceItem]) -> int:
-        """Write a page behind what its branch has; tell how many can't be read."""
+    def write(self, name: str, items: Sequence[SourceItem]) -> None:
+        """Write a page behind what its branch has."""
         self.hold()
         known = self.branches[name]
         branch = known.branch
         if branch is None:
             raise _gone_on(name)
-        encoded, title, unreadable = encode_items(items)
-        statements = self.backend.engine.statements
         fallback = self.session.created_at or timezone.now()
+        is_shown = name == self.session.shown
         rows: list[tuple[Any, ...]] = []
         head, turn = branch.head, branch.turn
-        for item, row in zip(items, encoded, strict=True):
+        for item in items:
+            data, _, *drawn = item.row
             if item.position is not None and item.position <= head:
                 raise ImportProblem(
                     "its items are not in the order of their positions."
                 )
             head = item.position or head + 1
-            turn = branch.turn + row.turn if item.turn is None else item.turn
-            created_at = statements.adapt_time(item.created_at or fallback)
-            size = len(row.data)
-            rows.append((branch.pk, head, turn, row[0], *row[2:], size, created_at))
+            opens = is_opening(item.row.type, item.row.role)
+            turn = turn + opens if item.turn is None else item.turn
+            created_at = self._adapt_time(item.created_at or fallback)
+            rows.append((head, turn, data, *drawn, len(data), created_at))
+            if opens and is_shown and not self.row.title:
+                self.row.title = first_line(item.row.text)
         known.count += len(rows)
         branch.head, branch.turn = head, turn
-        if self.dry_run:
-            return unreadable
-        with connections[self.using].cursor() as cursor:
-            statements.insert_rows(cursor, rows)
-        self._save(branch, "head", "turn")
-        shown = name == self.session.shown
-        self._update(items[-1].created_at, len(rows), title if shown else "")
+        self.row.item_count += len(rows)
+        self._used(items[-1].created_at)
+        self._change(branch, rows)
         self.batches.count(len(rows))
-        return unreadable
 
     def finish(self) -> None:
         """Say that the session is complete and which branch is its current one."""
         self.hold()
-        if self.dry_run or self.row is None:
-            return
         for source in self.session.branches:
             branch = self.branches[source.name].branch
             if branch is not None and source.head > branch.head:
                 branch.head = source.head
-                self._save(branch, "head")
+                self._change(branch)
         if not self.is_complete:
-            self.row.branch = self.branches[self.session.shown].branch
+            self._current = self.branches[self.session.shown].branch
         self.is_complete = True
-        self._update(self.session.updated_at, 0, "")
+        self._used(self.session.updated_at)
+        self._change()
+        # Sessions without items fill a batch too.
+        self.batches.count(1)
 
-    def _save(self, branch: Branch, *columns: str) -> None:
-        if not self.dry_run:
-            branch.save(using=self.using, update_fields=columns or None)
+    def save_branches(self) -> None:
+        """Write the branches that have changed."""
+        for branch in self.changed:
+            old = None if branch._state.adding else ("head", "turn", "archived_at")
+            branch.save(using=self.using, update_fields=old)
+        self.changed = []
 
-    def _update(self, latest: datetime | None, count: int, title: str) -> None:
-        row = self.row
-        if row is None or self.dry_run:
-            return
-        row.metadata = {**row.metadata, MARKER: self._marker()}
-        row.updated_at = max(row.updated_at, latest or row.updated_at)
-        row.active_on = day_of(row.updated_at)
-        row.item_count += count
-        row.title = row.title or title
-        changed = ["branch", "metadata", "updated_at", "active_on", "item_count"]
-        row.save(using=self.using, update_fields=[*changed, "title"])
+    def save_row(self, *, is_new: bool) -> None:
+        """Say which branch is current; write a row that was there before."""
+        if self._current is not None:
+            self.row.branch = self._current
+        if not is_new:
+            columns = ("metadata", "updated_at", "active_on", "item_count", "title")
+            self.row.save(using=self.using, update_fields=("branch", *columns))
 
-    def _marker(self) -> dict[str, Any]:
-        """Return what the next import has to know."""
+    def _used(self, when: datetime | None) -> None:
+        self.row.updated_at = max(self.row.updated_at, when or self.row.updated_at)
+        self.row.active_on = day_of(self.row.updated_at)
+
+    def _change(self, branch: Branch | None = None, rows: Sequence[Any] = ()) -> None:
+        """Have the session written at the batch's end, with what a branch has got."""
+        if branch is not None and not any(branch is each for each in self.changed):
+            self.changed.append(branch)
         counts = {name: known.count for name, known in self.branches.items()}
-        return {"source": self.origin, "complete": self.is_complete, "items": counts}
+        # What the next import has to know.
+        marker = {"source": self.origin, "complete": self.is_complete, "items": counts}
+        self.row.metadata = {**self.row.metadata, MARKER: marker}
+        self.batches.add(self, branch, rows)
 
 
 def _gone_on(name: str | None) -> ImportProblem:
