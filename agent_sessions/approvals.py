@@ -18,7 +18,7 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.run_rows import runs_of
+from agent_sessions.backends.run_rows import newest
 from agent_sessions.exceptions import (
     AgentSessionError,
     EncryptionError,
@@ -107,8 +107,8 @@ def newest_waiting(backend: BaseSessionBackend, session: int) -> AgentRun | None
 
     After a newer run the conversation has gone on without the answer.
     """
-    runs = runs_of(backend.directory.using, session).select_related("session")
-    run = runs.order_by("-pk").first()
+    runs = newest(backend.directory.using, session).select_related("session")
+    run: AgentRun | None = runs.first()
     return run if run and run.status == AgentRun.Status.WAITING else None
 
 

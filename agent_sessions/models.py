@@ -328,6 +328,8 @@ class AgentRun(StoredModel):
             models.Index(
                 fields=("session", "first_position"), name="agent_sessions_runs_by_item"
             ),
+            # For the newest run of a session.
+            models.Index(fields=("session", "id"), name="agent_sessions_runs_in_order"),
         )
 
     def __str__(self) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from django.db import router, transaction
+from django.db import router
 from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.concurrency.connections import chosen_database
+from agent_sessions.concurrency.connections import atomic, chosen_database
 from agent_sessions.exceptions import (
     BranchDoesNotExist,
     LeaseLost,
@@ -67,13 +67,20 @@ class Directory:
         """Return the key's own session, as a query set of at most one row."""
         return self._any_owner(key).filter(user_id=key.user_id)
 
+    def pk_of(self, key: SessionKey) -> Subquery:
+        """Return the key of the key's own session, for a filter of other rows.
+
+        With IN instead of = PostgreSQL may join all rows to it.
+        """
+        return Subquery(self.rows(key).values("pk"))
+
     def branches(self, key: SessionKey) -> QuerySet[Branch]:
         """Return the branch that a key means, as a query set of at most one row."""
         branches = Branch._base_manager.using(self.using)
         if key.branch is None:
-            return branches.filter(pk__in=self.rows(key).values("branch_id"))
+            return branches.filter(pk=Subquery(self.rows(key).values("branch_id")))
         return branches.filter(
-            session_id__in=self.rows(key).values("pk"),
+            session_id=self.pk_of(key),
             name=key.branch,
             version=0,
             archived_at=None,
@@ -123,7 +130,7 @@ class Directory:
 
         Raises SessionDoesNotExist for someone else's.
         """
-        with transaction.atomic(self.using):
+        with atomic(self.using):
             if not self.rows(key).exists():
                 self.create(key)
 
@@ -154,7 +161,7 @@ class Directory:
 
     def cleared(self, key: SessionKey) -> None:
         """Write down that a session has no items any more."""
-        with transaction.atomic(self.using):
+        with atomic(self.using):
             session = self.rows(key).values_list("pk", flat=True).first()
             if session is not None:
                 is_own = key.fence is not None

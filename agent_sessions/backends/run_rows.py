@@ -20,6 +20,16 @@ def runs_of(using: str, session: int) -> Runs:
     return runs
 
 
+def newest(using: str, session: int) -> Runs:
+    """Return the runs of a session, the newest first.
+
+    With = for the session PostgreSQL may walk back through the runs of all others.
+    """
+    runs: Runs = AgentRun._base_manager.using(using)
+    own = runs.filter(session_id__gte=session, session_id__lte=session)
+    return own.order_by("-session_id", "-pk")
+
+
 def create(using: str, session: int, run_id: str, **columns: Any) -> AgentRun:
     """Write a new run's row."""
     run: AgentRun = AgentRun._base_manager.using(using).create(

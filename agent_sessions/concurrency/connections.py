@@ -1,4 +1,4 @@
-"""Whether a connection that is kept can still be used."""
+"""Connections of ours: how they plan, and whether one that is kept can still be used."""
 
 from __future__ import annotations
 
@@ -7,12 +7,75 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
+from weakref import WeakSet
 
-from django.db import Error
+from django.db import Error, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+from django.dispatch import receiver
 
 # What the router answered in the caller, for the thread that works for it.
 chosen_database: ContextVar[str | None] = ContextVar("chosen_database", default=None)
+
+# A plan that PostgreSQL keeps from when its tables filled a page or two reads all of
+# them until the next ANALYZE, and so do its checks of foreign keys.
+BY_INDEX = "SET {}enable_seqscan = off"
+# Connections that only the app uses, on which all plans go by indexes.
+_own: WeakSet[BaseDatabaseWrapper] = WeakSet()
+
+
+def make_own(connection: BaseDatabaseWrapper) -> None:
+    """Set up a connection for the app alone, once it is opened."""
+    # What a pool or a pooler gives to others must stay as it was.
+    if not is_pooled(connection) and not connection.settings_dict.get(
+        "DISABLE_SERVER_SIDE_CURSORS"
+    ):
+        _own.add(connection)
+
+
+@receiver(connection_created, dispatch_uid="agent_sessions.by_index")
+def _set_up(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    if connection.vendor == "postgresql" and connection in _own:
+        with connection.cursor() as cursor:
+            cursor.execute(BY_INDEX.format(""))
+
+
+def is_shared(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether others of the project use a connection to PostgreSQL too."""
+    return connection.vendor == "postgresql" and connection not in _own
+
+
+@contextmanager
+def unprepared(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Keep no plans of the block's statements on a connection that others use too."""
+    threshold = None
+    if is_shared(connection):
+        threshold = getattr(connection.connection, "prepare_threshold", None)
+    if threshold is None:
+        yield
+        return
+    driver: Any = connection.connection
+    driver.prepare_threshold = None
+    try:
+        yield
+    finally:
+        driver.prepare_threshold = threshold
+
+
+@contextmanager
+def atomic(using: str) -> Iterator[None]:
+    """Run a block in a transaction whose plans go by indexes.
+
+    A caller's own transaction goes on after the block, and plans as it did.
+    """
+    connection = connections[using]
+    is_ours = not connection.in_atomic_block
+    with transaction.atomic(using), unprepared(connection):
+        if is_ours and is_shared(connection):
+            with connection.cursor() as cursor:
+                cursor.execute(BY_INDEX.format("LOCAL "))
+        yield
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from agent_sessions.concurrency.connections import (
     chosen_database,
     is_fresh,
     is_pooled,
+    make_own,
     refresh,
 )
 from agent_sessions.concurrency.executor import WarmExecutor
@@ -223,6 +224,7 @@ class DatabaseThreads:
                 # It goes back to Django's pool, for the rest of the site.
                 connection.close()
         if connection.connection is None:
+            make_own(connection)
             with self._lock:
                 self._connections[threading.current_thread()] = connection
         else:

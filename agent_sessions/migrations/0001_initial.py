@@ -248,6 +248,10 @@ class Migration(migrations.Migration):
             model_name='agentrun',
             index=models.Index(fields=['session', 'first_position'], name='agent_sessions_runs_by_item'),
         ),
+        migrations.AddIndex(
+            model_name='agentrun',
+            index=models.Index(fields=['session', 'id'], name='agent_sessions_runs_in_order'),
+        ),
         migrations.AddConstraint(
             model_name='agentrun',
             constraint=models.UniqueConstraint(fields=('run_id', 'session'), name='agent_sessions_unique_run'),

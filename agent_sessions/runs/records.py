@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connections
 from django.db.models import BigIntegerField, F, Q, Subquery, Value
 from django.db.models.functions import Greatest
 from django.views.decorators.debug import sensitive_variables
@@ -31,6 +31,7 @@ from agent_sessions.backends.leases import (
     this_process,
 )
 from agent_sessions.backends.run_rows import Status
+from agent_sessions.concurrency.connections import atomic, unprepared
 from agent_sessions.exceptions import (
     InterruptExpired,
     InterruptsPending,
@@ -101,7 +102,7 @@ def begin(
     """
     using = conversation.using
     try:
-        with transaction.atomic(using):
+        with atomic(using):
             previous = _take(conversation, run_id, stale_after, answers)
             if previous is None:
                 return None
@@ -150,7 +151,7 @@ def _take(
             raise SessionDoesNotExist(conversation.session_id)
         if not _compare_and_set(conversation, run_id, state):
             raise _refusal(row)
-    newest = conversation.runs().order_by("-pk").values("status")[:1]
+    newest = run_rows.newest(conversation.using, conversation.pk).values("status")[:1]
     taken = (
         conversation.rows()
         .select_related("branch")
@@ -255,7 +256,7 @@ def abandon(
     """
     gone = Q() if is_dead(row.run_owner) else is_silent("run_seen_at", silence)
     held = conversation.rows().filter(gone, run_id=row.run_id, fence=row.fence)
-    with transaction.atomic(conversation.using):
+    with atomic(conversation.using):
         if held.update(**NO_RUN, fence=F("fence") + 1, state=State.IDLE):
             lost = conversation.runs().filter(run_id=row.run_id, status=Status.RUNNING)
             run_rows.end(lost, Status.INTERRUPTED, "interrupted")
@@ -264,7 +265,8 @@ def abandon(
 def beat(conversation: Conversation, lease: Lease) -> bool:
     """Keep the lease alive; return False if it is lost."""
     held = conversation.rows().filter(run_id=lease.run.run_id, fence=lease.fence)
-    return bool(held.update(run_seen_at=DatabaseNow()))
+    with unprepared(connections[conversation.using]):
+        return bool(held.update(run_seen_at=DatabaseNow()))
 
 
 @sensitive_variables()
@@ -278,7 +280,7 @@ def finish(
 
     `paused` is kept until its tool calls are approved or refused.
     """
-    with transaction.atomic(conversation.using):
+    with atomic(conversation.using):
         _close(conversation, lease, outcome)
         if paused is not None:
             key, run = conversation.key, lease.run
@@ -367,7 +369,7 @@ def withdraw(conversation: Conversation, fence: int, *, error_code: str = "") ->
 
     Only while the session's lease has the number `fence`: what was paused since stays.
     """
-    with transaction.atomic(conversation.using):
+    with atomic(conversation.using):
         freed: int = (
             conversation.rows()
             .filter(state=State.WAITING, fence=fence)

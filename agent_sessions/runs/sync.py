@@ -24,6 +24,7 @@ from agent_sessions.agui import (
 )
 from agent_sessions.approvals import pending
 from agent_sessions.backends.base import Page
+from agent_sessions.backends.run_rows import newest
 from agent_sessions.items import StoredItem
 from agent_sessions.items.kinds import CALLS, OUTPUTS
 from agent_sessions.models import AgentRun, AgentSession
@@ -187,7 +188,7 @@ async def read_rest(
         asked = None
         if not going_on:
             asked = pending(conversation.backend, conversation.key, conversation.pk)
-        runs = conversation.runs().order_by("-pk")
+        runs = newest(conversation.using, conversation.pk)
         run = runs.filter(run_id=told.run_id) if told.run_id else runs
         interrupts = [] if asked is None else asked.interrupts
         end = _end_of(conversation, run.first(), told.run_id, interrupts)

@@ -67,8 +67,8 @@ class Branches:
 
     def every(self) -> Any:
         """Return all branches of the session, archived ones too."""
-        sessions = self.directory.rows(self.key).values("pk")
-        return Branch._base_manager.using(self.using).filter(session_id__in=sessions)
+        session = self.directory.pk_of(self.key)
+        return Branch._base_manager.using(self.using).filter(session_id=session)
 
     def current(self) -> Branch | None:
         """Find the branch that the key means; None where the session has no row."""

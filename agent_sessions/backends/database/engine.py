@@ -13,7 +13,6 @@ from django.db import (
     InterfaceError,
     OperationalError,
     connections,
-    transaction,
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -25,6 +24,7 @@ from agent_sessions.backends.database.statements import Statements
 from agent_sessions.backends.database.transport.sqlite import SQLiteTransport
 from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.directory import Directory
+from agent_sessions.concurrency.connections import atomic, is_shared, unprepared
 from agent_sessions.concurrency.threads import DatabaseThreads
 from agent_sessions.exceptions import StorageError
 from agent_sessions.reports import told
@@ -105,7 +105,9 @@ class Engine:
 
     def ask(self, key: SessionKey, question: Callable[[Branches], T]) -> T:
         """Answer a question about a session's branches. Raises StorageError."""
-        return self.run(lambda connection: question(self.branches(key)), alone=True)
+        # In a transaction the plans of its statements go by indexes.
+        alone = not is_shared(self.connection)
+        return self.run(lambda connection: question(self.branches(key)), alone=alone)
 
     def change(self, key: SessionKey, change: Callable[[Branches], T]) -> T:
         """Change a session's branches while its row is held. Raises StorageError."""
@@ -131,9 +133,7 @@ class Engine:
         attempts = 1 if connection.in_atomic_block else _ATTEMPTS
         for attempt in range(1, attempts + 1):
             try:
-                if alone:
-                    return operation(connection)
-                with transaction.atomic(self.using):
+                with unprepared(connection) if alone else atomic(self.using):
                     return operation(connection)
             except OperationalError as exc:
                 if attempt == attempts or not _is_retried(exc):

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from django.db import connections
-from django.db.models import Q, QuerySet
+from django.db.models import Q, QuerySet, Subquery
 
 from agent_sessions.items.kinds import is_opening
 from agent_sessions.models import Branch, SessionItem
@@ -55,7 +55,7 @@ class Lineages:
         if branch_id not in self._families:
             branches = Branch._base_manager.using(self.using)
             session = branches.filter(pk=branch_id).values("session_id")
-            rows = branches.filter(session_id__in=session)
+            rows = branches.filter(session_id=Subquery(session))
             self._families |= family(
                 rows.values_list("pk", "parent_id", "fork_position")
             )

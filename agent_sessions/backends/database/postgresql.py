@@ -16,7 +16,7 @@ from django.utils import timezone
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.answers import Held, held
 from agent_sessions.backends.database.statements import COLUMNS, AnyBatch, Statements
-from agent_sessions.concurrency.connections import is_pooled
+from agent_sessions.concurrency.connections import is_pooled, is_shared
 from agent_sessions.items import Item, encode_batch, look_through
 from agent_sessions.times import day_of
 
@@ -71,31 +71,35 @@ class PostgreSQLStatements(Statements):
         if not self.appends_alone(connection, batch):
             return super().append(connection, key, batch, now)
         with self.cursor(connection) as cursor:
-            cursor.execute(*self.append_statement(key, batch, now))
+            # A transaction of its own ends with the statement, and what is set for it.
+            is_set = is_shared(connection) and not connection.in_atomic_block
+            cursor.execute(*self.append_statement(key, batch, now, is_set=is_set))
             return bool(cursor.rowcount)
 
     def append_statement(
-        self, key: SessionKey, batch: AnyBatch, now: datetime
+        self, key: SessionKey, batch: AnyBatch, now: datetime, *, is_set: bool = False
     ) -> tuple[str, list[Any]]:
-        """Return the statement that appends a batch as a whole, and its parameters."""
+        """Return the statement that appends a batch as a whole, and its parameters.
+
+        With `is_set` the checks of foreign keys at its end go by indexes.
+        """
         update, params = self.count(key, batch, now)
         size, turns = len(batch), batch.turns
         name: list[Any] = []
-        target = f"{self.branch}.id = s.branch_id"
+        # Subqueries, not joins: with old statistics those read all branches.
+        target = "id = (SELECT branch_id FROM s)"
         if key.branch is not None:
-            target = (
-                f"{self.branch}.session_id = s.id AND {self.branch}.name = %s "
-                f"AND {self.branch}.version = 0"
-            )
+            target = "session_id = (SELECT id FROM s) AND name = %s AND version = 0"
             name = [key.branch]
+        setting = ", set_config('enable_seqscan', 'off', true)" if is_set else ""
         # Of type json, not jsonb, each element keeps its text byte for byte. The
         # other columns travel apart: reading a member of an object would unescape
         # all of it, and fail on NUL.
         return (
             f"WITH s AS ({update} RETURNING {self.session}.id, "
-            f"{self.session}.branch_id), "
+            f"{self.session}.branch_id{setting}), "
             f"b AS (UPDATE {self.branch} SET head = head + %s, turn = turn + %s "
-            f"FROM s WHERE {target} RETURNING {self.branch}.id, "
+            f"WHERE {target} RETURNING id, "
             f"head - %s AS head, turn - %s AS turn) "
             f"INSERT INTO {self.item} ({COLUMNS}) "
             "SELECT b.id, b.head + r.ordinal, b.turn + r.turn, r.data::text, r.type, "

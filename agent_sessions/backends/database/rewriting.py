@@ -126,7 +126,7 @@ def rewrite(
     left alone. Rows that hold `unless` are left out.
     """
     items = SessionItem._base_manager.using(engine.using)
-    rows = items.filter(branch__session__in=engine.directory.rows(key).values("pk"))
+    rows = items.filter(branch__session=engine.directory.pk_of(key))
     if unless:
         rows = rows.exclude(data__contains=unless)
     last = rows.aggregate(last=Max("pk"))["last"] or 0

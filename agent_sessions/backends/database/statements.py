@@ -70,10 +70,10 @@ class Statements:
             f"SELECT {self.session}.branch_id FROM {self.session} WHERE {self.owned}"
         )
         self.named_branch = (
-            f"SELECT {self.branch}.id FROM {self.branch} JOIN {self.session} "
-            f"ON {self.session}.id = {self.branch}.session_id "
-            f"WHERE {self.owned} AND {self.branch}.name = %s "
-            f"AND {self.branch}.version = 0 AND {self.branch}.archived_at IS NULL"
+            f"SELECT {self.branch}.id FROM {self.branch} WHERE {self.branch}.session_id "
+            f"= (SELECT {self.session}.id FROM {self.session} WHERE {self.owned}) "
+            f"AND {self.branch}.name = %s AND {self.branch}.version = 0 "
+            f"AND {self.branch}.archived_at IS NULL"
         )
 
     def adapt_time(self, now: datetime) -> Any:
@@ -331,10 +331,12 @@ class Statements:
         fence = f" AND {self.session}.fence = %s" if is_fenced else ""
         branch = f" AND {self.session}.branch_id IS NOT NULL"
         if has_branch:
+            # Not EXISTS, which PostgreSQL may turn into a join of all rows.
             branch = (
-                f" AND EXISTS (SELECT 1 FROM {self.branch} "
+                f" AND (SELECT {self.branch}.id FROM {self.branch} "
                 f"WHERE {self.branch}.session_id = {self.session}.id "
-                f"AND {self.branch}.name = %s AND version = 0 AND archived_at IS NULL)"
+                f"AND {self.branch}.name = %s AND version = 0 "
+                "AND archived_at IS NULL) IS NOT NULL"
             )
         # Two indexes hold the day, which changes with a day's first write.
         day = "" if self.writes_all_indexes else "active_on = %s, "

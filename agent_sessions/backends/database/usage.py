@@ -198,7 +198,7 @@ def _opened_runs(branches: Branches, only: dict[str, Any]) -> QuerySet[Any]:
     using = branches.using
     item = SessionItem._base_manager.using(using).filter(pk=OuterRef("turn_item"))
     runs: Any = AgentRun._base_manager.using(using).filter(
-        session_id__in=branches.directory.rows(branches.key).values("pk"), **only
+        session_id=branches.directory.pk_of(branches.key), **only
     )
     found: QuerySet[Any] = runs.annotate(
         opened_on=Subquery(item.values("branch_id")),

@@ -29,8 +29,8 @@ from agent_sessions.models import AgentSession, Branch, SessionItem
 from tests.settings import DATABASE_KIND
 
 ITEM: Any = {"role": "user", "content": "Hello"}
-# What begins and ends transactions.
-_ASIDE = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
+# What begins and ends transactions, and says how PostgreSQL plans in them.
+_ASIDE = ("BEGIN", "SET LOCAL", "COMMIT", "SAVEPOINT", "RELEASE")
 
 
 def messages(count: int) -> list[Any]:

@@ -22,7 +22,7 @@ from agent_sessions.backends.database.direct import is_watched
 from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.reading import MANY, aread_newest
 from agent_sessions.backends.keys import SessionKey
-from agent_sessions.concurrency.connections import is_fresh
+from agent_sessions.concurrency.connections import is_fresh, make_own
 from agent_sessions.concurrency.executor import Outcome
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.items import Item
@@ -252,10 +252,10 @@ class _Set:
     def _open(self) -> None:
         wrapper = connections.create_connection(self._database)
         wrapper.inc_thread_sharing()
+        make_own(wrapper)
         with wrapper.cursor() as cursor:
-            # A plan made while the tables were young would read all of them for ever.
             # Whatever Django has prepared, if told to, has names that would come again.
-            cursor.execute("SET enable_seqscan = off; DEALLOCATE ALL")
+            cursor.execute("DEALLOCATE ALL")
         self._idle.append(_Open(wrapper))
 
     def close(self) -> None:
