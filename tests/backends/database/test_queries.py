@@ -10,7 +10,7 @@ from itertools import cycle
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, connection, connections, transaction
 from django.db.models import F, Func
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -432,7 +432,8 @@ class TestPlans:
     def test_no_statement_of_an_append_reads_the_history(self) -> None:
         statements_ = default_backend().engine.statements
         key, batch, now = SessionKey("long"), encode_batch([ITEM, ITEM]), timezone.now()
-        tree = plan(lambda: statements_.append(connection, key, batch, now))
+        own = connections["default"]
+        tree = plan(lambda: statements_.append(own, key, batch, now))
         scanned = [
             node
             for node in nodes(tree)
