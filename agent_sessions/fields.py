@@ -1,10 +1,11 @@
-"""Model fields that behave the same on every database."""
+"""Model fields that behave the same on every database, and what goes with a row."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
+from django.db.models import CASCADE, Model, QuerySet
 
 # What MariaDB and MySQL call UTF-8.
 CHARSET = "utf8mb4"
@@ -19,7 +20,7 @@ else:
 
 
 def _of_every_character(db_type: str | None, connection: Any) -> str | None:
-    """Let a column of MariaDB or MySQL take more than its database's characters."""
+    """Return the type of a column that takes every character on MariaDB and MySQL."""
     if connection.vendor == "mysql" and db_type:
         return f"{db_type} CHARACTER SET {CHARSET}"
     return db_type
@@ -86,3 +87,72 @@ class RawTextField(_TextField):
         """Describe the field as a plain TextField, which its column is."""
         name, _, args, kwargs = super().deconstruct()
         return name, "django.db.models.TextField", args, kwargs
+
+
+def cascade(collector: Any, field: Any, sub_objs: Any, using: str) -> None:
+    """Delete rows as CASCADE does, but only count them for a page of the admin.
+
+    The admin lists what goes with a user who is to be deleted. One conversation has
+    tens of thousands of rows, and the admin would load and print each.
+    """
+    from django.contrib.admin.utils import NestedObjects
+
+    if isinstance(collector, NestedObjects) and not _is_known_outside(field.model):
+        _count(collector, sub_objs, using)
+    else:
+        CASCADE(collector, field, sub_objs, using)
+
+
+# What is only counted isn't loaded.
+cascade.lazy_sub_objs = True  # type: ignore[attr-defined]
+
+
+class _Counted(set[Any]):
+    """The objects of a model as the page takes them: only their number."""
+
+    more = 0
+
+    def __len__(self) -> int:
+        return super().__len__() + self.more
+
+
+def _count(collector: Any, rows: QuerySet[Any], using: str) -> None:
+    """Count rows, and those that go with them."""
+    found = collector.model_objs.setdefault(rows.model, _Counted())
+    found.more += rows.count()
+    for model, name in _followers(rows.model):
+        own = {f"{name}__in": rows.values("pk")}
+        _count(collector, model._base_manager.using(using).filter(**own), using)
+
+
+def _followers(model: type[Model]) -> list[tuple[type[Model], str]]:
+    """Return the models whose rows go with this one's, each with its field."""
+    return [
+        (relation.related_model, relation.field.name)
+        for relation in _relations(model)
+        if relation.on_delete in {CASCADE, cascade}
+        and relation.related_model is not model
+    ]
+
+
+def _is_known_outside(model: type[Model]) -> bool:
+    """Return whether a project's own models refer to what would only be counted.
+
+    Such rows may be protected, or need permissions of their own.
+    """
+    label = model._meta.app_label
+    return any(
+        relation.related_model._meta.app_label != label
+        for relation in _relations(model)
+    ) or any(_is_known_outside(other) for other, _ in _followers(model))
+
+
+def _relations(model: type[Model]) -> list[Any]:
+    fields: Any = model._meta.get_fields(include_hidden=True)
+    return [
+        field
+        for field in fields
+        if field.auto_created
+        and not field.concrete
+        and (field.one_to_one or field.one_to_many)
+    ]

@@ -11,12 +11,12 @@ from django.db import models
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from agent_sessions.deletion import cascade
 from agent_sessions.fields import (
     ExactCharField,
     RawTextField,
     WideCharField,
     WideTextField,
+    cascade,
 )
 from agent_sessions.managers import OwnedManager, SessionManager, StoredModel
 from agent_sessions.times import day_of

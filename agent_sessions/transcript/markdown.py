@@ -10,7 +10,7 @@ from agent_sessions.characters import printable_lines
 from agent_sessions.items import StoredItem
 from agent_sessions.items.kinds import HANDOFF_PREFIX
 from agent_sessions.times import aware
-from agent_sessions.transcript.parse import IDLE_GAP, parse
+from agent_sessions.transcript import IDLE_GAP, parse
 from agent_sessions.transcript.parts import Entry, Kind, Part, PartKind, parts_up_to
 
 # Characters of one part; the whole is in the JSON export.

@@ -23,8 +23,7 @@ from agent_sessions import (
 )
 from agent_sessions.exceptions import InvalidBackend, InvalidBranch, InvalidItem
 from agent_sessions.handler import sessions
-from agent_sessions.windows import chain, token_budget
-from agent_sessions.windows.turns import WholeTurns
+from agent_sessions.windows import Window, chain, token_budget
 from tests.support.histories import user
 
 pytestmark = pytest.mark.django_db
@@ -165,7 +164,7 @@ def test_a_client_that_blocks() -> None:
 
 def test_windows_of_what_can_t_be_called() -> None:
     wrong: Any
-    for wrong in (5, "last_turns", None, WholeTurns):
+    for wrong in (5, "last_turns", None, Window):
         with pytest.raises(TypeError, match=r"chain\(\) takes callbacks, not"):
             chain(wrong)
     wrong = "gpt-5"

@@ -28,7 +28,6 @@ from agent_sessions.views import (
     SessionMessagesView,
     SessionView,
 )
-from agent_sessions.windows import chain, last_turns, token_budget
 from tests.support.chat import make_user
 from tests.support.documents import blocks, page, section
 
@@ -52,8 +51,6 @@ def written(value: Any) -> str:
     if isinstance(value, RunLimits | StreamOptions):
         assert value == type(value)()
         return f"{type(value).__name__}()"
-    if value == chain(last_turns(50), token_budget(64_000)):
-        return "chain(last_turns(50), token_budget(64_000))"
     return (
         f'"{value}"' if isinstance(value, str) else repr(value).split("datetime.")[-1]
     )

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent_sessions.transcript import PartKind, join, parse
-from agent_sessions.transcript.parse import IMAGES_LENGTH
+from agent_sessions.transcript import IMAGES_LENGTH, PartKind, join, parse
 from agent_sessions.transcript.parts import IMAGE_BYTES, PART_LENGTH
 from tests.transcript.test_transcript import PIXEL, stored, texts
 

@@ -13,7 +13,6 @@ import pytest
 from agent_sessions import DjangoSession
 from agent_sessions import windows as history
 from agent_sessions.testing.base import say, scripted
-from agent_sessions.windows import turns
 from agent_sessions.windows.tokens import ATTACHMENT_TOKENS, ENCODING, ITEM_TOKENS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "windows.md").read_text(encoding="utf-8")
@@ -46,7 +45,6 @@ def test_every_window_is_in_the_table() -> None:
         if inspect.isfunction(getattr(history, name)) and "token" not in name
     }
     assert set(rows) == made | {"token_budget"}
-    assert turns.token_budget is history.token_budget
 
 
 def test_the_figures_are_those_of_the_code() -> None:
