@@ -88,7 +88,7 @@ class AgentConsumer(GuardedSocket):
     # What of the history a model sees, where the RunConfig has no
     # session_input_callback: the newest turns. None sends and reads all of it.
     window: Window | None = DEFAULT_WINDOW
-    # What becomes of a message that an input guardrail has blocked: "keep" leaves it in
+    # What becomes of a message whose turn a guardrail has blocked: "keep" leaves it in
     # the history, "redact" puts a note in its place, "remove" takes it out.
     blocked_messages: Blocked = "keep"
     # Bytes of a frame; runs of one user a minute.

@@ -22,7 +22,7 @@ from agent_sessions.agui.content import (
     string,
     user_content,
 )
-from agent_sessions.items.kinds import HANDOFF_PREFIX, handoff_target, was_stopped
+from agent_sessions.items.kinds import HANDOFF_PREFIX, ended_early, handoff_target
 
 SHORTEST_UNIQUE_ID = 20
 LONGEST_ID = 255
@@ -193,7 +193,7 @@ def _assistant(
 ) -> Message:
     text, refusal = message_text(item)
     message: Message = {"id": message_id, "role": "assistant", "content": text}
-    if refusal or was_stopped(item):
+    if refusal or ended_early(item):
         message["metadata"] = {"refusal" if refusal else "stopped": True}
     return message
 

@@ -19,7 +19,7 @@ from agent_sessions.backends.database.numbering import renumber
 from agent_sessions.doctor.findings import CODES, Fault, Finding
 from agent_sessions.doctor.rows import Reader
 from agent_sessions.exceptions import InvalidApproval
-from agent_sessions.items import first_line
+from agent_sessions.items import title_of
 from agent_sessions.items.kinds import OPENING
 from agent_sessions.models import (
     MAIN_BRANCH,
@@ -166,9 +166,8 @@ class Examination:
         if self.row.title or self._current is None:
             return
         rows = visible(self.using, self._lineages.of(self._current.pk))
-        texts = rows.filter(**OPENING).exclude(text="").order_by("position")
-        lines = map(first_line, texts.values_list("text", flat=True)[:100])
-        if title := next(filter(None, lines), ""):
+        texts = rows.filter(**OPENING).order_by("position")
+        if title := title_of(texts.values_list("text", flat=True)[:100]):
             mend = partial(self._session.update, title=title)
             yield Fault("missing_title", mend=mend)
 

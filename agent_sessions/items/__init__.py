@@ -18,6 +18,7 @@ from agent_sessions.items.text import (
     column,
     first_line,
     text_of,
+    title_of,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "first_line",
     "look_through",
     "text_of",
+    "title_of",
 ]
 
 NAME_LENGTH = 255
@@ -150,20 +152,15 @@ def encode_batch(items: Sequence[Any]) -> Batch:
     Raises InvalidItem, naming the first item that isn't a JSON object.
     """
     rows = tuple(_encoded(items))
-    opening = (first_line(row.text) for row in rows if is_opening(row.type, row.role))
-    title = next(filter(None, opening), "")
+    title = title_of(row.text for row in rows if is_opening(row.type, row.role))
     return Batch(rows, rows[-1].turn if rows else 0, title)
 
 
 def look_through(items: Sequence[Any]) -> LongBatch:
     """Return what the items of one `add_items` call do to a session, unencoded."""
-    turns = 0
-    title = ""
-    for item in items:
-        if isinstance(item, dict) and opens_turn(item):
-            turns += 1
-            title = title or first_line(text_of(item, TEXT_LENGTH))
-    return LongBatch(items, turns, title)
+    opening = [item for item in items if isinstance(item, dict) and opens_turn(item)]
+    title = title_of(text_of(item, TEXT_LENGTH) for item in opening)
+    return LongBatch(items, len(opening), title)
 
 
 def encode_texts(items: Sequence[Any]) -> list[str]:

@@ -115,9 +115,9 @@ ROLES = frozenset({"user", "assistant", *INSTRUCTIONS})
 # The SDK names a handoff's call so, unless the agent gives another name.
 HANDOFF_PREFIX = "transfer_to_"
 
-# On words of an answer that was stopped. The SDK takes this field off every item that
-# it sends to a model.
-STOPPED = {"created_by": "agent_sessions:stopped"}
+# On words of an answer that ended early: it was stopped, or failed. The SDK takes this
+# field off every item that it sends to a model.
+ENDED_EARLY = {"created_by": "agent_sessions:stopped"}
 
 # The columns of a row that opens a turn, as a filter takes them.
 OPENING = {"type": "message", "role": "user"}
@@ -218,6 +218,6 @@ def _text(item: Mapping[str, Any], name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def was_stopped(item: Mapping[str, Any]) -> bool:
-    """Return whether an item is what an answer had said when it was stopped."""
-    return STOPPED.items() <= item.items()
+def ended_early(item: Mapping[str, Any]) -> bool:
+    """Return whether an item is what an answer had said when it ended early."""
+    return ENDED_EARLY.items() <= item.items()

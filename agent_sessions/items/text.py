@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 from agent_sessions.characters import cut_whole, shown_on_a_line
@@ -10,6 +11,8 @@ from agent_sessions.characters import cut_whole, shown_on_a_line
 Item = dict[str, Any]
 
 TITLE_LENGTH = 80
+# The title of a message that shows no text: a picture, or characters that aren't seen.
+UNSEEN = "…"
 # Of a message's text a column keeps as much as a list shows: all of it is in the item,
 # and would take twice the place, and a page more at each append.
 TEXT_LENGTH = 200
@@ -32,13 +35,23 @@ def text_of(item: Item, length: int | None = None) -> str:
     return clean_text(joined[:length])
 
 
+def title_of(texts: Iterable[str]) -> str:
+    """Return the title that messages give, by the first one that shows something."""
+    title = ""
+    for text in texts:
+        title = first_line(text)
+        if title != UNSEEN:
+            break
+    return title
+
+
 def first_line(text: str) -> str:
     """Return the first line that shows something, cut to a title's length.
 
     It is composed (NFC), as a search writes it, and has nothing that isn't seen.
     """
     lines = map(shown_on_a_line, text.splitlines())
-    line = unicodedata.normalize("NFC", next(filter(None, lines), ""))
+    line = unicodedata.normalize("NFC", next(filter(None, lines), UNSEEN))
     if len(line) <= TITLE_LENGTH:
         return line
     return cut_whole(line, TITLE_LENGTH - 1) + "…"

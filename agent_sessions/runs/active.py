@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
 from agent_sessions.agui import EventMapper, RunRequest, interrupts, user_items
@@ -16,13 +16,12 @@ from agent_sessions.approvals import Paused, Pending
 from agent_sessions.backends.reading import afind_head, find_newest
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.concurrency.settle import settle
-from agent_sessions.exceptions import AgentSessionError, LeaseLost
+from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun
 from agent_sessions.reports import guarded
 from agent_sessions.runs import records
 from agent_sessions.runs.failures import (
     failure_code,
-    is_blocked,
     log_failure,
     message_for,
     question_for,
@@ -165,14 +164,15 @@ class ActiveRun:
         items = user_items(self.request)
         if state is None and self.lease.is_retry:
             stopped = self.lease.last_status == Status.CANCELLED
-            items = await take_up(session, items, was_stopped=stopped)
+            words, items = await take_up(session, items, was_stopped=stopped)
             self.goes_on = not items
+            if words:
+                await self._restate([] if self.goes_on else self.request.user_messages)
         if self.refused is not None:
             _, turn = await newest_turn(session)
             closing: list[Any] = refusals(self.refused, self.request, turn)
             await session.add_items(closing)
-            page = await read_page(self.conversation)
-            self._publish([restated(page, setup.options)])
+            await self._restate()
         if not self._base.done():
             # Its positions may be given again, so not before what was dropped.
             self._base.set_result(await afind_head(store, key))
@@ -263,16 +263,15 @@ class ActiveRun:
     async def _end_failed(self, code: str, exc: Exception | None = None) -> None:
         self._joining.flush()
         session = self._session
-        if is_blocked(exc) and session is not None:
+        if code != "guardrail":
+            await self._keep_words()
+        elif session is not None:
             items = user_items(self.request)
             await clear_blocked(session, items, self.setup.blocked_messages)
         status = Status.INTERRUPTED if code == "interrupted" else Status.FAILED
         await self._finish(status, code)
-        last_words = []
-        if code == "guardrail":
-            # What was refused has streamed already: it is taken back.
-            page = await read_page(self.conversation)
-            last_words = [restated(page, self.setup.options)]
+        # What was refused has streamed already: it is taken back.
+        last_words = [await self._restated()] if code == "guardrail" else []
         self._fail(code, *last_words)
 
     def _fail(self, code: str, *last_words: Event) -> None:
@@ -327,10 +326,10 @@ class ActiveRun:
         try:
             # Through what wraps the session, if anything does: it may change items.
             await self._words.keep(session, marked=marked)
-        except (AgentSessionError, DatabaseError) as exc:
+        except Exception as exc:
             # The run has ended all the same, and its row is to say so.
             logger.info(
-                "Run %r: the stopped answer was not kept (%s)",
+                "Run %r: the words of its answer were not kept (%s)",
                 self.run_id,
                 type(exc).__name__,
             )
@@ -382,6 +381,14 @@ class ActiveRun:
         return await settle(threads.run(function, *args, **kwargs))
 
     # -- telling -------------------------------------------------------------------
+
+    async def _restate(self, asked: Sequence[Event] = ()) -> None:
+        """Replace what clients were shown; `asked` are messages not stored yet."""
+        self._publish([await self._restated(asked)])
+
+    async def _restated(self, asked: Sequence[Event] = ()) -> Event:
+        page = await read_page(self.conversation)
+        return restated(page, self.setup.options, asked)
 
     def _publish(self, events: list[Event]) -> None:
         """Number events and hand them on.

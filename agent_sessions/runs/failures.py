@@ -115,13 +115,6 @@ def failure_code(exc: BaseException) -> str:
     return "internal"
 
 
-def is_blocked(exc: BaseException | None) -> bool:
-    """Return whether a guardrail has refused what the user said."""
-    from agents.exceptions import InputGuardrailTripwireTriggered
-
-    return isinstance(exc, InputGuardrailTripwireTriggered)
-
-
 if TYPE_CHECKING:
     from agent_sessions.runs.active import ActiveRun
 

@@ -195,7 +195,7 @@ class RunSetup:
     wrap_session: Callable[[Any], Any] | None = None
     # What of a long history a model sees, as a session_input_callback; None is all.
     window: SessionInputCallback | None = None
-    # What becomes of a message that an input guardrail has blocked.
+    # What becomes of a message whose turn a guardrail has blocked.
     blocked_messages: Blocked = "keep"
     # Called with the run and its error once it has failed, plain or async.
     on_error: Callable[[ActiveRun, Exception], Any] | None = None

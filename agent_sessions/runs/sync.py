@@ -88,10 +88,11 @@ def shown(
     return messages, str(before)
 
 
-def restated(page: Page, options: StreamOptions) -> Event:
-    """Return the snapshot of a page that replaces what a run has sent."""
-    messages, before = shown(page, options)
-    return snapshot(messages, before=before)
+def restated(page: Page, options: StreamOptions, asked: Sequence[Event] = ()) -> Event:
+    """Return the snapshot of a page, and of messages that are not stored yet."""
+    room = SNAPSHOT_BYTES - len(_written(asked))
+    messages, before = shown(page, options, room)
+    return snapshot([*messages, *asked], before=before)
 
 
 def lacks_calls(page: Page) -> bool:
@@ -164,14 +165,11 @@ def fresh_running(run: ActiveRun, page: Page, told: OpenRun) -> list[Frame]:
     first, *events = run.log.frames()
     # A snapshot replaces all messages: those that the run answers are in it too.
     asked = [] if run.goes_on else run.request.user_messages
-    room = SNAPSHOT_BYTES - len(_written(asked))
-    messages, before = shown(page, run.setup.options, room)
-    restated = Frame(
-        run.run_id, first.number, snapshot([*messages, *asked], before=before)
-    )
+    told_before = restated(page, run.setup.options, asked)
+    snapshot = Frame(run.run_id, first.number, told_before)
     if told.run_id == run.run_id:
-        return [*_apart(told.ends()), restated, *events]
-    return [first, restated, *events]
+        return [*_apart(told.ends()), snapshot, *events]
+    return [first, snapshot, *events]
 
 
 async def read_rest(
@@ -236,17 +234,17 @@ def fresh_resting(
     """
     messages, before = shown(rest.page, options)
     messages = add_pending_calls(messages, rest.interrupts, options)
-    restated = snapshot(messages, before=before)
+    told_now = snapshot(messages, before=before)
     events: list[Event] = []
     if told.run_id:
-        events = [*told.ends(), restated, rest.end]
+        events = [*told.ends(), told_now, rest.end]
     if running is not None:
         started = run_started(conversation.session_id, running)
-        events += [started, restated]
+        events += [started, told_now]
     elif not told.run_id:
         run_id = f"{SYNC_PREFIX}{uuid.uuid4().hex[:12]}"
         end = {**rest.end, "runId": run_id} if "runId" in rest.end else rest.end
-        events = [run_started(conversation.session_id, run_id), restated, end]
+        events = [run_started(conversation.session_id, run_id), told_now, end]
     return _apart(events)
 
 

@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from agent_sessions.agui.content import message_text
-from agent_sessions.items.kinds import STOPPED, opens_turn
+from agent_sessions.items.kinds import ENDED_EARLY, OUTPUTS, ended_early, opens_turn
 
 if TYPE_CHECKING:
     from agents import Agent, RunConfig
@@ -21,24 +21,28 @@ BLOCKED_NOTE = "[blocked]"
 
 async def take_up(
     session: Session, items: list[dict[str, Any]], *, was_stopped: bool
-) -> list[dict[str, Any]]:
+) -> tuple[bool, list[dict[str, Any]]]:
     """Return what is left to say of a message that a failed run was given before.
 
-    A message that nothing followed is taken back, since the Runner stores it again.
-    Where its turn came further nothing is left: the run goes on with that turn. Only a
-    person who stopped an answer asks anew by the same words.
+    A message that nothing followed is taken back, since the Runner stores it again, and
+    so are the words of an answer that ended early; tell whether there were any. Where
+    its turn came further nothing is left: the run goes on with that turn. Only a person
+    who stopped an answer asks anew by the same words.
     """
     asked, after = await newest_turn(session)
     same = len(items) <= len(asked) and list(map(_said, items)) == list(
         map(_said, asked[-len(items) :])
     )
     if not same or (after and was_stopped and after[-1].get("role") == "assistant"):
-        return items
-    if after:
-        return []
+        return False, items
+    words = list(takewhile(ended_early, reversed(after)))
+    for _ in words:
+        await session.pop_item()
+    if len(after) > len(words):
+        return bool(words), []
     for _ in items:
         await session.pop_item()
-    return items
+    return bool(words), items
 
 
 async def newest_turn(session: Session) -> tuple[list[Any], list[Any]]:
@@ -100,14 +104,14 @@ class Words:
             self._said.clear()
 
     async def keep(self, session: Session, *, marked: bool) -> None:
-        """Store what a stopped turn would leave unsaid, with a mark that says so.
+        """Store what a turn that ends early would leave unsaid, with a mark.
 
         The mark is a field that the SDK takes off what it sends to a model.
         """
         _, after = await newest_turn(session) if any(self._said) else ([], [])
         stored = {message_text(i)[0] for i in after if i.get("role") == "assistant"}
         kept: list[Any] = [
-            {"role": "assistant", "content": text} | (STOPPED if marked else {})
+            {"role": "assistant", "content": text} | (ENDED_EARLY if marked else {})
             for text in self._said
             if text and text not in stored
         ]
@@ -124,13 +128,20 @@ def checks_answers(agent: Agent[Any], config: RunConfig | None) -> bool:
 async def clear_blocked(
     session: Session, items: Sequence[dict[str, Any]], action: Blocked
 ) -> None:
-    """Take the message that a guardrail has blocked out of the history, or its words."""
+    """Take the message whose turn a guardrail has blocked out of the history.
+
+    `items` are empty where the run answered approvals: it is the turn's message then.
+    What tools have done in the turn stays, below a note.
+    """
+    if action == "keep":
+        return
     asked, after = await newest_turn(session)
-    count = len(items)
-    if action == "keep" or list(map(_said, asked[-count:])) != list(map(_said, items)):
+    count = len(items) or len(asked)
+    if items and list(map(_said, asked[-count:])) != list(map(_said, items)):
         return
     for _ in range(count + len(after)):
         await session.pop_item()
-    if action == "redact":
+    done = after if any(item.get("type") in OUTPUTS for item in after) else []
+    if action == "redact" or done:
         note: Any = {"role": "user", "content": BLOCKED_NOTE}
-        await session.add_items([note])
+        await session.add_items([note, *done])

@@ -17,8 +17,8 @@ from agent_sessions.items.kinds import (
     HANDOFF_PREFIX,
     KINDS,
     Family,
+    ended_early,
     handoff_target,
-    was_stopped,
 )
 from agent_sessions.transcript.parts import (
     Entry,
@@ -105,7 +105,7 @@ def _message(kind: str, item: Item) -> Fields:
         "kind": Kind.SYSTEM if role in {"system", "developer"} else Kind.MESSAGE,
         "role": role,
         "parts": content_parts(item.get("content")),
-        **({"status": "stopped"} if was_stopped(item) else {}),
+        **({"status": "stopped"} if ended_early(item) else {}),
     }
 
 

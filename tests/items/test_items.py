@@ -144,4 +144,4 @@ def test_columns_are_drawn_from_the_item() -> None:
 
 def test_titles_are_cut_to_a_line() -> None:
     assert items.first_line("x" * 100) == "x" * 79 + "…"
-    assert items.first_line(" \n\n") == ""
+    assert items.first_line(" \n\n") == "…"

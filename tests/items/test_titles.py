@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 import pytest
 
-from agent_sessions.items import first_line, text_of
+from agent_sessions import get_session
+from agent_sessions.items import encode_batch, first_line, look_through, text_of
+from agent_sessions.models import AgentSession
 
 pytestmark = pytest.mark.one_database
 
@@ -61,3 +64,24 @@ def test_a_title_is_composed() -> None:
 def test_a_spoken_message_gives_a_title() -> None:
     said = {"type": "input_audio", "audio": None, "transcript": "Hello"}
     assert text_of({"role": "user", "content": [said]}) == "Hello"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\u202e\ufeff\n\u00ad"])
+def test_a_title_is_never_empty(text: str) -> None:
+    said = {"role": "user", "content": text}
+    assert encode_batch([said]).title == look_through([said]).title == "…"
+    seen = {"role": "user", "content": "Hello"}
+    assert encode_batch([said, seen]).title == "Hello"
+    assert look_through([said, seen]).title == "Hello"
+
+
+def test_what_holds_no_message_of_a_user_gives_no_title() -> None:
+    assert encode_batch([{"role": "assistant", "content": "Hi"}]).title == ""
+
+
+@pytest.mark.django_db
+def test_a_session_that_begins_with_a_picture_has_a_title() -> None:
+    picture: Any = {"type": "input_image", "image_url": "data:image/png;base64,aGk="}
+    said: Any = {"role": "user", "content": [picture]}
+    get_session("s").sync.add_items([said])
+    assert AgentSession.objects.get().title == "…"

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from agents import (
     Agent,
     GuardrailFunctionOutput,
+    ModelBehaviorError,
     Runner,
+    ToolGuardrailFunctionOutput,
     function_tool,
     input_guardrail,
     output_guardrail,
+    tool_input_guardrail,
+    tool_output_guardrail,
 )
 from agents.testing import ScriptedModel, assistant_message, function_call
 from django.core.cache import cache
 
 from agent_sessions import get_session
 from agent_sessions.exceptions import InvalidConsumer
+from agent_sessions.items.kinds import ended_early
+from agent_sessions.runs import RunLimits, get_run_manager
 from agent_sessions.transcript import parse
+from tests.runs.test_runs import approve, cashier
 from tests.support.chat import Socket
-from tests.support.gated import gated
+from tests.support.gated import GatedModel, gated
 from tests.websocket.test_consumer import conversation, items_of, speaker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -155,3 +163,210 @@ async def test_what_becomes_of_a_blocked_message(action: Any, left: list[str]) -
 def test_an_unknown_wish_for_blocked_messages_is_refused() -> None:
     with pytest.raises(InvalidConsumer, match="blocked_messages"):
         Socket("s", None, speaker(), blocked_messages="hide")
+
+
+class Failing(GatedModel):
+    """Breaks off where a gated model waits."""
+
+    def __init__(self, text: str, exc: Exception | None = None) -> None:
+        super().__init__(text)
+        self.exc: Exception | None = exc or RuntimeError("the model broke off")
+
+    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        async for event in super().stream_response(*args, **kwargs):
+            yield event
+            if self.exc is not None and self.paused.is_set():
+                raise self.exc
+
+
+def breaking(exc: Exception | None = None) -> tuple[Agent[Any], Failing]:
+    model = Failing("one two three", exc)
+    model.gate.set()
+    return Agent(name="speaker", model=model), model
+
+
+async def assert_words_are_kept(tab: Socket, session_id: str, user: Any) -> None:
+    texts = [text for *_, text in await items_of(session_id)]
+    assert texts[0] == "Hi"
+    assert texts[1].startswith("one two")
+    messages = await snapshot_of(tab)
+    assert messages[-1]["metadata"] == {"stopped": True}
+    assert ended_early((await stored(session_id, user))[-1])
+
+
+async def test_words_before_an_error_are_kept() -> None:
+    user, session_id = await conversation()
+    agent, _ = breaking()
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        assert (await tab.to_end())[-1]["code"] == "internal"
+        await assert_words_are_kept(tab, session_id, user)
+
+
+async def test_words_before_an_error_of_the_model_are_kept() -> None:
+    user, session_id = await conversation()
+    agent, _ = breaking(ModelBehaviorError("broken"))
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        assert (await tab.to_end())[-1]["code"] == "model_error"
+        await assert_words_are_kept(tab, session_id, user)
+
+
+async def test_words_before_a_time_out_are_kept() -> None:
+    user, session_id = await conversation()
+    agent, model = gated("one two three")
+    limits = RunLimits(run_timeout=0.5)
+    async with Socket(session_id, user, agent, limits=limits) as tab:
+        await tab.say("r-1", "Hi")
+        await model.paused.wait()
+        assert (await tab.to_end())[-1]["code"] == "timeout"
+        await assert_words_are_kept(tab, session_id, user)
+
+
+async def test_words_before_a_shutdown_are_kept() -> None:
+    user, session_id = await conversation()
+    agent, model = gated("one two three")
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        await model.paused.wait()
+        await get_run_manager().shutdown()
+        assert (await tab.to_end())[-1]["outcome"] == {"type": "cancelled"}
+        await assert_words_are_kept(tab, session_id, user)
+
+
+async def test_unchecked_words_are_not_kept_after_an_error() -> None:
+    user, session_id = await conversation()
+    agent, _ = breaking()
+    agent.output_guardrails.append(refuse_answer)
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        await tab.to_end()
+    assert [text for *_, text in await items_of(session_id)] == ["Hi"]
+
+
+async def test_a_retry_answers_anew_where_words_were_kept() -> None:
+    user, session_id = await conversation()
+    agent, model = breaking()
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        await tab.to_end()
+        model.exc = None
+        await tab.say("r-2", "Hi")
+        events = await tab.to_end()
+    (snapshot,) = [e for e in events if e["type"] == "MESSAGES_SNAPSHOT"]
+    assert [m["content"] for m in snapshot["messages"]] == ["Hi"]
+    assert events[-1]["outcome"] == {"type": "success"}
+    texts = [text for *_, text in await items_of(session_id)]
+    assert texts == ["Hi", "one two three"]
+
+
+# -- each kind of guardrail --------------------------------------------------------------
+
+
+@tool_input_guardrail
+def refuse_call(data: Any) -> Any:
+    return ToolGuardrailFunctionOutput.raise_exception()
+
+
+@tool_output_guardrail
+def refuse_output(data: Any) -> Any:
+    return ToolGuardrailFunctionOutput.raise_exception()
+
+
+def caller(**guards: Any) -> Agent[Any]:
+    async def act() -> str:
+        return "done"
+
+    steps: list[Any] = [
+        [function_call("act", {}, call_id="c")],
+        [assistant_message("a secret")],
+    ]
+    return Agent(
+        name="a", model=ScriptedModel(steps), tools=[function_tool(act, **guards)]
+    )
+
+
+def of_kind(kind: str) -> Agent[Any]:
+    if kind == "tool input":
+        return caller(tool_input_guardrails=[refuse_call])
+    if kind == "tool output":
+        return caller(tool_output_guardrails=[refuse_output])
+    agent = speaker("a secret")
+    agent.output_guardrails.append(refuse_answer)
+    return agent
+
+
+@pytest.mark.parametrize("kind", ["output", "tool input", "tool output"])
+@pytest.mark.parametrize(
+    ("action", "left"), [("keep", ["Hi"]), ("redact", ["[blocked]"]), ("remove", [])]
+)
+async def test_every_guardrail_blocks_the_turn(
+    kind: str, action: Any, left: list[str]
+) -> None:
+    user, session_id = await conversation()
+    async with Socket(session_id, user, of_kind(kind), blocked_messages=action) as tab:
+        await tab.say("r-1", "Hi")
+        events = await tab.to_end()
+    assert events[-1]["code"] == "guardrail"
+    assert [m["content"] for m in events[-2]["messages"]] == left
+    assert [text for *_, text in await items_of(session_id)] == left
+
+
+@pytest.mark.parametrize("action", ["redact", "remove"])
+async def test_what_a_tool_has_done_stays_in_a_blocked_turn(action: Any) -> None:
+    user, session_id = await conversation()
+    agent = caller()
+    agent.output_guardrails.append(refuse_answer)
+    async with Socket(session_id, user, agent, blocked_messages=action) as tab:
+        await tab.say("r-1", "Hi")
+        await tab.to_end()
+    assert [(kind, text) for kind, _, text in await items_of(session_id)] == [
+        ("message", "[blocked]"),
+        ("function_call", ""),
+        ("function_call_output", ""),
+    ]
+
+
+async def test_a_guardrail_beside_the_run_blocks_what_is_stored_by_then() -> None:
+    """It runs in parallel: a tool has been called when it trips."""
+    called = asyncio.Event()
+
+    async def act() -> str:
+        called.set()
+        return "done"
+
+    @input_guardrail
+    async def late(*args: Any) -> GuardrailFunctionOutput:
+        await called.wait()
+        return GuardrailFunctionOutput(None, tripwire_triggered=True)
+
+    call = [function_call("act", {}, call_id="c")]
+    agent: Agent[Any] = Agent(
+        name="a",
+        model=ScriptedModel([call, [assistant_message("a secret")]]),
+        tools=[function_tool(act)],
+        input_guardrails=[late],
+    )
+    user, session_id = await conversation()
+    async with Socket(session_id, user, agent, blocked_messages="redact") as tab:
+        await tab.say("r-1", "Hi")
+        events = await tab.to_end()
+    assert events[-1]["code"] == "guardrail"
+    items = [(kind, text) for kind, _, text in await items_of(session_id)]
+    assert items[0] == ("message", "[blocked]")
+    # What the SDK has stored of the turn by then is a call with its output, or nothing.
+    kinds = [kind for kind, _ in items[1:]]
+    assert kinds in ([], ["function_call", "function_call_output"])
+
+
+async def test_a_guardrail_after_an_approval_blocks_the_turn() -> None:
+    user, session_id = await conversation()
+    agent = cashier()
+    agent.output_guardrails.append(refuse_answer)
+    async with Socket(session_id, user, agent, blocked_messages="redact") as tab:
+        await tab.say("r-1", "Refund order 42")
+        await tab.to_end()
+        await tab.answer("r-2", approve())
+        assert (await tab.to_end())[-1]["code"] == "guardrail"
+    texts = [text for kind, _, text in await items_of(session_id) if kind == "message"]
+    assert texts == ["[blocked]"]

@@ -28,7 +28,7 @@ from agent_sessions.exceptions import (
     SessionDoesNotExist,
     StorageError,
 )
-from agent_sessions.items import Item, decode, first_line
+from agent_sessions.items import Item, decode, title_of
 from agent_sessions.items.kinds import (
     CALL_OF,
     OPENING,
@@ -135,10 +135,9 @@ def _new_title(plan: TurnPlan, row: AgentSession) -> str:
         return ""
     users = plan.view(row.branch_id).filter(**OPENING)
     texts = users.order_by("position").values_list("text", flat=True)
-    if row.title != first_line(texts.first() or ""):
+    if row.title != title_of(texts[:1]):
         return ""
-    kept = texts.filter(position__gte=plan.cuts.get(row.branch_id, 0)).first()
-    return first_line(kept or "")
+    return title_of(texts.filter(position__gte=plan.cuts.get(row.branch_id, 0))[:1])
 
 
 @dataclass(frozen=True, slots=True)
