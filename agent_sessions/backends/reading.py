@@ -14,7 +14,7 @@ from agent_sessions.times import moment
 
 logger = logging.getLogger("agent_sessions.backends")
 
-_PAGE = 200
+_PAGE = 500
 
 
 def read_history(

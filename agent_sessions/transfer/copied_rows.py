@@ -5,27 +5,28 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.models import F
 
 from agent_sessions.backends import run_rows
-from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.backends.base import BaseSessionBackend
 from agent_sessions.backends.directory import active
-from agent_sessions.backends.reading import place_of, read_history
+from agent_sessions.backends.reading import place_of
+from agent_sessions.items import StoredItem
 from agent_sessions.items.kinds import OPENING
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
-from agent_sessions.times import aware, moment, stored
+from agent_sessions.times import aware, stored
 from agent_sessions.transfer.export import MARKER as IMPORTED
 from agent_sessions.transfer.export import RUN_COLUMNS, ended
 from agent_sessions.usage import COUNTERS
 
 # The key of a copy's metadata: of which backend it is, and what was counted then.
 MARKER = "copied_from"
-_PAGE = 200
+# Times that are written at once.
+_PAGE = 500
 
 
 def mark_of(row: AgentSession | None) -> dict[str, Any]:
@@ -35,11 +36,73 @@ def mark_of(row: AgentSession | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+class Pairs:
+    """Where items lie in the source and in the target, learnt as they are compared.
+
+    Each gets the time at which it was written first, where the target is a copy that
+    lies in a Django database.
+    """
+
+    def __init__(
+        self,
+        target: BaseSessionBackend,
+        copy: AgentSession | None,
+        runs: Sequence[AgentRun],
+    ) -> None:
+        self.here = array("q")
+        self.there = array("q")
+        # Place and time in the target of what a run has given an id.
+        self.named: dict[tuple[int, str], tuple[int, str]] = {}
+        self._names = {(at, when) for run in runs for at, _, when in run.message_ids}
+        self._in_database = target.in_database is not None
+        self._keeps_times = self._in_database and bool(mark_of(copy))
+        self.copy = copy
+        self._late: list[tuple[datetime, int]] = []
+
+    def add(self, here: StoredItem, there: StoredItem) -> None:
+        """Note an item and its copy."""
+        self.here.append(here.position)
+        self.there.append(there.position)
+        if self._names and (name := place_of(here)) in self._names:
+            moment = name[1] if self._in_database else ""
+            self.named[name] = there.position, moment or place_of(there)[1]
+        if self._keeps_times and here.is_timed:
+            when = aware(here.created_at)
+            if when != aware(there.created_at):
+                self._late.append((stored(when), there.position))
+                if len(self._late) == _PAGE:
+                    self.write_times()
+
+    def write_times(self) -> None:
+        """Write the times that differ."""
+        late, self._late = self._late, []
+        if not late or self.copy is None:
+            return
+        connection = connections[self.copy._state.db or DEFAULT_DB_ALIAS]
+        table = connection.ops.quote_name(SessionItem._meta.db_table)
+        adapt, branch = connection.ops.adapt_datetimefield_value, self.copy.branch_id
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                f"UPDATE {table} SET created_at = %s "  # noqa: S608 - of the model
+                "WHERE branch_id = %s AND position = %s",
+                [(adapt(when), branch, position) for when, position in late],
+            )
+
+    def span(self, run: AgentRun) -> Sequence[int] | None:
+        """Return where a run's first and last item lie there, None if they are gone."""
+        if run.first_position is None or run.last_position is None:
+            return None
+        first = bisect_left(self.here, run.first_position)
+        last = bisect_right(self.here, run.last_position) - 1
+        return (self.there[first], self.there[last]) if first <= last else None
+
+
 def copy_row(
-    source: BaseSessionBackend,
     target: BaseSessionBackend,
     here: AgentSession,
     there: AgentSession,
+    runs: Sequence[AgentRun],
+    pairs: Pairs,
 ) -> bool:
     """Copy what a session's row and its runs say; tell whether anything was new."""
     using = target.directory.using
@@ -47,12 +110,9 @@ def copy_row(
     if not marker:
         # A session of its own that says the same: its row is left alone.
         return False
-    known = set(run_rows.runs_of(using, there.pk).values_list("run_id", flat=True))
-    runs = [
-        run
-        for run in run_rows.runs_of(source.directory.using, here.pk).order_by("pk")
-        if run.run_id not in known
-    ]
+    if runs:
+        known = run_rows.runs_of(using, there.pk).values_list("run_id", flat=True)
+        runs = [run for run in runs if run.run_id not in set(known)]
     # What an import wrote down is true of the source's branches alone.
     metadata = {k: v for k, v in here.metadata.items() if k not in {MARKER, IMPORTED}}
     counted = {name: getattr(here, name) for name in COUNTERS}
@@ -68,81 +128,24 @@ def copy_row(
         return False
     before = marker.get("usage") or {}
     more = {name: F(name) + counted[name] - before.get(name, 0) for name in COUNTERS}
+    rows = None
+    if target.in_database is not None:
+        rows = SessionItem._base_manager.using(using).filter(branch_id=there.branch_id)
     with transaction.atomic(using):
         AgentSession.objects.using(using).filter(pk=there.pk).update(
             **wanted, **more, **active(here.updated_at)
         )
-        rows = None
-        if target.in_database is not None:
-            rows = SessionItem._base_manager.using(target.in_database.using).filter(
-                branch_id=there.branch_id
-            )
-        names = {(at, when) for run in runs for at, _, when in run.message_ids}
-        places = _copy_times(source, target, here, rows, names)
-        copies = [_copy_run(run, there, places, rows) for run in runs]
-        run_rows.copy(using, copies)
+        run_rows.copy(using, [_copy_run(run, there, pairs, rows) for run in runs])
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """Where the items lie in the source and in the target, in their order.
-
-    `named` are place and time in the target of what has an id in the source.
-    """
-
-    here: array[int]
-    there: array[int]
-    named: dict[tuple[int, str], tuple[int, str]]
-
-
-def _copy_times(
-    source: BaseSessionBackend,
-    target: BaseSessionBackend,
-    row: AgentSession,
-    rows: Any,
-    names: set[tuple[int, str]],
-) -> _Places:
-    """Say of each item when it was written first, and find where each lies."""
-    key = SessionKey(row.session_id, row.user_id)
-    places = _Places(array("q"), array("q"), {})
-    times: dict[int, datetime] = {}
-    for here, there in zip(
-        read_history(source, key), read_history(target, key), strict=False
-    ):
-        places.here.append(here.position)
-        places.there.append(there.position)
-        if (name := place_of(here)) in names:
-            # It gets the time of the source, where it can.
-            when = place_of(there)[1] if rows is None else moment(here.created_at)
-            places.named[name] = there.position, when
-        if rows is not None:
-            times[there.position] = stored(aware(here.created_at))
-        if len(times) == _PAGE:
-            _write_times(rows, times)
-            times = {}
-    _write_times(rows, times)
-    return places
-
-
-def _write_times(rows: Any, times: dict[int, datetime]) -> None:
-    if not times:
-        return
-    items = list(rows.filter(position__in=times).only("position", "created_at"))
-    for item in items:
-        item.created_at = times[item.position]
-    rows.bulk_update(items, ["created_at"])
-
-
-def _copy_run(
-    run: AgentRun, there: AgentSession, places: _Places, rows: Any
-) -> AgentRun:
+def _copy_run(run: AgentRun, there: AgentSession, pairs: Pairs, rows: Any) -> AgentRun:
     columns = {name: getattr(run, name) for name in RUN_COLUMNS}
     columns["status"] = ended(run.status)
     columns["message_ids"] = [
         [place[0], name, place[1]]
         for at, name, when in run.message_ids
-        if (place := places.named.get((at, when)))
+        if (place := pairs.named.get((at, when)))
     ]
     copy = AgentRun(
         session_id=there.pk,
@@ -152,7 +155,7 @@ def _copy_run(
         finished_at=run.finished_at,
         **columns,
     )
-    span = _span(run, places)
+    span = pairs.span(run)
     copy.first_position, copy.last_position = span or (None, None)
     if span is None:
         return copy
@@ -165,13 +168,3 @@ def _copy_run(
         if found := before.first() or within.first():
             copy.turn_item, copy.turn = found
     return copy
-
-
-def _span(run: AgentRun, places: _Places) -> Sequence[int] | None:
-    """Return where a run's first and last item lie there, None if they are gone."""
-    here, there = places.here, places.there
-    if run.first_position is None or run.last_position is None:
-        return None
-    first = bisect_left(here, run.first_position)
-    last = bisect_right(here, run.last_position) - 1
-    return (there[first], there[last]) if first <= last else None

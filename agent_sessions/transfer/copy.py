@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,10 +12,11 @@ from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.db.models import F
 
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.directory import NO_RUN
 from agent_sessions.backends.leases import DatabaseNow
-from agent_sessions.backends.reading import find_head, read_history
+from agent_sessions.backends.reading import read_history
 from agent_sessions.backends.remote.erasure import enroll
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.exceptions import (
@@ -25,13 +26,13 @@ from agent_sessions.exceptions import (
 )
 from agent_sessions.items import Item, StoredItem, text_of
 from agent_sessions.items.kinds import type_and_role
-from agent_sessions.models import AgentSession, Branch
+from agent_sessions.models import AgentRun, AgentSession, Branch
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Removal, Selection
 from agent_sessions.retention.pending import is_cleared
 from agent_sessions.retention.selection import is_storable
 from agent_sessions.transfer import Report
-from agent_sessions.transfer.copied_rows import MARKER, copy_row, mark_of
+from agent_sessions.transfer.copied_rows import MARKER, Pairs, copy_row, mark_of
 
 # How often a history is read again that grows while it is copied.
 _ROUNDS = 5
@@ -84,7 +85,7 @@ class Copier:
         target: BaseSessionBackend,
         *,
         move: bool = False,
-        batch_size: int = 200,
+        batch_size: int = 500,
         in_clear: bool = False,
     ) -> None:
         if source.encrypts and not (target.encrypts or in_clear):
@@ -128,12 +129,19 @@ class Copier:
 
     def _copy(self, chosen: Chosen) -> None:
         key = chosen.key
-        self._check(chosen)
+        there = self._check(chosen)
         held = self._hold(key) if self.move and chosen.row is not None else None
+        runs: list[AgentRun] = []
+        if chosen.row is not None:
+            found = run_rows.runs_of(self.source.directory.using, chosen.row.pk)
+            runs = list(found.order_by("pk").defer("state"))
         try:
-            had_items = find_head(self.target, key) > 0
-            written = self._copy_items(key)
-            done = self._finish(chosen)
+            had_items, written, pairs = self._copy_items(key, there, runs)
+            done = False
+            if chosen.row is not None:
+                # An empty session's copy is made here.
+                there = pairs.copy or self._begin(key, None)
+                done = copy_row(self.target, chosen.row, there, runs, pairs)
             self.report.items += written
             if not written and not done:
                 self.report.unchanged += 1
@@ -147,11 +155,16 @@ class Copier:
             if held is not None:
                 self._release(key, held)
 
-    def _check(self, chosen: Chosen) -> None:
-        """Raise CopyProblem where a history can't be copied now."""
+    def _row(self, key: SessionKey) -> AgentSession | None:
+        row: AgentSession | None = self.target.directory.rows(key).first()
+        return row
+
+    def _check(self, chosen: Chosen) -> AgentSession | None:
+        """Return the target's row. Raises CopyProblem where nothing can be copied."""
         if chosen.row is not None:
             chosen.row.refresh_from_db()
-        for row in (chosen.row, self.target.directory.rows(chosen.key).first()):
+        found = self._row(chosen.key)
+        for row in (chosen.row, found):
             if row is not None and (reason := Removal().why_spared(row)):
                 raise CopyProblem(f"{reason} in {row.backend!r}.")
         here, there = self.source.directory.using, self.target.directory.using
@@ -160,7 +173,7 @@ class Copier:
             if not owners.using(there).filter(pk=chosen.key.user_id).exists():
                 raise CopyProblem(f"its owner is not in the database {there!r}.")
         if chosen.row is None:
-            return
+            return found
         branches = Branch._base_manager.using(here)
         own = branches.filter(session_id=chosen.row.pk, head__gt=0)
         if own.exclude(pk=chosen.row.branch_id).exists():
@@ -170,45 +183,57 @@ class Copier:
                     "without --move."
                 )
             self.report.branched.append(chosen.key.session_id)
+        return found
 
     # -- items ---------------------------------------------------------------------
 
-    def _copy_items(self, key: SessionKey) -> int:
-        """Copy what the target lacks, and tell how many items that were."""
+    def _copy_items(
+        self, key: SessionKey, there: AgentSession | None, runs: Sequence[AgentRun]
+    ) -> tuple[bool, int, Pairs]:
+        """Copy what the target lacks: whether it had items, how many, where all lie."""
         written = 0
+        had_items = False
         for number in range(_ROUNDS):
             more = 0
-            found = self._missing(key, tell=not number)
+            there = self._row(key) if number else there
+            pairs = Pairs(self.target, there, runs)
+            found = self._missing(key, pairs, tell=not number)
             for batch in _batches(found, self.batch_size):
                 if not more:
-                    self._begin(key)
+                    self._begin(key, there, has_items=bool(pairs.there))
                 self.target.append(key, batch)
                 more += len(batch)
                 self.progress(len(batch))
             written += more
+            had_items = had_items or (not number and bool(pairs.there))
             if not more:
                 # Both were read as they lie there now, and are alike.
-                return written
+                pairs.write_times()
+                return had_items, written, pairs
         raise CopyProblem("it grows while it is copied. Run the command again.")
 
-    def _missing(self, key: SessionKey, *, tell: bool = False) -> Iterator[StoredItem]:
+    def _missing(
+        self, key: SessionKey, pairs: Pairs | None = None, *, tell: bool = False
+    ) -> Iterator[StoredItem]:
         """Return what the target lacks, once what it has is seen to be the same."""
         items = read_history(self.source, key)
         for there in read_history(self.target, key):
             here = next(items, None)
-            if (
-                here is None
-                or here.item is None
-                or there.item is None
-                or self._said(here.item) != self._said(there.item)
-            ):
+            if here is None or not self._are_same(here, there):
                 raise CopyProblem(
                     f"{self.target.alias!r} has another history of this id. Nothing "
                     "was overwritten."
                 )
+            if pairs is not None:
+                pairs.add(here, there)
             if tell:
                 self.progress(1)
         yield from items
+
+    def _are_same(self, here: StoredItem, there: StoredItem) -> bool:
+        if here.item is None or there.item is None:
+            return False
+        return here.raw == there.raw or self._said(here.item) == self._said(there.item)
 
     def _said(self, item: Item) -> str:
         """Return what an item is compared by."""
@@ -220,13 +245,12 @@ class Copier:
             gist = [kind, role, text, *map(item.get, names)]
         return json.dumps(gist, sort_keys=True)
 
-    def _begin(self, key: SessionKey) -> None:
+    def _begin(
+        self, key: SessionKey, row: AgentSession | None, *, has_items: bool = False
+    ) -> AgentSession:
         """Mark the target as a copy, before anything is written to it."""
-        rows = self.target.directory.rows(key)
-        row = rows.first()
         marker = mark_of(row)
-        is_ours = marker.get("backend") == self.source.alias
-        if not is_ours and find_head(self.target, key) > 0:
+        if has_items and marker.get("backend") != self.source.alias:
             raise CopyProblem(
                 f"{self.target.alias!r} has a shorter history of this id, and it is no "
                 "copy. Nothing was overwritten."
@@ -234,20 +258,12 @@ class Copier:
         if row is None:
             with transaction.atomic(self.target.directory.using):
                 enroll(self.target, key)
-            row = rows.get()
+        rows = self.target.directory.rows(key)
+        made: AgentSession = rows.get() if row is None else row
         if not marker:
-            metadata = {**row.metadata, MARKER: {"backend": self.source.alias}}
-            rows.update(metadata=metadata)
-
-    def _finish(self, chosen: Chosen) -> bool:
-        """Copy what the rows say; tell whether that was to be done."""
-        if chosen.row is None:
-            return False
-        rows = self.target.directory.rows(chosen.key)
-        if not rows.exists():
-            # It is empty, and so is its copy.
-            self._begin(chosen.key)
-        return copy_row(self.source, self.target, chosen.row, rows.get())
+            made.metadata = {**made.metadata, MARKER: {"backend": self.source.alias}}
+            rows.update(metadata=made.metadata)
+        return made
 
     # -- moving --------------------------------------------------------------------
 

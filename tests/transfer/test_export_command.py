@@ -169,7 +169,7 @@ def test_a_path_that_can_t_be_written_is_an_error(tmp_path: Path) -> None:
 
 def test_a_session_that_breaks_off_is_left_out_whole(tmp_path: Path) -> None:
     make("one")
-    make("half", 450, backend="broken")
+    make("half", 1_050, backend="broken")
     make("two", backend="lists")
     out, err = run(code=3)
     ids = [json.loads(line)["session"]["id"] for line in out.splitlines()]
@@ -208,7 +208,7 @@ def test_a_store_that_is_down_fails_before_the_first_piece(
 
 
 def test_what_was_left_out_is_not_counted() -> None:
-    make("long", 300, backend="broken")
+    make("long", 700, backend="broken")
     make("one", 3)
     err = run(code=3)[1]
     assert "Exported 1 session with 3 items." in err

@@ -136,7 +136,7 @@ def read_page(
         found = list(wanted.order_by("position")[: limit + 1])
         has_later = len(found) > limit
         found = found[:limit]
-        has_earlier = rows.filter(position__lte=after).exists()
+        has_earlier = after > 0 and rows.filter(position__lte=after).exists()
     items = [
         StoredItem(position, turn, decode(data), data, created_at)
         for position, turn, data, created_at in found

@@ -46,7 +46,7 @@ class Command(PrintingCommand):
         add_options(
             parser,
             "--batch-size",
-            default=200,
+            default=500,
             help="items of one append (default: %(default)s)",
         )
         parser.add_argument(
