@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Set
 from typing import Any
 
 _REPLACEMENT = 0xFFFD
@@ -60,42 +61,31 @@ _SYLLABLE = re.compile(
 )
 
 
-class _Table(dict[int, int]):
-    """What each character is printed as; it holds nothing, so memory stays flat."""
+class _Table(dict[int, int | None]):
+    """What each character becomes; the table holds nothing, so memory stays flat."""
 
-    def __init__(self, kept: str = "") -> None:
+    def __init__(self, kept: str, unseen: Set[str], replacement: int | None) -> None:
         super().__init__()
-        self._kept = frozenset(map(ord, kept))
-
-    def __missing__(self, code: int) -> int:
-        if code in self._kept:
-            return code
-        if code < 0x20:
-            return 0x2400 + code
-        if code == 0x7F:
-            return 0x2421
-        if code in {_NON_JOINER, _JOINER, _EMOJI_STYLE}:
-            return code
-        hidden = code in _INVISIBLE or unicodedata.category(chr(code)) in _UNSEEN
-        return _REPLACEMENT if hidden else code
-
-
-class _Title(dict[int, int | None]):
-    """What of each character is shown in a title, which leaves out what isn't seen."""
+        self._kept = {*map(ord, kept), _NON_JOINER, _JOINER, _EMOJI_STYLE}
+        self._unseen = unseen
+        self._replacement = replacement
 
     def __missing__(self, code: int) -> int | None:
-        if code == 0x09:
-            return 0x20
-        if code in {_NON_JOINER, _JOINER, _EMOJI_STYLE}:
+        if code in self._kept:
             return code
-        unseen = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-        hidden = code in _INVISIBLE or unicodedata.category(chr(code)) in unseen
-        return None if hidden else code
+        hidden = code in _INVISIBLE or unicodedata.category(chr(code)) in self._unseen
+        if not hidden or self._replacement is None:
+            return None if hidden else code
+        # C0 and DEL have pictures.
+        pictured = code < 0x20 or code == 0x7F
+        return 0x2400 + min(code, 0x21) if pictured else self._replacement
 
 
-_TITLE = _Title()
-_LINE = _Table()
-_LINES = _Table("\n\t")
+_LINE = _Table("", _UNSEEN, _REPLACEMENT)
+_LINES = _Table("\n\t", _UNSEEN, _REPLACEMENT)
+# A title leaves out what isn't seen.
+_TITLE = _Table("", _UNSEEN - {"Co", "Cn"}, None)
+_TITLE[0x09] = 0x20
 _NEWLINES = re.compile(r"\r\n?")
 
 

@@ -289,27 +289,23 @@ class LeaseLost(AgentSessionError):
         )
 
 
-class InterruptError(AgentSessionError):
-    """Base of what can be wrong with the answer to an approval."""
-
-
-class InterruptsPending(InterruptError):
+class InterruptsPending(AgentSessionError):
     """A paused run waits for approval, so the session takes no new message."""
 
 
-class UnknownInterrupt(InterruptError):
+class UnknownInterrupt(AgentSessionError):
     """The answer doesn't match the approvals that are open."""
 
 
-class UnreadableState(InterruptError):
+class UnreadableState(AgentSessionError):
     """A paused run's state can't be restored; the approval was withdrawn."""
 
 
-class InterruptExpired(InterruptError):
+class InterruptExpired(AgentSessionError):
     """The approval was not given in time."""
 
 
-class InvalidApproval(InterruptError):
+class InvalidApproval(AgentSessionError):
     """What is stored of an approval isn't what was asked; nothing was done."""
 
     def __init__(self, run_id: str) -> None:

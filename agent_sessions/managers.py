@@ -1,9 +1,9 @@
-"""Managers that leave out what has been removed, and rows that know where they lie."""
+"""Managers that leave out removed sessions, and rows that know their database."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from django.db import models
 
@@ -13,8 +13,6 @@ from agent_sessions.times import stored
 if TYPE_CHECKING:
     from django.contrib.auth.base_user import AbstractBaseUser
 
-    from agent_sessions.models import AgentSession  # noqa: F401 - in strings
-
 _M = TypeVar("_M", bound=models.Model, covariant=True)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -22,81 +20,57 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def removed(path: str = "removed_at") -> models.Q:
     """Return the condition that a session has been removed.
 
-    It is a comparison: with IS NULL, SQLite would take the index of that column for the
-    best of all, and read and sort every session; for IS NOT NULL it takes none.
+    It is a comparison: for IS NULL, SQLite would prefer the index of that column, and
+    read and sort every session; for IS NOT NULL it uses none.
     """
     return models.Q(**{f"{path}__gt": stored(_EPOCH)})
 
 
-class SessionQuerySet(models.QuerySet["AgentSession"]):
-    """Sessions, to be narrowed to one owner."""
+class OwnedQuerySet(models.QuerySet[_M]):
+    """Sessions, or rows that belong to one by way of their `owner_path`."""
 
-    def for_user(self, user: AbstractBaseUser | None) -> SessionQuerySet:
-        """Narrow to one owner's sessions; None means those without an owner.
-
-        Raises InvalidOwner.
-        """
-        if user is None:
-            return self.filter(user__isnull=True)
-        pk = user_key(user)
-        return self.none() if pk is None else self.filter(user_id=pk)
-
-
-_SessionManager = models.Manager.from_queryset(SessionQuerySet)
-
-
-class SessionManager(_SessionManager["AgentSession"]):
-    """Every session but those that have been removed and are still to be deleted.
-
-    So are the other managers here. Code that has a session's key already goes around
-    them, by way of `_base_manager`: what is removed has another key.
-    """
-
-    def get_queryset(self) -> SessionQuerySet:
-        """Return the rows of sessions that have not been removed."""
-        rows = super().get_queryset().exclude(removed())
-        return cast("SessionQuerySet", rows)
-
-
-class OwnedQuerySet(models.QuerySet[Any]):
-    """A query set over rows that belong to a session, by way of `owner_path`."""
-
-    def for_user(self, user: AbstractBaseUser | None) -> OwnedQuerySet:
-        """Narrow to the rows of one owner's sessions; None means no owner.
+    def for_user(self, user: AbstractBaseUser | None) -> Self:
+        """Return the rows of one owner's sessions; None means no owner.
 
         Raises InvalidOwner.
         """
-        path = self.model.owner_path
+        model: Any = self.model
+        owner = f"{model.owner_path}__user_id".removeprefix("__")
         if user is None:
-            return self.filter(**{f"{path}__user__isnull": True})
+            return self.filter(**{f"{owner}__isnull": True})
         pk = user_key(user)
-        return self.none() if pk is None else self.filter(**{f"{path}__user_id": pk})
+        return self.none() if pk is None else self.filter(**{owner: pk})
 
 
 class LiveManager(models.Manager[_M]):
-    """Every row but those of removed sessions.
+    """Every row but those of sessions that are removed and still to be deleted.
 
-    Which those are is asked apart: a join would keep databases from reading a history
-    in the order of its index.
+    Code that has a session's key already goes around it, by way of `_base_manager`:
+    what is removed has another key.
     """
 
     def get_queryset(self) -> models.QuerySet[_M]:
         """Return the rows of sessions that have not been removed."""
         model: Any = self.model
+        rows = super().get_queryset()
         to_session, _, rest = model.owner_path.partition("__")
+        if not to_session:
+            return rows.exclude(removed())
+        # Asked apart: a join would keep databases from reading a history in the order
+        # of its index.
         parents = model._meta.get_field(to_session).related_model
         path = f"{rest}__removed_at" if rest else "removed_at"
         gone = parents._base_manager.filter(removed(path)).values("pk")
-        return super().get_queryset().exclude(**{f"{to_session}_id__in": gone})
+        return rows.exclude(**{f"{to_session}_id__in": gone})
 
 
 OwnedManager = LiveManager.from_queryset(OwnedQuerySet)
 
 
 class StoredModel(models.Model):
-    """A row that is read again from where it lies, whatever a router says of reading.
+    """A row that is read again from its own database, whatever a router says.
 
-    A replica that lags behind would tell of an older lease, or of no row at all.
+    A replica that lags behind would have an older lease, or no row at all.
     """
 
     if TYPE_CHECKING:

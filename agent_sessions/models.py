@@ -18,7 +18,7 @@ from agent_sessions.fields import (
     WideTextField,
     cascade,
 )
-from agent_sessions.managers import OwnedManager, SessionManager, StoredModel
+from agent_sessions.managers import OwnedManager, StoredModel
 from agent_sessions.times import day_of
 
 MAIN_BRANCH = "main"
@@ -33,6 +33,8 @@ def today() -> date:
 
 class AgentSession(StoredModel):
     """One conversation: who owns it, where its items lie, what it has used."""
+
+    owner_path = ""
 
     class State(models.TextChoices):
         IDLE = "idle", _("idle")
@@ -99,7 +101,7 @@ class AgentSession(StoredModel):
         _("removed"), null=True, db_index=True, editable=False
     )
 
-    objects = SessionManager()
+    objects = OwnedManager()
 
     class Meta:
         verbose_name = _("agent session")

@@ -17,7 +17,6 @@ from agent_sessions.exceptions import (
     LeaseLost,
     SessionDoesNotExist,
 )
-from agent_sessions.managers import SessionQuerySet
 from agent_sessions.models import (
     MAIN_BRANCH,
     AgentRun,
@@ -63,7 +62,7 @@ class Directory:
         self.alias = alias
         self.using = using
 
-    def rows(self, key: SessionKey) -> SessionQuerySet:
+    def rows(self, key: SessionKey) -> QuerySet[AgentSession]:
         """Return the key's own session, as a query set of at most one row."""
         return self._any_owner(key).filter(user_id=key.user_id)
 
@@ -167,7 +166,7 @@ class Directory:
                 is_own = key.fence is not None
                 forget_histories(self.using, [session], keep_lease=is_own)
 
-    def _any_owner(self, key: SessionKey) -> SessionQuerySet:
+    def _any_owner(self, key: SessionKey) -> QuerySet[AgentSession]:
         rows: Any = AgentSession.objects.using(self.using)
         return rows.filter(backend=self.alias, session_id=key.session_id)  # type: ignore[no-any-return]
 

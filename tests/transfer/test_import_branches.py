@@ -76,7 +76,10 @@ def ours(session_id: str = "one") -> dict[str, list[Any]]:
 
 def forks() -> dict[str, tuple[str | None, int | None]]:
     return {
-        branch.name: (branch.parent and branch.parent.name, branch.fork_position)
+        branch.name: (
+            branch.parent.name if branch.parent else None,
+            branch.fork_position,
+        )
         for branch in Branch.objects.select_related("parent")
     }
 
