@@ -95,4 +95,4 @@ SESSION_COOKIE_NAME = "agent_sessions_demo"
 CSRF_COOKIE_NAME = "agent_sessions_demo_csrf"
 
 DEMO_LOGIN = os.environ.get("DEMO_LOGIN") == "1"
-"""Let anyone who can reach the page in as the demo user with one click."""
+"""Whether anyone who reaches the page may log in as the demo user with one click."""

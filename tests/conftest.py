@@ -109,7 +109,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def django_db_modify_db_settings(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Say where the test database is, and start its server first."""
+    """Start the server of the test database, and return where it is."""
     database: dict[str, Any] = connections.settings["default"]
     if DATABASE_KIND == "sqlite":
         # A file, not memory: several connections must see one another's locks.
@@ -135,7 +135,7 @@ def django_db_setup(
 
 @pytest.fixture(scope="session", autouse=True)
 def _open_transactions() -> Iterator[None]:
-    """Let Channels close old connections, but none of a test's transaction."""
+    """Make Channels close old connections, but none of a test's transaction."""
     from channels import db
 
     def close_old_connections() -> None:
@@ -150,7 +150,7 @@ def _open_transactions() -> Iterator[None]:
 
 @pytest.fixture
 def default_loop() -> Iterator[None]:
-    """Give Runner.run_sync a loop: it leaves the thread's default one open on purpose."""
+    """Set a loop for Runner.run_sync: it leaves the thread's default one open."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     yield
@@ -160,7 +160,7 @@ def default_loop() -> Iterator[None]:
 
 @pytest.fixture
 def database_environment(transactional_db: None) -> dict[str, str]:
-    """Give the environment in which a child process uses this test's database."""
+    """Return the environment in which a child process uses this test's database."""
     database = connections["default"].settings_dict
     return os.environ | {
         "DJANGO_SETTINGS_MODULE": "tests.settings",
@@ -209,7 +209,7 @@ def _dapr() -> Iterator[DaprSidecar]:
 def dapr_server(
     _dapr: DaprSidecar, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[DaprSidecar]:
-    """Give the session's sidecar of Dapr, empty and in order, where clients look."""
+    """Return the session's sidecar of Dapr, empty and in order, where clients look."""
     _dapr.reset()
     for name, value in _dapr.environment.items():
         monkeypatch.setenv(name, value)
@@ -240,7 +240,7 @@ def valkey_sentinel() -> Iterator[Watched]:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Give the path of the browser, for Playwright's `executable_path`."""
+    """Return the path of the browser, for Playwright's `executable_path`."""
     path = executable()
     assert path, "pytest_collection_modifyitems lets no test come here without one"
     return path

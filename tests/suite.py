@@ -154,7 +154,7 @@ def _title(name: str) -> None:
 
 
 def _missing() -> dict[str, str]:
-    """Tell which databases can't be had here, and why; CI must have all."""
+    """Return which databases are missing here, and why; CI must have all."""
     if os.environ.get("CI", "").lower() in {"1", "true"}:
         return {}
     reasons = {database: PARTS[f"{database}_server"]() for database in DATABASES}

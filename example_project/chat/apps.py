@@ -6,7 +6,7 @@ from django.apps import AppConfig
 
 
 class ChatConfig(AppConfig):
-    """Hold the chat page."""
+    """The app of the chat page."""
 
     name = "example_project.chat"
     label = "chat"

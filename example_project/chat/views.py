@@ -56,7 +56,7 @@ class SignIn(LoginView):
 
 @require_POST
 def sign_in_as_demo(request: HttpRequest) -> HttpResponse:
-    """Let the visitor in as the demo user, where ``make demo`` serves the page."""
+    """Log the visitor in as the demo user if ``make demo`` serves the page."""
     if not _demo_login():
         raise Http404
     user = get_user_model().objects.filter(username="demo", is_active=True).first()

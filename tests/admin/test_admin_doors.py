@@ -259,7 +259,7 @@ class TestRules:
         assert LogEntry.objects.exists() is not refused
 
     def is_silent(self, rule: str, response: Any) -> bool:
-        """Tell whether a page that is open says nothing of what is refused."""
+        """Return whether a page that is open says nothing of what is refused."""
         html = text(response)
         if rule == "read":
             return "First line of theirs" not in html

@@ -99,7 +99,7 @@ def address(page: str, row: AgentSession) -> str:
 
 
 def is_answer(response: Any) -> bool:
-    """Tell whether a response is one; it is read to its end, as errors may come late."""
+    """Return whether a response is one; read to its end: errors may come late."""
     if response.streaming:
         b"".join(response.streaming_content)
     return response.status_code in {200, 302, 400, 403, 404}

@@ -22,7 +22,7 @@ PIXEL = (
 
 
 def conversation() -> list[dict[str, Any]]:
-    """Give an item of each look that the transcript has."""
+    """Return an item of each look that the transcript has."""
     from tests.transcript.test_transcript import KINDS
 
     shown = {"type": "input_image", "image_url": PIXEL}

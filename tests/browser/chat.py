@@ -58,7 +58,7 @@ class Chat:
 
 
 def log_in(demo: Demo, context: BrowserContext, user: str) -> None:
-    """Give a browser the session of a user who is logged in already."""
+    """Log a browser in with the session of a user."""
     context.add_cookies(
         [
             {

@@ -36,7 +36,7 @@ def unfold(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
 
 
 def violations(page: Page, part: object = None) -> list[tuple[str, list[str]]]:
-    """Give what axe finds: rules, and the elements that break them."""
+    """Return what axe finds: rules, and the elements that break them."""
     # That everything is inside a landmark is for the frame to see to.
     frame = {"rules": {"region": {"enabled": False}}} if part else {}
     found = Axe().run(page, context=part, options={**RULES, **frame})

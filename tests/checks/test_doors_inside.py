@@ -54,7 +54,7 @@ class Pair:
 
 
 def said(name: str, text: str) -> bool:
-    """Tell whether a text has contents of a session."""
+    """Return whether a text has contents of a session."""
     kinds = ("question", "answer", "title", "metadata", "usage")
     return any(f"{name}-{kind}" in text for kind in kinds)
 
@@ -212,7 +212,7 @@ def run(name: str, args: list[str], source: Path) -> tuple[str, int]:
 
 
 def private_settings() -> dict[str, Any]:
-    """Give settings with an alias of each kind that commands look for."""
+    """Return settings with an alias of each kind that commands look for."""
     private = {
         "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
         "OPTIONS": {"backend": "default", "keys": [Fernet.generate_key().decode()]},
@@ -229,7 +229,7 @@ def pair(db: None, settings: Any, tmp_path: Path) -> Pair:
 
 
 def snapshot(pair: Pair) -> list[Any]:
-    """Give all rows of their session."""
+    """Return all rows of their session."""
     items = SessionItem.objects.for_user(pair.them).order_by("pk")
     rows = AgentSession.objects.for_user(pair.them)
     runs = AgentRun.objects.for_user(pair.them)

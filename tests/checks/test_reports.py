@@ -107,7 +107,7 @@ def _fresh() -> Iterator[None]:
 
 @contextmanager
 def refusing(event: str) -> Iterator[None]:
-    """Let the database refuse to insert, or to delete, items; it quotes them."""
+    """Make the database refuse to insert or delete items; its error quotes them."""
     names = {"name": NAME, "event": event, "table": TABLE}
     make_trigger, drop = TRIGGERS[connection.vendor]
     with connection.cursor() as cursor:
@@ -121,7 +121,7 @@ def refusing(event: str) -> Iterator[None]:
 
 @contextmanager
 def without_items() -> Iterator[None]:
-    """Let each statement fail that needs the table of items."""
+    """Make each statement fail that needs the table of items."""
     with connection.cursor() as cursor:
         cursor.execute(f"ALTER TABLE {TABLE} RENAME TO {TABLE}_gone")
     try:

@@ -81,7 +81,7 @@ def open_connections() -> int:
 
 
 def sized(count: int) -> override_settings:
-    """Give the pool of the test this many threads."""
+    """Set the number of threads of the test's pool."""
     path = "agent_sessions.backends.database.DatabaseBackend"
     setting = {"default": {"BACKEND": path, "OPTIONS": {"threads": count}}}
     return override_settings(AGENT_SESSIONS=setting)

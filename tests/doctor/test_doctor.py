@@ -58,7 +58,7 @@ def codes(report: Report) -> list[str]:
 
 
 def rows() -> list[tuple[Any, ...]]:
-    """Give every stored column but the branch."""
+    """Return every stored column but the branch."""
     return list(SessionItem.objects.order_by("pk").values_list())
 
 

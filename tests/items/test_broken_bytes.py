@@ -25,7 +25,7 @@ SECOND = answer("b")
 
 
 def stored() -> list[bytes]:
-    """Give the bytes of every row, as they are in the file."""
+    """Return the bytes of every row, as they are in the file."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT CAST(data AS BLOB) FROM agent_sessions_sessionitem ORDER BY id"

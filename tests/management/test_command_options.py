@@ -44,7 +44,7 @@ NEEDED = {
 
 
 def options() -> list[tuple[str, str, Any]]:
-    """Give every option of ours that takes a value, of every command of ours."""
+    """Return every option of ours that takes a value, of every command of ours."""
     found = []
     for name, app in sorted(get_commands().items()):
         if app != "agent_sessions":

@@ -222,7 +222,7 @@ async def test_a_type_of_its_own_begins_no_turn() -> None:
 
 
 async def compacted(*summary: Any) -> DjangoSession:
-    """Give a session of three turns after their compaction."""
+    """Return a session of three turns after their compaction."""
     session = DjangoSession("s")
     for number in ("one", "two", "three"):
         await session.add_items([user(number), answer(number.upper())])

@@ -134,7 +134,7 @@ def places(redis_server: Server, dapr_server: DaprSidecar, tmp_path: Path) -> Pl
 
 
 async def outcome(awaitable: Awaitable[Any]) -> Any:
-    """Give what comes of a call: its result, or the error's public kind."""
+    """Return what comes of a call: its result, or the error's public kind."""
     try:
         return await awaitable
     except RuntimeError:

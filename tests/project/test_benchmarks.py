@@ -82,7 +82,7 @@ def test_a_peer_that_cannot_be_measured_is_named() -> None:
 
 
 def measured() -> Results:
-    """Give what two rounds found."""
+    """Return what two rounds found."""
     results = Results("PostgreSQL", "SQLAlchemySession, asyncpg")
     results.stores = {"DjangoSession": "a", "SQLAlchemySession, asyncpg": "b"}
     for mine, theirs in ((2.0, 4.0), (9.0, 10.0), (3.0, 10.0)):

@@ -80,7 +80,7 @@ def alice() -> Any:
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Give what to answer to questions; afterwards it holds what was asked."""
+    """Return what to answer to questions; afterwards it holds what was asked."""
     texts: list[str] = []
     questions: list[str] = []
 

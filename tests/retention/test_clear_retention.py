@@ -72,7 +72,7 @@ def run(*args: str, code: int = 0, **options: Any) -> tuple[str, str]:
 
 
 def filled() -> set[str]:
-    """Give the sessions that still have items."""
+    """Return the sessions that still have items."""
     rows = AgentSession.objects.exclude(item_count=0)
     return set(rows.values_list("session_id", flat=True))
 

@@ -328,7 +328,7 @@ def seed(user: Any, name: str) -> list[Any]:
 
 
 def named(model: Any, user: Any, name: str) -> Any:
-    """Give the rows of a model that are a person's, or name a session of theirs."""
+    """Return the rows of a model that are a person's, or name a session of theirs."""
     wanted = Q(**(owner_filter(model, user.pk) or {"pk__in": ()}))
     for field in model._meta.fields:
         if isinstance(field, CharField | TextField):

@@ -30,7 +30,7 @@ def texts(items: list[Any]) -> list[str]:
 
 @pytest.fixture
 def forks(django_user_model: Any) -> list[int]:
-    """Have this process read a session that was forked thrice, then lose its rows."""
+    """Read a session that was forked three times in this process; delete its rows."""
     session = DjangoSession("a", user=django_user_model.objects.create_user("alice"))
     session.sync.add_items([user("secret of A"), user("more")])
     for number in range(1, 4):

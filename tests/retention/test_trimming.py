@@ -42,7 +42,7 @@ def output(name: str) -> Item:
 
 
 def turn(text: str) -> list[Item]:
-    """Give a turn of four items with a tool's call in it."""
+    """Return a turn of four items with a tool's call in it."""
     name = f"c{next(_numbers)}"
     return [user(text), call(name), output(name), answer(f"to {text}")]
 
@@ -62,7 +62,7 @@ def row() -> AgentSession:
 
 
 def shown(branch: str | None = None) -> list[str]:
-    """Give what a branch shows: the texts of its user messages and other types."""
+    """Return what a branch shows: the texts of its user messages and other types."""
     items = sessions["default"].latest(SessionKey("s", branch=branch), None)
     return [item.get("content") or item["type"] for item in items]
 

@@ -39,7 +39,7 @@ def records(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 
 def frames_of(error: BaseException | None) -> list[Any]:
-    """Give the frames that an error's reports show, its causes' too."""
+    """Return the frames that an error's reports show, its causes' too."""
     found: list[Any] = []
     while error is not None:
         found += [frame for frame, _ in traceback.walk_tb(error.__traceback__)]

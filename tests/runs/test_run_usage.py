@@ -63,7 +63,7 @@ async def ended(run: ActiveRun) -> AgentRun:
 
 
 async def assert_counted(session: DjangoSession, tokens: int, turns: int = 1) -> None:
-    """Hold the session's counters, its rows and its answers against each other."""
+    """Compare the session's counters, rows and answers with each other."""
     row = await AgentSession.objects.aget(session_id=session.session_id)
     assert row.input_tokens == tokens
     usage = await session.get_session_usage()

@@ -22,7 +22,7 @@ def executable() -> str | None:
 
 
 def missing() -> str | None:
-    """Tell what is missing to open a browser here, if anything."""
+    """Return what is missing to open a browser here, if anything."""
     if executable():
         return None
     return "Chromium is missing: apt-get install chromium, or set CHROMIUM to its path"

@@ -115,7 +115,7 @@ class ConversationsServer(ThreadingHTTPServer):
                 client.shutdown(socket.SHUT_RDWR)
 
     def fail(self, **fault: Any) -> None:
-        """Let the next request of that method and path go wrong."""
+        """Make the next request of that method and path fail."""
         self.faults.append(Fault(**fault))
 
     def due_fault(self, method: str, path: str) -> Fault | None:
@@ -190,7 +190,7 @@ class ConversationsServer(ThreadingHTTPServer):
         return self.page(items[:limit], has_more=len(items) > limit)
 
     def hold(self, seconds: float) -> None:
-        """Let another request work on every conversation for so long."""
+        """Make another request work on every conversation for so long."""
         until = time.monotonic() + seconds
         self.locked = dict.fromkeys(self.conversations, until)
 
@@ -214,7 +214,7 @@ class ConversationsServer(ThreadingHTTPServer):
         raise Refused(404, "not_found", "Item not found")
 
     def as_kept(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Give an item its id, and a message's text the form of parts."""
+        """Set an item's id, and turn a message's text into parts."""
         kept = {**item, "id": self.new_id("msg")}
         content, role = item.get("content"), item.get("role")
         is_message = item.get("type", "message") == "message"
@@ -316,7 +316,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def is_known(item: dict[str, Any]) -> bool:
-    """Tell whether an item is of one of the API's types and a message has no more."""
+    """Return whether an item is of one of the API's types and a message has no more."""
     if "type" not in item and "role" not in item:
         return False
     if "role" in item and not item.keys() <= MESSAGE:

@@ -30,7 +30,7 @@ HEALTH_PATH = "/v1.0/healthz/outbound"
 
 
 def missing() -> str | None:
-    """Tell what the sidecar lacks to run here, if anything."""
+    """Return what the sidecar lacks to run here, if anything."""
     if find_spec("dapr"):
         return None
     return "the dapr package is missing: pip install 'dapr>=1.19,<2'"
@@ -136,13 +136,13 @@ class DaprSidecar:
             self.late = 0.0
 
     def reset_faults(self) -> None:
-        """Let everything work again."""
+        """Make everything work again."""
         self.faults = Faults()
 
     # -- the store -------------------------------------------------------------------
 
     def get(self, key: str) -> Record | None:
-        """Give what lies under a key, if it has not expired."""
+        """Return what lies under a key, if it has not expired."""
         with self._lock:
             record = self.records.get(key)
             if record is None:

@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _wait(server: subprocess.Popen[bytes]) -> bool:
-    """Tell whether the owner has gone (True) or the server has ended (False)."""
+    """Return whether the owner has gone (True) or the server has ended (False)."""
     while server.poll() is None:
         try:
             if select.select([0], [], [], POLL_SECONDS)[0] and not os.read(0, 1):

@@ -20,7 +20,7 @@ def program() -> str | None:
 
 
 def missing() -> str | None:
-    """Tell what Memcached lacks to run here, if anything."""
+    """Return what Memcached lacks to run here, if anything."""
     if not program():
         return "Memcached is missing: apt-get install memcached"
     if not find_spec("pymemcache"):

@@ -133,6 +133,6 @@ def _await_ready(recipe: Recipe, keeper: subprocess.Popen[str], port: int) -> No
 
 
 def _close(keeper: subprocess.Popen[str]) -> str:
-    """Let the keeper stop its server; return what it had to say."""
+    """Ask the keeper to stop its server; return what it printed."""
     output, _ = keeper.communicate()
     return output

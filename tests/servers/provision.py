@@ -140,7 +140,7 @@ def _runs(program: str | None) -> bool:
 
 
 def _run(*command: str) -> bool:
-    """Tell whether a command did its work; what it prints is kept for failures."""
+    """Return whether a command did its work; what it prints is kept for failures."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     try:
         result = subprocess.run(

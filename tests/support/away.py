@@ -13,7 +13,7 @@ from django.db.backends.utils import CursorWrapper
 
 @contextmanager
 def database_away() -> Iterator[None]:
-    """Let each statement fail as it does if the server can't be reached."""
+    """Make each statement fail as it does if the server can't be reached."""
 
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
         raise OperationalError("server closed the connection unexpectedly")

@@ -26,7 +26,7 @@ def says(*texts: object) -> list[dict[str, Any]]:
 
 
 def said(backend: DaprBackend, limit: int | None = None) -> list[str]:
-    """Give the texts of a history."""
+    """Return the texts of a history."""
     return [item["content"] for item in backend.latest(KEY, limit)]
 
 
@@ -35,7 +35,7 @@ def head_of(sidecar: DaprSidecar) -> Head:
 
 
 def segments_of(sidecar: DaprSidecar) -> list[str]:
-    """Give the keys of the sealed segments that lie in the store."""
+    """Return the keys of the sealed segments that lie in the store."""
     return sorted(key for key in sidecar.records if key.rpartition(":")[2].isdigit())
 
 

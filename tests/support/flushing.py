@@ -17,7 +17,7 @@ from django.db.models.signals import post_migrate
 
 
 def keep_permissions(database: str) -> None:
-    """Let a flush of a database put back the rows that its migrations made."""
+    """Restore the rows that migrations made after a flush of a database."""
     rows: dict[type[Any], list[Any]] = {
         model: list(model._base_manager.using(database).order_by("pk"))
         for model in (ContentType, Permission)

@@ -50,14 +50,14 @@ def gives(call_id: str | None, output: Any = "found", **more: Any) -> Item:
 
 
 def pair(kind: str, call_id: str | None, output: str = "") -> tuple[Item, Item]:
-    """Give a call and its output of a kind of tool."""
+    """Return a call and its output of a kind of tool."""
     call: Item = {"type": kind, "call_id": call_id}
     answer: Item = {"type": output or f"{kind}_output", "call_id": call_id}
     return call, answer
 
 
 def approval(request_id: str) -> tuple[Item, Item, Item]:
-    """Give a request of a hosted MCP tool, the answer and the call that it allowed."""
+    """Return a request of a hosted MCP tool, the answer and the call that it allowed."""
     return (
         {"type": "mcp_approval_request", "id": request_id, "name": "delete"},
         {

@@ -35,7 +35,7 @@ def run_import(kind: str, place: Any, *args: str) -> tuple[str, str]:
 
 
 def conversation(turns: int, *, about: str = "x") -> list[Item]:
-    """Give turns of a question, a call, its output and an answer."""
+    """Return turns of a question, a call, its output and an answer."""
     return [
         item
         for n in range(turns)

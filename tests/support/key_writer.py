@@ -105,7 +105,7 @@ class Other:
         self.process = process
 
     def begin(self, line: str) -> None:
-        """Tell it to do something, without its answer."""
+        """Send it a command without waiting for its answer."""
         assert self.process.stdin
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
@@ -118,7 +118,7 @@ class Other:
         return json.loads(line)
 
     def tell(self, line: str) -> Any:
-        """Have something done; give what comes of it."""
+        """Send it a command and return its answer."""
         self.begin(line)
         return self.answer()
 

@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def dies_at(point: int, session_id: str, first: int) -> bool:
-    """Let a child write one batch and die before that statement, the commit too."""
+    """Run a child that writes one batch and dies before that statement or the commit."""
 
     def write(acknowledge: Acknowledge) -> None:
         dies_before(point)
@@ -61,7 +61,7 @@ def dies_at(point: int, session_id: str, first: int) -> bool:
 
 
 def dies_within(seconds: float, session_id: str, is_async: bool) -> bool:
-    """Let a child write batch after batch and kill it meanwhile."""
+    """Run a child that writes batch after batch, and kill it meanwhile."""
 
     def write(acknowledge: Acknowledge) -> None:
         from agent_sessions import get_session

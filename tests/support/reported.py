@@ -17,7 +17,7 @@ ITEMS: list[Any] = [{"role": "user", "content": CONTENT}]
 
 
 def shown_of(error: BaseException) -> str:
-    """Give all that reports show of an error, on pages and in mails, DEBUG or not."""
+    """Return all that reports show of an error, on pages and in mails, DEBUG or not."""
     told: list[str] = []
     for debug in (False, True):
         with override_settings(DEBUG=debug):

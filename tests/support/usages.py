@@ -90,7 +90,7 @@ def standing() -> tuple[FunctionTool, asyncio.Event]:
 
 
 async def nothing(reading: Awaitable[Any]) -> bool:
-    """Tell that a branch that isn't there has nothing to read.
+    """Assert that a missing branch has nothing to read.
 
     That is empty in the SDK and an error here: the one documented difference.
     """

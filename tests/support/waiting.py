@@ -18,7 +18,7 @@ HOUR = timedelta(hours=1)
 
 
 def asked(tool: str = "refund", arguments: str = '{"order": 42}') -> list[Any]:
-    """Give the interrupts of one call."""
+    """Return the interrupts of one call."""
     about = {"toolName": tool, "arguments": arguments}
     return [{"id": "c1", "toolCallId": "c1", "reason": "tool_call", "metadata": about}]
 

@@ -52,7 +52,7 @@ def change(path: Path, sql: str, *params: Any) -> None:
 
 
 def everything() -> list[Any]:
-    """Give every row that an import writes, to see that nothing has changed."""
+    """Return every row that an import writes, to see that nothing has changed."""
     tables: tuple[Any, ...] = (AgentSession, Branch, SessionItem)
     return [list(table.objects.order_by("pk").values()) for table in tables]
 

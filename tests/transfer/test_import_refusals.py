@@ -51,7 +51,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def everything(backend: str = "default") -> list[Any]:
-    """Give every row of a backend, to see that nothing has changed."""
+    """Return every row of a backend, to see that nothing has changed."""
     return [
         list(rows.order_by("pk").values())
         for rows in (
@@ -68,7 +68,7 @@ def export(path: Path, *rows: AgentSession) -> None:
 
 
 def line(session_id: Any, **changes: Any) -> Any:
-    """Give a line of an export with one question, and what is changed in it."""
+    """Return a line of an export with one question, and what is changed in it."""
     item: Item = {"role": "user", "content": "q"}
     session = {"id": session_id, **changes.pop("session", {})}
     return {

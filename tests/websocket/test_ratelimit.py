@@ -62,7 +62,7 @@ def concurrently(limit: Clocked, tries: int = TRIES) -> int:
 
 
 def assert_counts(limit: Clocked) -> None:
-    """Hold a cache to all that a window promises."""
+    """Assert that a cache does all that a window promises."""
     assert concurrently(limit) == ALLOWED
     # Refused tries prolong nothing, and whoever asks next is refused too.
     assert not limit.take(7)

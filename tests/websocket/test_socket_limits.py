@@ -190,7 +190,7 @@ def message_bytes(event: Any) -> int:
 
 
 async def assert_newest(session: Any, event: Any, count: int) -> None:
-    """Hold a snapshot to be the newest messages that fit, with a cursor to the rest."""
+    """Assert that a snapshot has the newest messages that fit, and a cursor."""
     assert message_bytes(event) <= SNAPSHOT_BYTES
     numbers = [int(m["content"].split()[0]) for m in event["messages"]]
     assert numbers == list(range(count - len(numbers), count))

@@ -130,7 +130,7 @@ def test_messages_are_read_page_by_page(browser: Client, user: Any) -> None:
 
 
 def run(row: AgentSession, *, seen_at: Any) -> None:
-    """Have a run of another host hold a session, which was last seen at some time."""
+    """Store a run of another host that holds a session, last seen at a time."""
     AgentSession.objects.filter(pk=row.pk).update(
         state="running",
         run_id="r",

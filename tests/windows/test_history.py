@@ -37,7 +37,7 @@ def one(item: Item) -> int:
 
 
 def talk(turns: int) -> list[Item]:
-    """Give turns of a question and an answer."""
+    """Return turns of a question and an answer."""
     return [item for n in range(turns) for item in (user(f"q{n}"), says(f"a{n}"))]
 
 

@@ -41,7 +41,7 @@ def compacted(name: str = "1") -> Item:
 
 
 def talk(turns: int) -> list[Item]:
-    """Give turns of a question and an answer."""
+    """Return turns of a question and an answer."""
     return [item for n in range(turns) for item in (user(f"q{n}"), says(f"a{n}"))]
 
 

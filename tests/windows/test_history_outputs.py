@@ -27,7 +27,7 @@ NEW = [user("new")]
 
 
 def shortened(item: Item, **options: Any) -> Item:
-    """Give what an old item becomes, beside a newer turn."""
+    """Return what an old item becomes, beside a newer turn."""
     history = [calls("c"), copy.deepcopy(item), user("q"), says("a")]
     window = drop_old_tool_outputs(**options)
     kept = window(history, NEW)

@@ -139,7 +139,7 @@ def from_model(item: Item) -> bool:
 
 
 def is_orphan(items: list[Item], index: int) -> bool:
-    """Tell an output that names a call which isn't there."""
+    """Return whether an output names a call that isn't there."""
     if items[index].get("type") not in OUTPUTS or partner(items, index) is not None:
         return False
     return isinstance(items[index].get("call_id"), str)

@@ -47,7 +47,7 @@ def looking(turns: int) -> tuple[Agent[Any], Any]:
 
 
 def turn_of(turn: int, text: str = WEATHER) -> list[str]:
-    """Give the outline of one such turn."""
+    """Return the outline of one such turn."""
     return [
         f"user q{turn}",
         f"call {turn}a",

@@ -117,7 +117,7 @@ class OnThePool:
     def transactional_db(
         cls, django_db_setup: None, django_db_blocker: DjangoDbBlocker
     ) -> Iterator[None]:
-        """Let rows stay to the end of the class: each case has sessions of its own."""
+        """Keep rows to the end of the class: each case has sessions of its own."""
         with django_db_blocker.unblock():
             yield
             sessions.reset()

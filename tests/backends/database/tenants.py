@@ -182,7 +182,7 @@ def bridged(request: HttpRequest, session_id: str) -> JsonResponse:
 
 
 def running(request: HttpRequest, session_id: str) -> JsonResponse:
-    """Have an agent answer in a loop of this thread."""
+    """Run an agent in a loop of this thread."""
     session = get_session(session_id)
     agent = Agent(name="Clerk", model=ScriptedModel([[assistant_message("Yes.")]]))
     loop = asyncio.new_event_loop()

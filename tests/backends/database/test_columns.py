@@ -150,7 +150,7 @@ class TestConvertedTables:
 
 @pytest.fixture
 def _unblocked(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    """Let the test use databases that Django's own test cases don't know."""
+    """Allow the test to use databases that Django's test cases don't know."""
     with django_db_blocker.unblock():
         yield
 

@@ -65,7 +65,7 @@ class TestOnThePool(DatabaseContract):
     def transactional_db(
         cls, django_db_setup: None, django_db_blocker: DjangoDbBlocker
     ) -> Iterator[None]:
-        """Let rows stay to the end of the class: each case has sessions of its own.
+        """Keep rows to the end of the class: each case has sessions of its own.
 
         pytest-django's fixture empties all tables after each case, which takes longer
         than most cases.

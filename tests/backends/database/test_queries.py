@@ -34,7 +34,7 @@ _ASIDE = ("BEGIN", "SET LOCAL", "COMMIT", "SAVEPOINT", "RELEASE")
 
 
 def messages(count: int) -> list[Any]:
-    """Give items as an SDK run stores them."""
+    """Return items as an SDK run stores them."""
     return [{"role": "user", "content": f"Message {n}"} for n in range(count)]
 
 
@@ -48,7 +48,7 @@ def statements(call: Callable[[], Any]) -> tuple[int, int]:
 
 
 def plan(call: Callable[[], Any]) -> dict[str, Any]:
-    """Give the plan that the statement of a call has once it is kept prepared."""
+    """Return the plan that the statement of a call has once it is kept prepared."""
     seen: list[tuple[str, Sequence[Any]]] = []
 
     def look(execute: Any, sql: str, params: Sequence[Any], *rest: Any) -> Any:
@@ -76,7 +76,7 @@ def plan(call: Callable[[], Any]) -> dict[str, Any]:
 
 
 def nodes(tree: dict[str, Any]) -> list[dict[str, Any]]:
-    """Give a plan's nodes, the outermost first."""
+    """Return a plan's nodes, the outermost first."""
     return [tree, *(node for inner in tree.get("Plans", []) for node in nodes(inner))]
 
 
@@ -487,7 +487,7 @@ class TestPlans:
 
 
 def updates() -> dict[str, tuple[int, int]]:
-    """Tell how many rows of a table were updated, and how many of them cheaply."""
+    """Return how many rows of a table were updated, and how many of them cheaply."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_force_next_flush()")
         cursor.execute(

@@ -39,7 +39,7 @@ def _fresh() -> Iterator[None]:
 
 
 def sized(count: int) -> override_settings:
-    """Give the test's backend this many connections of a kind."""
+    """Set how many connections of a kind the test's backend has."""
     path = "agent_sessions.backends.database.DatabaseBackend"
     setting = {"default": {"BACKEND": path, "OPTIONS": {"threads": count}}}
     return override_settings(AGENT_SESSIONS=setting)

@@ -89,7 +89,7 @@ def key_id(key: str) -> str:
 
 
 def stored() -> str:
-    """Give everything that our tables hold, as one text."""
+    """Return everything that our tables hold, as one text."""
     rows: list[Any] = []
     for model in apps.get_app_config("agent_sessions").get_models():
         rows += model._base_manager.values()

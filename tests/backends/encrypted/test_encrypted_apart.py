@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.one_database]
 
 
 def over(inner: Any) -> Any:
-    """Give settings of two encrypted aliases beside the plain one that they wrap."""
+    """Return settings of two encrypted aliases beside the plain one that they wrap."""
     options = {"backend": "default", "keys": [KEY]}
     sealed = {"BACKEND": ENCRYPTED, "OPTIONS": options}
     return override_settings(
@@ -44,7 +44,7 @@ def conversations() -> Iterator[ConversationsServer]:
 
 @pytest.fixture(params=["redis", "valkey", "cluster", "dapr", "sdk", "openai", "orm"])
 def inner(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """Give the settings of a store; only what is asked for is started."""
+    """Return the settings of a store; only what is asked for is started."""
     redis = "agent_sessions.backends.redis.RedisBackend"
     match request.param:
         case "redis" | "valkey" as name:

@@ -27,7 +27,7 @@ ENCRYPTED = "agent_sessions.backends.encrypted.EncryptedBackend"
 
 
 def encrypted(inner: Any, **options: Any) -> dict[str, Any]:
-    """Give settings whose alias "private" encrypts what `inner` stores."""
+    """Return settings whose alias "private" encrypts what `inner` stores."""
     return {
         "default": inner,
         "private": {

@@ -72,7 +72,7 @@ def server(running: ConversationsServer) -> Iterator[ConversationsServer]:
 
 
 def under(server: ConversationsServer, *keys: str, inner: Any = None) -> Any:
-    """Give settings with the aliases "openai", "private" over it and "database"."""
+    """Return settings with the aliases "openai", "private" over it and "database"."""
     options = {"base_url": server.url, "api_key": KEY, "touch_interval": 0}
     store = {"BACKEND": inner or OpenAIConversationsBackend, "OPTIONS": options}
     sealed = {"backend": "openai", "keys": list(keys)}
@@ -98,7 +98,7 @@ async def using(*arguments: Any, **options: Any) -> AsyncIterator[None]:
 
 
 def kept(server: ConversationsServer) -> list[Any]:
-    """Give what the only conversation holds."""
+    """Return what the only conversation holds."""
     (items,) = server.conversations.values()
     return items
 

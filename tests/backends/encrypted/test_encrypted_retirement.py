@@ -285,7 +285,7 @@ def test_what_can_not_be_put_right_is_told_and_the_next_rotation_finds_it(
 
 
 def stall(other: Other, line: str, path: Path) -> None:
-    """Have something written that stops before it is stored."""
+    """Start a write that stops before it is stored."""
     (path / "gate").touch()
     other.begin(line)
     eventually((path / "gate.reached").exists)

@@ -35,7 +35,7 @@ def conversations() -> Iterator[ConversationsServer]:
 
 
 def over_redis(**options: Any) -> Any:
-    """Give settings under which a Redis of these options is encrypted."""
+    """Return settings under which a Redis of these options is encrypted."""
     inner = {"BACKEND": BACKEND, "OPTIONS": options}
     return override_settings(AGENT_SESSIONS=encrypted(inner))
 

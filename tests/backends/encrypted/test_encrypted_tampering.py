@@ -550,7 +550,7 @@ def no_door_shows(row: AgentSession, user: Any) -> None:
 
 
 def remembered() -> str:
-    """Give all that the process keeps of opened envelopes, as one text."""
+    """Return all that the process keeps of opened envelopes, as one text."""
     backend: Any = sessions["private"]
     return repr(list(backend._memory._entries.items()))
 

@@ -100,7 +100,7 @@ async def chat(alias: str, *amounts: int, user: Any = None, **options: Any) -> A
 
 
 async def ask(tab: Socket, run_id: str) -> AgentRun:
-    """Have a run pause on its call; give its row as it is then."""
+    """Start a run that pauses on its call; return its row."""
     await tab.say(run_id, "Pay, please")
     assert (await tab.to_end())[-1]["outcome"]["type"] == "interrupt"
     run: AgentRun = await AgentRun.objects.select_related("session").aget(

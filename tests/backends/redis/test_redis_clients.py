@@ -43,7 +43,7 @@ MESSAGES: list[Any] = [{"role": "user", "content": f"item {n}"} for n in range(3
 
 
 def alias(location: Any, **options: Any) -> dict[str, Any]:
-    """Give an alias of CACHES."""
+    """Return an alias of CACHES."""
     return {
         "BACKEND": "django_redis.cache.RedisCache",
         "LOCATION": location,

@@ -98,7 +98,7 @@ class TestValkeyBehindSentinels(InTransaction):
 
 
 def sentinel_cache(watched: Watched, **options: Any) -> dict[str, Any]:
-    """Give an alias of CACHES as django-redis documents it for Sentinel."""
+    """Return an alias of CACHES as django-redis documents it for Sentinel."""
     return {
         "BACKEND": "django_redis.cache.RedisCache",
         "LOCATION": f"redis://{SERVICE}/0",
@@ -122,7 +122,7 @@ class TestRedis8(RedisContract):
     def transactional_db(
         cls, django_db_setup: None, django_db_blocker: DjangoDbBlocker
     ) -> Iterator[None]:
-        """Let rows stay to the end of the class: each case has sessions of its own."""
+        """Keep rows to the end of the class: each case has sessions of its own."""
         with django_db_blocker.unblock():
             yield
             sessions.reset()

@@ -258,7 +258,7 @@ def test_passwords_under_names_that_are_hidden_are_fine() -> None:
 
 
 def ours(found: list[Any]) -> list[Any]:
-    """Give what is reached from objects and is of a class of this package."""
+    """Return what is reached from objects and is of a class of this package."""
     seen: dict[int, Any] = {}
     while found:
         each = found.pop()
