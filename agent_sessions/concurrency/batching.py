@@ -9,17 +9,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from agent_sessions.concurrency.executor import Outcome, WarmExecutor, tell_all
 from agent_sessions.concurrency.forks import new_lock
+from agent_sessions.concurrency.settle import Answer, Outcome, tell
 from agent_sessions.exceptions import StorageError
 from agent_sessions.reports import clear, drop_frame
 
 A = TypeVar("A")
 
-# What went wrong for each argument, in their order; None where nothing did.
+# The error of each argument, in their order, or None.
 Outcomes = Sequence[BaseException | None]
-# Calls a function with a connection and a context.
+# Call a function with a connection and a context.
 Within = Callable[[Callable[[], Outcomes]], Outcomes]
+# Have a thread do some work, and then what the work returns.
+Spawn = Callable[[Callable[[], Callable[[], None]]], object]
 
 
 class Gathering(Generic[A]):
@@ -37,19 +39,17 @@ class Gathering(Generic[A]):
         self._pid = os.getpid()
         self._lock = new_lock()
         self._waiting: list[tuple[A, asyncio.Future[None]]] = []
-        # The loop of the last one that has called for a thread.
+        # The loop that called for a thread last.
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def join(
-        self, argument: A, pool: Callable[[], WarmExecutor], within: Within
-    ) -> Outcome[None]:
-        """Have the work done on an argument in a thread of a pool, `within` a function.
+    def join(self, argument: A, spawn: Spawn, within: Within) -> Outcome[None]:
+        """Have the work done on an argument in a thread, `within` a function.
 
         Needs a running loop. The thread is called once the loop has run what is ready
         now, which may read on that thread's connection and join too.
         """
         if self._pid != os.getpid():
-            # What a parent's threads work off isn't a fork's.
+            # A fork doesn't work off what its parent's threads do.
             self._reset()
         loop = asyncio.get_running_loop()
         future: Outcome[None] = Outcome(loop=loop)
@@ -57,17 +57,17 @@ class Gathering(Generic[A]):
             # Another loop may end before it calls.
             if not self._waiting or self._loop is not loop:
                 self._loop = loop
-                loop.call_soon(self._call_thread, pool, within)
+                loop.call_soon(self._call_thread, spawn, within)
             self._waiting.append((argument, future))
         return future
 
-    def _call_thread(self, pool: Callable[[], WarmExecutor], within: Within) -> None:
+    def _call_thread(self, spawn: Spawn, within: Within) -> None:
         try:
-            pool().spawn(partial(self._work_off, within))
+            spawn(partial(self._work_off, within))
         except RuntimeError as exc:
-            # It was shut down meanwhile.
+            # The threads were shut down meanwhile.
             _, futures = self._take()
-            tell_all(futures, for_each(exc, len(futures)))
+            tell(_answers(futures, for_each(exc, len(futures))))
 
     def _take(self) -> tuple[list[A], list[asyncio.Future[None]]]:
         with self._lock:
@@ -76,10 +76,10 @@ class Gathering(Generic[A]):
 
     def _work_off(self, within: Within) -> Callable[[], None]:
         arguments, futures = self._take()
-        if not arguments:
-            return partial(tell_all, [], [])
+        outcomes: Outcomes = []
         try:
-            outcomes = within(partial(self._work, arguments))
+            if arguments:
+                outcomes = within(partial(self._work, arguments))
         except BaseException as exc:
             drop_frame(exc)
             outcomes = for_each(exc, len(futures))
@@ -87,7 +87,12 @@ class Gathering(Generic[A]):
             if error is not None:
                 # It came through frames that hold what others gave.
                 clear(error)
-        return partial(tell_all, futures, outcomes)
+        return partial(tell, _answers(futures, outcomes))
+
+
+def _answers(futures: Sequence[asyncio.Future[None]], errors: Outcomes) -> list[Answer]:
+    pairs = zip(futures, errors, strict=True)
+    return [Answer(future, error=error) for future, error in pairs]
 
 
 def for_each(error: BaseException, number: int) -> list[BaseException]:

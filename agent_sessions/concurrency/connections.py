@@ -1,8 +1,14 @@
-"""Connections of ours: how they plan, and whether one that is kept can still be used."""
+"""Which connection a call uses, how it plans, and whether a kept one is usable.
+
+Two parts of others are used here that are not documented. A test pins each; without
+them a call runs on a connection of the pool.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import select
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +16,7 @@ from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
+from asgiref.sync import AsyncToSync
 from django.db import Error, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -17,6 +24,8 @@ from django.dispatch import receiver
 
 # What the router answered in the caller, for the thread that works for it.
 chosen_database: ContextVar[str | None] = ContextVar("chosen_database", default=None)
+# The thread whose synchronous code has opened a session.
+_opened_in: ContextVar[int | None] = ContextVar("_opened_in", default=None)
 
 # A plan that PostgreSQL keeps from when its tables filled a page or two reads all of
 # them until the next ANALYZE, and so do its checks of foreign keys.
@@ -86,6 +95,58 @@ def choosing(database: str) -> Iterator[None]:
         yield
     finally:
         chosen_database.reset(token)
+
+
+# -- callers --------------------------------------------------------------------------
+
+
+def note_opening() -> None:
+    """Remember the running thread if synchronous code runs in it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        _opened_in.set(threading.get_ident())
+
+
+def runs_in_its_thread() -> bool:
+    """Return whether the running loop blocks the code that has opened the session.
+
+    `Runner.run_sync()` in a view runs such a loop.
+    """
+    return _opened_in.get() == threading.get_ident()
+
+
+def sync_caller_waits() -> bool:
+    """Return whether async_to_sync() runs the coroutine for a caller that waits.
+
+    asgiref keeps this for its own use.
+    """
+    executors = getattr(AsyncToSync, "executors", None)
+    return getattr(executors, "current", None) is not None
+
+
+def own_connection(database: str) -> BaseDatabaseWrapper:
+    """Return the connection that the synchronous code of this thread uses.
+
+    Inside a running loop Django gives each task another one, so that a run in
+    Runner.run_sync() would not see the transaction of its caller. asyncio keeps the
+    function that says which loop runs for event loops.
+    """
+    say = getattr(asyncio, "_set_running_loop", None)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        say = None
+    if say is None:
+        return connections[database]
+    say(None)
+    try:
+        return connections[database]
+    finally:
+        say(loop)
+
+
+# -- connections that are kept ---------------------------------------------------------
 
 
 def is_pooled(connection: BaseDatabaseWrapper) -> bool:

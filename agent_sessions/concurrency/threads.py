@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import os
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,22 +17,19 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from agent_sessions.concurrency import forks
 from agent_sessions.concurrency.batching import Gathering, Outcomes
-from agent_sessions.concurrency.callers import (
-    own_connection,
-    runs_in_its_thread,
-    sync_caller_waits,
-)
 from agent_sessions.concurrency.connections import (
     chosen_database,
     is_fresh,
     is_pooled,
     make_own,
+    own_connection,
     refresh,
+    runs_in_its_thread,
+    sync_caller_waits,
 )
-from agent_sessions.concurrency.executor import WarmExecutor
-from agent_sessions.concurrency.forks import new_lock
-from agent_sessions.concurrency.settle import settle
+from agent_sessions.concurrency.settle import Outcome, answered, settle
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -57,6 +56,14 @@ class ConnectionPolicy:
         return self.size or (1 if connections[database].vendor == "sqlite" else 8)
 
 
+@dataclass(slots=True)
+class _Seat:
+    """One of our threads; the lock is held while anybody uses its connection."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    connection: BaseDatabaseWrapper | None = None
+
+
 class DatabaseThreads:
     """A bounded pool of threads that each keep one connection to a database.
 
@@ -68,11 +75,15 @@ class DatabaseThreads:
         self.database = database
         self.size = policy.size_for(database)
         self._policy = policy
-        self._lock = new_lock()
-        self._pid = 0
-        self._pool: WarmExecutor | None = None
-        self._lender: WarmExecutor | None = None
-        self._connections: dict[threading.Thread, BaseDatabaseWrapper] = {}
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        # The threads that serve callers, and one that works on a caller's connection.
+        self._pool: ThreadPoolExecutor | None = None
+        self._lender: ThreadPoolExecutor | None = None
+        self._seats: dict[threading.Thread, _Seat] = {}
+        # What a fork holds until it is done.
+        self._held: list[_Seat] = []
+        forks.pools.add(self)
 
     async def run(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -82,13 +93,13 @@ class DatabaseThreads:
         A caller that holds a transaction, as a view under ATOMIC_REQUESTS or a test
         does, gets it run on its own connection; everybody else gets the pool.
         """
-        return await self._begin(function, False, *args, **kwargs)
+        return await self._begin(partial(function, *args, **kwargs), settles=False)
 
     async def finish(
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a function that writes: a cancelled caller learns its outcome too."""
-        return await self._begin(function, True, *args, **kwargs)
+        return await self._begin(partial(function, *args, **kwargs), settles=True)
 
     async def finish_together(self, gathering: Gathering[A], argument: A) -> None:
         """Write in the pool, with the others that wait for it.
@@ -100,27 +111,26 @@ class DatabaseThreads:
         def within(call: Callable[[], Outcomes]) -> Outcomes:
             return context.run(self._on_own_connection, call)
 
-        pool = partial(self._executor, "_pool", self.size)
-        await gathering.join(argument, pool, within)
+        def spawn(work: Callable[[], Callable[[], None]]) -> None:
+            self._own_pool().submit(self._work, work)
+
+        await gathering.join(argument, spawn, within)
 
     def here(self, work: Callable[[BaseDatabaseWrapper], T]) -> T | None:
         """Work in the running thread, on the connection of one that has nothing to do.
 
-        None where there is no such thread, or its connection would have to be made anew.
+        Return None if there is no such thread, or its connection isn't usable.
         """
-        pool = self._pool
-        if pool is None or self._pid != os.getpid():
+        if self._pid != os.getpid():
             return None
-        thread = pool.take_idle()
-        if thread is None:
-            return None
-        try:
-            connection = self._connections.get(thread)
-            if connection is None or not is_fresh(connection):
-                return None
-            return work(connection)
-        finally:
-            pool.give_back(thread)
+        for seat in list(self._seats.values()):
+            if seat.connection is not None and seat.lock.acquire(blocking=False):
+                try:
+                    usable = is_fresh(seat.connection)
+                    return work(seat.connection) if usable else None
+                finally:
+                    seat.lock.release()
+        return None
 
     def serves_caller(self) -> bool:
         """Return whether the caller's statements may run on any other connection."""
@@ -131,24 +141,40 @@ class DatabaseThreads:
             or _is_lent(own_connection(self.database))
         )
 
-    def _begin(
-        self, function: Callable[P, T], settles: bool, *args: P.args, **kwargs: P.kwargs
-    ) -> Awaitable[T]:
-        call = partial(function, *args, **kwargs)
+    def _begin(self, call: Callable[[], T], *, settles: bool) -> Awaitable[T]:
         if sync_caller_waits():
-            return self._in_callers_thread(call, settles)
+            return self._in_callers_thread(call, settles=settles)
         own = own_connection(self.database)
         if _is_lent(own) or (self._policy.shared and runs_in_its_thread()):
-            lender = self._executor("_lender", 1)
-            lent = partial(self._context().run, call)
-            return lender.run(partial(self._lend, own, lent), settles=settles)
-        if self._policy.shared:
-            return self._in_callers_thread(call, settles)
-        pool = self._executor("_pool", self.size)
-        ours = partial(self._context().run, self._prepared, call)
-        return pool.run(partial(self._on_own_connection, ours), settles=settles)
+            pool = self._made("_lender", 1)
+            call = partial(self._lend, own, partial(self._context().run, call))
+        elif self._policy.shared:
+            return self._in_callers_thread(call, settles=settles)
+        else:
+            pool = self._own_pool()
+            prepared = partial(self._context().run, self._prepared, call)
+            call = partial(self._on_own_connection, prepared)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = (
+            Outcome(loop=loop) if settles else loop.create_future()
+        )
+        pool.submit(self._work, partial(answered, call, future))
+        return future
 
-    def _in_callers_thread(self, call: Callable[[], T], settles: bool) -> Awaitable[T]:
+    def _work(self, work: Callable[[], Callable[[], None]]) -> None:
+        thread = threading.current_thread()
+        seat = self._seats.get(thread)
+        if seat is None:
+            with self._lock:
+                seat = self._seats[thread] = _Seat()
+        with seat.lock:
+            tell = work()
+        # The connection is free before the caller is told, who may come back at once.
+        tell()
+
+    def _in_callers_thread(
+        self, call: Callable[[], T], *, settles: bool
+    ) -> Awaitable[T]:
         """Run a call where Django runs what an async view asks of its ORM.
 
         A router is asked there: one that goes by what a middleware has left in that
@@ -169,15 +195,38 @@ class DatabaseThreads:
     def close(self) -> None:
         """End the threads and close their connections; later calls make new ones."""
         with self._lock:
-            pools = [p for p in (self._pool, self._lender) if p is not None]
-            opened, self._connections = self._connections, {}
-            self._pool = self._lender = None
             inherited = self._pid != os.getpid()
+            pools, seats = (self._pool, self._lender), self._seats
+            self._forget()
         if inherited:
             return
         for pool in pools:
-            pool.shutdown(wait=True)
-        close_all(list(opened.values()))
+            if pool is not None:
+                pool.shutdown(wait=True)
+        _close_all(seats.values())
+
+    def before_fork(self) -> None:
+        """Let no call begin, wait for those under way, and close files of SQLite.
+
+        SQLite's locks of an open transaction would be copied to the child for ever. And
+        a child would take the parent's locks on the file for its own, and have none when
+        the parent ends: who closes the file next would throw away what the child writes.
+        """
+        self._lock.acquire()
+        deadline = time.monotonic() + forks.PATIENCE
+        seats = list(self._seats.values())
+        for seat in seats:
+            # A thread that forks itself holds its own lock, and gets it once more.
+            if seat.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                self._held.append(seat)
+        if len(self._held) == len(seats) and self._pid == os.getpid():
+            _close_all(each for each in seats if _is_sqlite(each.connection))
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Let calls begin again; the owner's pid tells a child to make threads anew."""
+        while self._held:
+            self._held.pop().lock.release()
+        self._lock.release()
 
     def _context(self) -> contextvars.Context:
         """Copy the caller's context, with the database that was chosen in it."""
@@ -186,34 +235,27 @@ class DatabaseThreads:
             context.run(chosen_database.set, self.database)
         return context
 
-    def _executor(self, name: str, size: int) -> WarmExecutor:
+    def _own_pool(self) -> ThreadPoolExecutor:
+        return self._made("_pool", self.size)
+
+    def _made(self, name: str, size: int) -> ThreadPoolExecutor:
+        pool: ThreadPoolExecutor | None = getattr(self, name)
         # Threads don't survive a fork.
-        if (made := getattr(self, name)) is not None and self._pid == os.getpid():
-            return made  # type: ignore[no-any-return]
+        if pool is not None and self._pid == os.getpid():
+            return pool
         with self._lock:
             if self._pid != os.getpid():
                 # The parent still uses the sockets.
-                self._pool = self._lender = None
-                self._connections = {}
-                self._pid = os.getpid()
-            pool: WarmExecutor | None = getattr(self, name)
-            if pool is None:
-                pool = WarmExecutor(
-                    size,
-                    thread_name_prefix=f"agent_sessions-{self.database}",
-                    put_away=self._put_away,
-                )
+                self._forget()
+            if (pool := getattr(self, name)) is None:
+                pool = ThreadPoolExecutor(size, f"agent_sessions-{self.database}")
                 setattr(self, name, pool)
             return pool
 
-    def _put_away(self, threads: Sequence[threading.Thread]) -> None:
-        """Close connections of SQLite before a fork; they are opened again on use.
-
-        A child would take their locks on the file for its own, and have none when the
-        parent ends: who closes the file next would throw away what the child writes.
-        """
-        opened = [self._connections.get(each) for each in threads]
-        close_all([each for each in opened if each and each.vendor == "sqlite"])
+    def _forget(self) -> None:
+        self._pool = self._lender = None
+        self._seats = {}
+        self._pid = os.getpid()
 
     def _on_own_connection(self, call: Callable[[], T]) -> T:
         connection = connections[self.database]
@@ -225,8 +267,7 @@ class DatabaseThreads:
                 connection.close()
         if connection.connection is None:
             make_own(connection)
-            with self._lock:
-                self._connections[threading.current_thread()] = connection
+            self._seats[threading.current_thread()].connection = connection
         else:
             refresh(connection)
         return call()
@@ -248,7 +289,7 @@ class ThreadsByDatabase:
 
     def __init__(self, policy: ConnectionPolicy) -> None:
         self.policy = policy
-        self._lock = new_lock()
+        self._lock = forks.new_lock()
         self._made: dict[str, DatabaseThreads] = {}
 
     def of(self, database: str) -> DatabaseThreads:
@@ -266,8 +307,9 @@ class ThreadsByDatabase:
             threads.close()
 
 
-def close_all(opened: Sequence[BaseDatabaseWrapper]) -> None:
+def _close_all(seats: Iterable[_Seat]) -> None:
     """Close connections that other threads have opened."""
+    opened = [seat.connection for seat in seats if seat.connection is not None]
 
     def close() -> None:
         for connection in opened:
@@ -282,6 +324,10 @@ def close_all(opened: Sequence[BaseDatabaseWrapper]) -> None:
 
 def _is_lent(connection: BaseDatabaseWrapper) -> bool:
     return connection.in_atomic_block or _in_memory(connection)
+
+
+def _is_sqlite(connection: BaseDatabaseWrapper | None) -> bool:
+    return connection is not None and connection.vendor == "sqlite"
 
 
 def _in_memory(connection: BaseDatabaseWrapper) -> bool:

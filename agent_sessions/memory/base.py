@@ -20,7 +20,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.keys import Asking, PopsIf, check_limit, check_session_id
-from agent_sessions.concurrency.callers import note_opening
+from agent_sessions.concurrency.connections import note_opening
 from agent_sessions.exceptions import BlockingCall, SessionClosed, SessionDoesNotExist
 from agent_sessions.items import as_sequence
 from agent_sessions.memory.context import names_other

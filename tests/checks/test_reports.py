@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from io import StringIO
@@ -34,7 +35,6 @@ from agent_sessions.backends.encrypted.keys import KeySource
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.checks import check_backends
 from agent_sessions.concurrency.batching import Gathering
-from agent_sessions.concurrency.executor import WarmExecutor
 from agent_sessions.encryption import KeyRing, MasterKey
 from agent_sessions.exceptions import (
     AgentSessionError,
@@ -344,12 +344,16 @@ def test_an_error_of_a_whole_batch_is_each_callers_own() -> None:
         raise failure
 
     async def join_all() -> list[Any]:
-        pool = WarmExecutor(1)
+        pool = ThreadPoolExecutor(1)
         free = threading.Event()
         gathering = Gathering(work)
-        pool.spawn(partial(_wait, free))
+        pool.submit(free.wait)
         joined = [
-            gathering.join(f"{CONTENT}{n}", lambda: pool, lambda call: call())
+            gathering.join(
+                f"{CONTENT}{n}",
+                lambda call: pool.submit(lambda: call()()),
+                lambda call: call(),
+            )
             for n in range(3)
         ]
         free.set()
@@ -362,11 +366,6 @@ def test_an_error_of_a_whole_batch_is_each_callers_own() -> None:
     for error in errors:
         assert str(error) == "no"
         assert_discreet(error)
-
-
-def _wait(free: threading.Event) -> Callable[[], None]:
-    free.wait()
-    return lambda: None
 
 
 # -- other stores ----------------------------------------------------------------------

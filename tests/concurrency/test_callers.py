@@ -16,7 +16,7 @@ from django.test.utils import override_settings
 from agent_sessions import checks as our_checks
 from agent_sessions import get_session, sessions
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.concurrency.callers import own_connection, sync_caller_waits
+from agent_sessions.concurrency.connections import own_connection, sync_caller_waits
 from agent_sessions.handler import DATABASE_BACKEND
 
 ITEM: Any = {"role": "user", "content": "Hello"}

@@ -165,7 +165,7 @@ class TestPool:
     def test_close_ends_its_threads_and_connections(self) -> None:
         asyncio.run(get_session("closed").add_items([ITEM]))
         pool = threads()
-        opened = list(pool._connections.values())
+        opened = [seat.connection for seat in pool._seats.values() if seat.connection]
         name = f"agent_sessions-{pool.database}"
         assert opened
         pool.close()

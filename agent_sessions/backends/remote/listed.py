@@ -33,8 +33,11 @@ from django.db import (
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.connecting import OPTIONS, read_policy
 from agent_sessions.backends.remote.directory_cache import DirectoryCache, PendingUpdate
-from agent_sessions.concurrency.callers import runs_in_its_thread
-from agent_sessions.concurrency.connections import choosing, chosen_database
+from agent_sessions.concurrency.connections import (
+    choosing,
+    chosen_database,
+    runs_in_its_thread,
+)
 from agent_sessions.concurrency.loops import with_caller
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.concurrency.threads import ThreadsByDatabase

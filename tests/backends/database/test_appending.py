@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +25,6 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.transport.sqlite import Append, append_together
 from agent_sessions.concurrency.batching import Gathering
-from agent_sessions.concurrency.executor import WarmExecutor
 from agent_sessions.exceptions import (
     BranchDoesNotExist,
     InvalidItem,
@@ -250,15 +250,19 @@ async def test_what_goes_wrong_before_the_work_leaves_nobody_waiting() -> None:
         raise DatabaseError("no connection")
 
     gathering = Gathering(work)
-    pool = WarmExecutor(1, "refusing")
-    lost = [gathering.join(number, lambda: pool, refuse) for number in range(3)]
+    pool = ThreadPoolExecutor(1)
+
+    def spawn(call: Any) -> None:
+        pool.submit(lambda: call()())
+
+    lost = [gathering.join(number, spawn, refuse) for number in range(3)]
     outcomes = await asyncio.gather(*lost, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [DatabaseError] * 3
-    await gathering.join(3, lambda: pool, lambda call: call())
+    await gathering.join(3, spawn, lambda call: call())
     assert worked == [3]
     pool.shutdown()
     with pytest.raises(RuntimeError):
-        await gathering.join(4, lambda: pool, lambda call: call())
+        await gathering.join(4, spawn, lambda call: call())
 
 
 def test_a_cancelled_caller_learns_the_outcome_and_stops_nobody() -> None:

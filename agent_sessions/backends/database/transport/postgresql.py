@@ -23,8 +23,8 @@ from agent_sessions.backends.database.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.reading import MANY, aread_newest
 from agent_sessions.backends.keys import SessionKey
 from agent_sessions.concurrency.connections import is_fresh, make_own
-from agent_sessions.concurrency.executor import Outcome
 from agent_sessions.concurrency.loops import PerLoop
+from agent_sessions.concurrency.settle import Outcome
 from agent_sessions.items import Item
 
 if TYPE_CHECKING:
