@@ -255,7 +255,7 @@ def remembered(pair: Pair, settings: Any) -> None:
 def sourced(pair: Pair, settings: Any) -> None:
     backend: Any = sessions["private"]
     (key,) = settings.AGENT_SESSIONS["private"]["OPTIONS"]["keys"]
-    assert key not in repr((backend, backend.source, backend.source.ring()))
+    assert key not in repr((backend, backend.source, backend.source.get()))
 
 
 def short(pair: Pair, settings: Any) -> None:

@@ -231,7 +231,7 @@ def test_a_lost_table_shows_nothing_at_any_door(alias: str) -> None:
 
 
 @pytest.mark.one_database
-@pytest.mark.parametrize("asking", ["ring", "newest", "ask", "renew"])
+@pytest.mark.parametrize("asking", ["get", "young", "fetch", "renew"])
 def test_a_provider_that_fails_shows_no_keys_whoever_asks(asking: str) -> None:
     def provide() -> list[str]:
         keys = [MASTER_KEY]

@@ -231,8 +231,18 @@ class KeyedBackend(WrappingBackend):
         self._memory = Memory(self.settings.cache_bytes)
         # By database: a router may have one for each tenant.
         self._permits: dict[str, Permits] = {}
-        # The sessions' keys lie in a database: async callers need a thread.
-        self._is_threaded = self.settings.session_keys
+
+    @property
+    def _is_threaded(self) -> bool:
+        """Whether async callers run the synchronous form in a thread.
+
+        The sessions' keys lie in a database. With the connections of requests, only
+        the thread of the request has the right connection, and a router that goes by
+        the thread answers rightly only there.
+        """
+        return self.settings.session_keys or self.inner.options.get("connections") == (
+            "request"
+        )
 
     @property
     def permits(self) -> Permits:
@@ -240,7 +250,9 @@ class KeyedBackend(WrappingBackend):
         using = self.directory.using
         found = self._permits.get(using)
         if found is None:
-            found = self._permits[using] = Permits(self.alias, using, self.source)
+            found = self._permits[using] = Permits(
+                self.alias, using, self.source, self.settings.key_refresh
+            )
         return found
 
     @property
@@ -347,7 +359,7 @@ class KeyedBackend(WrappingBackend):
         permit: Permit | None = None,
     ) -> Vault:
         if ring is None:
-            ring = self.source.ring() if permit is None else permit.ring
+            ring = self.source.get() if permit is None else permit.ring
         vault = Vault(
             ring,
             self._context(key) + purpose,

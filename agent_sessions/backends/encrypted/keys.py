@@ -9,6 +9,7 @@ then marks the row as retired, by compare-and-set, knows that nobody will be.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -48,66 +49,45 @@ if TYPE_CHECKING:
 _PATIENCE = 30.0
 
 
-class KeySource:
+class KeySource(Refreshed[KeyRing]):
     """The keys of one alias.
 
-    A list is read at once. What a function gives is fetched on first use, and fetched
-    again by who uses it after half of `seconds`, or where an item names a key that isn't
-    there. Raises InvalidBackend.
+    A list is read at once. What a function returns is fetched on first use, and again
+    by who uses it after half of `seconds`, or if an item names a key that isn't there.
+    get() returns the keys to read with, young() those to write with. Raises
+    InvalidBackend.
     """
 
     def __init__(self, alias: str, keys: Any, seconds: float) -> None:
-        self.seconds = seconds
         self._setting = f"AGENT_SESSIONS[{alias!r}]"
-        # Keys that stand in the settings.
-        self._fixed: KeyRing | None = None
         self._provider: Callable[[], Any] | None = None
-        self._fetched = Refreshed(self._ask, seconds)
         self._asked = 0.0
         if isinstance(keys, str) and "." in keys:
             self._provider = self._import(keys)
         elif callable(keys):
             self._provider = keys
-        else:
-            self._fixed = self._parse(keys)
+        # Keys that stand in the settings don't change.
+        super().__init__(math.inf if self._provider is None else seconds)
+        if self._provider is None:
+            self.put(self._parse(keys), clock())
 
     def __repr__(self) -> str:
         return f"<KeySource of {self._setting}>"
 
-    def is_ring(self, ring: KeyRing) -> bool:
-        """Return whether these are the keys that were fetched last."""
-        return ring is (self._fixed or self._fetched.value)
-
-    def ring(self) -> KeyRing:
-        """Return the keys to read with.
-
-        Raises EncryptionError where the provider fails at first; later what it gave
-        before is kept.
-        """
-        return self._fixed or self._fetched.get()
-
     async def load(self) -> None:
-        """Fetch the keys in a thread, so that ring() doesn't block the loop."""
-        if not (self._fixed or self._fetched.peek()):
-            await sync_to_async(self.ring)()
-
-    def newest(self) -> KeyRing:
-        """Return keys to write with, at most `seconds` old. Raises EncryptionError."""
-        return self._fixed or self._fetched.young()
-
-    def ask(self) -> KeyRing:
-        """Ask the provider for the keys now. Raises EncryptionError."""
-        return self._fixed or self._fetched.fetch()
+        """Fetch the keys in a thread, so that get() doesn't block the loop."""
+        if self.peek() is None:
+            await sync_to_async(self.get)()
 
     def renew(self) -> bool:
-        """Ask the provider for keys again; tell whether there are others now.
+        """Ask the provider for keys again; return whether there are others now.
 
         At most every half minute: an item may name any key.
         """
-        if self._fixed or time.monotonic() - self._asked < _PATIENCE:
+        if self._provider is None or time.monotonic() - self._asked < _PATIENCE:
             return False
-        before = self._fetched.value
-        return self._fetched.fetch() is not before
+        before = self.value
+        return self.fetch() is not before
 
     def check(self) -> list[checks.CheckMessage]:
         """Warn of keys that can be guessed. A provider isn't asked."""
@@ -116,7 +96,7 @@ class KeySource:
         messages: list[checks.CheckMessage] = []
         secrets = {settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS}
         known = {str(secret).encode() for secret in secrets}
-        for number, key in enumerate(self.ring(), 1):
+        for number, key in enumerate(self.get(), 1):
             if key.secret in known:
                 reason = "is the project's SECRET_KEY, which other things depend on too"
             elif not key.is_strong:
@@ -145,7 +125,8 @@ class KeySource:
         return found  # type: ignore[no-any-return]
 
     def _ask(self) -> KeyRing:
-        assert self._provider is not None  # noqa: S101 - else the keys are fixed
+        if self._provider is None:
+            return self.value  # type: ignore[return-value]
         self._asked = time.monotonic()
         try:
             ring = KeyRing.parse(self._provider())
@@ -159,7 +140,7 @@ class KeySource:
                 f"{self._setting}: the provider of keys failed "
                 f"({place_of(exc)}). Nothing was changed."
             ) from None
-        before = self._fetched.value
+        before = self.value
         return before if before is not None and before.ids == ring.ids else ring
 
     def _parse(self, keys: Any) -> KeyRing:
@@ -177,7 +158,7 @@ class KeySource:
         )
 
 
-guard_methods(KeySource, ["__init__", "ring", "newest", "ask", "renew", "check"])
+guard_methods(KeySource, ["__init__", "renew", "check"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +197,16 @@ class Permit:
             )
 
 
-class Permits:
-    """The permits of this process for one alias."""
+class Permits(Refreshed[Permit]):
+    """The permits of this process for one alias and database."""
 
-    def __init__(self, alias: str, using: str, source: KeySource) -> None:
+    def __init__(
+        self, alias: str, using: str, source: KeySource, seconds: float
+    ) -> None:
+        super().__init__(seconds)
         self.alias = alias
         self.using = using
         self._source = source
-        self._current = Refreshed(self._take, source.seconds, self._serves)
 
     def rows(self) -> Any:
         """Return the rows of the alias's keys, as a query set."""
@@ -248,42 +231,41 @@ class Permits:
         and StorageError where the database does. While it lasts, the former permit
         bridges such failures.
         """
-        if (permit := self._current.peek()) is not None:
+        if (permit := self.peek()) is not None:
             return permit
         connection = connections[self.using]
         if connection.vendor == "sqlite" and connection.in_atomic_block:
             # The only writer there is: nobody else gets between this and the commit.
-            return self._current.held() or self._take_within()
-        return self._current.get()
+            return self.held() or self._take_within()
+        return self.get()
 
     async def atake(self, threads: DatabaseThreads) -> Permit:
         """See take(). Neither the provider nor the database holds up the loop."""
-        permit = self._current.peek()
+        permit = self.peek()
         if permit is None:
             await self._source.load()
             permit = await threads.run(self.take)
         return permit
 
     def _serves(self, permit: Permit) -> bool:
-        return permit.is_valid and self._source.is_ring(permit.ring)
+        return permit.is_valid and permit.ring is self._source.value
 
-    def _take(self) -> Permit:
-        ring, began = self._source.newest(), clock()
+    def _ask(self) -> Permit:
+        permit = Permit(self._source.young(), clock(), self._lasts)
         try:
             with self.asking():
-                self._outside(partial(self._count_up, ring.first.id))
+                self._outside(partial(self._count_up, permit.key_id))
         except RetiredEncryptionKey:
-            self._current.value = None
+            self.value = None
             raise
-        return Permit(ring, began, self._source.seconds)
+        return permit
 
     def _take_within(self) -> Permit:
         """Take a permit in the caller's transaction, which may be rolled back."""
-        permit = Permit(self._source.newest(), clock(), self._source.seconds)
+        permit = Permit(self._source.young(), clock(), self._lasts)
         with self.asking():
             self._count_up(permit.key_id)
-        keep = partial(self._current.put, permit, permit.began)
-        transaction.on_commit(keep, using=self.using)
+        transaction.on_commit(partial(self.put, permit, permit.began), using=self.using)
         return permit
 
     def _outside(self, call: Callable[[], None]) -> None:
@@ -312,7 +294,7 @@ class Permits:
         rows.get_or_create(
             backend=self.alias,
             key_id=key_id,
-            defaults={"seconds": self._source.seconds},
+            defaults={"seconds": self._lasts},
         )
         if not self._update(rows):
             raise RetiredEncryptionKey(self.alias, key_id)
@@ -320,7 +302,7 @@ class Permits:
     def _update(self, rows: Any) -> int:
         changed: int = rows.filter(retired_at=None).update(
             takings=F("takings") + 1,
-            seconds=Greatest(F("seconds"), Value(float(self._source.seconds))),
+            seconds=Greatest(F("seconds"), Value(float(self._lasts))),
             holder=f"{socket.gethostname()}:{os.getpid()}"[:255],
             taken_at=timezone.now(),
         )

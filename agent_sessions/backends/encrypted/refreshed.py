@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Generic, TypeVar
 
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.exceptions import EncryptionError, StorageError
+from agent_sessions.reports import guard_methods
 
 T = TypeVar("T")
 
@@ -26,33 +28,33 @@ clock: Callable[[], float] = (
 )
 
 
-class Refreshed(Generic[T]):
-    """A value that its users fetch again when it is half of `seconds` old.
+class Refreshed(ABC, Generic[T]):
+    """A value that its users fetch again when it is half of `lasts` seconds old.
 
     One thread fetches it. The others go on with the value that is there, or wait for
-    the new one where that is older than `seconds` or doesn't serve any more.
+    the new one if that is older than `lasts` or doesn't serve any more.
     """
 
-    def __init__(
-        self,
-        fetch: Callable[[], T],
-        seconds: float,
-        serves: Callable[[T], bool] = lambda value: True,
-    ) -> None:
+    def __init__(self, lasts: float) -> None:
         self.value: T | None = None
-        self._fetch = fetch
-        self._seconds = seconds
-        self._serves = serves
+        self._lasts = lasts
         self._lock = new_lock()
         # In clock()'s time: when the value was asked for, and when it is to be again.
         self._began = 0.0
         self._due = 0.0
         self._failure = ""
 
+    @abstractmethod
+    def _ask(self) -> T:
+        """Fetch a value. Raises StorageError."""
+
+    def _serves(self, value: T) -> bool:
+        return True
+
     @property
     def is_old(self) -> bool:
-        """Return whether there is no value that is younger than `seconds`."""
-        return self.value is None or clock() - self._began > self._seconds
+        """Return whether there is no value that is younger than `lasts`."""
+        return self.value is None or clock() - self._began > self._lasts
 
     def held(self) -> T | None:
         """Return the value that is there, if it serves."""
@@ -60,7 +62,7 @@ class Refreshed(Generic[T]):
         return value if value is not None and self._serves(value) else None
 
     def peek(self) -> T | None:
-        """Return the value; None where get() must fetch it."""
+        """Return the value; None if get() must fetch it."""
         if clock() < self._due or (self._lock.locked() and not self.is_old):
             return self.held()
         return None
@@ -82,17 +84,17 @@ class Refreshed(Generic[T]):
     def fetch(self) -> T:
         """Fetch the value now."""
         began = clock()
-        return self.put(self._fetch(), began)
+        return self.put(self._ask(), began)
 
     def put(self, value: T, began: float) -> T:
         """Keep a value that was asked for at a moment."""
         self.value = value
-        self._began, self._due = began, began + self._seconds / 2
+        self._began, self._due = began, began + self._lasts / 2
         return value
 
     def _refresh(self) -> T:
         waits = self.is_old or self.held() is None
-        locked = self._lock.acquire(timeout=self._seconds if waits else 0)
+        locked = self._lock.acquire(timeout=self._lasts if waits else 0)
         try:
             held = self.held()
             if held is not None and (clock() < self._due or not (locked or waits)):
@@ -107,3 +109,6 @@ class Refreshed(Generic[T]):
         finally:
             if locked:
                 self._lock.release()
+
+
+guard_methods(Refreshed, ["get", "young", "fetch"])

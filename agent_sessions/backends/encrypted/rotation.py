@@ -172,7 +172,7 @@ def rotate_rest(backend: KeyedBackend, batch_size: int) -> Rotated:
         except UnknownEncryptionKey as exc:
             done.miss(exc.key_id)
     if backend.inner.supports_listing:
-        older = set(backend.source.ring().ids) - {first}
+        older = set(backend.source.get().ids) - {first}
         for session_id in cast("Any", backend.inner).list_ids():
             key = SessionKey(session_id)
             if not directory.rows(key).exists():
@@ -257,7 +257,7 @@ class Retirement:
     def __init__(self, backend: KeyedBackend) -> None:
         self._permits = backend.permits
         # Another process may have kept other keys than the provider has now.
-        self._known = set(backend.source.ask().ids)
+        self._known = set(backend.source.fetch().ids)
         self.first = self._permits.take().key_id
         self._seconds = backend.settings.key_refresh
         self.writers: dict[str, Writers] = {}

@@ -63,7 +63,7 @@ class Job:
     def finish(self) -> None:
         """Find out whether all is under the first key, and will be."""
         # The keys may have changed meanwhile.
-        first = self.backend.source.ask().first.id
+        first = self.backend.source.fetch().first.id
         unused = self.retirement.look(retire=False) and first == self.retirement.first
         self.is_complete = unused and not self.last.left
 
@@ -220,7 +220,7 @@ class Command(PrintingCommand):
                 f"{job.alias}: nothing is under {key_id}, and no process may "
                 "write with it any more: it can be removed."
             )
-        for key_id in job.backend.source.ring().ids:
+        for key_id in job.backend.source.get().ids:
             if key_id not in {job.retirement.first, *retired}:
                 self.stdout.write(
                     f"{job.alias}: nothing is under {key_id}, with which no process has "

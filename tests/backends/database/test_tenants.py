@@ -14,6 +14,7 @@ import pytest
 from agents import Agent
 from agents.testing import ScriptedModel, assistant_message
 from asgiref.testing import ApplicationCommunicator
+from cryptography.fernet import Fernet
 from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.core.handlers.asgi import ASGIHandler
@@ -41,6 +42,7 @@ SESSIONS = AgentSession._meta.db_table
 TABLES = [
     model._meta.db_table for model in apps.get_app_config("agent_sessions").get_models()
 ]
+ENCRYPTED_BACKEND = "agent_sessions.backends.encrypted.EncryptedBackend"
 HOOK = "tests.backends.database.tenants.prepare"
 
 
@@ -50,6 +52,7 @@ class Way(NamedTuple):
     setting: tenants.Setting
     options: dict[str, Any]
     routers: tuple[Any, ...] = ()
+    encrypts: bool = False
 
 
 SHARED, PREPARED = {"connections": "request"}, {"prepare_connection": HOOK}
@@ -69,6 +72,9 @@ WAYS = {
         "router-by-thread-shared": Way(
             tenants.set_nothing, SHARED, (tenants.ByThread(),)
         ),
+        "router-by-thread-encrypted": Way(
+            tenants.set_nothing, SHARED, (tenants.ByThread(),), encrypts=True
+        ),
     },
 }.get(DATABASE_KIND, {})
 
@@ -82,6 +88,13 @@ def way(
 ) -> Iterator[Way]:
     found = WAYS[request.param]
     backend = {"BACKEND": DATABASE_BACKEND, "OPTIONS": found.options}
+    aliases = {"default": backend}
+    if found.encrypts:
+        options = {"backend": "plain", "keys": [Fernet.generate_key().decode()]}
+        aliases = {
+            "plain": backend,
+            "default": {"BACKEND": ENCRYPTED_BACKEND, "OPTIONS": options},
+        }
     if DATABASE_KIND == "sqlite":
         # A file, too: connections to a database in memory are always lent.
         name = str(tmp_path / "default")
@@ -90,7 +103,7 @@ def way(
         prepare_tenants(tmp_path)
         tenants.setting = found.setting
         with override_settings(
-            AGENT_SESSIONS={"default": backend},
+            AGENT_SESSIONS=aliases,
             DATABASE_ROUTERS=list(found.routers),
             MIDDLEWARE=["tests.backends.database.tenants.by_header"],
             ROOT_URLCONF="tests.backends.database.tenants",

@@ -194,14 +194,20 @@ async def test_bytes_that_are_no_text_hide_no_readable_rows(session: Any) -> Non
 @in_a_loop
 async def test_while_the_thread_is_at_work_the_read_waits_for_it(session: Any) -> None:
     await session.get_items()
-    free = threading.Event()
-    busy = asyncio.ensure_future(backend().threads.run(free.wait, 10))
+    begun, free = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        free.wait(10)
+
+    busy = asyncio.ensure_future(backend().threads.run(work))
+    await asyncio.to_thread(begun.wait, 10)
     reading = asyncio.ensure_future(session.get_items())
     await asyncio.sleep(0.05)
     assert not reading.done()
     free.set()
     assert await reading == said("first", "second")
-    assert await busy
+    await busy
 
 
 @in_a_loop
