@@ -42,7 +42,7 @@ from agent_sessions.reports import guard_public_methods
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
-    from agents.memory import OpenAIResponsesCompactionArgs, Session
+    from agents.memory import Session
 
     from agent_sessions.backends.encrypted import EncryptedBackend
     from agent_sessions.memory.base import Settings, Wrapper
@@ -83,6 +83,9 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
     The SDK's arguments are taken too: `EncryptedSession(session_id, inner, key)`, with
     `underlying_session`, `ttl` for `lifetime` and `max_scan_items`, how many stored
     items a read may look at. Other attributes are the inner session's.
+
+    Raises TypeError around OpenAIResponsesCompactionSession, which would compact
+    envelopes: put that one around this.
     """
 
     inner_session: Session
@@ -91,6 +94,11 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         require_cryptography(type(self).__name__)
         arguments = wrapping.read_arguments(given, dict(named))
         inner_session = self.inner_session = arguments["inner_session"]
+        if isinstance(inner_session, OpenAIResponsesCompactionSession):
+            raise TypeError(
+                "OpenAIResponsesCompactionSession can't read what is encrypted around "
+                "it. Put it around EncryptedSession."
+            )
         key = arguments.get("encryption_key")
         keys = arguments.get("keys") or ()
         self._ring = KeyRing.parse(keys if key is None else [key])
@@ -99,7 +107,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         self.ttl = arguments.get("lifetime")
         self._accepts_sdk_envelopes = arguments.get("accept_sdk_envelopes", False)
         self._is_conversation = isinstance(inner_session, OpenAIConversationsSession)
-        store = getattr(self.storing_session, "backend", None)
+        store = getattr(inner_session, "backend", None)
         self._carrier = IN_MESSAGES if self._is_conversation else carrier_for(store)
         self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
             WeakKeyDictionary()
@@ -143,25 +151,12 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
                 f"{type(self).__name__} has no {name!r}: that of inner_session goes "
                 "past the encryption."
             )
-        if isinstance(self.inner_session, OpenAIResponsesCompactionSession):
-            if name == "run_compaction":
-                return self._run_compaction
-            if name == "_defer_compaction":
-                return self._defer_inner_compaction
         return getattr(self.inner_session, name)
 
     @property
     def underlying_session(self) -> Session:
         """The inner session, as the SDK names it."""
         return self.inner_session
-
-    @property
-    def storing_session(self) -> Any:
-        """The session that stores what is encrypted: what compacts is passed by."""
-        inner = self.inner_session
-        if isinstance(inner, OpenAIResponsesCompactionSession):
-            return inner.underlying_session
-        return inner
 
     async def get_items(
         self, limit: int | None = None, *, wrapper: Wrapper = None
@@ -261,59 +256,11 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
             return await method(*arguments, wrapper=wrapper)
         return await method(*arguments)
 
-    # The SDK's class gives its compaction the items in the clear by arguments of private
-    # methods (0.24), as here; a test pins them.
-
-    async def _run_compaction(
-        self,
-        args: OpenAIResponsesCompactionArgs | None = None,
-        *,
-        wrapper: Wrapper = None,
-    ) -> None:
-        """Compact what the inner session holds, read and written in the clear."""
-        _, vault = await self._sealed()
-        await sdk.run_compaction(
-            self.inner_session,
-            args,
-            wrapper=wrapper,
-            read_items=self._reader(wrapper),
-            prepare_items=vault.seal,
-            read_snapshot=self._get_compaction_snapshot,
-        )
-
-    async def _defer_inner_compaction(
-        self, response_id: str, store: bool | None = None, *, wrapper: Wrapper = None
-    ) -> None:
-        await sdk.defer_compaction(
-            self.inner_session, response_id, store, read_items=self._reader(wrapper)
-        )
-
-    def _reader(self, wrapper: Wrapper) -> Any:
-        async def read(limit: int | None) -> Any:
-            return await self._read_compaction_items(limit, wrapper=wrapper)
-
-        return read
-
-    async def _read_compaction_items(
-        self, limit: int | None, *, wrapper: Wrapper = None
-    ) -> tuple[list[TResponseInputItem], bool]:
-        """Read items, and tell whether they are all that is stored.
-
-        They aren't where one doesn't open or is hidden: it would be replaced with them.
-        """
-        if limit is None:
-            return await self.get_items(wrapper=wrapper), False
-        stored = await self._read(limit, wrapper)
-        if len(stored) >= limit:
-            return [], False
-        shown = await self.get_items(limit, wrapper=wrapper)
-        return shown, len(shown) == len(stored)
-
     def _stores_plain_items(self) -> bool:
         return wrapping.has_methods_of(EncryptedSession, self)
 
     async def _sealed(self) -> tuple[Any, Vault]:
-        return self.storing_session, self._vault()
+        return self.inner_session, self._vault()
 
     # A conversation gets its id, by which its items are bound, from OpenAI with its
     # first item, and another one after each clear.
@@ -338,7 +285,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         return self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
 
     def _vault(self) -> Vault:
-        owner = getattr(getattr(self.storing_session, "key", None), "user_id", None)
+        owner = getattr(getattr(self.inner_session, "key", None), "user_id", None)
         session_id = self.session_id if self._has_id() else ""
         context = session_context("", None if owner is None else str(owner), session_id)
         vault = Vault(

@@ -39,61 +39,43 @@ class Arguments(TypedDict, total=False):
 def read_arguments(given: Sequence[Any], named: dict[str, Any]) -> Arguments:
     """Put positional arguments under their names, and the SDK's names under ours.
 
-    Raises TypeError, and ValueError where `max_scan_items` is not positive.
+    Raises TypeError, and ValueError if a number is too small.
     """
     order = _SDKS if given and isinstance(given[0], str) else _OURS
     found = dict(zip(order, given, strict=False))
-    if len(given) > len(order) or found.keys() & named.keys():
+    unknown = named.keys() - Arguments.__annotations__.keys()
+    if len(given) > len(order) or found.keys() & named.keys() or unknown:
         raise TypeError(
             "EncryptedSession takes (inner_session, encryption_key) or the SDK's "
-            "(session_id, underlying_session, encryption_key, ttl, max_scan_items)."
+            "(session_id, underlying_session, encryption_key, ttl, max_scan_items), "
+            "and keys, lifetime and accept_sdk_envelopes by name."
         )
-    found |= named
-    if unknown := found.keys() - Arguments.__annotations__.keys():
-        raise TypeError(f"EncryptedSession takes no {', '.join(sorted(unknown))}.")
-    _rename(found, "underlying_session", "inner_session")
-    _rename(found, "ttl", "lifetime")
-    if found.get("inner_session") is None:
-        raise TypeError("Give the session to encrypt, as inner_session.")
-    if (found.get("encryption_key") is None) == (found.get("keys") is None):
+    found = {
+        name: value for name, value in (found | named).items() if value is not None
+    }
+    for theirs, ours in (("underlying_session", "inner_session"), ("ttl", "lifetime")):
+        if theirs in found and ours in found:
+            raise TypeError(f"Give one of {ours} and {theirs}.")
+        if theirs in found:
+            found[ours] = found.pop(theirs)
+    if ("encryption_key" in found) == ("keys" in found):
         raise TypeError("Give either encryption_key or keys.")
-    _check_values(found)
+    # What would fail, or hide everything, only when items are read.
+    inner = found.get("inner_session")
+    if isinstance(inner, type) or not callable(getattr(inner, "get_items", None)):
+        raise TypeError("Give the session to encrypt, as inner_session.")
+    if not isinstance(found.get("session_id", ""), str):
+        raise TypeError("session_id is a str, or None for the inner session's own.")
+    _check_number("lifetime", found.get("lifetime", 0), 0, int | float)
+    _check_number("max_scan_items", found.get("max_scan_items", 1), 1, int)
     return found  # type: ignore[return-value]
 
 
-def _check_values(found: dict[str, Any]) -> None:
-    """Refuse what would fail, or hide everything, only when items are read."""
-    inner = found["inner_session"]
-    if isinstance(inner, type) or not callable(getattr(inner, "get_items", None)):
-        name = inner.__name__ if isinstance(inner, type) else type(inner).__name__
-        kind = "the class " if isinstance(inner, type) else "a value of type "
-        raise TypeError(f"{kind}{name} is no session. Give one, as inner_session.")
-    if not isinstance(found.get("session_id"), str | None):
-        raise TypeError("session_id is a str, or None for the inner session's own.")
-    lifetime = found.get("lifetime")
-    if not _is_number(lifetime, int | float):
-        raise TypeError("lifetime, or ttl, is a number of seconds, or None.")
-    if lifetime is not None and not lifetime >= 0:
-        raise ValueError("lifetime, or ttl, must not be negative.")
-    budget = found.get("max_scan_items")
-    if not _is_number(budget, int):
-        raise TypeError("max_scan_items is a whole number, or None.")
-    if budget is not None and budget <= 0:
-        raise ValueError("max_scan_items must be positive or None.")
-
-
-def _is_number(value: Any, kinds: Any) -> bool:
-    """Return whether a value is None or a number, which True is not."""
-    return value is None or (isinstance(value, kinds) and not isinstance(value, bool))
-
-
-def _rename(found: dict[str, Any], old: str, new: str) -> None:
-    value = found.pop(old, None)
-    if value is None:
-        return
-    if found.get(new) is not None:
-        raise TypeError(f"Give one of {new} and {old}.")
-    found[new] = value
+def _check_number(name: str, value: Any, least: int, kinds: Any) -> None:
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise TypeError(f"{name} is a number, or None.")
+    if not value >= least:
+        raise ValueError(f"{name} must be {least} or more, or None.")
 
 
 class SealedCompaction:

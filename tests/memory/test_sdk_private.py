@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 from agents import Agent, handoff
-from agents.memory import (
-    OpenAIConversationsSession,
-    OpenAIResponsesCompactionSession,
-)
+from agents.memory import OpenAIConversationsSession
 
 from agent_sessions.memory import sdk
 
@@ -20,34 +17,12 @@ from agent_sessions.memory import sdk
     ("kind", "name", "arguments"),
     [
         (OpenAIConversationsSession, "_get_session_id", set()),
-        (
-            OpenAIResponsesCompactionSession,
-            "_run_compaction",
-            {"args", "wrapper", "read_items", "prepare_items", "read_snapshot"},
-        ),
-        (
-            OpenAIResponsesCompactionSession,
-            "_defer_compaction",
-            {"response_id", "store", "read_items"},
-        ),
     ],
 )
 def test_the_sdk_has_what_is_called(kind: Any, name: str, arguments: set[str]) -> None:
     method = getattr(kind, name)
     assert inspect.iscoroutinefunction(method)
     assert arguments <= inspect.signature(method).parameters.keys()
-
-
-async def test_without_it_nothing_is_compacted(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    later = SimpleNamespace()
-    await sdk.run_compaction(later, None)
-    await sdk.defer_compaction(later, "response", None, read_items=None)
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    assert "_run_compaction" in told[0]
-    assert "_defer_compaction" in told[1]
 
 
 def test_a_handoff_has_the_agent_that_it_leads_to() -> None:

@@ -22,7 +22,7 @@ from django.utils.functional import SimpleLazyObject
 
 from agent_sessions import DjangoSession
 from agent_sessions.exceptions import SessionDoesNotExist
-from agent_sessions.memory.context import names_other
+from agent_sessions.memory.base import names_other
 from agent_sessions.testing.base import RUNS, Run
 from tests.support.chat import make_user
 from tests.support.usages import agent, say
@@ -200,7 +200,7 @@ def test_keys_are_compared_as_the_user_model_reads_them(
 
     key = UUID("0b1e4f6a-7c1d-4c58-9c51-3e1a5f0d7a10")
     model = SimpleNamespace(_meta=SimpleNamespace(pk=UUIDField()))
-    monkeypatch.setattr("agent_sessions.memory.context.get_user_model", lambda: model)
+    monkeypatch.setattr("agent_sessions.memory.base.get_user_model", lambda: model)
     for text in (str(key), key.hex, str(key).upper()):
         assert not names_other({"user_id": text}, key)
     assert names_other({"user_id": "7"}, key)
