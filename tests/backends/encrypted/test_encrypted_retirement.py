@@ -445,7 +445,7 @@ async def test_many_tasks_ask_once_and_the_loop_goes_on(slow: None) -> None:
 @one_database
 def test_many_threads_ask_once(slow: None) -> None:
     backend: Any = sessions["private"]
-    threads = [threading.Thread(target=backend.source.ring) for _ in range(20)]
+    threads = [threading.Thread(target=backend.source.get) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -295,7 +295,7 @@ def made_with_secrets() -> list[Any]:
             *backends,
             *(open_session(backend, SessionKey("s")) for backend in backends),
             innermost(sessions["private"]),
-            sessions["private"].source.ring(),  # type: ignore[attr-defined]
+            sessions["private"].source.get(),  # type: ignore[attr-defined]
             RedisBackend("r", {"url": address}).endpoint,
             Endpoint(address, {"password": SECRET}, make=lambda secret=SECRET: secret),  # type: ignore[misc]
             EncryptedSession(DjangoSession("s"), SECRET),
