@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.conf import settings
 from django.core import checks
 from django.core.signals import setting_changed
 from django.db.backends.signals import connection_created
@@ -32,6 +33,7 @@ class AgentSessionsConfig(AppConfig):
         from agent_sessions.handler import reset_backends
         from agent_sessions.models import AgentSession
         from agent_sessions.retention.pending import on_delete
+        from agent_sessions.retention.removal import finish_later
 
         checks.register(check_backends)
         checks.register(check_databases, checks.Tags.database)
@@ -43,3 +45,4 @@ class AgentSessionsConfig(AppConfig):
         setting_changed.connect(reset_backends)
         post_migrate.connect(forget_rows, sender=self)
         pre_delete.connect(on_delete, sender=AgentSession)
+        pre_delete.connect(finish_later, sender=settings.AUTH_USER_MODEL)

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from django.db import models
-from django.db.models import CASCADE, Model, QuerySet
+from django.db.models import (
+    CASCADE,
+    CharField,
+    Exists,
+    F,
+    Model,
+    OuterRef,
+    QuerySet,
+    Value,
+)
+from django.db.models.functions import Cast, Concat
+from django.utils import timezone
 
 # What MariaDB and MySQL call UTF-8.
 CHARSET = "utf8mb4"
@@ -105,6 +117,48 @@ def cascade(collector: Any, field: Any, sub_objs: Any, using: str) -> None:
 
 # What is only counted isn't loaded.
 cascade.lazy_sub_objs = True  # type: ignore[attr-defined]
+
+
+def detach(collector: Any, field: Any, sub_objs: Any, using: str) -> None:
+    """Take the sessions of a deleted user out of sight; see retention.pending.
+
+    Their rows are deleted some at a time, once the user's deletion is committed: in its
+    transaction, all who write would wait. A page of the admin is told as by cascade().
+    Those whose items lie elsewhere, and all that a project's own models refer to, are
+    deleted with the user.
+    """
+    from django.contrib.admin.utils import NestedObjects
+
+    model = field.model
+    if isinstance(collector, NestedObjects) or _is_known_outside(model):
+        CASCADE(collector, field, sub_objs, using)
+        return
+    branches = model._meta.get_field("branches").related_model._base_manager
+    filled = branches.filter(session_id=OuterRef("pk"), head__gt=0)
+    columns = ("backend", "session_id", field.name)
+    own = list(sub_objs.only(*columns).annotate(own=Exists(filled)))
+    if outside := [row for row in own if not row.own]:
+        CASCADE(collector, field, outside, using)  # type: ignore[arg-type]
+    if not (own := [row for row in own if row.own]):
+        return
+    secrets = model._meta.apps.get_model(model._meta.app_label, "SessionSecret")
+    collector.collect(
+        secrets._base_manager.using(using).filter(
+            backend__in={row.backend for row in own},
+            session_id__in=[row.session_id for row in own],
+            owner__in={str(row.user_id) for row in own},
+        )
+    )
+    # An id that nobody knows: theirs is free at once.
+    name = Concat(Value(f"{uuid.uuid4()}-"), Cast("pk", CharField()))
+    changes = {
+        "removed_at": timezone.now(),
+        "session_id": name,
+        "fence": F("fence") + 1,
+    }
+    rows = model._base_manager.using(using).filter(pk__in=[row.pk for row in own])
+    for column, value in {**changes, field.name: None}.items():
+        collector.add_field_update(model._meta.get_field(column), value, rows)
 
 
 class _Counted(set[Any]):

@@ -17,6 +17,7 @@ from agent_sessions.fields import (
     WideCharField,
     WideTextField,
     cascade,
+    detach,
 )
 from agent_sessions.managers import OwnedManager, StoredModel
 from agent_sessions.times import day_of
@@ -49,7 +50,7 @@ class AgentSession(StoredModel):
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         verbose_name=_("user"),
-        on_delete=models.CASCADE,
+        on_delete=detach,
         related_name="agent_sessions",
         null=True,
         blank=True,

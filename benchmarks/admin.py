@@ -48,7 +48,7 @@ _CONTEXT = (
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = parsed(__doc__, "benchmarks.admin")
+    parser = parsed(__doc__, "benchmarks.admin", "mariadb")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--max-ms", type=float, help="exit with 1 where a median is above this"

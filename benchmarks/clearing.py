@@ -1,13 +1,16 @@
-"""How long writers wait while one long history, or many short ones, are cleared.
+"""How long writers wait while long and short sessions are removed, and what it costs.
 
-Processes of their own append all the time, one of them to the session that is cleared.
-Printed is the longest that any of them waited for one append, before and meanwhile, and
-the longest transaction of the command. It judges nothing unless --max-wait is given.
+Three deeds on a database with very many sessions: the long session is cleared, a person
+with 2,000 sessions is erased, and all short sessions are cleared. Processes of their own
+append all the time. Printed are the command's time, rate, transactions and statements,
+the rows and buffers that PostgreSQL touched, writers' ones among them, and how long
+writers waited. It judges nothing unless --max-wait is given.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import subprocess
 import sys
@@ -15,50 +18,33 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
 from django.core.management import call_command
-from django.db import connections
+from django.db import connection, connections
 
-from benchmarks.database import Database, configure, database
+from benchmarks.crowd import HEAVY, LONG, Crowd, fill, parsed, settle
+from benchmarks.database import configure, database
 
-SESSION = "long"
-CHUNK = 5_000
 # Seconds that nobody should wait.
-LONG = 0.2
+WAIT = 0.2
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="benchmarks.clearing")
-    parser.add_argument(
-        "--database", choices=("postgresql", "sqlite"), default="postgresql"
-    )
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument(
-        "--sessions",
-        type=int,
-        default=0,
-        help="clear so many expired sessions instead of one; the items are theirs",
-    )
-    parser.add_argument("--size", type=int, default=300, help="bytes of an item's text")
+    parser = parsed(__doc__, "benchmarks.clearing")
     parser.add_argument("--writers", type=int, default=2)
     parser.add_argument("--pause", type=float, default=0.01, help="between two appends")
     parser.add_argument(
         "--before",
         type=float,
-        default=30,
+        default=5,
         metavar="SECONDS",
         help="how long to look at the writers alone, which shows what else disturbs them",
     )
     parser.add_argument("--batch-size", type=int, default=500)
-    parser.add_argument("--delete", action="store_true", help="the session's row too")
-    parser.add_argument(
-        "--at-once",
-        action="store_true",
-        help="clear as session.clear() does, in one transaction, for comparison",
-    )
     parser.add_argument(
         "--max-wait",
         type=float,
@@ -87,13 +73,13 @@ class Writer:
         assert self.process.stdout
         assert self.process.stdout.readline() == "ready\n"
 
-    def ask(self) -> dict[str, Any]:
-        """Return what the writer has seen since it was asked last."""
+    def ask(self) -> list[float]:
+        """Return how long each append took since the writer was asked last."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        found: list[float] = json.loads(self.process.stdout.readline())
         return found
 
     def close(self) -> None:
@@ -115,16 +101,8 @@ def write(session_id: str, databases: str, pause: float) -> None:
     def answer() -> None:
         for _ in sys.stdin:
             number = len(waits)
-            taken = sorted(waits[:number]) or [0.0]
+            print(json.dumps(waits[:number]), flush=True)
             del waits[:number]
-            told = {
-                "count": number,
-                "median": taken[len(taken) // 2],
-                "p99": taken[int(len(taken) * 0.99)],
-                "longest": taken[-1],
-                "over": sum(wait > LONG for wait in taken),
-            }
-            print(json.dumps(told), flush=True)
         ended.set()
 
     backend.append(key, [item])
@@ -137,122 +115,124 @@ def write(session_id: str, databases: str, pause: float) -> None:
         ended.wait(pause)
 
 
-def fill(options: argparse.Namespace) -> None:
-    """Write the long history, or the short ones."""
-    from agent_sessions.backends.base import SessionKey
+@dataclass
+class Deed:
+    """What a command took."""
+
+    seconds: float = 0.0
+    transactions: list[float] = field(default_factory=list)
+    statements: int = 0
+    # Of PostgreSQL alone.
+    rows: int = 0
+    buffers: int = 0
+
+    def timed(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Note how long each transaction of a function takes."""
+
+        @wraps(run)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return run(*args, **kwargs)
+            finally:
+                self.transactions.append(time.perf_counter() - began)
+
+        return wrapper
+
+    def __call__(self, execute: Any, *given: Any) -> Any:
+        self.statements += 1
+        return execute(*given)
+
+
+def counters() -> tuple[int, int]:
+    """Return how many rows and buffers PostgreSQL has touched so far."""
+    if connection.vendor != "postgresql":
+        return 0, 0
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_force_next_flush()")
+        cursor.execute(
+            "SELECT tup_returned + tup_fetched, blks_hit + blks_read "
+            "FROM pg_stat_database WHERE datname = current_database()"
+        )
+        rows, buffers = cursor.fetchone()
+        return int(rows), int(buffers)
+
+
+def do(command: str, *args: str, **options: Any) -> Deed:
+    """Run a command, and count what it does."""
     from agent_sessions.handler import sessions
 
-    if options.sessions:
-        fill_short(options)
-        return
-    backend, key = sessions["default"], SessionKey(SESSION)
-    text = "word " * (options.size // 5)
-    for start in range(0, options.items, CHUNK):
-        count = min(CHUNK, options.items - start)
-        backend.append(key, [{"role": "user", "content": text} for _ in range(count)])
+    deed, engine = Deed(), sessions.database().in_database.engine  # type: ignore[union-attr]
+    run, engine.run = engine.run, deed.timed(engine.run)  # type: ignore[method-assign]
+    before = counters()
+    began = time.perf_counter()
+    try:
+        with connection.execute_wrapper(deed):
+            out: Any = {"stdout": io.StringIO(), "verbosity": 0}
+            call_command(command, *args, "--noinput", **out, **options)
+    finally:
+        engine.run = run  # type: ignore[method-assign]
+    deed.seconds = time.perf_counter() - began
+    after = counters()
+    deed.rows, deed.buffers = (
+        new - old for new, old in zip(after, before, strict=True)
+    )
+    return deed
 
 
-def fill_short(options: argparse.Namespace) -> None:
-    """Write sessions whose time is over."""
-    from django.db.models import OuterRef, Subquery
-    from django.utils import timezone
-
-    from agent_sessions.items import encode_batch
-    from agent_sessions.models import AgentSession, Branch, SessionItem
-
-    each = options.items // options.sessions
-    text = "word " * (options.size // 5)
-    (drawn,) = encode_batch([{"role": "user", "content": text}]).rows
-    columns = {name: getattr(drawn, name) for name in ("data", "type", "role", "text")}
-    over = timezone.now()
-    for start in range(0, options.sessions, CHUNK):
-        rows = AgentSession.objects.bulk_create(
-            AgentSession(session_id=f"short {n}", item_count=each, expires_at=over)
-            for n in range(start, min(start + CHUNK, options.sessions))
-        )
-        branches = Branch.objects.bulk_create(
-            Branch(session=row, head=each, turn=each) for row in rows
-        )
-        SessionItem.objects.bulk_create(
-            SessionItem(branch=branch, position=n, turn=n, **columns)
-            for branch in branches
-            for n in range(1, each + 1)
-        )
-    main = Branch.objects.filter(session=OuterRef("pk")).values("pk")
-    AgentSession.objects.filter(branch=None).update(branch=Subquery(main[:1]))
+def report(name: str, sessions: int, items: int, deed: Deed) -> None:
+    """Print what a command took."""
+    each = sorted(deed.transactions) or [0.0]
+    print(
+        f"{name}: {sessions:,} sessions, {items:,} items in {deed.seconds:.1f} s "
+        f"({sessions / deed.seconds:,.0f} sessions/s, {items / deed.seconds:,.0f} "
+        f"items/s), {len(deed.transactions):,} transactions of {sum(each):.1f} s "
+        f"(longest {each[-1] * 1000:.0f} ms), {deed.statements:,} statements, "
+        f"{deed.rows:,} rows, {deed.buffers:,} buffers"
+    )
 
 
-def timed(transactions: list[float], run: Callable[..., Any]) -> Callable[..., Any]:
-    """Note how long each transaction of a function takes."""
+def report_waits(when: str, found: list[list[float]]) -> float:
+    """Print how long writers waited; return the longest time."""
+    waits = sorted(wait for waits in found for wait in waits) or [0.0]
+    over = sum(wait > WAIT for wait in waits)
+    print(
+        f"  {when}: {len(waits):,} appends, median {waits[len(waits) // 2] * 1000:.1f} "
+        f"ms, 99 % within {waits[int(len(waits) * 0.99)] * 1000:.1f} ms, longest "
+        f"{waits[-1] * 1000:.0f} ms, {over} over {WAIT * 1000:.0f} ms",
+        flush=True,
+    )
+    return waits[-1]
 
-    @wraps(run)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return run(*args, **kwargs)
-        finally:
-            transactions.append(time.perf_counter() - began)
 
-    return wrapper
+def measure(crowd: Crowd, options: argparse.Namespace) -> bool:
+    """Do it all; tell whether nobody waited too long."""
+    from agent_sessions.models import AgentSession
 
-
-def measure(made: Database, options: argparse.Namespace) -> bool:
-    """Fill, clear beside writers, and print; tell whether nobody waited too long."""
-    from agent_sessions.backends.base import SessionKey
-    from agent_sessions.handler import sessions
-    from agent_sessions.models import SessionItem
-
-    print(f"{made.version}: filling {options.items:,} items …", flush=True)
-    fill(options)
-    made.settle()
-    backend: Any = sessions["default"]
-    transactions: list[float] = []
-    backend.engine.run = timed(transactions, backend.engine.run)
+    size = {"batch_size": options.batch_size}
+    heavy = AgentSession.objects.filter(user_id=HEAVY).exclude(pk=LONG).count()
+    deeds: list[tuple[str, tuple[str, ...], int]] = [
+        ("the long session", ("clear_agent_sessions", f"session-{LONG}"), 1),
+        ("a person", ("erase_agent_user", f"user{HEAVY}"), heavy),
+        ("short ones", ("clear_agent_sessions", "--all"), crowd.sessions - heavy - 1),
+    ]
+    longest = 0.0
     with ExitStack() as stack:
-        names = [SESSION, *(f"writer {n}" for n in range(1, options.writers))]
-        writers = [Writer(name, options) for name in names[: options.writers]]
+        names = (f"writer {n}" for n in range(options.writers))
+        writers = [Writer(name, options) for name in names]
         for writer in writers:
             stack.callback(writer.close)
-        for writer in writers:
-            writer.ask()
         time.sleep(options.before)
-        report("before", [writer.ask() for writer in writers])
-        began = time.perf_counter()
-        if options.at_once:
-            timed(transactions, backend.clear)(SessionKey(SESSION))
-        else:
-            call_command(
-                *("clear_agent_sessions", "--noinput", "--no-progress"),
-                *([] if options.sessions else [SESSION]),
-                *(["--delete"] if options.delete else []),
-                batch_size=options.batch_size,
-            )
-        spent = time.perf_counter() - began
-        meanwhile = [writer.ask() for writer in writers]
-    report("meanwhile", meanwhile)
-    left = SessionItem.objects.count()
-    transactions.sort()
-    print(
-        f"  cleared in {spent:.1f} s by {len(transactions):,} transactions: median "
-        f"{transactions[len(transactions) // 2] * 1000:.1f} ms, 99 % within "
-        f"{transactions[int(len(transactions) * 0.99)] * 1000:.1f} ms, longest "
-        f"{transactions[-1] * 1000:.1f} ms; {left:,} items are left, which "
-        "the writers wrote"
-    )
-    longest = max(each["longest"] for each in meanwhile)
+        report_waits("writers alone", [writer.ask() for writer in writers])
+        for name, command, sessions in deeds:
+            for writer in writers:
+                writer.ask()
+            deed = do(*command, **size)
+            items = crowd.items if sessions == 1 else sessions * 10
+            report(name, sessions, items, deed)
+            waits = [writer.ask() for writer in writers]
+            longest = max(longest, report_waits("meanwhile", waits))
     return options.max_wait is None or longest <= options.max_wait
-
-
-def report(when: str, found: list[dict[str, Any]]) -> None:
-    """Print what writers have seen."""
-    for number, each in enumerate(found):
-        where = "the same session" if number == 0 else "another session"
-        print(
-            f"  {when}, {where}: {each['count']:,} appends, median "
-            f"{each['median'] * 1000:.1f} ms, 99 % within {each['p99'] * 1000:.1f} ms, "
-            f"longest {each['longest'] * 1000:.1f} ms, {each['over']} over "
-            f"{LONG * 1000:.0f} ms"
-        )
 
 
 def main() -> int:
@@ -262,8 +242,14 @@ def main() -> int:
         session_id, databases = options.writer
         write(session_id, databases, options.pause)
         return 0
+    crowd = Crowd.scaled(options.scale)
     with database(options.database) as made:
-        return 0 if measure(made, options) else 1
+        print(f"{made.version}: {crowd},", end=" ", flush=True)
+        began = time.perf_counter()
+        fill(crowd)
+        settle()
+        print(f"made in {time.perf_counter() - began:.0f} s", flush=True)
+        return 0 if measure(crowd, options) else 1
 
 
 if __name__ == "__main__":

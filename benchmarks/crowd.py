@@ -222,9 +222,10 @@ def _insert(table: str, count: int, **columns: str) -> None:
             SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}
         ) SELECT i FROM n) AS n""",  # noqa: S608
     }[connection.vendor]
+    names = ", ".join(map(connection.ops.quote_name, columns))
     with connection.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO {table} ({', '.join(columns)}) "  # noqa: S608
+            f"INSERT INTO {table} ({names}) "  # noqa: S608
             f"SELECT {', '.join(columns.values())} FROM {numbers}"
         )
 
@@ -250,11 +251,13 @@ def _ago(seconds: str) -> str:
     }[connection.vendor]
 
 
-def parsed(description: str | None, program: str) -> argparse.ArgumentParser:
+def parsed(
+    description: str | None, program: str, *more: str
+) -> argparse.ArgumentParser:
     """Begin the command line of a benchmark on such data."""
     parser = argparse.ArgumentParser(description=description, prog=program)
     parser.add_argument(
-        "--database", choices=("postgresql", "sqlite", "mariadb"), default="postgresql"
+        "--database", choices=("postgresql", "sqlite", *more), default="postgresql"
     )
     parser.add_argument(
         "--scale", type=float, default=1.0, help="of 100,000 sessions (default: 1)"

@@ -19,7 +19,7 @@ from django.http import (
 )
 from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import gettext_lazy
 
 from agent_sessions.admin.rules import Rows, SessionRules, address
 from agent_sessions.exceptions import AgentSessionError
@@ -80,15 +80,7 @@ class ExportMixin(SessionRules):
         *,
         name: str = "",
     ) -> HttpResponseBase | None:
-        rows: list[AgentSession] = list(sessions[: MOST + 1])
-        if len(rows) > MOST:
-            text = ngettext(
-                "At most %d session can be exported at once.",
-                "At most %d sessions can be exported at once.",
-                MOST,
-            )
-            self.message_user(request, text % MOST, messages.ERROR)
-            return None
+        rows = self.few(request, sessions, MOST)
         make, ending, content_type = FORMS[form]
         pieces: list[Iterable[str]] = []
         given: list[AgentSession] = []

@@ -362,6 +362,21 @@ class SessionRules(RuledAdmin):
             raise PermissionDenied
         return obj
 
+    def few(
+        self, request: HttpRequest, sessions: Rows | list[AgentSession], most: int
+    ) -> list[AgentSession]:
+        """Read the sessions of an action; too many are none, which is told."""
+        rows: list[AgentSession] = list(sessions[: most + 1])
+        if len(rows) <= most:
+            return rows
+        text = ngettext(
+            "At most %d session can be chosen for this.",
+            "At most %d sessions can be chosen for this. Filter the list.",
+            most,
+        )
+        self.message_user(request, text % most, messages.ERROR)
+        return []
+
     def permitted(
         self, request: HttpRequest, rows: Iterable[AgentSession], right: str
     ) -> list[AgentSession]:

@@ -90,7 +90,7 @@ class Migration(migrations.Migration):
                 ('active_on', models.DateField(default=agent_sessions.models.today, verbose_name='last active on')),
                 ('expires_at', models.DateTimeField(blank=True, db_index=True, null=True, verbose_name='expires')),
                 ('removed_at', models.DateTimeField(db_index=True, editable=False, null=True, verbose_name='removed')),
-                ('user', models.ForeignKey(blank=True, db_index=False, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='agent_sessions', to=settings.AUTH_USER_MODEL, verbose_name='user')),
+                ('user', models.ForeignKey(blank=True, db_index=False, null=True, on_delete=agent_sessions.fields.detach, related_name='agent_sessions', to=settings.AUTH_USER_MODEL, verbose_name='user')),
             ],
             options={
                 'verbose_name': 'agent session',

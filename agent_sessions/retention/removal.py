@@ -21,6 +21,7 @@ from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.engine import Engine
 from agent_sessions.backends.database.removal import (
     BATCH_SIZE,
+    batches,
     count_removed,
     finish,
     rest,
@@ -40,9 +41,6 @@ from agent_sessions.handler import sessions
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.retention.pending import is_cleared
 from agent_sessions.retention.selection import Selection, databases
-
-# Sessions of one transaction.
-_SESSIONS = 50
 
 # How many items a session had; None where it has changed; why it was left.
 Outcome = int | AgentSessionError | None
@@ -183,6 +181,14 @@ def finish_removals(
     return sum(finish(store.engine, batch_size, progress) for store in stores if store)
 
 
+def finish_later(sender: type[Any] | None = None, *, using: str, **kwargs: Any) -> None:
+    """Delete what is removed in a transaction once it is committed; no commit fails.
+
+    It is a receiver too: a deleted user's sessions are only taken out of sight.
+    """
+    transaction.on_commit(finish_removals, using=using, robust=True)
+
+
 def store_of(row: AgentSession) -> tuple[BaseSessionBackend, SessionKey]:
     """Return the backend and key of a row. Raises InvalidBackend."""
     return sessions[row.backend], SessionKey(row.session_id, row.user_id)
@@ -231,15 +237,7 @@ def _batches(
         return row.pk
 
     for _, group in groupby(rows, kind):
-        batch, items = list[AgentSession](), 0
-        for row in group:
-            is_full = items + row.item_count > how.batch_size
-            if batch and (is_full or len(batch) == _SESSIONS):
-                yield batch
-                batch, items = [], 0
-            batch.append(row)
-            items += row.item_count
-        yield batch
+        yield from batches(group, how.batch_size)
 
 
 def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:

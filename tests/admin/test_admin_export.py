@@ -162,7 +162,7 @@ class TestAction:
         response = export(reader, "json", rows[0], select_across="1")
         assert response.status_code == 302
         told = messages(reader.get(reverse(LIST)))
-        assert told == ["At most 100 sessions can be exported at once."]
+        assert told == ["At most 100 sessions can be chosen for this. Filter the list."]
         assert logged() == []
         rows[0].delete()
         response = export(reader, "json", rows[1], select_across="1")

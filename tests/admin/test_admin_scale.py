@@ -16,7 +16,7 @@ from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from benchmarks.admin import pages
 from benchmarks.costs import watched
 from benchmarks.crowd import Crowd, fill
-from tests.support.admin_pages import LIST, make, page, staff
+from tests.support.admin_pages import LIST, make, messages, page, staff
 
 pytestmark = [pytest.mark.django_db]
 
@@ -73,6 +73,30 @@ def test_no_page_reads_a_table_that_grows() -> None:
         if rows > 1.5 * few[name] + 100
     }
     assert grown == {}, grown
+
+
+@pytest.mark.parametrize("action", ["clear_history", "delete_selected"])
+def test_an_action_takes_no_more_than_a_list_counts(action: str) -> None:
+    AgentSession.objects.bulk_create(
+        AgentSession(session_id=f"s{number}") for number in range(101)
+    )
+    first = AgentSession.objects.latest("pk")
+    client = staff("view", "clear", "delete")
+    data = {"action": action, "_selected_action": first.pk, "select_across": "1"}
+    data |= {"post": "yes", "count": "101"}
+    with watched() as read:
+        response = client.post(reverse(LIST), data, follow=True)
+    assert messages(response) == [
+        "At most 100 sessions can be chosen for this. Filter the list."
+    ]
+    assert AgentSession.objects.count() == 101
+    first.delete()
+    data = {**data, "count": "100", "_selected_action": first.pk or 0}
+    with watched() as read:
+        response = client.post(reverse(LIST), data, follow=True)
+    assert messages(response)[0].startswith(("Cleared 100 ", "Deleted 100 "))
+    # Two transactions of 50 sessions, not one of each.
+    assert read.queries < 130
 
 
 def test_words_of_titles_are_looked_for_among_the_newest() -> None:

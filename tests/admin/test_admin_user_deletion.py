@@ -10,13 +10,22 @@ from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.core.management import call_command
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from agent_sessions import DjangoSession
-from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
+from agent_sessions import DjangoSession, sessions
+from agent_sessions.backends.base import SessionKey
+from agent_sessions.handler import DATABASE_BACKEND
+from agent_sessions.models import (
+    AgentRun,
+    AgentSession,
+    Branch,
+    SessionItem,
+    SessionSecret,
+)
 
 pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
 
@@ -100,6 +109,82 @@ def test_the_user_goes_with_everything() -> None:
     ):
         left = model._default_manager.values_list(owner, flat=True)
         assert set(left) == {bob.pk}
+
+
+@pytest.mark.parametrize("sessions", [1, 40])
+@pytest.mark.django_db(transaction=True)
+def test_the_user_s_transaction_loads_and_deletes_no_items(sessions: int) -> None:
+    alice = make_owner("alice", items=2_000 // sessions, runs=600 // sessions)
+    for number in range(1, sessions):
+        copy_of(alice, number, items=2_000 // sessions)
+    make_owner("bob", items=4, runs=2)
+    client = Client()
+    client.force_login(get_user_model().objects.create_superuser("root"))
+    with CaptureQueriesContext(connection) as queries:
+        address = reverse("admin:auth_user_delete", args=(alice.pk,))
+        assert client.post(address, {"post": "yes"}).status_code == 302
+    asked = [query["sql"] for query in queries.captured_queries]
+    gone = next(
+        n
+        for n, sql in enumerate(asked)
+        if 'FROM "auth_user"' in sql and "DELETE" in sql
+    )
+    table = SessionItem._meta.db_table
+    assert not [sql for sql in asked[:gone] if table in sql and "COUNT" not in sql]
+    assert gone < 60
+    # A step for each 500 items, or 50 sessions.
+    assert len(asked) < 200
+    for model in (AgentSession, Branch, AgentRun, SessionItem):
+        assert model._base_manager.exists()
+    assert set(AgentSession._base_manager.values_list("user__username", flat=True)) == {
+        "bob"
+    }
+    assert SessionItem._base_manager.count() == 4
+
+
+def copy_of(user: Any, number: int, *, items: int) -> None:
+    session = DjangoSession(f"room {number}", user=user)
+    session.sync.add_items([{"role": "user", "content": "Hi"}] * items)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_deletion_leaves_is_deleted_by_the_next_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alice = make_owner("alice", items=4, runs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("agent_sessions.retention.removal.databases", list)
+        alice.delete()
+    assert not AgentSession.objects.exists()
+    assert not SessionItem.objects.exists()
+    # Its id is free at once, and is nobody's.
+    session = DjangoSession("room of alice").sync
+    assert session.get_items() == []
+    session.add_items([{"role": "user", "content": "Mine"}])
+    assert SessionItem._base_manager.count() == 5
+    call_command("clear_agent_sessions")
+    assert SessionItem._base_manager.count() == 1
+
+
+def test_a_deleted_user_s_keys_go_in_the_same_transaction(settings: Any) -> None:
+    settings.AGENT_SESSIONS = {
+        "default": {"BACKEND": DATABASE_BACKEND},
+        "private": {
+            "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
+            "OPTIONS": {
+                "backend": "default",
+                "keys": ["k" * 43 + "="],
+                "session_keys": True,
+            },
+        },
+    }
+    alice = get_user_model().objects.create_user("alice")
+    key = SessionKey("secret", alice.pk)
+    sessions["private"].append(key, [{"role": "user", "content": "Hi"}])
+    assert SessionSecret.objects.count() == 1
+    alice.delete()
+    assert not SessionSecret.objects.exists()
+    assert not AgentSession.objects.exists()
 
 
 def test_the_action_on_users_counts_too() -> None:

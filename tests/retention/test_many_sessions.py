@@ -79,6 +79,20 @@ def test_short_sessions_need_few_statements(how: tuple[str, ...]) -> None:
 
 
 @pytest.mark.django_db
+def test_one_of_many_runs_is_deleted_by_itself() -> None:
+    rows = make(30)
+    AgentRun.objects.bulk_create(
+        AgentRun(session=rows[number % 30 if number < 60 else 3], run_id=f"r{number}")
+        for number in range(700)
+    )
+    said, _, statements = run("--expired", "--delete", "--noinput")
+    assert said == "Deleted 30 sessions with 60 items.\n"
+    assert statements < 110
+    assert not AgentRun._base_manager.exists()
+    assert not AgentSession._base_manager.exists()
+
+
+@pytest.mark.django_db
 def test_each_of_them_is_told_to_whoever_listens() -> None:
     make(3)
     heard: list[tuple[str, int]] = []

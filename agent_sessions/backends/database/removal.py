@@ -8,13 +8,13 @@ next finish() goes on where a process was killed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F, QuerySet, Sum
+from django.db.models import Count, F, QuerySet, Sum
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 
 # Rows of one transaction.
 BATCH_SIZE = 500
+# Sessions of one transaction.
+_SESSIONS = 50
 # SQLite has one writer at a time, and who waits looks again only now and then: it is
 # left alone for this many times as long as it was held.
-_REST = 4.0
+_REST = 3.5
 # Seconds after which a transaction was a long one, and how few rows are enough then.
 _LONG = 0.04
 _LEAST = 50
@@ -133,16 +135,40 @@ def finish(
     the others leave to it.
     """
     total = 0
-    for pk in list(_removed(engine.using).order_by("pk").values_list("pk", flat=True)):
-        history = _RemovedHistory(engine, pk, batch_size)
-        while not history.is_done:
+    for batch in batches(_removed(engine.using).order_by("pk"), batch_size):
+        pks = [row.pk for row in batch]
+        if len(batch) > 1:
             began = time.monotonic()
-            count = history.step()
+            count, pks = engine.run(
+                partial(_delete_short, engine.using, pks, batch_size)
+            )
             rest(engine.using, began)
             total += count
             if progress is not None:
                 progress(count)
+        for pk in pks:
+            history = _RemovedHistory(engine, pk, batch_size)
+            while not history.is_done:
+                began = time.monotonic()
+                count = history.step()
+                rest(engine.using, began)
+                total += count
+                if progress is not None:
+                    progress(count)
     return total
+
+
+def batches(rows: Iterable[AgentSession], most: int) -> Iterator[list[AgentSession]]:
+    """Return sessions that are removed in one transaction: up to so many items."""
+    batch, items = list[AgentSession](), 0
+    for row in rows:
+        if batch and (items + row.item_count > most or len(batch) == _SESSIONS):
+            yield batch
+            batch, items = [], 0
+        batch.append(row)
+        items += row.item_count
+    if batch:
+        yield batch
 
 
 def rest(using: str, began: float) -> None:
@@ -191,9 +217,8 @@ def _remove(
     Return the keys of the rows under which lie those that are still to be deleted.
     """
     pks = [row.pk for row in rows]
-    runs = AgentRun._base_manager.using(using).filter(session_id__in=pks)
-    has_long = delete and runs[: most + 1].count() > most
-    long = [row for row in rows if has_long or row.item_count > most]
+    busy = _with_many_runs(using, pks, most) if delete else set[int]()
+    long = [row for row in rows if row.pk in busy or row.item_count > most]
     left = [(_detach if delete else _detach_branches)(using, row) for row in long]
     short = [row.pk for row in rows if row not in long]
     branches = Branch._base_manager.using(using).filter(session_id__in=short)
@@ -211,6 +236,15 @@ def _remove(
     branches.filter(**main).update(turn=0)
     forget_histories(using, pks, keep_lease=keep_lease)
     return left
+
+
+def _with_many_runs(using: str, pks: list[int], most: int) -> set[int]:
+    """Return the sessions without which the others have up to `most` runs."""
+    runs = AgentRun._base_manager.using(using).filter(session_id__in=pks)
+    if runs[: most + 1].count() <= most:
+        return set()
+    counts = runs.order_by().values_list("session_id").annotate(count=Count("pk"))
+    return {pk for pk, count in counts if count > most / len(pks)}
 
 
 def _detach(using: str, row: AgentSession) -> int:
@@ -266,6 +300,23 @@ def _detach_branches(using: str, row: AgentSession) -> int:
 def _removed(using: str) -> QuerySet[AgentSession]:
     # The default manager leaves them out.
     return AgentSession._base_manager.using(using).filter(removed())
+
+
+def _delete_short(
+    using: str, pks: list[int], most: int, connection: BaseDatabaseWrapper
+) -> tuple[int, list[int]]:
+    """Delete removed sessions of few rows; return how many items, and which are left."""
+    rows = _hold(using, _removed(using).filter(pk__in=pks), skip_locked=True)
+    pks = [row.pk for row in rows]
+    left = _with_many_runs(using, pks, most)
+    pks = [pk for pk in pks if pk not in left]
+    branches = Branch._base_manager.using(using).filter(session_id__in=pks)
+    items = SessionItem._base_manager.using(using).filter(
+        branch_id__in=list(branches.values_list("pk", flat=True))
+    )
+    count = items.delete()[0]
+    AgentSession._base_manager.using(using).filter(pk__in=pks).delete()
+    return count, sorted(left)
 
 
 class _RemovedHistory:
