@@ -165,6 +165,7 @@ def _fill_runs(crowd: Crowd) -> None:
     _insert(
         "agent_sessions_agentrun",
         short,
+        id="i",
         session_id=session,
         branch_id=session,
         run_id=_text("run-", "i"),
@@ -179,6 +180,7 @@ def _fill_runs(crowd: Crowd) -> None:
     _insert(
         "agent_sessions_agentrun",
         crowd.runs,
+        id=f"{short} + i",
         session_id=str(LONG),
         branch_id=str(LONG),
         run_id=_text("long-", "i"),
@@ -196,11 +198,8 @@ def settle() -> None:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             # Keys were given by hand.
-            for table in (
-                "auth_user",
-                "agent_sessions_agentsession",
-                "agent_sessions_branch",
-            ):
+            tables = ("agentsession", "branch", "agentrun")
+            for table in ("auth_user", *(f"agent_sessions_{name}" for name in tables)):
                 cursor.execute(
                     f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), "  # noqa: S608
                     f"(SELECT max(id) FROM {table}))"

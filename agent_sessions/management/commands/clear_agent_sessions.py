@@ -222,6 +222,8 @@ class Command(PrintingCommand):
                     finish_removals(batch_size=size, progress=add)
                 else:
                     add(row.item_count)
+            # What short histories have left, such as very many runs.
+            finish_removals(batch_size=size)
 
     def _count(self, row: AgentSession, outcome: Outcome) -> None:
         if isinstance(outcome, Spared):
