@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import socket
-import sys
 import uuid
 from datetime import timedelta
 from pathlib import Path
@@ -102,11 +101,11 @@ def this_process() -> str:
     return name
 
 
-def is_dead(owner: str, *, system: str = os.name) -> bool:
-    """Return whether a process is known to have ended; False where it can't be known.
+def is_dead(owner: str) -> bool:
+    """Return whether a process is known to have ended; False if it can't be known.
 
-    Only a process of the same host and pid namespace can be looked up. Elsewhere the
-    lease's age decides, and so it does on Windows, where asking would end the process.
+    Only on Linux, and only a process of the same boot and pid namespace, can be looked
+    up. Elsewhere the lease's age decides.
     """
     found = _OWNER.fullmatch(owner)
     if found is None or found[1] != _host() or int(found[2]) > _HIGHEST_PID:
@@ -115,8 +114,6 @@ def is_dead(owner: str, *, system: str = os.name) -> bool:
     if pid == os.getpid():
         # Containers start with the same pid each time.
         return owner != this_process()
-    if system != "posix":
-        return False
     try:
         # Signal 0 is sent to nobody.
         os.kill(pid, 0)
@@ -144,26 +141,17 @@ def _look_up(pid: int) -> tuple[str, str]:
 
 
 @functools.cache
-def _host() -> str:
-    parts = _host_parts(sys.platform)
-    return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
+def _host(root: Path = Path("/proc")) -> str:
+    """Name what all processes have in common that can look each other up.
 
-
-def _host_parts(platform: str, root: Path = Path("/proc")) -> list[str]:
-    """Return what all processes have in common that can look each other up.
-
-    On Linux that is the boot and the pid namespace: containers of one image share a
-    hostname or a machine id, and see none of each other's processes.
+    That is the boot and the pid namespace: containers of one image share a hostname or
+    a machine id, and see none of each other's processes. A process that isn't told
+    either has a name of its own, and is looked up by nobody.
     """
-    parts = [socket.gethostname()]
-    if platform == "linux":
-        try:
-            boot = (root / "sys/kernel/random/boot_id").read_text().strip()
-            namespace = (root / "self/ns/pid").stat().st_ino
-        except OSError:
-            # Two sandboxes could be taken for one host: nobody is looked up.
-            return [*parts, uuid.uuid4().hex]
-        return [*parts, boot, str(namespace)]
-    node = uuid.getnode()
-    # Without a network interface it is random in each process, and has this bit.
-    return parts if node >> 40 & 1 else [*parts, str(node)]
+    try:
+        boot = (root / "sys/kernel/random/boot_id").read_text().strip()
+        namespace = (root / "self/ns/pid").stat().st_ino
+    except OSError:
+        return uuid.uuid4().hex[:16]
+    text = f"{socket.gethostname()}/{boot}/{namespace}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -13,9 +13,14 @@ from django.db import connections, router
 from django.views.debug import get_default_exception_reporter_filter
 
 from agent_sessions.backends.base import BaseSessionBackend
-from agent_sessions.backends.connecting import check_policy
 from agent_sessions.backends.database.checks import check_columns
-from agent_sessions.backends.options import ENCODE, has_password, is_address, is_misread
+from agent_sessions.backends.options import (
+    ENCODE,
+    check_policy,
+    has_password,
+    is_address,
+    is_misread,
+)
 from agent_sessions.backends.sdk import SDKBackend
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.exceptions import InvalidBackend

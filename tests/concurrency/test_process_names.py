@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_sessions.backends.leases import _host_parts, is_dead, this_process
+from agent_sessions.backends.leases import _host, is_dead, this_process
 
 LINUX = sys.platform == "linux"
 NAME_AND_WAIT = """
@@ -24,7 +23,7 @@ input()
 
 pytestmark = [
     pytest.mark.one_database,
-    pytest.mark.skipif(os.name != "posix", reason="Windows has no os.kill() to ask"),
+    pytest.mark.skipif(not LINUX, reason="needs /proc"),
 ]
 
 
@@ -54,7 +53,6 @@ def test_a_process_that_runs_is_not_dead_and_one_that_was_killed_is() -> None:
         assert is_dead(owner)
 
 
-@pytest.mark.skipif(not LINUX, reason="needs /proc")
 def test_a_process_whose_end_nobody_has_asked_for_is_dead() -> None:
     """A container's first process often doesn't wait for its children."""
     with process() as (owner, running):
@@ -65,7 +63,6 @@ def test_a_process_whose_end_nobody_has_asked_for_is_dead() -> None:
         assert is_dead(owner)
 
 
-@pytest.mark.skipif(not LINUX, reason="needs /proc")
 def test_a_pid_that_another_process_has_got_is_dead() -> None:
     with process() as (owner, running):
         host, pid, rest = owner.split(":")
@@ -134,18 +131,6 @@ def test_who_can_not_be_read_is_not_called_dead(owner: str) -> None:
     assert not is_dead(owner)
 
 
-def test_windows_is_not_asked() -> None:
-    """There os.kill(pid, 0) sends Ctrl+C."""
-    host, pid, _ = this_process().split(":")
-    with process() as (owner, running):
-        running.kill()
-        running.wait()
-        assert not is_dead(owner, system="nt")
-        assert is_dead(owner, system="posix")
-    # Its own pid needs no question.
-    assert is_dead(f"{host}:{pid}:othertoken", system="nt")
-
-
 # -- the host --------------------------------------------------------------------------
 
 
@@ -165,52 +150,21 @@ def test_all_processes_of_a_host_call_it_the_same() -> None:
 
 def test_containers_of_one_image_are_hosts_of_their_own(tmp_path: Path) -> None:
     """They share a boot, a hostname perhaps, and a machine id."""
-    one = _host_parts("linux", proc(tmp_path / "one", "boot", "a"))
-    two = _host_parts("linux", proc(tmp_path / "two", "boot", "b"))
-    assert one == _host_parts("linux", tmp_path / "one")
+    name = _host.__wrapped__
+    one = name(proc(tmp_path / "one", "boot", "a"))
+    two = name(proc(tmp_path / "two", "boot", "b"))
+    assert one == name(tmp_path / "one")
     assert one != two
-    assert _host_parts("linux", proc(tmp_path / "new", "again", "a")) != one
+    assert name(proc(tmp_path / "new", "again", "a")) != one
 
 
 def test_where_namespaces_can_not_be_told_apart_nobody_is_looked_up(
     tmp_path: Path,
 ) -> None:
-    assert _host_parts("linux", tmp_path) != _host_parts("linux", tmp_path)
+    name = _host.__wrapped__
+    assert name(tmp_path) != name(tmp_path)
 
 
-@pytest.mark.parametrize("platform", ["darwin", "win32", "freebsd14"])
-def test_the_name_is_stable_where_there_is_no_proc(platform: str) -> None:
-    parts = _host_parts(platform)
-    assert parts[0] == socket.gethostname()
-    assert _host_parts(platform) == parts
-
-
-WITHOUT_NETWORK = """
-import sys, uuid
-# What getnode() does for a process that finds no interface.
-uuid._GETTERS = []
-uuid._node = None
-from agent_sessions.backends.leases import _host_parts, this_process
-print(this_process().partition(":")[0], *_host_parts("darwin"), uuid.getnode() >> 40 & 1)
-"""
-
-
-def test_the_name_is_stable_without_a_network_interface() -> None:
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", WITHOUT_NETWORK],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        ).stdout
-        for _ in range(2)
-    }
-    assert len(said) == 1
-    assert said.pop().split()[-1] == "1"
-
-
-@pytest.mark.skipif(not LINUX, reason="needs namespaces")
 def test_a_process_of_another_pid_namespace_is_not_judged() -> None:
     unshare = ["unshare", "--pid", "--fork", "--kill-child"]
     able = subprocess.run([*unshare, "true"], capture_output=True, check=False)

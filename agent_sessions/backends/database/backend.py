@@ -11,7 +11,6 @@ from django.core import checks
 from django.db import connections
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
-from agent_sessions.backends.connecting import OPTIONS, read_policy
 from agent_sessions.backends.database.appending import append_batch
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.engine import Engine
@@ -21,7 +20,11 @@ from agent_sessions.backends.database.removal import Clearing
 from agent_sessions.backends.database.rewriting import rewrite
 from agent_sessions.backends.directory import Directory, database_for
 from agent_sessions.backends.keys import Asking
-from agent_sessions.backends.options import did_you_mean_alias
+from agent_sessions.backends.options import (
+    CONNECTION_OPTIONS,
+    did_you_mean_alias,
+    read_policy,
+)
 from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.concurrency.threads import DatabaseThreads, ThreadsByDatabase
@@ -45,7 +48,7 @@ class DatabaseBackend(BaseSessionBackend):
 
     supports_pop_if = True
     session_class = "agent_sessions.memory.django.DjangoSession"
-    option_defaults: ClassVar[dict[str, Any]] = {**OPTIONS, "threads": None}
+    option_defaults: ClassVar[dict[str, Any]] = {**CONNECTION_OPTIONS, "threads": None}
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
         super().__init__(alias, options)

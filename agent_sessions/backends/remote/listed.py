@@ -31,7 +31,7 @@ from django.db import (
 )
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.connecting import OPTIONS, read_policy
+from agent_sessions.backends.options import CONNECTION_OPTIONS, read_policy
 from agent_sessions.backends.remote.directory_cache import DirectoryCache, PendingUpdate
 from agent_sessions.concurrency.connections import (
     choosing,
@@ -95,7 +95,7 @@ class ListedBackend(BaseSessionBackend):
 
     keeps_outside = True
     option_defaults: ClassVar[dict[str, Any]] = {
-        **OPTIONS,
+        **CONNECTION_OPTIONS,
         "touch_interval": 60,
     }
 
