@@ -196,7 +196,7 @@ class BaseSessionBackend(ABC):
 
     @abstractmethod
     def clear(self, key: SessionKey) -> int:
-        """Remove every item; tell how many there were."""
+        """Remove every item; return how many there were."""
 
     @abstractmethod
     def page(
@@ -252,7 +252,7 @@ class BaseSessionBackend(ABC):
         """The threads in which async callers reach the directory's database."""
 
     def erase(self, key: SessionKey, remote_id: str = "") -> int:
-        """Remove what is left of a session whose row is gone; tell how many items.
+        """Remove what is left of a session whose row is gone; return how many items.
 
         `remote_id` is what the row said last. Erasing what isn't there is no error.
         """

@@ -86,7 +86,7 @@ class Directory:
         )
 
     def assert_own(self, key: SessionKey) -> None:
-        """Pass where the key's session is its own, or not there at all.
+        """Check that the key's session is its own, or not there at all.
 
         Raises SessionDoesNotExist for someone else's and BranchDoesNotExist.
         """
@@ -97,7 +97,7 @@ class Directory:
             raise BranchDoesNotExist(key.session_id, str(key.branch))
 
     def assert_lease(self, key: SessionKey) -> None:
-        """Pass where the key's lease is the last one. Raises LeaseLost."""
+        """Raise LeaseLost unless the key's lease is the last one."""
         fence = self.rows(key).values_list("fence", flat=True).first()
         if fence != key.fence:
             raise LeaseLost
@@ -125,7 +125,7 @@ class Directory:
         sessions.filter(pk=session.pk, branch=None).update(branch=branch)
 
     def ensure(self, key: SessionKey) -> None:
-        """Pass where the key's session is its own; make its row where it has none.
+        """Check that the key's session is its own; make its row if it has none.
 
         Raises SessionDoesNotExist for someone else's.
         """
@@ -136,7 +136,7 @@ class Directory:
     def touch(self, key: SessionKey, *, count: int | None, title: str) -> bool:
         """Write down that a session was used, and how many items it has.
 
-        Tells whether it is there.
+        Return whether it is there.
         """
         now = timezone.now()
         rows = self.rows(key)

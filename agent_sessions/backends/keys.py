@@ -62,9 +62,9 @@ class Page:
     has_later: bool = False
 
     def assert_open(self) -> None:
-        """Pass where no item is still in its envelope, as an unknown key leaves it.
+        """Raise EncryptionError if an item is still in its envelope.
 
-        Raises EncryptionError, also where none opens: that must not look like an empty
+        An unknown key leaves it there. Raise it also if none opens: that must not look like an empty
         history.
         """
         for stored in self.items:

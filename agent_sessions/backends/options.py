@@ -93,7 +93,7 @@ def _from_text(value: Any) -> timedelta:
 
 
 def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
-    """Ask for the known words that misspelt ones come near to, or say nothing."""
+    """Return a question with the known words that misspelt ones resemble, or ""."""
     folded = {word.lower(): word for word in known}
     # A word that is known is spelt right: something else is wrong with it.
     wrong = [word for word in words if word not in folded.values()]
@@ -103,7 +103,7 @@ def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
 
 
 def did_you_mean_alias(alias: str, known: Iterable[str]) -> str:
-    """Ask for the alias that one comes near to, or which of the two is misspelt."""
+    """Return a question with the alias that one resembles, or a hint to rename it."""
     near = get_close_matches(alias, known := list(known), n=1)
     if near and alias == DEFAULT_ALIAS:
         # The one that no project names: where it is missed, the other is wrong.

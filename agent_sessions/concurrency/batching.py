@@ -43,7 +43,7 @@ class Gathering(Generic[A]):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def join(self, argument: A, spawn: Spawn, within: Within) -> Outcome[None]:
-        """Have the work done on an argument in a thread, `within` a function.
+        """Do the work on an argument in a thread, `within` a function.
 
         Needs a running loop. The thread is called once the loop has run what is ready
         now, which may read on that thread's connection and join too.

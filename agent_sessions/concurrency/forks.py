@@ -32,10 +32,10 @@ class _Threads(Protocol):
     """Threads that work for others."""
 
     def before_fork(self) -> None:
-        """Let no call begin until after_fork(), and wait for those under way."""
+        """Hold back new calls until after_fork(), and wait for those under way."""
 
     def after_fork(self, *, in_child: bool) -> None:
-        """Let calls begin again, in a child with other threads."""
+        """Allow calls again, in a child with other threads."""
 
 
 class _Clients(Protocol):
@@ -73,7 +73,7 @@ _connections_lock = new_lock()
 
 
 def remember_connection(connection: Any, **kwargs: object) -> None:
-    """Know a connection of Django's before a fork: those of other threads are hidden."""
+    """Remember a connection: at a fork, those of other threads can't be found."""
     with _connections_lock:
         _connections.add(connection)
 
@@ -89,7 +89,7 @@ class _Fork:
         self._opened: list[Any] = []
 
     def before(self) -> None:
-        """Put away what has threads, and let nobody begin anew."""
+        """Close what has threads, and hold back new calls."""
         self._lock.acquire()
         self._rest(loops)
         duties: dict[asyncio.AbstractEventLoop, list[_Duty]] = {}
@@ -110,7 +110,7 @@ class _Fork:
         self._opened = [each.connection for each in _connections if each.connection]
 
     def after(self, *, in_child: bool) -> None:
-        """Let everything go on; in a child, begin anew."""
+        """Allow everything again; in a child, begin anew."""
         opened, self._opened = self._opened, []
         self._release_locks()
         if in_child:
@@ -129,7 +129,7 @@ class _Fork:
             self._resting.append(each)
 
     def _park(self, loop: asyncio.AbstractEventLoop, duties: list[_Duty]) -> bool:
-        """Have a loop do its duties, and hold it until the fork is done."""
+        """Run the duties of a loop in it, and hold it until the fork is done."""
         if not loop.is_running() or loop is _running_loop():
             return sum(_finishes_at_once(duty) for duty in duties) == len(duties)
         done, release = threading.Event(), threading.Event()

@@ -37,7 +37,7 @@ class _Waiting:
         self._gone = False
 
     def ask(self, function: Callable[[], T]) -> Future[T]:
-        """Have a function called by the waiting thread."""
+        """Call a function in the waiting thread."""
         done: Future[T] = Future()
 
         def errand() -> None:
@@ -63,7 +63,7 @@ class _Waiting:
         return done
 
     def serve(self, future: Future[T]) -> T:
-        """Do errands until the coroutine has ended; give its result."""
+        """Do errands until the coroutine has ended; return its result."""
         future.add_done_callback(lambda _: self._errands.put(None))
         try:
             while (errand := self._errands.get()) is not None:
@@ -79,7 +79,7 @@ class _Waiting:
 async def with_caller(function: Callable[[], T]) -> tuple[bool, T | None]:
     """Call a function in the thread that waits for this coroutine, if one does.
 
-    There it sees its caller's open transaction. Gives whether a thread waits, and
+    There it sees its caller's open transaction. Return whether a thread waits, and
     the function's result.
     """
     waiting = _waiting.get()
@@ -89,7 +89,7 @@ async def with_caller(function: Callable[[], T]) -> tuple[bool, T | None]:
 
 
 async def take(source: AsyncIterator[T], most: int) -> list[T]:
-    """Take the next items, up to `most`; fewer are the last ones."""
+    """Return the next items, up to `most`; fewer are the last ones."""
     taken: list[T] = []
     async for each in source:
         taken.append(each)
@@ -233,7 +233,7 @@ class BackgroundLoop:
         forks.loops.add(self)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end and give its result.
+        """Run a coroutine to its end and return its result.
 
         Meanwhile the calling thread does what the coroutine asks of it by
         with_caller(). Raises StoreUnavailable where the loop is closed meanwhile.
@@ -300,7 +300,7 @@ class BackgroundLoop:
         return future
 
     def before_fork(self) -> None:
-        """Let no call begin, wait for those under way, and close the loop."""
+        """Hold back new calls, wait for those under way, and close the loop."""
         self._is_held = self._lock.acquire(timeout=forks.PATIENCE)
         me = threading.get_ident()
         # A call that forks can't be waited for.
@@ -311,7 +311,7 @@ class BackgroundLoop:
             self._end()
 
     def after_fork(self, *, in_child: bool) -> None:
-        """Let calls begin again."""
+        """Allow calls again."""
         if in_child:
             forks.inherited.append((self._loop, self._thread))
             self._loop = self._thread = None

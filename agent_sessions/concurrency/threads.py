@@ -206,7 +206,7 @@ class DatabaseThreads:
         _close_all(seats.values())
 
     def before_fork(self) -> None:
-        """Let no call begin, wait for those under way, and close files of SQLite.
+        """Hold back new calls, wait for those under way, and close files of SQLite.
 
         SQLite's locks of an open transaction would be copied to the child for ever. And
         a child would take the parent's locks on the file for its own, and have none when
@@ -223,7 +223,7 @@ class DatabaseThreads:
             _close_all(each for each in seats if _is_sqlite(each.connection))
 
     def after_fork(self, *, in_child: bool) -> None:
-        """Let calls begin again; the owner's pid tells a child to make threads anew."""
+        """Allow calls again; by its pid a child knows that it needs new threads."""
         while self._held:
             self._held.pop().lock.release()
         self._lock.release()

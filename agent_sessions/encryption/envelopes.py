@@ -121,9 +121,9 @@ def seal(
 
 
 def unseal(cipher: Fernet, envelope: Item) -> tuple[bytes, int] | None:
-    """Take the text and the time of writing (Unix seconds) out of an envelope.
+    """Return the text and the time of writing (Unix seconds) of an envelope.
 
-    None where the cipher isn't the one that made it, or it is another envelope's.
+    Return None if another cipher made it, or the text is another envelope's.
     """
     found = unseal_token(cipher, envelope["payload"])
     if found is None:

@@ -150,10 +150,7 @@ def read_sdk_key(key: MasterKey, session_id: str) -> Fernet:
 
 
 def require_cryptography(feature: str) -> None:
-    """Pass where cryptography is installed, without importing it.
-
-    Raises MissingExtra.
-    """
+    """Raise MissingExtra unless cryptography is installed; it isn't imported here."""
     if find_spec("cryptography") is None:
         raise MissingExtra(feature, "encrypt")
 

@@ -131,7 +131,7 @@ def popping(vault: Vault, in_one_step: bool) -> Steps[Item | None]:
 
 
 def looking(vault: Vault) -> Steps[None]:
-    """Pass where the newest item's key is there. Raises UnknownEncryptionKey."""
+    """Read the newest item. Raises UnknownEncryptionKey if its key isn't there."""
     vault.open_each((yield "latest", 1))
 
 
@@ -150,7 +150,7 @@ class PopGuard:
         self._copies: dict[str, int] = {}
 
     def look(self, found: Sequence[Any]) -> bool:
-        """Take what the store has; tell whether that was enough to tell copies."""
+        """Look at what the store has; return whether that was enough to find copies."""
         self._recent = found
         if len(found) < self.window or not self._vault.may_have_copies(found):
             return True

@@ -135,9 +135,9 @@ class Vault:
     # -- out -----------------------------------------------------------------------
 
     def open(self, stored: Any) -> Opened | None:
-        """Take an item out of its envelope.
+        """Return the item of an envelope.
 
-        None where there is no envelope, or it doesn't open although its key is known:
+        Return None if there is no envelope, or it doesn't open although its key is known:
         it was changed, or is another session's. Raises UnknownEncryptionKey.
         """
         return self.open_each((stored,))[0]
@@ -226,7 +226,7 @@ class Vault:
         return json.dumps(self.seal([{"text": text}])[0])
 
     def open_text(self, text: str) -> str:
-        """Take a text out again. Raises EncryptionError."""
+        """Return the text of an envelope. Raises EncryptionError."""
         envelope = decode(text) or {}
         # The SDK's envelopes hold items, and are bound to a session's id alone.
         opened = None if envelope.get("v") == SDK_VERSION else self.open(envelope)

@@ -93,7 +93,7 @@ class DjangoSession(BackendSession):
     async def create_branch_from_turn(
         self, turn_number: int, branch_name: str | None = None
     ) -> str:
-        """Fork before a user's turn and switch to the new branch; give its name.
+        """Fork before a user's turn and switch to the new branch; return its name.
 
         Nothing is copied. Raises InvalidBranch where the turn isn't there or the name
         was used before.
@@ -115,9 +115,9 @@ class DjangoSession(BackendSession):
         return await self._fork(forks.fork_at, at, branch_name)
 
     async def undo_turn(self) -> int | None:
-        """Take back the last turn, calls and outputs together; give its number.
+        """Take back the last turn, calls and outputs together; return its number.
 
-        None where there is no turn. The rows are kept on an archived branch, which
+        Return None if there is no turn. The rows are kept on an archived branch, which
         list_archived() names and restore_branch() brings back.
         """
         return await self._change(forks.undo_turn)
@@ -333,7 +333,7 @@ class SyncDjangoSession(SyncSession):
 
 
 def finished(result: RunResult | RunResultStreaming) -> usage.Finished | None:
-    """Take out of a result what its row keeps; None where it counted nothing."""
+    """Return what the row of a run keeps of its result, or None if nothing was counted."""
     context = result.context_wrapper
     counted: Any = context.usage
     if counted is None:

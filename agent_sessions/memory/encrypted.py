@@ -279,7 +279,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         await sdk.begin_conversation(self.inner_session)
 
     def _in_turn(self) -> AbstractAsyncContextManager[Any]:
-        """Keep a clear from giving another id between sealing and storing."""
+        """Return a lock: a clear must not change the id between sealing and storing."""
         if not self._is_conversation:
             return nullcontext()
         return self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())

@@ -159,7 +159,7 @@ class SessionSecrets:
             self.rows(key).delete()
 
     def ensure(self, key: SessionKey, vault: Vault) -> bool:
-        """Make the key of a session that has none; tell whether that was due.
+        """Make the key of a session that has none; return whether that was due.
 
         A session that was deleted meanwhile gets none.
         """
@@ -177,7 +177,7 @@ class SessionSecrets:
         return False
 
     def rewrap(self, key: SessionKey, vault: Vault) -> bool:
-        """Encrypt a session's key under the first master key; tell if that was due."""
+        """Encrypt a session's key under the first master key, if that is due."""
         with self._told():
             row = self.rows(key).first()
             if row is None or row.key_id == vault.ring.first.id:
@@ -216,7 +216,7 @@ class SessionSecrets:
 
 
 class KeyedBackend(WrappingBackend):
-    """Know the keys of each session of an alias, in its vaults."""
+    """Derive the keys of each session of an alias."""
 
     required_options = frozenset({"backend", "keys"})
     option_defaults: ClassVar[dict[str, Any]] = DEFAULTS
@@ -288,7 +288,7 @@ class KeyedBackend(WrappingBackend):
         confirm(self, key, permit)
 
     def rewrap(self, key: SessionKey, permit: Permit | None = None) -> bool:
-        """Put a session's own key under the first one; tell whether that was due.
+        """Encrypt a session's own key with the first one; return whether that was due.
 
         One that has none, being older than `session_keys`, gets one.
         """

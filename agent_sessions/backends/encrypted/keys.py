@@ -189,7 +189,7 @@ class Permit:
         return clock() >= self.began + 2 * self.seconds
 
     def assert_valid(self) -> None:
-        """Pass where something may be encrypted now. Raises EncryptionError."""
+        """Raise EncryptionError unless something may be encrypted now."""
         if not self.is_valid:
             raise EncryptionError(
                 f"The process was held up for so long that it may not write with key "

@@ -1,4 +1,4 @@
-"""Put what is stored under the first key, and retire the keys before it."""
+"""Encrypt what is stored with the first key, and retire the keys before it."""
 
 from __future__ import annotations
 
@@ -280,9 +280,9 @@ class Retirement:
                     self.writers[key_id] = _watched(row, {}, clock())
 
     def look(self, *, retire: bool = True) -> bool:
-        """Look who writes, and retire keys with which nobody does any more.
+        """Find out who writes, and retire keys with which nobody does any more.
 
-        Tells whether there is none left. What was written with a key that is retired
+        Return whether there is none left. What was written with a key that is retired
         here may still be there: everything is to be looked through after that.
         """
         with self._permits.asking():
