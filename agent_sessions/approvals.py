@@ -1,4 +1,4 @@
-"""What a run that waits for approval has stored: one text that opens for it alone.
+"""The stored state of a run that waits for approval: a text that only it can open.
 
 The run's state, its open approvals and their expiry are sealed together with the run,
 the session and the number of the session's lease. So who can change rows can't put
@@ -45,7 +45,7 @@ class Paused:
 
     @property
     def is_over(self) -> bool:
-        """Return whether the time to answer is over."""
+        """Return whether the time to answer has passed."""
         return self.expires_at <= timezone.now().timestamp()
 
 
@@ -75,7 +75,7 @@ def seal(
     fence: int,
     paused: Paused,
 ) -> str:
-    """Make the text that is stored of a paused run; `fence` is its lease's number."""
+    """Return the text to store for a paused run; `fence` is its lease's number."""
     content = {
         **_binding(run, fence),
         "state": paused.state,
@@ -88,10 +88,10 @@ def seal(
 
 @sensitive_variables()
 def unseal(backend: BaseSessionBackend, key: SessionKey, run: AgentRun) -> Paused:
-    """Read what a run waits for; `run` is read together with its session's row.
+    """Return what a run waits for; `run` was read together with its session's row.
 
-    Raises InvalidApproval where it was changed, is another run's or was answered, and
-    UnknownEncryptionKey where nothing can be told.
+    Raise InvalidApproval if it was changed, is another run's or was answered, and
+    UnknownEncryptionKey if the key to read it is missing.
     """
     try:
         text = backend.sealer.open(key, run.state)
@@ -103,7 +103,7 @@ def unseal(backend: BaseSessionBackend, key: SessionKey, run: AgentRun) -> Pause
 
 
 def newest_waiting(backend: BaseSessionBackend, session: int) -> AgentRun | None:
-    """Read a session's newest run together with the session, if it waits.
+    """Return a session's newest run, with the session, if it waits for approval.
 
     After a newer run the conversation has gone on without the answer.
     """
@@ -115,7 +115,7 @@ def newest_waiting(backend: BaseSessionBackend, session: int) -> AgentRun | None
 def open_pending(
     backend: BaseSessionBackend, key: SessionKey, run: AgentRun
 ) -> Pending | None:
-    """Open what newest_waiting() has found; None if its time is over.
+    """Open what newest_waiting() has found; return None if its time has passed.
 
     Raise InvalidApproval and UnknownEncryptionKey.
     """
@@ -129,7 +129,7 @@ def open_pending(
 def pending(
     backend: BaseSessionBackend, key: SessionKey, session: int
 ) -> Pending | None:
-    """Find the paused run that waits for answers; None if none can be given.
+    """Return the paused run that waits for answers; None if none can be given.
 
     Raise UnknownEncryptionKey.
     """
@@ -141,16 +141,17 @@ def pending(
 
 
 def waiting(runs: QuerySet[AgentRun]) -> QuerySet[AgentRun]:
-    """Narrow to the runs that wait for approval, as far as columns tell."""
+    """Return those of `runs` that wait for approval, judged by their columns."""
     in_time = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
     return runs.filter(in_time, status=AgentRun.Status.WAITING)
 
 
 @sensitive_variables()
 def find_open(runs: QuerySet[AgentRun]) -> list[tuple[AgentRun, Paused]]:
-    """Read those of `runs` whose approvals can be given now, to show them.
+    """Return those of `runs` whose approvals can be given now, to show them.
 
-    The number of queries doesn't grow with the runs. What doesn't open is left out.
+    The number of queries doesn't grow with the runs. Approvals that can't be opened are
+    left out.
     """
     found: dict[str, list[AgentRun]] = defaultdict(list)
     for run in _candidates(runs):
@@ -163,7 +164,7 @@ def find_open(runs: QuerySet[AgentRun]) -> list[tuple[AgentRun, Paused]]:
                 [(key, run.state) for key, run in zip(keys, own, strict=True)]
             )
         except AgentSessionError:
-            # Of an alias that is gone, or whose keys can't be had.
+            # The alias is gone, or its keys can't be read.
             continue
         for run, text in zip(own, texts, strict=True):
             try:
@@ -176,10 +177,10 @@ def find_open(runs: QuerySet[AgentRun]) -> list[tuple[AgentRun, Paused]]:
 
 
 def find_states(rows: Iterable[AgentSession]) -> dict[int, str]:
-    """Return what sessions are at, by their keys, in a fixed number of queries.
+    """Return the states of sessions by their primary keys, in a fixed number of queries.
 
-    Waiting are only those whose approval can be given. Where it can't be, the next
-    message is taken, and withdraws it: that session is idle.
+    A session waits only if its approval can be given. Otherwise the next message is
+    accepted and withdraws the approval, so the session is idle.
     """
     states: dict[int, str] = {row.pk: row.state for row in rows}
     using = next((row._state.db for row in rows), None)
@@ -202,7 +203,7 @@ def _candidates(runs: QuerySet[AgentRun]) -> QuerySet[AgentRun]:
 
 @sensitive_variables()
 def _read(run: AgentRun, text: str) -> Paused:
-    """Take what is authentic apart, if it is this run's and of the session's now."""
+    """Return an opened text's content. Raise InvalidApproval if it is bound elsewhere."""
     try:
         found = json.loads(text)
         bound = _binding(run, run.session.fence)
@@ -210,7 +211,7 @@ def _read(run: AgentRun, text: str) -> Paused:
             raise InvalidApproval(run.run_id)
         return Paused(found["state"], found["interrupts"], found["expires_at"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        # What json says quotes the text.
+        # The error of json quotes the text.
         raise InvalidApproval(run.run_id) from None
 
 
@@ -221,6 +222,6 @@ def _binding(run: AgentRun, fence: int) -> dict[str, Any]:
         "session": run.session_id,
         "run": run.pk,
         "run_id": run.run_id,
-        # Each lease has a higher one, and withdrawing counts on too.
+        # Each lease has a higher one; withdrawing an approval raises it too.
         "fence": fence,
     }

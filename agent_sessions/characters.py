@@ -1,9 +1,9 @@
-"""The one table of what is printed: on terminals, in Markdown, in JSON and in titles.
+"""The characters that are printed on terminals, in Markdown, in JSON and in titles.
 
-Letters, marks, digits, symbols and spaces pass. What a terminal obeys, what turns text
-round and what nobody sees is replaced: C0 and DEL by their pictures, everything else by
-U+FFFD. Those are the categories Cc, Cf, Cs, Co, Cn, Zl and Zp, and the few marks and
-letters that are invisible. Joiners pass where a script or an emoji needs them.
+Letters, marks, digits, symbols and spaces are printed. Control characters, characters
+that reverse text and invisible ones are replaced: C0 and DEL by their pictures, all
+others by U+FFFD. They are the categories Cc, Cf, Cs, Co, Cn, Zl and Zp, and a few
+invisible marks and letters. Joiners are printed where a script or an emoji needs them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 _REPLACEMENT = 0xFFFD
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-# Marks and letters that are drawn as nothing: they hide data, or tell two ids apart
-# that look the same.
+# Marks and letters that are invisible: they hide data, or make ids differ that look
+# the same.
 _INVISIBLE = frozenset(
     {
         0x034F,
@@ -49,7 +49,7 @@ _JOINERS = re.compile(
 )
 
 
-# The flag of a region is a black flag and invisible letters, and nowhere else are they.
+# The flag of a region is a black flag and invisible letters, which nothing else uses.
 _FLAGS = re.compile("(\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f)")
 _SKINS = range(0x1F3FB, 0x1F400)
 _INDICATORS = range(0x1F1E6, 0x1F200)
@@ -90,17 +90,17 @@ _NEWLINES = re.compile(r"\r\n?")
 
 
 def printable(text: Any) -> str:
-    """Return a text as one line of what may be printed."""
+    """Return a text as one line of printable characters."""
     return _clean(str(text), _LINE)
 
 
 def printable_lines(text: Any) -> str:
-    """Return a text of what may be printed, with its line ends and tabs."""
+    """Return a text of printable characters, line ends and tabs."""
     return _clean(_NEWLINES.sub("\n", str(text)), _LINES)
 
 
 def shown_on_a_line(text: str) -> str:
-    """Return a line without what turns it round or is not seen; empty if that is all."""
+    """Return a line without characters that reverse it or are invisible."""
     if text.isascii() and text.isprintable():
         return text.strip()
     return "".join(
@@ -109,7 +109,7 @@ def shown_on_a_line(text: str) -> str:
 
 
 def cut_whole(text: str, length: int) -> str:
-    """Cut a text to a length, in front of the character that people see cut."""
+    """Cut a text to a length, never within a character as people see it."""
     end = length
     while 0 < end < len(text) and _belongs_before(text, end):
         end -= 1

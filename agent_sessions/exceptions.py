@@ -1,4 +1,4 @@
-"""The errors of agent_sessions: one family, each telling what to do."""
+"""The errors of agent_sessions. Each message says what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agent_sessions.characters import printable
 class AgentSessionError(Exception):
     """Base of every error that agent_sessions raises.
 
-    What it quotes comes from people: its text is one line of what may be printed.
+    Its text is one line of printable characters, whatever it quotes.
     """
 
     def __str__(self) -> str:
@@ -58,18 +58,18 @@ class MissingExtra(AgentSessionError, ImportError):
 
 @contextmanager
 def extra(name: str, module: str, *, needed_by: str) -> Iterator[None]:
-    """Import what an extra brings in the block. Raises MissingExtra that names it."""
+    """Raise MissingExtra, which names the extra, if an import in the block fails."""
     try:
         yield
     except ModuleNotFoundError as exc:
-        # What the module itself lacks is not ours to name.
+        # A dependency that the module itself lacks is no part of the extra.
         if (exc.name or "").partition(".")[0] != module:
             raise
         raise MissingExtra(needed_by, name) from exc
 
 
 class SessionDoesNotExist(AgentSessionError, ObjectDoesNotExist):
-    """There is no such session, or it is someone else's: nobody can tell which."""
+    """There is no such session, or another user owns it; the error doesn't say which."""
 
     def __init__(self, session_id: str) -> None:
         super().__init__(
@@ -101,7 +101,7 @@ class InvalidSessionId(AgentSessionError, ValueError):
 
 
 class InvalidOwner(AgentSessionError, ValueError):
-    """What is to own a session is no saved user, or can't be loaded here."""
+    """The owner of a session must be a saved user that can be loaded here."""
 
     def __init__(self, reason: str = "it is anonymous or not saved") -> None:
         super().__init__(
@@ -177,11 +177,11 @@ class StoreFull(StorageError):
 
 
 class WrongKeyType(StorageError):
-    """Something else than a history lies under a session's key; it was left alone."""
+    """A session's key holds something other than a history, which was not changed."""
 
 
 class StoreBusy(StorageError):
-    """The store asks to wait; nothing was written. `retry_after` in seconds, if told."""
+    """The store asks to wait; nothing was written. `retry_after` is in seconds, or None."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -193,7 +193,7 @@ class HistoryGone(StorageError):
 
 
 class PartlyWritten(StorageError):
-    """A write broke off, and what it had written could not all be removed again.
+    """A write failed midway, and a part of it could not be removed again.
 
     The first `stored` items of the batch are there; `unsure` holds the numbers, from
     0, of those that may be there.
@@ -206,7 +206,7 @@ class PartlyWritten(StorageError):
 
 
 class EncryptionError(StorageError):
-    """What is stored encrypted, or signed, doesn't open; nothing was changed."""
+    """Encrypted or signed contents can't be opened; nothing was changed."""
 
 
 class ScanLimitReached(AgentSessionError, RuntimeError):
@@ -265,7 +265,7 @@ class RetiredEncryptionKey(EncryptionError):
 
 
 class InvalidEncryptionKey(AgentSessionError, ValueError):
-    """What is given as a key is none; the message doesn't quote it."""
+    """An encryption key is invalid; the message doesn't quote it."""
 
 
 class SessionBusy(AgentSessionError):
@@ -306,7 +306,7 @@ class InterruptExpired(AgentSessionError):
 
 
 class InvalidApproval(AgentSessionError):
-    """What is stored of an approval isn't what was asked; nothing was done."""
+    """A stored approval isn't the one that was asked for; nothing was done."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__(

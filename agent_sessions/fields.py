@@ -19,7 +19,7 @@ from django.db.models import (
 from django.db.models.functions import Cast, Concat
 from django.utils import timezone
 
-# What MariaDB and MySQL call UTF-8.
+# The name of UTF-8 on MariaDB and MySQL.
 CHARSET = "utf8mb4"
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _of_every_character(db_type: str | None, connection: Any) -> str | None:
 
 
 class WideCharField(_CharField):
-    """A CharField that holds every character, whatever its database's others hold."""
+    """A CharField that holds every character, whatever the database's charset is."""
 
     def db_type(self, connection: Any) -> str | None:
         """Return the column's type, with a character set that holds every character."""
@@ -47,7 +47,7 @@ class WideCharField(_CharField):
 
 
 class WideTextField(_TextField):
-    """A TextField that holds every character, whatever its database's others hold."""
+    """A TextField that holds every character, whatever the database's charset is."""
 
     def db_type(self, connection: Any) -> str | None:
         """Return the column's type, with a character set that holds every character."""
@@ -77,7 +77,7 @@ class ExactCharField(WideCharField):
 
 
 class RawTextField(_TextField):
-    """A TextField that gives what is no UTF-8 too, as raw lone surrogates.
+    """A TextField that returns invalid UTF-8 too, as raw lone surrogates.
 
     SQLite keeps any bytes in a text column, and its driver then fails for all rows of
     a query, with an error that quotes them.
@@ -115,7 +115,7 @@ def cascade(collector: Any, field: Any, sub_objs: Any, using: str) -> None:
         CASCADE(collector, field, sub_objs, using)
 
 
-# What is only counted isn't loaded.
+# Rows that are only counted aren't loaded.
 cascade.lazy_sub_objs = True  # type: ignore[attr-defined]
 
 

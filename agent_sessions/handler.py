@@ -112,14 +112,14 @@ class SessionBackendHandler(_Handler):
         return backend
 
     def _make_inner(self, alias: str, inner: Any) -> BaseSessionBackend:
-        """Build what an alias wraps, anew and under that alias."""
+        """Build the backend that an alias wraps, under that alias."""
         wrapped = [alias]
         while True:
             if inner in wrapped:
                 raise InvalidBackend(
                     f"AGENT_SESSIONS[{alias!r}] wraps itself: "
                     f"{' > '.join([*wrapped, inner])}.",
-                    hint="Let it wrap an alias that stores items.",
+                    hint="Make it wrap an alias that stores items.",
                     id="agent_sessions.E013",
                 )
             if inner not in self.settings:
@@ -134,16 +134,13 @@ class SessionBackendHandler(_Handler):
         return self.create_connection(alias, self.settings[wrapped[1]])
 
     def expect(self, alias: Any) -> None:
-        """Raise InvalidBackend for an alias that there isn't.
-
-        Where there are no settings yet, nothing can be told.
-        """
+        """Raise InvalidBackend for an unknown alias; do nothing before settings exist."""
         if not django_settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
             return
         try:
             known = self.settings
         except InvalidBackend:
-            # AGENT_SESSIONS as a whole is wrong, which the checks tell.
+            # AGENT_SESSIONS as a whole is wrong, which the checks report.
             return
         if not isinstance(alias, str) or (
             alias not in known and not alias.startswith(UNLISTED)
@@ -151,7 +148,7 @@ class SessionBackendHandler(_Handler):
             raise self.unknown_alias(alias)
 
     def unknown_alias(self, alias: Any) -> InvalidBackend:
-        """Make the error for an alias that AGENT_SESSIONS doesn't have."""
+        """Return the error for an alias that AGENT_SESSIONS doesn't have."""
         known = list(map(str, self.settings))
         return InvalidBackend(
             f"AGENT_SESSIONS has no alias {alias!r}; it has: "
@@ -189,7 +186,7 @@ class SessionBackendHandler(_Handler):
         return DatabaseBackend(alias, {"database": database})
 
     def reset(self) -> None:
-        """Forget the settings and every backend; the next use reads them anew."""
+        """Close every backend and forget the settings; the next use reads them again."""
         backends, self._backends = self._backends, {}
         self.__dict__.pop("settings", None)
         self._settings = None
@@ -209,7 +206,7 @@ class ChatAlias:
 
 
 def _check_params(setting: str, alias: Any, params: Any) -> None:
-    """Refuse an alias's settings whose shape is wrong."""
+    """Raise InvalidBackend if an alias's settings have the wrong shape."""
     if not isinstance(alias, str) or not 1 <= len(alias) <= ALIAS_LENGTH:
         raise InvalidBackend(
             f"{setting}: an alias is a str of 1 to {ALIAS_LENGTH} characters.",
@@ -271,7 +268,7 @@ def _import_backend(setting: str, path: Any) -> type[BaseSessionBackend]:
 
 
 def _is_a(params: Any, kind: type[BaseSessionBackend]) -> bool:
-    """Return whether an alias's BACKEND is of a kind; not if it can't be imported."""
+    """Return whether an alias's BACKEND can be imported and is of a kind."""
     path = params.get("BACKEND") if isinstance(params, dict) else None
     try:
         found = import_string(path) if isinstance(path, str) else path
@@ -330,6 +327,6 @@ def open_session(
 
 
 def reset_backends(*, setting: str, **kwargs: Any) -> None:
-    """Follow override_settings, as Django's own handlers do."""
+    """Reset the backends when a setting changes, as Django's handlers do in tests."""
     if setting in {"AGENT_SESSIONS", "DATABASES", "CACHES"}:
         sessions.reset()

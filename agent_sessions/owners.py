@@ -1,4 +1,4 @@
-"""Who may own a session: a saved user of the project's own model."""
+"""The owners of sessions: saved users of the project's user model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agent_sessions.exceptions import InvalidOwner, UserNotLoaded
 
 
 def owner_key(user: Any) -> Any:
-    """Return the primary key of a user who can own something. Raises InvalidOwner."""
+    """Return the primary key of a saved user. Raise InvalidOwner for any other."""
     pk = user_key(user)
     # A key that the model chooses, such as a UUID, is there before the row is.
     if pk is None or (isinstance(user, Model) and user._state.adding):
@@ -22,9 +22,10 @@ def owner_key(user: Any) -> Any:
 
 
 def user_key(user: Any) -> Any:
-    """Return a user's primary key; None of one who is anonymous or not saved.
+    """Return a user's primary key; None for an anonymous or unsaved user.
 
-    A lazy user is loaded where that may block. Raises InvalidOwner for what is no user.
+    A lazy user is loaded if blocking is allowed here. Raise InvalidOwner for a value
+    that is no user.
     """
     try:
         if isinstance(user, Model):
@@ -57,10 +58,10 @@ def _as_key(pk: Any) -> Any:
 
 
 def owners() -> Any:
-    """Return every user, those that the default manager leaves out among them.
+    """Return every user, also those that the default manager leaves out.
 
-    A person who is hidden still has sessions to list, move and erase. Users are read
-    from where they are written: a replica may lag behind.
+    A hidden user still has sessions to list, move and erase. Users are read from the
+    database that they are written to: a replica may lag behind.
     """
     model = get_user_model()
     return model._base_manager.using(router.db_for_write(model))

@@ -1,4 +1,4 @@
-"""How often a user may do something, counted in one of Django's caches."""
+"""Limits on how often users do something, counted in a cache or in this process."""
 
 from __future__ import annotations
 
@@ -26,20 +26,19 @@ _warned: dict[str, float] = {}
 
 
 class _NotKept(Exception):
-    """A cache took no key, and has none."""
+    """A cache neither adds a key nor has it."""
 
 
 @dataclass(frozen=True)
 class RateLimit:
-    """Let each user do something `limit` times in each window of `seconds`.
+    """Limit what each user does to `limit` times in each window of `seconds`.
 
     Windows follow the clock: those of 60 seconds begin with the minute. Each event
     takes one of the window's keys with `cache.add()`, which memory, Redis, Memcached
     and database caches all do atomically, unlike `incr()`. The window's number is in
     its keys, so no key is used twice and nothing depends on when it expires.
 
-    A user may do it where the cache fails: nobody is locked out, and a warning is
-    logged once a minute.
+    Where the cache fails, everything is allowed, and a warning is logged once a minute.
     """
 
     name: str
@@ -48,7 +47,7 @@ class RateLimit:
     cache: str = "default"
 
     def take(self, user_pk: Any) -> bool:
-        """Count an event of a user; False where the window has no room for it."""
+        """Count an event of a user, and return False if the window is full."""
         # A wrong alias is a mistake in the code, not a cache that fails.
         cache = caches[self.cache]
         try:
@@ -105,7 +104,7 @@ class RateLimit:
 
 
 def _claim(cache: BaseCache, key: str, timeout: int) -> bool:
-    """Take a key; False where it is taken. Raises _NotKept.
+    """Add a key, and return whether it was new. Raises _NotKept.
 
     add() is False as well where a cache hides its errors: Django's database cache when
     the database is locked, django-redis with IGNORE_EXCEPTIONS.
@@ -120,10 +119,7 @@ def _claim(cache: BaseCache, key: str, timeout: int) -> bool:
 
 
 class Rates:
-    """Count in this process: so much at once, and as much again every minute.
-
-    Each key has a token bucket.
-    """
+    """Count events in this process: each key has a token bucket, full again in a minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -135,7 +131,7 @@ class Rates:
         return len(self._buckets)
 
     def take(self, key: Hashable, per_minute: int) -> bool:
-        """Take one of a key's share; return False where it is used up."""
+        """Count one event of a key, and return False if its share is used up."""
         now = self._clock()
         self._sweep(now)
         left, since = self._buckets.get(key, (per_minute, now))
@@ -145,7 +141,7 @@ class Rates:
         return taken
 
     def _sweep(self, now: float) -> None:
-        """Forget the keys whose share is whole again, so that memory stays bounded."""
+        """Remove the keys whose share is whole again, so that memory stays bounded."""
         if now - self._swept < MINUTE:
             return
         self._swept = now

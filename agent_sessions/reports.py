@@ -35,10 +35,10 @@ _CLIENT_ERRORS = range(2000, 3000)
 
 
 def guarded(function: F) -> F:
-    """Decorate a function so that its errors carry no variables of its frames.
+    """Decorate a function so that its errors carry no variables of any frame.
 
-    Nor of what it called, libraries too. Files and lines stay. Unlike Django's
-    sensitive_variables(), it holds for every report, and where DEBUG is on.
+    That includes the frames of libraries. Files and lines stay. Unlike Django's
+    sensitive_variables(), it works for every report, and with DEBUG on.
     """
 
     @wraps(function)
@@ -63,7 +63,7 @@ def guarded(function: F) -> F:
 
 
 def unwrapped(function: F) -> F:
-    """Mark a method that guards itself, or needn't: a read, which a wrapper slows."""
+    """Mark a method that needs no guard, or has its own: a wrapper slows a read."""
     function.__dict__["unwrapped"] = True
     return function
 
@@ -81,7 +81,7 @@ def guard_methods(kind: C, names: Iterable[str]) -> C:
 
 
 def guard_public_methods(kind: C) -> C:
-    """Decorate a class so that its public methods, and how it is made, are guarded."""
+    """Decorate a class so that its constructor and public methods are guarded."""
     public = [name for name in vars(kind) if not name.startswith("_")]
     return guard_methods(kind, ["__init__", *public])
 
@@ -89,10 +89,10 @@ def guard_public_methods(kind: C) -> C:
 def clear(
     error: BaseException, *, before: BaseException | None = None
 ) -> list[BaseException]:
-    """Empty the frames that an error and its causes came through, those that ended.
+    """Clear the finished frames of an error and its causes, and return these errors.
 
-    Return the errors. `before` is the one that was being handled when the work began:
-    it, and what caused it, are the caller's.
+    `before` is the error that was being handled when the work began: it and its causes
+    belong to the caller.
     """
     cleared: list[BaseException] = []
     found: list[BaseException | None] = [error]
@@ -102,7 +102,7 @@ def clear(
             continue
         cleared.append(each)
         if each.__suppress_context__ and each.__cause__ is None:
-            # Nobody shows it, but it may quote contents.
+            # It isn't shown, but it may quote contents.
             each.__context__ = None
         found += [each.__cause__, each.__context__]
         if isinstance(each, BaseExceptionGroup):
@@ -115,9 +115,9 @@ def clear(
 
 
 def leave(error: BaseException, before: BaseException | None = None) -> None:
-    """Make an error fit to leave the function that has caught it; see clear().
+    """Clear the frames of an error and its causes before it is raised again.
 
-    Those of databases and codecs, whose text may quote values, keep what may be told.
+    Errors of databases and codecs, whose text may quote values, keep only what is safe.
     """
     for each in clear(error, before=before):
         if isinstance(each, Error):
@@ -134,16 +134,16 @@ def leave(error: BaseException, before: BaseException | None = None) -> None:
 
 
 def drop_frame(error: BaseException) -> None:
-    """Take the frame of the function that has caught an error out of its traceback.
+    """Remove the frame of the function that caught an error from its traceback.
 
-    It is still running, so that clear() can't empty it.
+    That function is still running, so clear() can't clear its frame.
     """
     if error.__traceback__ is not None:
         error.__traceback__ = error.__traceback__.tb_next
 
 
 def place_of(error: BaseException) -> str:
-    """Name an error's class and the line that raised it, for a message of ours."""
+    """Return an error's class and the line that raised it, for a message."""
     link = error.__traceback__
     while link is not None and link.tb_next is not None:
         link = link.tb_next
@@ -165,13 +165,13 @@ def _empty(frame: FrameType) -> None:
 
 
 class Told(str):
-    """What an error keeps of its text."""
+    """The part of an error's text that is safe to show."""
 
     __slots__ = ()
 
 
 def told(error: BaseException) -> str:
-    """Return what a database error is, without what it says of values.
+    """Return the kind and cause of a database error, without any values.
 
     "IntegrityError: 23514, constraint item_text_check of table item", for example: as
     much as tells the cause, since the error itself is not chained.
@@ -182,7 +182,7 @@ def told(error: BaseException) -> str:
 
 @contextmanager
 def as_storage_error(using: str, what: str) -> Iterator[None]:
-    """Raise StorageError where a database fails; `what` is what it was asked to do."""
+    """Raise StorageError if the database fails; `what` says what it was asked to do."""
     try:
         yield
     except Error as exc:
@@ -193,7 +193,7 @@ def as_storage_error(using: str, what: str) -> Iterator[None]:
 
 
 def _facts(error: BaseException) -> str:
-    """Return what may be told of a database error beside its class; "" for nothing."""
+    """Return the safe part of a database error beside its class, or ""."""
     if error.args and isinstance(error.args[0], Told):
         return error.args[0]
     cause: Any = error.__cause__ or error

@@ -1,4 +1,4 @@
-"""Times as they leave the database and come back: with an offset, by day."""
+"""Times as columns and texts hold them: with an offset, and by day."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def aware(when: datetime) -> datetime:
 
 
 def iso(when: datetime, sep: str = "T", timespec: str = "auto") -> str:
-    """Write a time with its offset, so that it means the same everywhere."""
+    """Return a time as ISO text with its offset."""
     return aware(when).isoformat(sep, timespec)
 
 

@@ -24,7 +24,7 @@ DETAILS = ("input_tokens_details", "output_tokens_details")
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a run used: columns of its row, and the details that have none."""
+    """What a run used: the columns of its row, and details without a column."""
 
     requests: int = 0
     input_tokens: int = 0
@@ -36,12 +36,12 @@ class Spent:
 
     @classmethod
     def of(cls, usage: Usage) -> Spent:
-        """Take the figures out of the SDK's object, which goes on counting."""
+        """Copy the figures of the SDK's object, which goes on counting."""
         from agents.usage import serialize_usage
 
         details = serialize_usage(usage)
         for name in DETAILS:
-            # The SDK writes zeros, but tells of none where there are none.
+            # The SDK writes zeros also where there are no details.
             if getattr(usage, name) is None:
                 details[name] = []
         return cls(
@@ -84,7 +84,7 @@ def since(usage: Usage, before: Usage | None) -> Usage:
 
 
 def snapshot(usage: Usage) -> Usage:
-    """Copy what the SDK's object says now."""
+    """Return a copy of the SDK's object as it is now."""
     return since(usage, None)
 
 
@@ -101,7 +101,7 @@ def _minus(now: Any, then: Any) -> Any:
 
 
 def model_of(agent: Agent[Any], run_config: RunConfig | None = None) -> str:
-    """Name the model of a run; "" where it is the SDK's default one."""
+    """Return the name of a run's model; "" for the SDK's default one."""
     model = getattr(run_config, "model", None) or agent.model
     if model is None or isinstance(model, str):
         return model or ""
@@ -109,7 +109,7 @@ def model_of(agent: Agent[Any], run_config: RunConfig | None = None) -> str:
 
 
 def trace_of(trace: Trace | None) -> str:
-    """Return a trace's id; "" where tracing is off."""
+    """Return a trace's id; "" if tracing is off."""
     trace_id = "" if trace is None else trace.trace_id
     return trace_id if trace_id.startswith("trace_") else ""
 
@@ -119,7 +119,7 @@ _runs: WeakKeyDictionary[RunContextWrapper[Any], str] = WeakKeyDictionary()
 
 
 def remember(context: RunContextWrapper[Any], run_id: str) -> None:
-    """Note that a run has a row already."""
+    """Remember that a run has a row already."""
     _runs[context] = run_id
 
 

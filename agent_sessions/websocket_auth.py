@@ -1,4 +1,4 @@
-"""Who is at the other end of a websocket, looked up anew each time."""
+"""The user at the other end of a websocket, read again each time."""
 
 from __future__ import annotations
 
@@ -60,18 +60,17 @@ def language_of(scope: Mapping[str, Any]) -> str:
 
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:
-    """Stand where the validator, of which only the matching is used, wants an app."""
+    """Serve as the validator's app; only its matching of origins is used."""
 
 
 class SocketUser:
-    """The user at the other end of a websocket, read anew each time.
+    """The user at the other end of a websocket, read again each time.
 
-    The user whom a middleware has put into the scope counts, and nobody does where it
-    put nobody, or a row of another model than the users'. As long as that is the user
-    of the Django session, the session has to be there too: the scope's is the one of
-    the handshake, which knows of no log-out. Any other user's row is read by its key,
-    through the default manager, as Django's authentication does. Whoever comes first
-    remains: a socket changes no hands.
+    It is the user that a middleware has put into the scope; a row of another model is
+    no user. The user of the Django session needs that session too, read from its store:
+    the scope's own is as old as the handshake and doesn't show a log-out. Any other
+    user's row is read by its key, through the default manager, as Django's
+    authentication does. The first user remains: a socket never changes to another one.
     """
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
@@ -80,9 +79,9 @@ class SocketUser:
         self._first: tuple[Any, ...] | None = None
 
     def read(self) -> Any:
-        """Return the user, active and the same as ever; None where there is none.
+        """Return the user, if active and the same as before, or None.
 
-        Queries the database, so it belongs into a thread.
+        It queries the database, so call it in a thread.
         """
         if self._is_by_session is None:
             self._is_by_session = self._is_of_session()
@@ -116,10 +115,10 @@ class SocketUser:
 
 
 def _user_of(session: Any) -> Any:
-    """Return the user whom a Django session names by now, or None.
+    """Return the user that a Django session names now, or None.
 
-    Not Django's get_user(): it would give the session another key where
-    SECRET_KEY_FALLBACKS are in use, of which the browser would not hear.
+    Django's get_user() isn't used: with SECRET_KEY_FALLBACKS it changes the session's
+    key, and a socket can't send the new one to the browser.
     """
     # The scope's session is a lazy object around the real store, as is its class.
     kept = session.__class__(session.session_key)
@@ -139,7 +138,7 @@ def _user_of(session: Any) -> Any:
 
 
 def _auth_hashes(user: Any) -> list[str]:
-    """Return what sessions of a user's password may keep; of no password, nothing."""
+    """Return the hashes of a user's password that a session may have; none without one."""
     if not hasattr(user, "get_session_auth_hash"):
         return []
     older = getattr(user, "get_session_auth_fallback_hash", tuple)

@@ -75,7 +75,7 @@ def _check_place(path: Path, *, overwrite: bool) -> None:
 
 
 def _take(part: Path, path: Path) -> None:
-    """Give a file its name, unless another has got it meanwhile."""
+    """Rename a file, unless another one has the name by now."""
     try:
         path.hardlink_to(part)
     except FileExistsError:

@@ -136,7 +136,7 @@ class PrintingCommand(BaseCommand):
             raise told from exc
 
     def check(self, *args: Any, **kwargs: Any) -> None:
-        """Let Django print its checks: many lines, and without colours of theirs."""
+        """Make Django print its checks in many lines, without their colours."""
         style, self.style = self.style, no_style()
         self.stdout.has_lines = self.stderr.has_lines = True
         super().check(*args, **kwargs)
@@ -157,7 +157,7 @@ class PrintingCommand(BaseCommand):
             return ""
 
     def confirm(self, question: str, *, undone: str = "written") -> None:
-        """Pass where the answer is yes. Raises CommandError."""
+        """Raise CommandError unless the answer is yes."""
         try:
             answer = self.ask(question)
         except EOFError:

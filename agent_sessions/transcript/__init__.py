@@ -318,7 +318,7 @@ def _answered(call: Line, output: Entry, position: int) -> Line:
 
 
 class _Budget:
-    """Keep a page within what a server writes and a browser takes easily."""
+    """Limit the images and texts of a page."""
 
     def __init__(self) -> None:
         self._images = 0

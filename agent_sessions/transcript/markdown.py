@@ -148,7 +148,7 @@ def _part(part: Part) -> Iterator[str]:
 
 
 def _fence(text: str) -> Iterator[str]:
-    """Put a text between fences that it can't close."""
+    """Return a text between fences that it can't close."""
     text = printable_lines(text)
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
@@ -159,7 +159,7 @@ def _fence(text: str) -> Iterator[str]:
 
 
 def _span(text: str) -> str:
-    """Put a text into a code span of one line that it can't close."""
+    """Return a text as a code span of one line that it can't close."""
     line = " ".join(printable_lines(text).split())
     longest = max(map(len, re.findall(r"`+", line)), default=0)
     ticks = "`" * (longest + 1)

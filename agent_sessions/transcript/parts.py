@@ -1,4 +1,4 @@
-"""What a transcript is made of, and how the contents of items become its parts."""
+"""The entries of a transcript, and the parts that the contents of items become."""
 
 from __future__ import annotations
 

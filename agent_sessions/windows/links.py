@@ -1,4 +1,4 @@
-"""Find what belongs together in a history: calls, their outputs and the reasoning."""
+"""Find the items of a history that belong together: calls, outputs and reasoning."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def lay_out(history: Sequence[Item], fixed: Sequence[Item]) -> Layout:
 
 
 def _newest_compaction(history: Sequence[Item]) -> int | None:
-    """Find all that the model remembers of what was compacted."""
+    """Return the index of the newest compaction, or None."""
     for index in reversed(range(len(history))):
         if type_and_role(history[index])[0] == "compaction":
             return index
@@ -130,7 +130,7 @@ def is_instruction(item: Item) -> bool:
 
 
 def _owners(items: Sequence[Item]) -> list[tuple[int, int | None]]:
-    """Return what else can't be parted: a program's calls, and what was approved."""
+    """Return other pairs to keep together: calls of programs, and approved calls."""
     found: dict[Key, int] = {}
     pairs: list[tuple[int, int | None]] = []
     for index, item in enumerate(items):
