@@ -38,6 +38,8 @@ _PAGE = 100
 # The exit code of what Ctrl-C has ended, as shells have it.
 INTERRUPTED = 130
 _OF_DATABASES = (DatabaseError, InterfaceError, StorageError)
+# How many items there are, or an estimate that is made from how many are done.
+Total = int | Callable[[int], int]
 
 
 class Output(OutputWrapper):
@@ -168,9 +170,7 @@ class PrintingCommand(BaseCommand):
             raise CommandError(f"Cancelled; nothing was {undone}.")
 
     @contextmanager
-    def progress(
-        self, total: Callable[[], int | None]
-    ) -> Iterator[Callable[[int], None]]:
+    def progress(self, total: Callable[[], Total]) -> Iterator[Callable[[int], None]]:
         """Show a bar where --progress asks for one; yield what counts the items done."""
         shown = self.options["progress"]
         if shown is None:
@@ -311,7 +311,7 @@ def _lines(page: list[list[str]], widths: list[int]) -> Iterator[str]:
 class Progress:
     """A bar with the rate and the time that is left."""
 
-    def __init__(self, stream: Any, total: int | None) -> None:
+    def __init__(self, stream: Any, total: Total) -> None:
         self._stream = stream
         self._total = total
         self._done = 0
@@ -335,17 +335,16 @@ class Progress:
     def _draw(self, now: float) -> None:
         seconds = max(now - self._began, 0.001)
         rate = self._done / seconds
-        text = f"{self._done:,} items, {rate:,.0f}/s"
-        if self._total:
-            share = min(self._done / self._total, 1)
-            bar = "#" * round(share * WIDTH)
-            text = (
-                f"[{bar:-<{WIDTH}}] {share:4.0%} {self._done:,}/{self._total:,} items, "
-                f"{rate:,.0f}/s"
-            )
-            if rate and self._done < self._total:
-                left = round((self._total - self._done) / rate)
-                text += f", {left // 60}:{left % 60:02} left"
+        total = self._total(self._done) if callable(self._total) else self._total
+        share = min(self._done / total, 1) if total else 1
+        bar = "#" * round(share * WIDTH)
+        text = (
+            f"[{bar:-<{WIDTH}}] {share:4.0%} {self._done:,}/{total:,} items, "
+            f"{rate:,.0f}/s"
+        )
+        if rate and self._done < total:
+            left = round((total - self._done) / rate)
+            text += f", {left // 60}:{left % 60:02} left"
         # Spaces wipe what a longer text left behind.
         self._write(f"\r{text:<{self._length}}")
         self._length = len(text)

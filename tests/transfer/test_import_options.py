@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sqlite3
 import time
 from contextlib import closing
@@ -17,6 +18,7 @@ from django.utils import translation
 
 from agent_sessions.management.printing import Progress
 from agent_sessions.models import AgentSession
+from agent_sessions.transfer.import_ import open_source
 from tests.support.import_sources import (
     conversation,
     imported,
@@ -140,6 +142,33 @@ class TestOptions:
         _, err = run_import("sqlite", path, "--progress", "--dry-run")
         assert "100% 20/20 items" in err
         assert run_import("sqlite", path, "--no-progress")[1] == ""
+
+    def test_the_bar_of_a_file_tells_what_is_left(self, path: Path) -> None:
+        items = [
+            {"branch": "main", "position": n, "turn": 1, "item": {"content": "x" * 400}}
+            for n in range(1, 5_001)
+        ]
+        line = {
+            "format": "agent-sessions/1",
+            "session": {"id": "one"},
+            "branches": [{"name": "main"}],
+            "runs": [],
+            "items": items,
+        }
+        path.write_text(json.dumps(line))
+        source = open_source("export", str(path))
+        try:
+            session = next(source.sessions())
+            pages = source.items(session, session.branches[0])
+            done = sum(len(next(pages)) for _ in range(4))
+            assert 4_000 < source.total(done) < 6_000
+            assert sum(map(len, pages)) == 5_000 - done
+            assert source.total(5_000) == 5_000
+        finally:
+            source.close()
+        _, err = run_import("export", path, "--progress")
+        assert "100% 5,000/5,000 items" in err
+        assert run_import("export", path, "--verbosity", "0") == ("", "")
 
     def test_the_bar_tells_what_is_left(self) -> None:
         stream = io.StringIO()

@@ -91,7 +91,7 @@ class Command(PrintingCommand):
             importer = self._importer(source, options)
             self.begun = True
             self.stopped = partial(_stopped, importer.report)
-            with self.progress(source.total) as importer.progress:
+            with self.progress(lambda: source.total) as importer.progress:
                 report = importer.run(options["session_id"])
         finally:
             source.close()

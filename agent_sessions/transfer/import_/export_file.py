@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 from django.utils.timezone import get_default_timezone
 
@@ -64,13 +64,16 @@ class ExportSource(Source):
             encoding="utf-8", errors="backslashreplace", newline="\n"
         )
         self._stream = Stream(self._file)
+        self._size = Path(path).stat().st_size
         # Where the line's items begin, once they were asked for.
         self._items_at: tuple[int, str] | None = None
         self._next: dict[str, Any] | None = None
         self._first = True
 
-    def total(self) -> int | None:
-        return None
+    def total(self, done: int) -> int:
+        # As many items to a byte as there were so far.
+        share = self._stream.position() / self._size if self._size else 1
+        return max(done, round(done / share)) if share else done
 
     def sessions(self) -> Iterator[SourceSession]:
         while self._stream.more_lines():
@@ -291,7 +294,7 @@ class TooLong(Broken):
 class Stream:
     """A file of one JSON object a line."""
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: TextIO) -> None:
         self._file = file
         self._text = ""
         self._at = 0
@@ -314,6 +317,10 @@ class Stream:
                 return
         self._at = end + 1
         self.line += 1
+
+    def position(self) -> int:
+        """Return how many bytes were read, about."""
+        return self._file.buffer.tell() - len(self._text) + self._at
 
     def place(self) -> tuple[int, str]:
         """Return where it is, for a later `go_back` within the same line."""

@@ -136,8 +136,8 @@ class Source(Protocol):
     # Names the place, so that a second import knows what the first one made.
     name: str
 
-    def total(self) -> int | None:
-        """Count the items, for the progress bar; None where that isn't known."""
+    def total(self, done: int) -> int:
+        """Return how many items there are, perhaps as those that are done tell."""
 
     def sessions(self) -> Iterator[SourceSession]:
         """Return the sessions one after the other."""

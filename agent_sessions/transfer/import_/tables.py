@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from datetime import tzinfo
+from functools import cached_property
 from typing import Any
 
 from agent_sessions.backends.keys import is_text
@@ -62,7 +63,11 @@ class TableSource(Source):
         database.expect((sessions_table, messages_table, *self.more_tables))
         self._probe()
 
-    def total(self) -> int | None:
+    def total(self, done: int) -> int:
+        return self._count
+
+    @cached_property
+    def _count(self) -> int:
         sql = f"SELECT COUNT(*) FROM {self._messages}"
         if self.only:
             sql += f" WHERE {self._of(self.only)}"
