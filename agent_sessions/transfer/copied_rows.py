@@ -81,7 +81,7 @@ class Pairs:
         connection = connections[self.copy._state.db or DEFAULT_DB_ALIAS]
         table = connection.ops.quote_name(SessionItem._meta.db_table)
         adapt, branch = connection.ops.adapt_datetimefield_value, self.copy.branch_id
-        with connection.cursor() as cursor:
+        with transaction.atomic(connection.alias), connection.cursor() as cursor:
             cursor.executemany(
                 f"UPDATE {table} SET created_at = %s "  # noqa: S608 - of the model
                 "WHERE branch_id = %s AND position = %s",
