@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.db import DatabaseError, router
@@ -14,7 +14,7 @@ from agent_sessions.backends.database.numbering import BATCH_SIZE, renumber
 from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.doctor.findings import CODES, Finding, Quarantined, Report, Skipped
 from agent_sessions.doctor.rows import list_quarantined, take_back
-from agent_sessions.doctor.session import Examination
+from agent_sessions.doctor.session import Examination, Progress, no_progress
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import sessions as backends
 from agent_sessions.models import AgentSession
@@ -43,7 +43,7 @@ def examine(
     *,
     repair: bool = False,
     batch_size: int = BATCH_SIZE,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Report:
     """Look for what is broken in sessions, all of them if none are given.
 
@@ -52,18 +52,13 @@ def examine(
     writing is never taken for damage, and that is when it is mended. Sessions that a
     run holds are skipped. Only sessions whose items are in a Django database are
     looked at, and not where they are encrypted; others are skipped. `progress` hears
-    how many sessions and items have been read.
+    how many items each page had.
     """
     report = Report()
-
-    def read(items: int) -> None:
-        if progress is not None:
-            progress(report.sessions, report.items + items)
-
     for row in _each(sessions):
         reason, failed = "", True
         try:
-            found = _examine(row, repair, batch_size, read)
+            found = _examine(row, repair, batch_size, progress)
         except CantExamine as exc:
             reason, failed = str(exc), False
         except AgentSessionError as exc:
@@ -120,28 +115,28 @@ def _backend_of(row: AgentSession) -> DatabaseBackend:
 
 
 def _examine(
-    row: AgentSession, repair: bool, batch_size: int, read: Any
+    row: AgentSession, repair: bool, batch_size: int, progress: Progress
 ) -> Examination | str | None:
     """Examine a session; return why it was not, or None where it is gone."""
     backend = _backend_of(row)
     rows = AgentSession.objects.using(backend.using).filter(pk=row.pk)
 
-    def look(*, repair: bool) -> Examination | str | None:
+    def look(repair: bool, progress: Progress) -> Examination | str | None:
         fresh = rows.first()
         if fresh is None:
             return None
         if holds_a_run(fresh):
             return f"Run {fresh.run_id} is active."
         examination = Examination(
-            backend, fresh, repair=repair, batch_size=batch_size, read=read
+            backend, fresh, repair=repair, batch_size=batch_size, progress=progress
         )
         examination.run()
         return examination
 
-    found = look(repair=False)
+    found = look(False, progress)
     if isinstance(found, Examination) and any(f.repair for f in found.findings):
         key = SessionKey(row.session_id, row.user_id)
-        found = backend.change(key, lambda branches: look(repair=repair))
+        found = backend.change(key, lambda branches: look(repair, no_progress))
     return found
 
 

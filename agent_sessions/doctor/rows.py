@@ -78,14 +78,14 @@ class Reader:
         if inherited:
             self._inherit(inherited)
 
-    def faults(self, read: Callable[[int], None]) -> Iterator[Fault]:
-        """Return what is wrong with rows; `read` hears how many have been read."""
+    def faults(self, progress: Callable[[int], None]) -> Iterator[Fault]:
+        """Return what is wrong with rows; `progress` hears how many a page had."""
         for page in read_pages(
             shown_rows(self.using, self.branch), Row._fields, self.size
         ):
             for values in page:
                 yield from self._read(Row(*values))
-            read(self.items)
+            progress(len(page))
         if self.first_wrong_turn is not None:
             told = {"count": self.wrong_turns}
             yield Fault("wrong_turn", self.branch, self.first_wrong_turn, told=told)

@@ -34,6 +34,13 @@ from agent_sessions.reports import guarded
 _MOVED = frozenset({"orphan_output", "duplicate_turn", "unreadable_row", "scalar_row"})
 _RENUMBERED = _MOVED | {"wrong_columns", "wrong_turn", "wrong_branch_turn"}
 
+# Hears how many items each page had that was read.
+Progress = Callable[[int], None]
+
+
+def no_progress(items: int) -> None:
+    """Hear of nothing."""
+
 
 class Examination:
     """Look at a session that no run holds; mend what is found where `repair` says so.
@@ -49,13 +56,13 @@ class Examination:
         *,
         repair: bool,
         batch_size: int,
-        read: Callable[[int], None],
+        progress: Progress,
     ) -> None:
         self.using = backend.using
         self.row = row
         self.repair = repair
         self.batch_size = batch_size
-        self.read = read
+        self.progress = progress
         self.findings: list[Finding] = []
         self.items = 0
         self._leases = Leases(backend, row)
@@ -131,7 +138,7 @@ class Examination:
     def _history(self, branch: Branch) -> Iterator[Fault]:
         inherited = self._lineages.of(branch.pk)[1:]
         reader = Reader(self.using, branch, inherited, self.batch_size)
-        yield from reader.faults(lambda items: self.read(self.items + items))
+        yield from reader.faults(self.progress)
         self.items += reader.items
         for position in sorted(reader.open.values()):
             if self._waiting_from is None or position < self._waiting_from:

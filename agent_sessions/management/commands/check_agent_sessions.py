@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from argparse import ArgumentParser
 from dataclasses import asdict
 from typing import Any
@@ -18,9 +17,6 @@ from agent_sessions.management.options import (
 )
 from agent_sessions.management.printing import PrintingCommand, as_json
 from agent_sessions.reports import guarded
-
-# Seconds between two lines of progress.
-INTERVAL = 2.0
 
 
 class Command(PrintingCommand):
@@ -44,23 +40,24 @@ class Command(PrintingCommand):
             help="rows to read at a time (default: %(default)s)",
         )
         add_options(parser, "--json", help="print the report as JSON")
+        add_options(parser, "--progress")
 
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity: int = options["verbosity"]
-        self._told = time.monotonic()
         selection = read_selection(options)
         for alias in selection.backends:
             if sessions[alias].in_database is None:
                 raise CommandError(why_closed(sessions[alias]))
         rows = read_rows(selection, undone="Nothing was examined.")
         self.begun = True
-        report = examine(
-            rows,
-            repair=options["repair"],
-            batch_size=options["batch_size"],
-            progress=self._tell_progress,
-        )
+        with self.progress(lambda: selection.totals().items) as add:
+            report = examine(
+                rows,
+                repair=options["repair"],
+                batch_size=options["batch_size"],
+                progress=add,
+            )
         if options["json"]:
             self.stdout.write(as_json({**asdict(report), "left": len(report.left)}))
         else:
@@ -91,14 +88,6 @@ class Command(PrintingCommand):
                 f"{len(report.left)} left; "
                 f"{counted(len(report.skipped), 'session')} skipped, "
                 f"{counted(len(report.quarantined), 'row')} in quarantine."
-            )
-
-    def _tell_progress(self, sessions: int, items: int) -> None:
-        now = time.monotonic()
-        if self.verbosity and now - self._told >= INTERVAL:
-            self._told = now
-            self.stderr.write(
-                f"{counted(sessions, 'session')}, {counted(items, 'item')} …"
             )
 
 
