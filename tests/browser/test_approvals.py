@@ -26,6 +26,28 @@ def test_an_approved_tool_runs(chat: Chat) -> None:
     expect(chat.ask("What did I ask first?")).to_contain_text("“Refund order 42”")
 
 
+def test_the_focus_stays_in_the_conversation(chat: Chat) -> None:
+    chat.send("Refund order 42 and 43")
+    expect(chat.approval).to_have_count(2)
+    expect(chat.approval.first).to_be_focused()
+    chat.page.keyboard.press("Tab")
+    expect(chat.approval.first.get_by_role("button", name="Approve")).to_be_focused()
+    chat.page.keyboard.press("Enter")
+    expect(chat.approval.last).to_be_focused()
+    chat.page.keyboard.press("Tab")
+    chat.page.keyboard.press("Enter")
+    expect(chat.answer).to_contain_text("Done: I refunded")
+    expect(chat.box).to_be_focused()
+
+
+def test_a_focus_that_is_elsewhere_is_left_there(chat: Chat) -> None:
+    chat.send("Refund order 42")
+    theme = chat.page.locator("#theme")
+    theme.focus()
+    expect(chat.approval).to_be_visible()
+    expect(theme).to_be_focused()
+
+
 def test_a_refused_tool_does_not_run_and_learns_why(chat: Chat) -> None:
     wait_for_approval(chat)
     chat.approval.get_by_label("Reason for refusing").fill("It never broke")

@@ -112,6 +112,8 @@ def test_at_400_percent_nothing_is_cut_off(
     assert chat.page.evaluate("document.documentElement.scrollWidth") == 320
     expect(chat.box).to_be_in_viewport()
     expect(chat.answer).to_be_in_viewport()
+    height = chat.page.locator("#scroller").evaluate("(view) => view.clientHeight")
+    assert height >= 140
     chat.page.screenshot(path=screenshots / "zoomed.png")
 
 

@@ -93,8 +93,10 @@ function show() {
   const { running, waiting, left, agent, before } = transcript;
   $("empty").hidden = Boolean(current && !transcript.ready) || !transcript.empty;
   $("earlier").hidden = before === null;
+  // Before the stop button goes: it may have the focus too.
+  const isLost = composer.wait(waiting);
   composer.running = running;
-  composer.waiting = waiting;
+  if (isLost) transcript.focus();
   if (running) {
     const name = agent || say("assistant");
     composer.status(

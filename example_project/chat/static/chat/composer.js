@@ -44,11 +44,18 @@ export class Composer extends EventTarget {
     if (ended && document.activeElement === document.body) this.focus();
   }
 
-  set waiting(waiting) {
+  /** Wait for answers to requests; tell whether the focus has lost its place. */
+  wait(waiting) {
     const again = this.#waiting && !waiting;
+    const was = this.#hasFocus;
     this.#waiting = waiting;
     this.#update();
     if (again) this.focus();
+    return was && waiting;
+  }
+
+  get #hasFocus() {
+    return [this.#box, this.#send, this.#stop].includes(document.activeElement);
   }
 
   /** Take no more messages, and say why; with no reason take them again. */

@@ -148,6 +148,7 @@ export class Approval {
     title.id = `approval-${++cards}`;
     this.element = make("section", "entry approval", title);
     this.element.role = "group";
+    this.element.tabIndex = -1;
     this.element.setAttribute("aria-labelledby", title.id);
     const shown = typeof given === "string" ? pretty(given) : JSON.stringify(given, null, 2);
     if (shown) this.element.append(make("pre", "", shown));
@@ -194,6 +195,7 @@ export class Approval {
       const left = moment - Date.now();
       if (left <= 0) {
         note.textContent = say("expired");
+        if (this.controls.contains(document.activeElement)) this.element.focus();
         this.controls.remove();
         return;
       }

@@ -38,6 +38,11 @@ export class Transcript extends EventTarget {
     return this.#approvals.length > 0;
   }
 
+  /** Put the focus on the first open request, so that its first button is next. */
+  focus() {
+    this.#approvals.find((card) => !card.answer)?.element.focus();
+  }
+
   get left() {
     return this.#approvals.filter((card) => !card.answer).length;
   }
@@ -215,7 +220,10 @@ export class Transcript extends EventTarget {
   #ask(interrupts) {
     const decide = () => {
       this.#tell("change");
-      if (this.left) return;
+      if (this.left) {
+        this.focus();
+        return;
+      }
       this.#tell("answered", { entries: this.#approvals.map((card) => card.answer) });
     };
     this.#approvals = interrupts.map((interrupt) => {
