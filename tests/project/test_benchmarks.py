@@ -139,3 +139,19 @@ def test_the_benchmark_of_the_admin_times_every_page() -> None:
     assert done.returncode == 0, done.stderr
     assert "transcript, newest" in done.stdout
     assert "overview, 30 days" in done.stdout
+
+
+def test_the_benchmark_of_sockets_loses_no_word() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.sockets"),
+            *("--runs", "2", "--sockets", "4", "--words", "5"),
+            *("--items", "20", "--rounds", "1"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ours: 20 of 20 words" in done.stdout
+    assert "first word on 20 items" in done.stdout
