@@ -89,7 +89,9 @@ def test_an_append_reaches_sql_through_few_files() -> None:
 
     way.run(main)
     assert "memory/base.py" in way.files
-    assert len(way.files) <= 9, sorted(way.files)
+    # The guard of every public method leads nowhere.
+    way.files.discard("reports.py")
+    assert len(way.files) <= 7, sorted(way.files)
 
 
 def test_a_frame_becomes_a_run_a_row_and_frames_through_few_files() -> None:
