@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from agent_sessions.characters import cut_whole
+
 ExposeTools = Literal["full", "names", "none"]
 
 
@@ -66,7 +68,8 @@ def cut(text: str, limit: int) -> tuple[str, bool]:
         return text, False
     marker = f"\n[cut: {limit} of {len(encoded)} bytes shown]"
     kept = encoded[: max(limit - len(marker), 0)].decode(errors="ignore")
-    return kept + marker, True
+    # A byte's place may lie within what people see as one character.
+    return (cut_whole(text, len(kept)) if kept else "") + marker, True
 
 
 def dumps(value: Any) -> str:

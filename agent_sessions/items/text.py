@@ -22,7 +22,7 @@ def text_of(item: Item, length: int | None = None) -> str:
     """Join the texts of a message's content, up to a length; leave out other parts."""
     content = item.get("content")
     if isinstance(content, str):
-        return clean_text(content[:length])
+        return clean_text(_cut(content, length))
     if not isinstance(content, list):
         return ""
     texts = [
@@ -32,7 +32,14 @@ def text_of(item: Item, length: int | None = None) -> str:
     ]
     joined = "\n".join([text for text in texts if isinstance(text, str)])
     # Cut first: cleaning keeps the length, and looks at every character.
-    return clean_text(joined[:length])
+    return clean_text(_cut(joined, length))
+
+
+def _cut(text: str, length: int | None) -> str:
+    """Cut a text where people see no character cut through."""
+    if length is None or len(text) <= length:
+        return text
+    return cut_whole(text, length)
 
 
 def title_of(texts: Iterable[str]) -> str:

@@ -340,24 +340,20 @@ class ActiveRun:
         asked = [] if self.goes_on else self.request.user_messages
         start = self._base.result() if self._base.done() and not self._lost else None
         ids = await find_ids(self.conversation, start, asked, self._words.told)
-        if result is None or used is None:
-            return records.Outcome(
-                status,
-                Spent(),
-                error_code=code,
-                base=base,
-                head=head,
-                message_ids=ids,
-            )
+        known: dict[str, Any] = {}
+        if result is not None and used is not None:
+            known = {
+                "agent_name": result.current_agent.name,
+                "trace_id": trace_of(result.trace),
+            }
         return records.Outcome(
             status,
-            Spent.of(used),
-            agent_name=result.current_agent.name,
+            Spent() if used is None else Spent.of(used),
             error_code=code,
-            trace_id=trace_of(result.trace),
             base=base,
             head=head,
             message_ids=ids,
+            **known,
         )
 
     async def _place(self) -> tuple[int | None, int | None]:

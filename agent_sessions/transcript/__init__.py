@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from agent_sessions.characters import cut_whole
 from agent_sessions.items import StoredItem
 from agent_sessions.items.kinds import (
     HANDOFF_PREFIX,
@@ -338,5 +339,5 @@ class _Budget:
         self._texts += len(part.text)
         if self._texts > TEXTS_LENGTH and len(part.text) > REST_LENGTH:
             size = part.size or len(part.text)
-            part = replace(part, text=part.text[:REST_LENGTH], size=size)
+            part = replace(part, text=cut_whole(part.text, REST_LENGTH), size=size)
         return part

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from agent_sessions.characters import cut_whole
 from agent_sessions.items import clean_text
 
 
@@ -91,7 +92,9 @@ class Entry:
         """The beginning of what the entry says, on one line."""
         text = next((part.text for part in self.parts if part.text.strip()), "")
         line = " ".join(text[: PREVIEW_LENGTH * 2].split())
-        return line if len(line) <= PREVIEW_LENGTH else line[:PREVIEW_LENGTH] + "…"
+        if len(line) <= PREVIEW_LENGTH:
+            return line
+        return cut_whole(line, PREVIEW_LENGTH) + "…"
 
 
 PREVIEW_LENGTH = 120

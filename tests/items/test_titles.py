@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from agent_sessions import get_session
+from agent_sessions.agui.content import cut
 from agent_sessions.items import encode_batch, first_line, look_through, text_of
 from agent_sessions.models import AgentSession
+from agent_sessions.transcript import parse
 
 pytestmark = pytest.mark.one_database
 
@@ -85,3 +87,22 @@ def test_a_session_that_begins_with_a_picture_has_a_title() -> None:
     said: Any = {"role": "user", "content": [picture]}
     get_session("s").sync.add_items([said])
     assert AgentSession.objects.get().title == "…"
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_nothing_that_is_shown_is_cut_through_a_character(name: str) -> None:
+    whole = WHOLE[name]
+
+    def is_whole(text: str) -> bool:
+        return text == whole * (len(text) // len(whole))
+
+    for before in range(len(whole) + 1):
+        said = {"role": "user", "content": "x" * before + whole * 2_000}
+        column = encode_batch([said]).rows[0].text
+        assert 150 < len(column) <= 200
+        assert is_whole(column.lstrip("x"))
+        preview = parse(said).preview.removesuffix("…")
+        assert is_whole(preview.lstrip("x"))
+        shown, was_cut = cut(said["content"], 1_000)
+        assert was_cut
+        assert is_whole(shown.split("\n")[0].lstrip("x"))

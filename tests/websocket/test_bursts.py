@@ -110,3 +110,27 @@ async def test_a_run_that_is_sent_again_where_it_is_told_goes_on() -> None:
         events = await tab.to_end()
     assert text_of(events) == "Hello you"
     assert "RUN_STARTED" not in [event["type"] for event in events]
+
+
+async def test_an_old_run_that_is_sent_again_waits_for_the_open_one() -> None:
+    user, session_id = await conversation()
+    speaker, model = gated("Hello you", pause_at=1)
+    model.gate.set()
+    async with Socket(session_id, user, speaker) as tab:
+        await tab.say("r-1", "Hi")
+        await tab.to_end()
+        model.gate.clear()
+        model.paused.clear()
+        await tab.say("r-2", "Again")
+        await model.paused.wait()
+        await tab.until("TEXT_MESSAGE_START")
+        await tab.say("r-1", "Hi")
+        # Answered after the repeat: frames are read in their order.
+        await tab.send({"type": "abort", "runId": "?", "mode": "never"})
+        assert (await tab.until("RUN_ERROR"))[-1]["code"] == "bad_request"
+        model.gate.set()
+        events = await tab.to_end()
+        assert "RUN_STARTED" not in [event["type"] for event in events]
+        # The history tells what it said, as its log is gone.
+        kinds = [event["type"] for event in await tab.to_end()]
+        assert kinds == ["RUN_STARTED", "MESSAGES_SNAPSHOT", "RUN_FINISHED"]
