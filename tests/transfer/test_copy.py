@@ -215,6 +215,20 @@ def test_the_second_time_there_is_nothing_to_do() -> None:
 
 
 @one_database
+@pytest.mark.parametrize("way", ["lists", "second"])
+def test_a_copied_session_takes_few_statements(
+    way: str, django_assert_max_num_queries: Any
+) -> None:
+    for number in range(10):
+        fill(f"s-{number}", 5)
+    to = ("--all", "--from=default", f"--to={way}")
+    with django_assert_max_num_queries(10 * 42):
+        copy(*to)
+    with django_assert_max_num_queries(10 * 13):
+        copy(*to)
+
+
+@one_database
 def test_what_has_grown_is_grown() -> None:
     session = fill("s-1", 3)
     copy("s-1", "--from=default", "--to=lists")

@@ -19,6 +19,7 @@ import pytest
 from agents.extensions.memory import AsyncSQLiteSession
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
+from django.db import connection
 from django.test import override_settings
 
 from agent_sessions import DjangoSession
@@ -47,8 +48,8 @@ def alice() -> Any:
 
 
 def change(path: Path, sql: str, *params: Any) -> None:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(sql, params)
+    with closing(sqlite3.connect(path)) as source, source:
+        source.execute(sql, params)
 
 
 def everything() -> list[Any]:
@@ -182,12 +183,27 @@ def test_a_session_without_items_is_imported(path: Path) -> None:
 
 def test_more_sessions_than_a_query_gives(path: Path) -> None:
     write_sqlite(path, "s0", conversation(1))
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.executemany(
+    with closing(sqlite3.connect(path)) as source, source:
+        source.executemany(
             "INSERT INTO agent_sessions (session_id) VALUES (?)",
             [(f"s{n}",) for n in range(1, 1_001)],
         )
     assert "sessions new 1001" in run_import("sqlite", path)[0]
+
+
+def test_short_sessions_share_their_statements(
+    path: Path, django_assert_max_num_queries: Any
+) -> None:
+    for number in range(20):
+        write_sqlite(path, f"s{number}", conversation(2))
+    # One asks whether a session is here; MySQL writes each row by itself.
+    alone = not connection.features.can_return_rows_from_bulk_insert
+    with django_assert_max_num_queries(20 * (3 if alone else 1) + 15):
+        run_import("sqlite", path)
+    # Its row, its branches, its items.
+    with django_assert_max_num_queries(20 * 3 + 10):
+        run_import("sqlite", path)
+    assert imported("s7") == read_sqlite(path, "s7")
 
 
 def test_only_the_sessions_named(path: Path) -> None:

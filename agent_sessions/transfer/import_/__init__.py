@@ -15,6 +15,7 @@ from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.reports import guarded
 from agent_sessions.transfer import Report
 from agent_sessions.transfer.import_.advanced import AdvancedSource
+from agent_sessions.transfer.import_.batches import Batches
 from agent_sessions.transfer.import_.databases import open_database
 from agent_sessions.transfer.import_.export_file import ExportSource
 from agent_sessions.transfer.import_.owners import Owners
@@ -31,7 +32,7 @@ from agent_sessions.transfer.import_.tables import (
     SQLAlchemySource,
     TableSource,
 )
-from agent_sessions.transfer.import_.target import Batches, Target
+from agent_sessions.transfer.import_.target import Target
 from agent_sessions.usage import COUNTERS
 
 KINDS = {
