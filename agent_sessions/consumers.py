@@ -169,7 +169,7 @@ class AgentConsumer(GuardedSocket):
         return session
 
     def on_error(self, run: ActiveRun, exc: Exception) -> Any:
-        """Hear that a run failed, for Sentry and the like; the client hears no more.
+        """Handle the failure of a run, for Sentry and the like; the client isn't told.
 
         `run` has `run_id` and `conversation`. The socket may be gone by then. What
         this raises is logged and changes nothing.
@@ -181,7 +181,7 @@ class AgentConsumer(GuardedSocket):
         return await database_sync_to_async(limit.take)(self.user.pk)
 
     def background(self) -> Iterable[Coroutine[Any, Any, None]]:
-        """Take part in what other processes say, and pass on what is heard."""
+        """Listen to other processes, and send their events to the client."""
         layer = get_channel_layer()
         if layer is not None and self.manager.relay is None:
             self.manager.relay = ChannelRelay(layer)
@@ -332,7 +332,7 @@ class AgentConsumer(GuardedSocket):
 
     @guarded
     async def agent_sessions_frame(self, message: dict[str, Any]) -> None:
-        """Hear what a run of another process said."""
+        """Receive an event of another process's run."""
         if message["origin"] != this_process() and not self._over:
             self.listener.put_remote(
                 Frame(message["run_id"], message["number"], message["event"])

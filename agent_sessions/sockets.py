@@ -46,7 +46,7 @@ CLOSE_UNAVAILABLE = 4503
 
 
 class GuardedSocket(AsyncWebsocketConsumer):
-    """Let a user in, ask again and again whether they may stay, and close if not.
+    """Admit a user, check repeatedly whether they may stay, and close if not.
 
     A subclass says in receive() and background() what the socket is for.
     """
@@ -179,7 +179,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
         return True
 
     def _sit_down(self) -> None:
-        """Take a seat of each kind; the user's oldest socket goes if there is none."""
+        """Take a seat of each kind; close the user's oldest socket if none is free."""
         if self.conversation is None:
             return
         # Two databases may have users of the same primary key.
@@ -223,7 +223,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
             self.manager.leave_seat(self._seats.pop(), self)
 
     async def _let_go(self) -> None:
-        """Leave nothing behind, also of a frame that was being answered at the end."""
+        """Release everything, also of a frame that is being answered at the end."""
         self._stop()
         if self._in_group and self.conversation is not None:
             await self.channel_layer.group_discard(

@@ -380,7 +380,7 @@ class SessionRules(RuledAdmin):
     def permitted(
         self, request: HttpRequest, rows: Iterable[AgentSession], right: str
     ) -> list[AgentSession]:
-        """Leave out the sessions that a hook refuses, and tell how many they are."""
+        """Leave out the sessions that a hook refuses; return how many those are."""
         seen = self.shown(request, rows)
         if not self.has_rules("view", right):
             return seen

@@ -144,7 +144,7 @@ def _run_id(frame: dict[str, Any]) -> str:
 
 
 def _user_messages(messages: Any) -> list[dict[str, Any]]:
-    """Take the user messages at the end; what is before them the session knows."""
+    """Return the user messages at the end; the session has all before them."""
     if not isinstance(messages, list):
         _refuse("messages must be a list.")
     trailing: list[dict[str, Any]] = []

@@ -155,7 +155,7 @@ def is_pooled(connection: BaseDatabaseWrapper) -> bool:
 
 
 def refresh(connection: BaseDatabaseWrapper) -> None:
-    """Close a connection that has grown too old or whose server hung up."""
+    """Close a connection that is too old or whose server has closed it."""
     if connection.vendor == "sqlite" and is_fresh(connection):
         # No server has a say in it.
         return

@@ -148,7 +148,7 @@ class _Fork:
         return done.wait(PATIENCE)
 
     def _take_locks(self) -> bool:
-        """Take every lock, or none: others may take two of them in another order."""
+        """Acquire every lock or none: others may acquire two of them in another order."""
         for lock in list(_locks):
             if not lock.acquire(timeout=0.01):
                 self._release_locks()

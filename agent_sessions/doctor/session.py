@@ -39,7 +39,7 @@ Progress = Callable[[int], None]
 
 
 def no_progress(items: int) -> None:
-    """Hear of nothing."""
+    """Ignore a report of progress."""
 
 
 class Examination:

@@ -198,7 +198,7 @@ def _delete_lone_keys(user_id: Any, using: list[str], before: datetime) -> int:
 
 
 def _blank_log_of(user_id: Any, using: list[str]) -> int:
-    """Take out of the admin's log what a person's rows are called; tell how often.
+    """Remove the names of a person's rows from the admin's log; return how many.
 
     Who did what kind of thing, and when, stays. It is asked while the rows are still
     there: nothing else says whose an entry is.

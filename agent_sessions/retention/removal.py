@@ -68,7 +68,7 @@ class Removal:
     batch_size: int = BATCH_SIZE
 
     def guard(self, row: AgentSession) -> None:
-        """Pass where a session may be removed, as its row has just been read.
+        """Check that a session may be removed, as its row has just been read.
 
         Raises Spared, and SessionDoesNotExist where it is no longer meant.
         """

@@ -102,7 +102,7 @@ class ExternalRun:
             self._runs = runs.filter(pk=run.pk)
 
     def write(self, spent: Spent, newest: StoredItem | None = None) -> None:
-        """Bring the row and the session's counters up to date."""
+        """Update the row and the session's counters."""
         counted = self._counted.counters()
         more = {name: n - counted[name] for name, n in spent.counters().items()}
         using = self.directory.using

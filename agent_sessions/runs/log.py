@@ -170,7 +170,7 @@ DELTAS = frozenset(
 
 
 class Joining:
-    """Hand events on; deltas wait a moment to be joined."""
+    """Pass events on; deltas wait a moment to be joined."""
 
     def __init__(
         self, say: Callable[[Event], object], interval: float, size: int
@@ -182,7 +182,7 @@ class Joining:
         self._timer: asyncio.TimerHandle | None = None
 
     def put(self, event: Event) -> None:
-        """Hand an event on, after the deltas that came before it."""
+        """Pass an event on, after the deltas that came before it."""
         if event["type"] not in DELTAS:
             self.flush()
             self._say(event)
@@ -195,7 +195,7 @@ class Joining:
             self._timer = loop.call_later(self._interval, self.flush)
 
     def flush(self) -> None:
-        """Hand on what waits."""
+        """Pass on the deltas that wait."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

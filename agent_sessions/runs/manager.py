@@ -260,7 +260,7 @@ class RunManager:
             raise
 
     async def _last_words(self, conversation: Conversation) -> None:
-        """Let the run before end its stream: it has given its lease back, no more."""
+        """Wait until the previous run, which has given its lease back, ends its stream."""
         previous = self.active(conversation)
         if previous is not None and previous.task is not None:
             await asyncio.wait({previous.task}, timeout=LAST_WORDS)

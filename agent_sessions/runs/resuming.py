@@ -72,7 +72,7 @@ async def restore(
 
 
 def _give_answers(state: RunState[Any], pending: Pending, request: RunRequest) -> None:
-    """Give the lasting answers first, then each call its own.
+    """Apply the lasting answers first, then each call's own.
 
     A lasting one makes the SDK forget what was said about single calls of its tool: a
     call that was refused would run. Where lasting ones contradict each other, the

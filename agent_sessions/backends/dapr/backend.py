@@ -150,7 +150,7 @@ class DaprBackend(RemoteBackend):
         ]
 
     def share_background(self, background: BackgroundLoop) -> None:
-        """Let synchronous callers wait on a loop that other backends use too."""
+        """Run coroutines for synchronous callers on a loop that other backends share."""
         self._background = background
 
     # -- the sidecar -----------------------------------------------------------------

@@ -27,7 +27,7 @@ INBOUND_BYTES = 4 * 1024 * 1024
 
 
 def require_dapr(feature: str) -> None:
-    """Pass where the extra is installed. Raises MissingExtra that names it."""
+    """Raise MissingExtra, which names the extra, if it isn't installed."""
     if find_spec("dapr") is None:
         raise MissingExtra(feature, "dapr")
 

@@ -180,7 +180,7 @@ class History(Reader):
         return draft.count
 
     def _sealed(self, head: Head) -> Draft:
-        """Give full segments of the tail keys of their own.
+        """Move full segments of the tail to keys of their own.
 
         All that read this head write the same there, so it doesn't matter who does.
         """
@@ -260,7 +260,7 @@ class History(Reader):
         return draft
 
     async def _kept_alive(self, found: Found, head: Head) -> Head:
-        """Let the sealed segments live as long as the head is about to.
+        """Extend the life of the sealed segments to that of the head.
 
         They are written again where they wouldn't, so about once in the time to live.
         """

@@ -212,7 +212,7 @@ class Sidecar:
                 raise outcome
 
     def check_sizes(self, writes: Iterable[Write]) -> None:
-        """Pass where what is to be written can be read again. Raises TooLarge."""
+        """Raise TooLarge if what is to be written could not be read again."""
         most = getattr(self.client, "most_bytes", None)
         if most is None:
             # A client that was given has limits of its own.

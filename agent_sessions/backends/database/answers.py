@@ -45,14 +45,14 @@ class Held(NamedTuple):
 
 
 def own_rows(rows: Sequence[Sequence[Any]]) -> Own:
-    """Make out what latest_statement() has read."""
+    """Interpret the rows of latest_statement()."""
     if not rows:
         return Own([])
     return Own([row[0] for row in rows], int(rows[0][1]), rows[0][2] is not None)
 
 
 def read_lineage(rows: Sequence[Sequence[Any]]) -> tuple[Segment, ...] | None:
-    """Make out what lineage_statement() has read; see lineage()."""
+    """Interpret the rows of lineage_statement(); see lineage()."""
     if not rows:
         return ()
     if rows[0][0] is None:
@@ -61,5 +61,5 @@ def read_lineage(rows: Sequence[Sequence[Any]]) -> tuple[Segment, ...] | None:
 
 
 def held(row: Any) -> Held | None:
-    """Make out what lock() has read."""
+    """Interpret the rows of lock()."""
     return None if row is None else Held(*row)

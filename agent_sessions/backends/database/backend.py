@@ -95,7 +95,7 @@ class DatabaseBackend(BaseSessionBackend):
         unless: str = "",
         batch_size: int = 500,
     ) -> int:
-        """Put changed items in the places of a session's own; tell how many.
+        """Replace items of a session by changed ones; return how many.
 
         Those of all branches, archived ones too. `change` returns None for what stays.
         An item that is popped or rewritten meanwhile is left alone. Stored texts that

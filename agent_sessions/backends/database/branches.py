@@ -32,7 +32,7 @@ NAME_LENGTH = 255
 
 
 def check_turn(turn: object) -> None:
-    """Pass a turn's number. Raises InvalidBranch."""
+    """Raise InvalidBranch unless this is a turn's number."""
     if isinstance(turn, bool) or not isinstance(turn, int):
         raise InvalidBranch(f"A turn is a whole number, not {turn!r}.")
 
@@ -192,7 +192,7 @@ class Branches:
     def replace(
         self, source: Branch, position: int, turn: int, *, shown: Branch | None = None
     ) -> Branch:
-        """Let a branch's name mean its history up to a position; keep the old rows.
+        """Move a branch's name to its history up to a position; keep the old rows.
 
         The old branch is archived as a version of the name: lineages never change.
         The history may be that of another branch, which is `shown`.

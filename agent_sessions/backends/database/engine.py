@@ -144,7 +144,7 @@ class Engine:
         raise AssertionError("the last attempt returns or raises")
 
     def lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> Held | None:
-        """Hold the session's row; return None where there is none.
+        """Lock the session's row; return None if there is none.
 
         Raises SessionDoesNotExist, BranchDoesNotExist and LeaseLost.
         """

@@ -172,7 +172,7 @@ def batches(rows: Iterable[AgentSession], most: int) -> Iterator[list[AgentSessi
 
 
 def rest(using: str, began: float) -> None:
-    """Let other writers in after a transaction that began then, where they wait."""
+    """Pause after a long transaction, so that waiting writers can go on."""
     connection = connections[using]
     if connection.vendor == "sqlite" and not connection.in_atomic_block:
         time.sleep((time.monotonic() - began) * _REST)

@@ -372,7 +372,7 @@ class Statements:
             yield branch, position, before + turn, data, *drawn, len(data), created_at
 
     def lock(self, cursor: CursorWrapper, key: SessionKey) -> Held | None:
-        """Hold the session's row to the transaction's end; None where it has none."""
+        """Lock the session's row to the transaction's end; return None if it has none."""
         cursor.execute(
             f"UPDATE {self.session} SET item_count = item_count WHERE {self.owned} "
             "RETURNING id, branch_id",

@@ -142,7 +142,7 @@ class SessionSecrets:
 
     @contextmanager
     def held(self, key: SessionKey, vault: Vault) -> Iterator[MasterKey]:
-        """Hold a session's key, made if it has none, to the end of a transaction.
+        """Lock a session's key to the end of a transaction; make it if it has none.
 
         So nobody destroys it while something is written under it.
         """

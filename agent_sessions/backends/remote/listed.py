@@ -174,7 +174,7 @@ class ListedBackend(BaseSessionBackend):
         return cast("T", result) if served else await self.threads.run(call)
 
     def flush(self, key: SessionKey) -> None:
-        """Bring the session's row up to date with what was written, if it isn't."""
+        """Update the session's row with what was written, if it is out of date."""
         if (update := self._known_rows.take(key)) is not None:
             self._write_update(key, update)
 
@@ -185,7 +185,7 @@ class ListedBackend(BaseSessionBackend):
             await settle(self.on_directory(self._write_update, key, update))
 
     async def aadmit(self, key: SessionKey, *, write: bool = False) -> Seen | None:
-        """Pass where the key's session is its own; a write makes the row.
+        """Check that the key's session is its own; a write makes the row.
 
         Return what the row says, if it was there and looked at. Raises
         SessionDoesNotExist for someone else's, LeaseLost, and StorageError where the
@@ -233,7 +233,7 @@ class ListedBackend(BaseSessionBackend):
             self._write_update(old, update)
 
     async def _touch(self, key: SessionKey, written: Written, title: str = "") -> None:
-        """Bring the row up to date, if that is due. The items are written already."""
+        """Update the row if that is due. The items are written already."""
         if self.listed:
             update = self._known_rows.submit(key, PendingUpdate(written.count, title))
             if update is not None:

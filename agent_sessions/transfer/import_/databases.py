@@ -56,7 +56,7 @@ class Database(ABC):
     mark: str
 
     def expect(self, tables: Collection[str]) -> None:  # noqa: B027 - aliases are trusted
-        """See that nothing but tables is read. Raises UnreadableSource."""
+        """Raise UnreadableSource unless only tables are read."""
 
     @abstractmethod
     def query(

@@ -303,14 +303,14 @@ class Stream:
         self.taken = 0
 
     def more_lines(self) -> bool:
-        """Pass over empty lines; tell whether another one follows."""
+        """Skip empty lines; return whether another one follows."""
         while (character := self.peek()) == "\n":
             self._at += 1
             self.line += 1
         return bool(character)
 
     def next_line(self) -> None:
-        """Pass over what is left of the line."""
+        """Skip the rest of the line."""
         while (end := self._text.find("\n", self._at)) < 0:
             self._at = len(self._text)
             if not self._fill(_CHUNK):

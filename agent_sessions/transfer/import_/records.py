@@ -288,7 +288,7 @@ def _check_branch(branch: SourceBranch, known: set[str]) -> None:
 
 
 def _check_runs(session: SourceSession) -> None:
-    """See that rows can be made of the runs, and that their sums fit."""
+    """Check that rows can be made of the runs, and that their sums fit."""
     runs = session.runs
     if len(runs) > MOST_RUNS:
         raise ImportProblem(

@@ -125,7 +125,7 @@ class TableSource(Source):
         return f"session_id IN ({self.database.marks(session_ids)})"
 
     def _probe(self) -> None:
-        """See that the tables are of the kind. Raises UnreadableSource."""
+        """Raise UnreadableSource unless the tables are of the kind."""
         messages = self.database.columns(self._messages)
         lacking = {
             self._sessions: _SESSION_COLUMNS - self.database.columns(self._sessions),

@@ -88,7 +88,7 @@ class Target:
             setattr(self.row, name, value)
 
     def hold(self) -> None:
-        """Hold the session's row to the batch's end, and see that it is ours."""
+        """Lock the session's row to the batch's end, and check that it is ours."""
         self.batches.begin()
         if self._held_in == self.batches.number:
             return
@@ -141,7 +141,7 @@ class Target:
     # -- what is here already --------------------------------------------------------
 
     def compare(self, source: Source) -> bool:
-        """See that what was imported is what the source has; tell if it has more.
+        """Check that the source has what was imported; return whether it has more.
 
         What both have got since can't be put together. Raises ImportProblem.
         """
@@ -308,7 +308,7 @@ class Target:
         self.batches.count(len(rows))
 
     def finish(self) -> None:
-        """Say that the session is complete and which branch is its current one."""
+        """Store that the session is complete, and its current branch."""
         self.hold()
         for source in self.session.branches:
             branch = self.branches[source.name].branch
@@ -331,7 +331,7 @@ class Target:
         self.changed = []
 
     def save_row(self, *, is_new: bool) -> None:
-        """Say which branch is current; write a row that was there before."""
+        """Store which branch is current, in a row that existed before."""
         if self._current is not None:
             self.row.branch = self._current
         if not is_new:
@@ -343,7 +343,7 @@ class Target:
         self.row.active_on = day_of(self.row.updated_at)
 
     def _change(self, branch: Branch | None = None, rows: Sequence[Any] = ()) -> None:
-        """Have the session written at the batch's end, with what a branch has got."""
+        """Write the session at the batch's end, with the counts of a branch."""
         if branch is not None and not any(branch is each for each in self.changed):
             self.changed.append(branch)
         counts = {name: known.count for name, known in self.branches.items()}
