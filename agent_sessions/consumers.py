@@ -169,7 +169,7 @@ class AgentConsumer(GuardedSocket):
         return session
 
     def on_error(self, run: ActiveRun, exc: Exception) -> Any:
-        """Handle the failure of a run, for Sentry and the like; the client isn't told.
+        """Handle the failure of a run, for Sentry and the like; the client has its code.
 
         `run` has `run_id` and `conversation`. The socket may be gone by then. What
         this raises is logged and changes nothing.

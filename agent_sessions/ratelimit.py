@@ -119,7 +119,7 @@ def _claim(cache: BaseCache, key: str, timeout: int) -> bool:
 
 
 class Rates:
-    """Count events in this process: each key has a token bucket, full again in a minute."""
+    """Count events in this process, in a token bucket for each key."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

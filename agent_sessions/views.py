@@ -71,7 +71,7 @@ class SessionAPIView(View):
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
-        """Return the view, which answers 401 itself to whoever is not logged in."""
+        """Return the view; it answers 401 to visitors who aren't logged in."""
         # LoginRequiredMiddleware would redirect to a page; dispatch() answers 401.
         view: Callable[..., HttpResponseBase] = super().as_view(**initkwargs)
         return login_not_required(view)

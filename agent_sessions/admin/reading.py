@@ -85,7 +85,7 @@ class History:
         return self._ask(read, Page([], False))
 
     def item(self, position: int) -> StoredItem | None:
-        """Read one item; None where there is none in that place."""
+        """Return the item at a position, or None."""
         items = self.page(before=position + 1, limit=1).items
         return items[0] if items and items[0].position == position else None
 

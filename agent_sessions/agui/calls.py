@@ -33,7 +33,7 @@ class Call:
 
 
 def read_call(item: Mapping[str, Any]) -> Call | None:
-    """Read a tool call of any kind; None for an item that is none, or has no id."""
+    """Return a tool call of any kind; None for other items and calls without an id."""
     read = _READERS.get(string(item.get("type")))
     if read is None:
         return None

@@ -56,7 +56,7 @@ class SyncRequest:
 
 
 def parse_frame(text: str) -> RunRequest | AbortRequest | SyncRequest:
-    """Read a text frame; raises FrameError for whatever is not one of ours."""
+    """Return a text frame's request. Raise FrameError if it is invalid."""
     try:
         frame = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):

@@ -50,7 +50,7 @@ def place_of(stored: StoredItem) -> tuple[int, str]:
 
 
 def find_head(backend: BaseSessionBackend, key: SessionKey) -> int:
-    """Return the position of the newest item; 0 where there is none."""
+    """Return the position of the newest item, or 0."""
     return _last(innermost(backend).page(key, limit=1))
 
 

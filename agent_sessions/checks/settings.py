@@ -82,7 +82,7 @@ def check_session_classes(**kwargs: Any) -> list[CheckMessage]:
 
 
 def _check_chat(aliases: Sequence[str]) -> list[CheckMessage]:
-    """Report that the chats' alias is none."""
+    """Report that the chat's alias is unknown."""
     chosen: Any = getattr(settings, CHAT_BACKEND, DEFAULT_ALIAS)
     if chosen in aliases or chosen == DEFAULT_ALIAS:
         return []

@@ -45,7 +45,7 @@ class _Clients(Protocol):
         """Return what each loop has to do before a fork."""
 
     def after_fork(self) -> None:
-        """Begin anew in a child."""
+        """Start again in a child."""
 
 
 # In this order: calls of the loops use the pools.

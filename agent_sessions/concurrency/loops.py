@@ -207,7 +207,7 @@ class PerLoop(Generic[C]):
                 await self._put_away(found[1])
 
     def after_fork(self) -> None:
-        """Begin anew in a child."""
+        """Start again in a child."""
         forks.inherited.append((self._keepers, self._making))
         self._keepers, self._making = WeakKeyDictionary(), WeakKeyDictionary()
 

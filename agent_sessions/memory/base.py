@@ -153,7 +153,7 @@ class BackendSession(SessionABC):
         await self._call(backend.append, backend.aappend, as_sequence(items))
 
     async def pop_item(self, *, wrapper: Wrapper = None) -> TResponseInputItem | None:
-        """Remove and return the newest readable item; None where there is none."""
+        """Remove and return the newest readable item, or return None."""
         await self._admit(wrapper)
         return await self._call(self.backend.pop, self.backend.apop)  # type: ignore[arg-type]
 
@@ -253,7 +253,7 @@ class ClosableSession(BackendSession):
         await super()._admit(wrapper)
 
     def _owns_client(self) -> bool:
-        """Return whether nobody but our own code has the client."""
+        """Return whether only our own code has the client."""
         raise NotImplementedError
 
 

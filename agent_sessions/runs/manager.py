@@ -137,7 +137,7 @@ class RunManager:
             timer.cancel()
 
     def unsubscribe(self, conversation: Conversation, listener: Subscription) -> None:
-        """Stop sending to a listener; a run that nobody hears ends after a while."""
+        """Stop sending to a listener; a run without listeners ends after a while."""
         place = _place(conversation)
         listeners = self._listeners.get(place, set())
         listeners.discard(listener)
@@ -302,7 +302,7 @@ class RunManager:
             )
 
     def _watch(self, conversation: Conversation) -> None:
-        """Count down for a run that nobody listens to."""
+        """Start the countdown of a run without listeners."""
         place = _place(conversation)
         run = self._runs.get(place)
         if run is None or place in self._listeners or place in self._detached:

@@ -158,7 +158,7 @@ async def read_page(conversation: Conversation, before: int | None = None) -> Pa
 
 
 def fresh_running(run: ActiveRun, page: Page, told: OpenRun) -> list[Frame]:
-    """Send a run from its start: the messages before it, then its events.
+    """Return a run from its start: the messages before it, then its events.
 
     A listener that is within this run, or another one, goes on in place.
     """
@@ -227,7 +227,7 @@ def fresh_resting(
     options: StreamOptions,
     told: OpenRun,
 ) -> list[Frame]:
-    """Send what the rows have, as the events of a legal run.
+    """Return what the rows have, as the events of a legal run.
 
     A listener that is within a run hears its end in place. What is `running` elsewhere
     is not ended, so that a page shows it and can stop it.

@@ -77,7 +77,7 @@ class Client:
     """
 
     def __init__(self, address: str | None) -> None:
-        """Connect to the sidecar. Raises ValueError where the address is none."""
+        """Connect to the sidecar. Raise ValueError if the address is invalid."""
         from dapr.conf import settings
         from dapr.proto import api_service_v1
 

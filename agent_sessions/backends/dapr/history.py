@@ -391,7 +391,7 @@ class Tries:
 def _take(
     entries: tuple[Entry, ...], accept: Callable[[Item], bool]
 ) -> tuple[Item, tuple[Entry, ...]] | None:
-    """Take the newest item that is accepted out of entries; None where there is none."""
+    """Remove the newest accepted item from entries, and return it or None."""
     for index in reversed(range(len(entries))):
         item = decode(entries[index].text)
         if item is not None and accept(item):

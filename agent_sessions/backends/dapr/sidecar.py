@@ -284,7 +284,7 @@ class Sidecar:
             self._under_way -= 1
 
     def _translated(self, exc: Exception) -> Exception:
-        """Turn an error of the client into one of ours, without its details."""
+        """Turn an error of the client into our own, without its details."""
         code, message = _code(exc), str(exc).lower()
         if code is None and not _is_daprs(exc):
             # A wrong argument or a bug: no outage may hide it, but it may quote items.

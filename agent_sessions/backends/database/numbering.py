@@ -1,4 +1,4 @@
-"""Rows of a branch in pages, and their turns counted anew."""
+"""Rows of a branch in pages, and the renumbering of their turns."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def turns_before(using: str, inherited: tuple[Segment, ...]) -> int:
 
 
 def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
-    """Number the turns of a session's rows anew, by its user messages."""
+    """Renumber the turns of a session's rows by its user messages."""
     lineages = Lineages(using)
     branches = Branch._base_manager.using(using).filter(session_id=session)
     for branch in branches.order_by("pk"):

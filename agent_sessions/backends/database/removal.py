@@ -172,7 +172,7 @@ def batches(rows: Iterable[AgentSession], most: int) -> Iterator[list[AgentSessi
 
 
 def rest(using: str, began: float) -> None:
-    """Pause after a long transaction, so that waiting writers can go on."""
+    """Pause on SQLite in proportion to a transaction, so that other writers go on."""
     connection = connections[using]
     if connection.vendor == "sqlite" and not connection.in_atomic_block:
         time.sleep((time.monotonic() - began) * _REST)

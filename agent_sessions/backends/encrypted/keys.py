@@ -219,7 +219,7 @@ class Permits(Refreshed[Permit]):
         )
 
     def is_retired(self, key_id: str) -> bool:
-        """Return whether nobody may write with a key any more."""
+        """Return whether a key is retired, so that no process may write with it."""
         with self.asking():
             rows = self.rows().filter(key_id=key_id)
             return bool(rows.exclude(retired_at=None).exists())

@@ -297,7 +297,7 @@ class Retirement:
         return not self.writers
 
     def retired(self) -> list[str]:
-        """Return the ids of the keys that nobody may write with any more."""
+        """Return the ids of the retired keys, which no process may write with."""
         with self._permits.asking():
             rows = self._rows().exclude(retired_at=None).order_by("key_id")
             return list(rows.values_list("key_id", flat=True))

@@ -204,7 +204,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         return made if won else None
 
     async def _drop(self, conversations: Conversations, made: str) -> None:
-        """Delete a conversation that nobody has heard of."""
+        """Delete a conversation that no caller knows of."""
         try:
             await conversations.delete(made)
         except StorageError as exc:
@@ -319,7 +319,7 @@ class OpenAIConversationsBackend(RemoteBackend):
         operation: Callable[[Conversations, str], Awaitable[T]],
         nothing: T,
     ) -> T:
-        """Ask about the key's conversation; return `nothing` where there is none."""
+        """Ask about the key's conversation; return `nothing` if there is none."""
 
         async def ask() -> T:
             found = await self.find(key)

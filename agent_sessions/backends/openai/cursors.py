@@ -81,7 +81,7 @@ class KnownConversations:
             self._use(conversation).count = count
 
     def add(self, conversation: str, more: int) -> int | None:
-        """Return how many items there are with some more; None where nobody counted."""
+        """Return how many items there are with some more; None if that is unknown."""
         with self._lock:
             known = self._known.get(conversation)
             if known is None or known.count is None:

@@ -156,7 +156,7 @@ class Command(PrintingCommand):
         return [job.alias for job in jobs if not job.is_complete]
 
     def _wait(self, jobs: list[Job]) -> None:
-        """Wait until nobody writes with older keys, or the time is over."""
+        """Wait until no process writes with older keys, or the time is over."""
         until = time.monotonic() + self.options["wait"]
         if jobs and self.options["wait"] and self.options["verbosity"]:
             names = ", ".join(job.alias for job in jobs)

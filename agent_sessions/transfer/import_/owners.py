@@ -53,7 +53,7 @@ class Owners:
                 raise UnreadableSource(f"--user: {exc}") from exc
 
     def of(self, session: SourceSession) -> Any:
-        """Return the primary key of the owner, None for nobody. Raises ImportProblem."""
+        """Return the owner's primary key; None without an owner. Raise ImportProblem."""
         field, name = "username", session.owner
         if self._user is not None:
             name = self._user
