@@ -100,6 +100,29 @@ def test_at_400_percent_nothing_is_cut_off(
     page.screenshot(path=screenshots / f"admin-{name}-zoomed.png", full_page=True)
 
 
+@pytest.mark.parametrize("name", ["list", "runs"])
+def test_no_column_of_a_list_is_cut_off(
+    site: AdminSite, new_context: NewContext, name: str
+) -> None:
+    page = site.open(new_context(viewport={"width": 1280, "height": 800}), name)
+    table = page.locator(".results")
+    assert table.evaluate("e => e.scrollWidth - e.clientWidth") == 0
+
+
+@pytest.mark.parametrize("width", [1280, 1000, 390])
+def test_buttons_of_a_session_lie_on_no_title(
+    site: AdminSite, new_context: NewContext, width: int
+) -> None:
+    page = site.open(
+        new_context(viewport={"width": width, "height": 800}), "transcript"
+    )
+    title = page.locator("#content > h2").bounding_box()
+    buttons = page.locator(".object-tools li").first.bounding_box()
+    assert title is not None
+    assert buttons is not None
+    assert buttons["y"] >= title["y"] + title["height"]
+
+
 def test_from_right_to_left(
     site: AdminSite, new_context: NewContext, screenshots: Path
 ) -> None:
