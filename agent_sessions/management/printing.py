@@ -93,7 +93,7 @@ class PrintingCommand(BaseCommand):
     incomplete = 3
     begun = False
 
-    # What Ctrl-C prints: what is done, and how to go on. Without it, Ctrl-C is raised.
+    # What Ctrl-C prints: what is done, and how to go on. Others only read.
     stopped: Callable[[], str] | None = None
 
     stdout: Output
@@ -125,9 +125,7 @@ class PrintingCommand(BaseCommand):
         try:
             return super().execute(*args, **options)
         except KeyboardInterrupt:
-            if self.stopped is None:
-                raise
-            text = printable(self.stopped())
+            text = "Stopped." if self.stopped is None else printable(self.stopped())
             raise CommandError(text, returncode=INTERRUPTED) from None
         except Exception as exc:
             _clean_messages(exc)

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -209,3 +209,19 @@ def test_ctrl_c_says_in_one_line_what_is_done_and_how_to_go_on(
     out, _, _ = run("s000")
     assert "that an earlier call had removed" in out
     assert not SessionItem._base_manager.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", ["list", "show", "check"])
+def test_ctrl_c_ends_what_only_reads_without_a_traceback(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Selection, "queries", interrupt)
+    args = ["s000"] if name == "show" else []
+    command = f"{name}_agent_session{'' if name == 'show' else 's'}"
+    with pytest.raises(CommandError, match=r"^Stopped\.$") as stopped:
+        call_command(command, *args)
+    assert stopped.value.returncode == 130

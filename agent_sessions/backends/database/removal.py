@@ -372,9 +372,10 @@ class _RemovedHistory:
             counted = self._row.filter(item_count__gte=count)
             counted.update(item_count=F("item_count") - count)
             return count, left, upto
-        if found := list(self._runs.values_list("pk", flat=True)[: self.size]):
+        runs = self._runs.filter(pk__gt=after).order_by("pk")
+        if found := list(runs.values_list("pk", flat=True)[: self.size]):
             self._runs.filter(pk__in=found).delete()
-            return 0, left, after
+            return 0, left, found[-1]
         self._branches.update(parent=None)
         self._row.delete()
         return 0, None, -1
