@@ -96,7 +96,7 @@ def unsure(writing: bool) -> str:
 
 
 def named(exc: openai.OpenAIError, *, writing: bool) -> StorageError:
-    """Return our error for it, which says what to do and has no contents."""
+    """Return our error for the client's: it says what to do and has no contents."""
     if isinstance(exc.__cause__, _NOT_CONNECTED):
         return NotSent(
             "OpenAI can't be reached. Check the network and the option 'base_url'. "
