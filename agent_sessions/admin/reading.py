@@ -10,7 +10,7 @@ from django.db.models import OuterRef, Subquery
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.database.reading import read_page
+from agent_sessions.backends.database.history import read_page
 from agent_sessions.exceptions import BranchDoesNotExist
 from agent_sessions.handler import sessions
 from agent_sessions.items import StoredItem

@@ -159,6 +159,11 @@ class PerLoop(Generic[C]):
                     self._keepers[loop] = found
         return found[1]
 
+    def every(self) -> list[C]:
+        """Return the clients of all loops of this process."""
+        with self._lock:
+            return [client for _, client in self._keepers.values()]
+
     async def aclose(self) -> None:
         """Close the running loop's client; the next use makes another."""
         with self._lock:

@@ -305,7 +305,7 @@ PLAIN = [
     "backends/openai/cursors.py",
     "backends/sdk/opening.py",
     "backends/database/transport/postgresql.py",
-    "backends/database/direct.py",
+    "backends/database/sql/sqlite.py",
     "concurrency/loops.py",
     "backends/dapr/backend.py",
     "backends/dapr/client.py",

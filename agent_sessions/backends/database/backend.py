@@ -11,11 +11,14 @@ from django.core import checks
 from django.db import connections
 
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
-from agent_sessions.backends.database.appending import append_batch
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.engine import Engine
-from agent_sessions.backends.database.popping import pop_newest
-from agent_sessions.backends.database.reading import read_newest, read_page
+from agent_sessions.backends.database.history import (
+    Reading,
+    append_batch,
+    pop_newest,
+    read_page,
+)
 from agent_sessions.backends.database.removal import Clearing
 from agent_sessions.backends.database.rewriting import rewrite
 from agent_sessions.backends.directory import Directory, database_for
@@ -79,7 +82,7 @@ class DatabaseBackend(BaseSessionBackend):
         if limit == 0:
             engine.run(lambda connection: engine.directory.assert_own(key), alone=True)
             return []
-        return read_newest(engine, key, limit)
+        return Reading(engine, key, limit).finish()
 
     def pop(self, key: SessionKey) -> Item | None:
         return pop_newest(self.engine, key)
@@ -135,14 +138,10 @@ class DatabaseBackend(BaseSessionBackend):
     async def alatest(self, key: SessionKey, limit: int | None) -> list[Item]:
         before, engine = sys.exception(), self.engine
         try:
-            items, own = None, None
-            if (faster := engine.serving) is not None:
-                items, own = await faster.read(key, limit)
-            if items is not None:
-                return items
-            if own is None:
+            faster = engine.serving
+            if faster is None or limit == 0:
                 return await engine.threads.run(self.latest, key, limit)
-            return await engine.threads.run(read_newest, engine, key, limit, own)
+            return await faster.read(Reading(engine, key, limit))
         except Exception as exc:
             leave(exc, before)
             raise

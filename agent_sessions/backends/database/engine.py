@@ -17,12 +17,11 @@ from django.db import (
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.answers import Held
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.database.postgresql import PostgreSQLStatements
-from agent_sessions.backends.database.statements import Statements
+from agent_sessions.backends.database.sql import statements_for
+from agent_sessions.backends.database.sql.base import Held, Statements
+from agent_sessions.backends.database.sql.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.transport.sqlite import SQLiteTransport
-from agent_sessions.backends.database.vendors import statements_for
 from agent_sessions.backends.directory import Directory
 from agent_sessions.concurrency.connections import atomic, is_shared, unprepared
 from agent_sessions.concurrency.threads import DatabaseThreads

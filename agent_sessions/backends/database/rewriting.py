@@ -18,10 +18,10 @@ from django.db.models import F, Max, QuerySet
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.answers import Place
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.removal import rest
-from agent_sessions.backends.database.vendors import statements_for
+from agent_sessions.backends.database.sql import statements_for
+from agent_sessions.backends.database.sql.base import Place
 from agent_sessions.backends.directory import active
 from agent_sessions.items import Batch, Item, decode, encode_batch
 from agent_sessions.items.kinds import is_opening

@@ -406,7 +406,8 @@ class TestPlans:
 
     def window(self, key: SessionKey, limit: int | None) -> dict[str, Any]:
         statements_ = default_backend().engine.statements
-        return plan(lambda: statements_.latest(connection, key, limit))
+        own = connections["default"]
+        return plan(lambda: statements_.rows(own, statements_.latest(key, limit)))
 
     @pytest.mark.parametrize("branch", [None, "main"])
     def test_the_window_is_read_through_its_index(self, branch: str | None) -> None:

@@ -59,11 +59,11 @@ def transport() -> PostgreSQLTransport:
 
 def open_now() -> list[Any]:
     """Return the connections that are idle, of all loops."""
-    return [each for found in list(transport()._sets) for each in found._idle]
+    return [each for pool in transport()._pools.every() for each in pool._idle]
 
 
 def server_ids() -> list[int]:
-    return sorted(each.connection.info.backend_pid for each in open_now())
+    return sorted(each.info.backend_pid for each in open_now())
 
 
 def alive(ids: list[int]) -> bool:
@@ -148,12 +148,12 @@ def test_statements_are_prepared_and_plans_go_by_indexes() -> None:
     async def main() -> None:
         await warm()
         [found] = open_now()
-        prepared = await found.connection.execute(
+        prepared = await found.execute(
             "SELECT count(*) FROM pg_prepared_statements WHERE generic_plans > 0 "
             "OR custom_plans > 0"
         )
         assert (await prepared.fetchone())[0] >= 2
-        setting = await found.connection.execute("SHOW enable_seqscan")
+        setting = await found.execute("SHOW enable_seqscan")
         assert await setting.fetchone() == ("off",)
 
     serve(main)
@@ -375,7 +375,7 @@ class TestGivenUp:
         async def main() -> None:
             session = await warm()
             [found] = open_now()
-            found.connection.pgconn.exec_(b"SELECT 1")
+            found.pgconn.exec_(b"SELECT 1")
             # As a pooler does that hands out another connection to the server.
             with found.wrapper.connection.cursor() as cursor:
                 cursor.execute("DEALLOCATE ALL")

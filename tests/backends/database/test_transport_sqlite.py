@@ -172,12 +172,12 @@ async def test_the_window_of_a_long_history_is_short(session: Any) -> None:
 
 
 @in_a_loop
-async def test_unreadable_rows_make_a_thread_look_further_back(session: Any) -> None:
+async def test_unreadable_rows_make_a_read_look_further_back(session: Any) -> None:
     await session.get_items()
     rows = SessionItem.objects.filter(position=2)
     await backend().threads.run(rows.update, data="not JSON")
     items, who = await reader(lambda: session.get_items(limit=1))
-    assert (contents(items), who) == (["first"], "thread")
+    assert (contents(items), who) == (["first"], "loop")
 
 
 @in_a_loop

@@ -193,9 +193,9 @@ class _Loop(_Place):
 
     def execute(self, statement: str) -> None:
         transport: Any = self.backend.engine.transport
-        for found in list(transport._sets):
-            for each in found._idle:
-                self.loop.run_until_complete(each.connection.execute(statement))
+        for pool in transport._pools.every():
+            for each in pool._idle:
+                self.loop.run_until_complete(each.execute(statement))
 
 
 LOOP = ("window", "window of a named branch", "append", "append to a named branch")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from django.db import DatabaseError, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -16,11 +14,9 @@ from psycopg import AsyncConnection
 from psycopg.abc import PQGen
 from psycopg.waiting import READY_R, READY_W, WAIT_W
 
-from agent_sessions.backends.database.answers import Own, Text
-from agent_sessions.backends.database.appending import begin_batch
-from agent_sessions.backends.database.direct import is_watched
-from agent_sessions.backends.database.postgresql import PostgreSQLStatements
-from agent_sessions.backends.database.reading import MANY, aread_newest
+from agent_sessions.backends.database.history import MANY, Reading, append_batch
+from agent_sessions.backends.database.sql.postgresql import PostgreSQLStatements
+from agent_sessions.backends.database.sql.sqlite import is_watched
 from agent_sessions.backends.keys import SessionKey
 from agent_sessions.concurrency.connections import is_fresh, make_own
 from agent_sessions.concurrency.loops import PerLoop
@@ -44,17 +40,11 @@ class PostgreSQLTransport:
         self._engine = engine
         self._statements = statements
         self._is_refused = False
-        self._pid = os.getpid()
-        self._sets: WeakSet[_Set] = WeakSet()
-        self._per_loop = PerLoop(self._make, _Set.aclose)
+        self._pools: PerLoop[_Pool] = PerLoop(self._make, _Pool.aclose)
 
-    async def read(
-        self, key: SessionKey, limit: int | None
-    ) -> tuple[list[Item] | None, Own | None]:
-        """Read the newest items, or None and the rows from which a thread goes on."""
-        if limit == 0:
-            return None, None
-        return await aread_newest(self._engine, self._ask, (key, limit))
+    async def read(self, reading: Reading) -> list[Item]:
+        """Read in the loop; a thread decodes what is much."""
+        return await reading.begin(self._execute)
 
     async def append(self, key: SessionKey, items: Sequence[Item]) -> bool:
         """Store a batch; False, with nothing written, where a thread has to."""
@@ -62,52 +52,38 @@ class PostgreSQLTransport:
             return False
         engine, batch = self._engine, self._statements.batch(items)
         statement = self._statements.append_statement(key, batch, timezone.now())
-        answer = await self._execute(statement, writes=True)
-        if answer is None:
+        stored = await self._execute(*statement, writes=True)
+        if stored is None:
             return False
-        if not answer[0]:
+        if not stored:
             # There is no row of the session, or it isn't the key's.
-            await engine.threads.finish(begin_batch, engine, key, batch)
+            await engine.threads.finish(append_batch, engine, key, batch, is_first=True)
         return True
-
-    def learn(self, key: SessionKey, texts: Sequence[Text]) -> None:
-        """Do nothing: what a thread has read isn't faster to read again."""
 
     def close(self) -> None:
         """Close the connections that are idle, and the others once they are."""
-        # Those that a fork has from its parent are still the parent's.
-        for each in list(self._sets) if self._pid == os.getpid() else ():
-            each.close()
+        for pool in self._pools.every():
+            pool.close()
 
-    async def _make(self) -> _Set:
-        if self._pid != os.getpid():
-            self._pid, self._sets = os.getpid(), WeakSet()
-        made = _Set(self._engine)
-        self._sets.add(made)
-        return made
-
-    async def _ask(
-        self, sql: str, params: Sequence[Any]
-    ) -> Sequence[Sequence[Any]] | None:
-        answer = await self._execute((sql, params), writes=False)
-        return None if answer is None else answer[1]
+    async def _make(self) -> _Pool:
+        return _Pool(self._engine)
 
     async def _execute(
-        self, statement: tuple[str, Sequence[Any]], *, writes: bool
-    ) -> _Answer | None:
-        """Execute a statement; return None, with nothing done, where a thread has to.
+        self, sql: str, params: Sequence[Any], writes: bool = False
+    ) -> Any:
+        """Return the rows that a statement reads, or how many it has written.
 
-        A cancelled caller learns what became of a statement that writes. Raises
-        StorageError.
+        None, with nothing done, says that a thread has to. A cancelled caller learns
+        what became of a statement that writes. Raises StorageError.
         """
         if self._is_refused:
             return None
-        connections_ = await self._per_loop.get()
-        connections_.calls += 1
-        if connections_.calls <= _BEFORE:
+        pool = await self._pools.get()
+        pool.calls += 1
+        if pool.calls <= _BEFORE:
             return None
         try:
-            return await connections_.execute(*statement, writes=writes)
+            return await pool.execute(sql, params, writes=writes)
         except (DatabaseError, InterfaceError) as exc:
             if getattr(exc.__cause__, "sqlstate", None) in _REFUSALS:
                 # Nothing has been done: each statement is a transaction.
@@ -117,13 +93,18 @@ class PostgreSQLTransport:
 
 
 class _Connection(AsyncConnection[Any]):
-    """A connection that waits without the timer and registrations of psycopg's own.
+    """A connection that Django has opened and set up, awaited by the loop.
 
-    They take a third of the time of a turn.
+    It waits without the timer and registrations of psycopg's own, which take a third of
+    the time of a turn.
     """
 
     # Whether a cancelled caller is told only after the statement has ended.
     settles = False
+
+    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
+        super().__init__(wrapper.connection.pgconn)
+        self.wrapper = wrapper
 
     async def wait(self, gen: PQGen[Any], *args: Any, **kwargs: Any) -> Any:
         """Await what a generator asks for each time it would block."""
@@ -163,44 +144,13 @@ class _Connection(AsyncConnection[Any]):
         finally:
             loop.remove_reader(socket)
 
-
-class _Open:
-    """A connection that Django has opened and set up, and how it is awaited."""
-
-    def __init__(self, wrapper: BaseDatabaseWrapper) -> None:
-        self.wrapper = wrapper
-        self.connection = _Connection(wrapper.connection.pgconn)
-
-    async def execute(
-        self, sql: str, params: Sequence[Any], *, writes: bool
-    ) -> _Answer:
-        """Execute a statement. Raises Django's database errors."""
-        values = [None if each is None else str(each) for each in params]
-        self.connection.settles = writes
-        with self.wrapper.wrap_database_errors:
-            if not self.connection.autocommit:
-                # It is new.
-                await self.connection.set_autocommit(True)
-            cursor = await self.connection.execute(sql, values, prepare=True)
-            return cursor.rowcount, [] if writes else await cursor.fetchall()
-
-    def end(self) -> None:
-        """End a statement at the server and the connection; may wait for the network."""
-        with suppress(Exception):
-            self.connection.cancel()
-        self.close()
-
-    def close(self) -> None:
+    def drop(self) -> None:
         """Close the connection, without waiting for anybody."""
         # Django's own close() is refused while a loop runs.
         self.wrapper.connection.close()
 
 
-# How many rows a statement has written, and those that it has read.
-_Answer = tuple[int, Sequence[Sequence[Any]]]
-
-
-class _Set:
+class _Pool:
     """The connections of one event loop: as many as there are threads, at most."""
 
     def __init__(self, engine: Engine) -> None:
@@ -208,12 +158,10 @@ class _Set:
         self._database = engine.using
         self._turns = asyncio.Semaphore(engine.threads.size)
         # The last one is used next: its caches are warm.
-        self._idle: list[_Open] = []
+        self._idle: list[_Connection] = []
         self._is_closed = False
 
-    async def execute(
-        self, sql: str, params: Sequence[Any], *, writes: bool
-    ) -> _Answer | None:
+    async def execute(self, sql: str, params: Sequence[Any], *, writes: bool) -> Any:
         """Execute a statement on a free connection; None where it is watched.
 
         Raises Django's database errors.
@@ -225,10 +173,18 @@ class _Set:
             try:
                 if is_watched(found.wrapper):
                     return None
-                return await found.execute(sql, params, writes=writes)
+                found.settles = writes
+                values = [None if each is None else str(each) for each in params]
+                with found.wrapper.wrap_database_errors:
+                    # A new one is not yet.
+                    if not found.autocommit:
+                        await found.set_autocommit(True)
+                    cursor = await found.execute(sql, values, prepare=True)
+                    return cursor.rowcount if writes else await cursor.fetchall()
             except asyncio.CancelledError:
                 if not writes:
-                    asyncio.get_running_loop().run_in_executor(None, found.end)
+                    # The rest of what it read would come first.
+                    found.drop()
                     found = None
                 raise
             finally:
@@ -237,16 +193,12 @@ class _Set:
                 if self._is_closed:
                     self.close()
 
-    def _take(self) -> _Open | None:
-        while self._idle:
-            try:
-                found = self._idle.pop()
-            except IndexError:
-                # Another thread has closed it.
-                break
-            if is_fresh(found.wrapper):
-                return found
-            found.close()
+    def _take(self) -> _Connection | None:
+        # Another thread may close what is idle.
+        with suppress(IndexError):
+            while not is_fresh((found := self._idle.pop()).wrapper):
+                found.drop()
+            return found
         return None
 
     def _open(self) -> None:
@@ -256,14 +208,14 @@ class _Set:
         with wrapper.cursor() as cursor:
             # Whatever Django has prepared, if told to, has names that would come again.
             cursor.execute("DEALLOCATE ALL")
-        self._idle.append(_Open(wrapper))
+        self._idle.append(_Connection(wrapper))
 
     def close(self) -> None:
         """Close what is idle, also from another thread, and the others once they are."""
         self._is_closed = True
         with suppress(IndexError):
             while True:
-                self._idle.pop().close()
+                self._idle.pop().drop()
 
     async def aclose(self) -> None:
         """See close(); for a loop that ends."""

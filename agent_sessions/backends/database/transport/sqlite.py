@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,9 @@ from weakref import WeakKeyDictionary
 from django.db import DatabaseError, InterfaceError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agent_sessions.backends.database.answers import Own, Text
-from agent_sessions.backends.database.appending import append_batch, begin_batch
-from agent_sessions.backends.database.direct import is_watched, with_question_marks
-from agent_sessions.backends.database.reading import MANY, aread_newest
-from agent_sessions.backends.database.statements import AnyBatch, Statements
+from agent_sessions.backends.database.history import MANY, Reading, Text, append_batch
+from agent_sessions.backends.database.sql.base import AnyBatch, Statements
+from agent_sessions.backends.database.sql.sqlite import is_watched, with_question_marks
 from agent_sessions.backends.keys import SessionKey
 from agent_sessions.concurrency.batching import Gathering, for_each
 from agent_sessions.concurrency.forks import new_lock
@@ -63,13 +61,14 @@ class SQLiteTransport:
         await self.threads.finish_together(self._gathering, append)
         return True
 
-    async def read(
-        self, key: SessionKey, limit: int | None
-    ) -> tuple[list[Item] | None, Own | None]:
-        """Read the newest items, or None and the rows from which a thread goes on."""
-        if limit == 0 or not self.is_short(key):
-            return None, None
-        return await aread_newest(self._engine, self._ask, (key, limit))
+    async def read(self, reading: Reading) -> list[Item]:
+        """Read in the loop what is known to be short."""
+        if self.is_short(reading.key):
+            items = await reading.begin(self._ask)
+        else:
+            items = await self.threads.run(reading.finish)
+        self.learn(reading.key, reading.texts)
+        return items
 
     def close(self) -> None:
         """Do nothing: the threads have the connections."""
@@ -162,10 +161,10 @@ def append_together(
             errors += for_each(exc, len(group))
             continue
         if stored is None:
-            errors += [_error(engine, append, append_batch) for append in group]
+            errors += [_error(engine, append, is_first=False) for append in group]
             continue
         for append, is_stored in zip(group, stored, strict=True):
-            error = None if is_stored else _error(engine, append, begin_batch)
+            error = None if is_stored else _error(engine, append, is_first=True)
             errors.append(error)
     return errors
 
@@ -209,14 +208,11 @@ def _stored(
         raise engine.storage_error(exc) from None
 
 
-def _error(
-    engine: Engine,
-    append: Append,
-    store: Callable[[Engine, SessionKey, AnyBatch], None],
-) -> BaseException | None:
+def _error(engine: Engine, append: Append, *, is_first: bool) -> BaseException | None:
     """Store a batch by itself; return what went wrong."""
     try:
-        store(engine, append.key, append.encoded(engine.statements))
+        batch = append.encoded(engine.statements)
+        append_batch(engine, append.key, batch, is_first=is_first)
     except Exception as exc:
         return exc
     return None

@@ -14,8 +14,13 @@ from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.answers import Held, held
-from agent_sessions.backends.database.statements import COLUMNS, AnyBatch, Statements
+from agent_sessions.backends.database.sql.base import (
+    COLUMNS,
+    AnyBatch,
+    Held,
+    Statement,
+    Statements,
+)
 from agent_sessions.concurrency.connections import is_pooled, is_shared
 from agent_sessions.items import Item, encode_batch, look_through
 from agent_sessions.times import day_of
@@ -32,6 +37,7 @@ class PostgreSQLStatements(Statements):
 
     same_owner = "{s}.user_id IS NOT DISTINCT FROM %s"
     encoded_data = "data"
+    locking = "SELECT id, branch_id FROM {s} WHERE {owned} FOR UPDATE"
     writes_all_indexes = False
 
     def can_be_awaited(self, connection: BaseDatabaseWrapper) -> bool:
@@ -49,9 +55,6 @@ class PostgreSQLStatements(Statements):
             and not connection.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
             and options.get("prepare_threshold", 0) is not None
         )
-
-    def cursor(self, connection: BaseDatabaseWrapper) -> CursorWrapper:
-        return connection.cursor()
 
     def appends_alone(self, connection: BaseDatabaseWrapper, batch: AnyBatch) -> bool:
         # One statement is a transaction of its own.
@@ -78,7 +81,7 @@ class PostgreSQLStatements(Statements):
 
     def append_statement(
         self, key: SessionKey, batch: AnyBatch, now: datetime, *, is_set: bool = False
-    ) -> tuple[str, list[Any]]:
+    ) -> Statement:
         """Return the statement that appends a batch as a whole, and its parameters.
 
         With `is_set` the checks of foreign keys at its end go by indexes.
@@ -145,15 +148,6 @@ class PostgreSQLStatements(Statements):
             lines = map(_line, rows)
             while chunk := "".join(islice(lines, _LINES)):
                 copy.write(chunk)
-
-    def lock(self, cursor: CursorWrapper, key: SessionKey) -> Held | None:
-        # A statement of its own: with the delete in the same one, concurrent pops
-        # would look for their row before they hold the lock, and find none.
-        cursor.execute(
-            f"SELECT id, branch_id FROM {self.session} WHERE {self.owned} FOR UPDATE",
-            self.owner(key),
-        )
-        return held(cursor.fetchone())
 
     def take_newest(self, connection: BaseDatabaseWrapper, held: Held) -> str | None:
         """Delete the newest row of a held session's current branch; give its text.

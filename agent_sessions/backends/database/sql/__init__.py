@@ -1,12 +1,12 @@
-"""Which database gets which statements."""
+"""The statements of the hot path, in each database's own words."""
 
 from __future__ import annotations
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agent_sessions.backends.database.mysql import MySQLStatements
-from agent_sessions.backends.database.postgresql import PostgreSQLStatements
-from agent_sessions.backends.database.statements import Statements
+from agent_sessions.backends.database.sql.base import Statements
+from agent_sessions.backends.database.sql.mysql import MySQLStatements
+from agent_sessions.backends.database.sql.postgresql import PostgreSQLStatements
 from agent_sessions.exceptions import InvalidBackend
 
 _VENDORS: dict[str, type[Statements]] = {

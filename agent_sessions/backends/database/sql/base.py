@@ -1,4 +1,4 @@
-"""The few SQL statements of the hot path, in each database's own words.
+"""The few SQL statements of the hot path, as SQLite speaks and others nearly do.
 
 No model instances and no joins on the way to an ordered window: PostgreSQL would
 read and sort the whole history for a filter through the parent's key.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -17,17 +16,12 @@ from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.answers import (
-    Held,
-    Own,
-    Place,
-    Text,
-    held,
-    own_rows,
-    read_lineage,
-)
-from agent_sessions.backends.database.direct import ERRORS, DirectCursor, is_watched
 from agent_sessions.backends.database.lineage import Segment
+from agent_sessions.backends.database.sql.sqlite import (
+    ERRORS,
+    DirectCursor,
+    is_watched,
+)
 from agent_sessions.items import Batch, Item, LongBatch, encode_batch
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
@@ -36,12 +30,35 @@ COLUMNS = (
     "created_at"
 )
 AnyBatch = Batch | LongBatch
+# SQL and its parameters.
+Statement = tuple[str, list[Any]]
+
+
+class Place(NamedTuple):
+    """Where a batch goes: the last position and turn that were taken before it."""
+
+    branch_id: int
+    head: int
+    turn: int
+
+
+class Held(NamedTuple):
+    """A session's row that is held: its primary key and its current branch's."""
+
+    pk: int
+    branch_id: int | None
 
 
 class Statements:
     """Statements in the SQL that SQLite speaks; other databases override some."""
 
     same_owner = "{s}.user_id IS %s"
+    # Holds the session's row to the transaction's end, in a statement of its own: with
+    # a delete in the same one, concurrent pops would look for their row before they
+    # hold the lock, and find none.
+    locking = (
+        "UPDATE {s} SET item_count = item_count WHERE {owned} RETURNING id, branch_id"
+    )
     # As bytes, which its reader takes: the driver would decode them for nothing.
     encoded_data = "CAST(data AS BLOB)"
     # Whether an UPDATE writes to the indexes of all columns it names, changed or not.
@@ -90,7 +107,7 @@ class Statements:
             user_id = self._user_field.get_db_prep_value(user_id, self._unopened)
         return [self.alias, key.session_id, user_id]
 
-    def branch_of(self, key: SessionKey) -> tuple[str, list[Any]]:
+    def branch_of(self, key: SessionKey) -> Statement:
         """Return a scalar subquery for the branch that a key means."""
         owner = self.owner(key)
         if key.branch is None:
@@ -99,6 +116,8 @@ class Statements:
 
     def cursor(self, connection: BaseDatabaseWrapper) -> CursorWrapper:
         """Return a cursor for the statements that each turn needs."""
+        if connection.vendor != "sqlite":
+            return connection.cursor()
         # What Django does before it makes one.
         connection.close_if_health_check_failed()
         connection.ensure_connection()
@@ -107,19 +126,16 @@ class Statements:
             return connection.cursor()
         return DirectCursor(connection)
 
-    def latest(
-        self, connection: BaseDatabaseWrapper, key: SessionKey, limit: int | None
-    ) -> Own:
-        """Read the newest rows of the branch itself."""
-        statement, params = self.latest_statement(key, limit)
+    def rows(
+        self, connection: BaseDatabaseWrapper, statement: Statement
+    ) -> list[Sequence[Any]]:
+        """Execute a statement that reads."""
         with self.cursor(connection) as cursor:
-            cursor.execute(statement, params)
-            return own_rows(cursor.fetchall())
+            cursor.execute(*statement)
+            return list(cursor.fetchall())
 
-    def latest_statement(
-        self, key: SessionKey, limit: int | None
-    ) -> tuple[str, list[Any]]:
-        """Return the statement of latest(), and its parameters."""
+    def latest(self, key: SessionKey, limit: int | None) -> Statement:
+        """Read the newest rows of a branch itself: text, branch, the branch's parent."""
         branch, params = self.branch_of(key)
         # A number, not a parameter: PostgreSQL takes one that it doesn't know for a
         # tenth of the history, and would plan this anew at every call.
@@ -133,23 +149,11 @@ class Statements:
             [*params, *params],
         )
 
-    def lineage(
-        self, connection: BaseDatabaseWrapper, key: SessionKey
-    ) -> tuple[Segment, ...] | None:
-        """Read what the branch that a key means shows, newest first.
+    def lineage(self, key: SessionKey) -> Statement:
+        """Read all branches of a session: the key's own, id, parent, fork.
 
-        Return an empty tuple where there is no such session, and None where it is
-        somebody else's or lacks the branch.
-        """
-        statement, params = self.lineage_statement(key)
-        with self.cursor(connection) as cursor:
-            cursor.execute(statement, params)
-            return read_lineage(cursor.fetchall())
-
-    def lineage_statement(self, key: SessionKey) -> tuple[str, list[Any]]:
-        """Return the statement of lineage(), and its parameters.
-
-        It goes by the owner, not by an id that was read before.
+        No rows say that there is no such session, and no own branch that it is somebody
+        else's or lacks the branch. It goes by the owner, not by an id read before.
         """
         branch, params = self.branch_of(key)
         return (
@@ -159,30 +163,12 @@ class Statements:
             [*params, self.alias, key.session_id],
         )
 
-    def inherited(
-        self,
-        connection: BaseDatabaseWrapper,
-        segments: Sequence[Segment],
-        limit: int | None,
-    ) -> list[Text]:
-        """Read the newest texts of ancestors, newest first.
+    def inherited(self, segments: Sequence[Segment], limit: int | None) -> Statement:
+        """Read the newest rows of ancestors, newest first where there is a limit.
 
         Each part is a window of its own on the index; a join with the lineage would
-        read and sort all of them. Whole histories aren't sorted by the database either,
-        which would copy them.
+        read and sort all of them.
         """
-        statement, params = self.inherited_statement(segments, limit)
-        with self.cursor(connection) as cursor:
-            cursor.execute(statement, params)
-            rows = cursor.fetchall()
-        if limit is None:
-            rows = sorted(rows, key=itemgetter(1), reverse=True)
-        return [row[0] for row in rows]
-
-    def inherited_statement(
-        self, segments: Sequence[Segment], limit: int | None
-    ) -> tuple[str, list[Any]]:
-        """Return the statement of inherited(), and its parameters."""
         window = "" if limit is None else f" LIMIT {limit:d}"
         part = (
             f"SELECT * FROM (SELECT {self.encoded_data} AS data, position FROM {self.item} "
@@ -303,9 +289,7 @@ class Statements:
         branch_id, head, turn = found
         return Place(branch_id, head - len(batch), turn - batch.turns)
 
-    def count(
-        self, key: SessionKey, batch: AnyBatch, now: datetime
-    ) -> tuple[str, list[Any]]:
+    def count(self, key: SessionKey, batch: AnyBatch, now: datetime) -> Statement:
         """Return the update of the session's counters.
 
         It is guarded by owner and fence, and by the branch: a batch that finds no
@@ -371,14 +355,23 @@ class Statements:
             data, turn, *drawn = row
             yield branch, position, before + turn, data, *drawn, len(data), created_at
 
+    def can_be_awaited(self, connection: BaseDatabaseWrapper) -> bool:
+        """Return whether a loop may await statements, as transport.postgresql does."""
+        return False
+
+    def take_newest(self, connection: BaseDatabaseWrapper, held: Held) -> str | None:
+        """Delete the newest row of a held session's current branch; return its text.
+
+        None, with nothing done, says that it takes a look first.
+        """
+        return None
+
     def lock(self, cursor: CursorWrapper, key: SessionKey) -> Held | None:
-        """Lock the session's row to the transaction's end; return None if it has none."""
-        cursor.execute(
-            f"UPDATE {self.session} SET item_count = item_count WHERE {self.owned} "
-            "RETURNING id, branch_id",
-            self.owner(key),
-        )
-        return held(cursor.fetchone())
+        """Hold the session's row to the transaction's end; None where it has none."""
+        statement = self.locking.format(s=self.session, owned=self.owned)
+        cursor.execute(statement, self.owner(key))
+        row = cursor.fetchone()
+        return None if row is None else Held(*row)
 
 
 def _roll_back(cursor: CursorWrapper) -> None:

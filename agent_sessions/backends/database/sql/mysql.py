@@ -8,8 +8,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.answers import Held, Place, held
-from agent_sessions.backends.database.statements import AnyBatch, Statements
+from agent_sessions.backends.database.sql.base import (
+    AnyBatch,
+    Place,
+    Statements,
+)
 from agent_sessions.fields import CHARSET
 from agent_sessions.items import Batch, EncodedItem
 from agent_sessions.models import AgentSession, SessionItem
@@ -64,10 +67,8 @@ class MySQLStatements(Statements):
 
     same_owner = "{s}.user_id <=> %s"
     encoded_data = "data"
+    locking = "SELECT id, branch_id FROM {s} WHERE {owned} FOR UPDATE"
     writes_all_indexes = False
-
-    def cursor(self, connection: BaseDatabaseWrapper) -> CursorWrapper:
-        return connection.cursor()
 
     def appends_alone(self, connection: BaseDatabaseWrapper, batch: AnyBatch) -> bool:
         return False
@@ -111,10 +112,3 @@ class MySQLStatements(Statements):
         )
         branch_id, head, turn = cursor.fetchone()
         return Place(branch_id, head - len(batch), turn - batch.turns)
-
-    def lock(self, cursor: CursorWrapper, key: SessionKey) -> Held | None:
-        cursor.execute(
-            f"SELECT id, branch_id FROM {self.session} WHERE {self.owned} FOR UPDATE",
-            self.owner(key),
-        )
-        return held(cursor.fetchone())
