@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.db import connections
+from hypothesis import HealthCheck, settings
 from pytest_django import DjangoDbBlocker
 
 from agent_sessions import sessions
@@ -33,6 +34,15 @@ from tests.settings import DATABASE_KIND
 
 # No test talks to a model behind a key that happens to be set.
 os.environ.pop("OPENAI_API_KEY", None)
+
+# A busy machine is no fault of a test.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("suite")
 
 _IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 _DATABASE_FIXTURES = {"db", "transactional_db", "django_db_reset_sequences"}

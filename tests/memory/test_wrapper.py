@@ -27,7 +27,7 @@ from agent_sessions.testing.base import RUNS, Run
 from tests.support.chat import make_user
 from tests.support.usages import agent, say
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.one_database, pytest.mark.django_db(transaction=True)]
 
 Make = Callable[[Any], Any]
 

@@ -44,17 +44,18 @@ settings.CACHES = {{
 django.setup()
 from agent_sessions.exceptions import AgentSessionError, MissingExtra
 
-try:
-    {code}
-except MissingExtra as exc:
-    assert isinstance(exc, AgentSessionError | ImportError)
-    print(exc.extra, exc)
+for code in {codes!r}:
+    try:
+        exec(code)
+    except MissingExtra as exc:
+        assert isinstance(exc, AgentSessionError | ImportError)
+        print(exc.extra, exc)
 """
 
 
-def said(hidden: list[str], code: str) -> str:
+def said(hidden: list[str], *codes: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", HIDE.format(hidden=hidden, code=code)],
+        [sys.executable, "-c", HIDE.format(hidden=hidden, codes=codes)],
         env={"DJANGO_SETTINGS_MODULE": "tests.settings", "PATH": ""},
         cwd=ROOT,
         capture_output=True,
@@ -69,38 +70,59 @@ REDIS = "from agent_sessions import RedisSession as S; "
 
 
 @pytest.mark.parametrize(
-    ("hidden", "code", "extra"),
+    ("hidden", "extra", "codes"),
     [
-        ("channels", "import agent_sessions.consumers", "channels"),
-        ("channels", "import agent_sessions.sockets", "channels"),
-        ("channels", "import agent_sessions.websocket_auth", "channels"),
-        ("redis", REDIS + "S.from_url('a', 'redis://127.0.0.1:1')", "redis"),
-        ("redis", REDIS + "S('a', object())", "redis"),
-        ("redis", REDIS + "S.from_cache('a', 'redis')", "redis"),
-        ("django_redis", REDIS + "S.from_cache('a', 'redis').sync.pop_item()", "redis"),
+        (
+            "channels",
+            "channels",
+            [
+                "import agent_sessions.consumers",
+                "import agent_sessions.sockets",
+                "import agent_sessions.websocket_auth",
+            ],
+        ),
+        (
+            "redis",
+            "redis",
+            [
+                REDIS + "S.from_url('a', 'redis://127.0.0.1:1')",
+                REDIS + "S('a', object())",
+                REDIS + "S.from_cache('a', 'redis')",
+            ],
+        ),
+        (
+            "django_redis",
+            "redis",
+            [REDIS + "S.from_cache('a', 'redis').sync.pop_item()"],
+        ),
         (
             "dapr",
-            "from agent_sessions import DaprSession as S; S('a', 's', object())",
             "dapr",
+            ["from agent_sessions import DaprSession as S; S('a', 's', object())"],
         ),
-        ("pytest", "import agent_sessions.testing", "testing"),
-        ("hypothesis", "import agent_sessions.testing", "testing"),
+        ("pytest", "testing", ["import agent_sessions.testing"]),
+        ("hypothesis", "testing", ["import agent_sessions.testing"]),
     ],
+    ids=["channels", "redis", "django_redis", "dapr", "pytest", "hypothesis"],
 )
-def test_the_extra_that_is_missing_is_named(hidden: str, code: str, extra: str) -> None:
-    printed = said([hidden], code)
-    assert printed.startswith(f"{extra} ")
-    assert f'pip install "django-agent-sessions[{extra}]"' in printed
+def test_the_extra_that_is_missing_is_named(
+    hidden: str, extra: str, codes: list[str]
+) -> None:
+    printed = said([hidden], *codes).splitlines()
+    assert len(printed) == len(codes)
+    for line in printed:
+        assert line.startswith(f"{extra} ")
+        assert f'pip install "django-agent-sessions[{extra}]"' in line
 
 
 def test_what_channels_itself_lacks_is_not_called_an_extra() -> None:
     code = (
         "from agent_sessions.exceptions import extra\n"
-        "    try:\n"
-        "        with extra('channels', 'channels', needed_by='this'):\n"
-        "            import no_such_package\n"
-        "    except ModuleNotFoundError as exc:\n"
-        "        print(type(exc).__name__, exc.name)"
+        "try:\n"
+        "    with extra('channels', 'channels', needed_by='this'):\n"
+        "        import no_such_package\n"
+        "except ModuleNotFoundError as exc:\n"
+        "    print(type(exc).__name__, exc.name)"
     )
     assert said([], code).split() == ["ModuleNotFoundError", "no_such_package"]
 

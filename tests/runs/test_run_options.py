@@ -29,9 +29,7 @@ from tests.support.chat import Socket, text_of
 from tests.support.gated import gated
 from tests.websocket.test_consumer import conversation, speaker
 
-pytestmark = [
-    pytest.mark.django_db(transaction=True),
-]
+pytestmark = [pytest.mark.one_database, pytest.mark.django_db(transaction=True)]
 
 KEY = Fernet.generate_key()
 

@@ -1,7 +1,7 @@
 """A process that appends five times and ends, for tests.
 
-`python -m tests.support.five_appends SETTING HOW` reads AGENT_SESSIONS as JSON. HOW is `sync`,
-`async`, `forked` or `killed`.
+`python -m tests.support.five_appends SETTING HOW SESSION_ID …` reads AGENT_SESSIONS as JSON.
+HOW is `sync`, `async`, `forked` or `killed`; several sessions are for the last one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 import django
 
 
-def main(how: str) -> None:
+def main(how: str, *session_ids: str) -> None:
     from agent_sessions import get_session
 
-    session = get_session("s", backend="tried")
+    opened = [get_session(each, backend="tried") for each in session_ids]
+    session = opened[0]
     items: list[Any] = [{"role": "user", "content": "hello"}]
     if how == "async":
 
@@ -29,8 +30,8 @@ def main(how: str) -> None:
 
         asyncio.run(write())
         return
-    for _ in range(5):
-        session.sync.add_items(items)
+    for each in opened * 5:
+        each.sync.add_items(items)
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "forked" and not (child := os.fork()):
@@ -46,4 +47,4 @@ if __name__ == "__main__":
 
     django.setup()
     settings.AGENT_SESSIONS = json.loads(sys.argv[1])
-    main(sys.argv[2])
+    main(*sys.argv[2:])

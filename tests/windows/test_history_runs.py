@@ -23,7 +23,7 @@ from agent_sessions.windows import (
 )
 from tests.support.histories import Item, calls, gives, says, system, thinks, user
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.one_database, pytest.mark.django_db]
 each_run = pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 
 WEATHER = "sunny, 21 degrees, a light wind from the west"

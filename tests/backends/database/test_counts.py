@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from cryptography.fernet import Fernet
 from django.test import override_settings
 
-from agent_sessions import get_session
+from agent_sessions import get_session, sessions
 from agent_sessions.models import AgentSession
 from tests.servers import Server
 from tests.servers.redis import url
@@ -44,11 +45,19 @@ def setting(request: Any, redis_server: Server, tmp_path: Path) -> dict[str, Any
     return {"default": redis, "redis": redis, "tried": tried}
 
 
-def run(setting: dict[str, Any], how: str, environment: dict[str, str]) -> int:
+READERS = ("latest", "alatest", "page", "apage")
+
+
+def run(
+    setting: dict[str, Any],
+    how: str,
+    environment: dict[str, str],
+    session_ids: Sequence[str] = ("s",),
+) -> int:
     return subprocess.run(
         [
             *(sys.executable, "-W", "ignore", "-m", "tests.support.five_appends"),
-            *(json.dumps(setting), how),
+            *(json.dumps(setting), how, *session_ids),
         ],
         env=environment,
         timeout=60,
@@ -56,8 +65,8 @@ def run(setting: dict[str, Any], how: str, environment: dict[str, str]) -> int:
     ).returncode
 
 
-def count() -> int:
-    row = AgentSession.objects.get(session_id="s")
+def count(session_id: str = "s") -> int:
+    row = AgentSession.objects.get(session_id=session_id)
     assert row.updated_at is not None
     found: int = row.item_count
     return found
@@ -76,36 +85,38 @@ def test_a_process_that_ends_tells_its_last_count(
     assert count() == expected
 
 
-@pytest.mark.parametrize("reader", ["latest", "alatest", "page", "apage"])
 def test_whoever_reads_next_puts_right_what_a_killed_process_left(
-    setting: dict[str, Any], reader: str, database_environment: dict[str, str]
+    setting: dict[str, Any], database_environment: dict[str, str]
 ) -> None:
-    assert run(setting, "killed", database_environment) == -9
-    before = AgentSession.objects.get(session_id="s")
-    assert before.item_count == 1
+    assert run(setting, "killed", database_environment, READERS) == -9
     with override_settings(AGENT_SESSIONS=setting):
-        session = get_session("s", backend="tried")
-        read = getattr(session.backend, reader)
-        arguments = {"limit": 2}
-        if reader.startswith("a"):
-            asyncio.run(read(session.key, **arguments))
-        else:
-            read(session.key, **arguments)
-        after = AgentSession.objects.get(session_id="s")
-        assert after.item_count == 5
-        # To look is no activity.
-        assert after.updated_at == before.updated_at
+        for reader in READERS:
+            before = AgentSession.objects.get(session_id=reader)
+            assert before.item_count == 1
+            session = get_session(reader, backend="tried")
+            read = getattr(session.backend, reader)
+            if reader.startswith("a"):
+                asyncio.run(read(session.key, limit=2))
+            else:
+                read(session.key, limit=2)
+            assert count(reader) == 5
+            # To look is no activity.
+            after = AgentSession.objects.get(session_id=reader)
+            assert after.updated_at == before.updated_at
 
 
 def test_a_row_that_was_written_meanwhile_is_left_alone(
-    setting: dict[str, Any], database_environment: dict[str, str]
+    setting: dict[str, Any],
 ) -> None:
-    assert run(setting, "sync", database_environment) == 0
     with override_settings(AGENT_SESSIONS=setting):
         session = get_session("s", backend="tried")
+        for _ in range(5):
+            session.sync.add_items([{"role": "user", "content": "hello"}])
+        sessions.reset()
         directory = session.backend.directory
         seen = directory.look(session.key)
         assert seen is not None
+        assert count() == 5
         directory.touch(session.key, count=7, title="")
         directory.recount(session.key, seen, 6)
     assert count() == 7

@@ -76,6 +76,8 @@ class EncryptedContract(StoreContract):
         return await sync_to_async(corrupt)()
 
 
+# What it stores is text like any other, which the database's own contract tries.
+@pytest.mark.one_database
 class TestOverADatabase(EncryptedContract):
     __test__ = True
 

@@ -68,7 +68,15 @@ def pay(amount: int) -> str:
     return f"paid {amount}"
 
 
-@pytest.fixture(params=["plain", "private", "own keys"], name="alias")
+@pytest.fixture(
+    params=[
+        "plain",
+        # The same statements, with other texts.
+        pytest.param("private", marks=pytest.mark.one_database),
+        pytest.param("own keys", marks=pytest.mark.one_database),
+    ],
+    name="alias",
+)
 def _alias(request: pytest.FixtureRequest) -> Iterator[str]:
     cache.clear()
     paid.clear()
