@@ -85,8 +85,9 @@ class ClearingMixin(SessionRules):
             return HttpResponseRedirect(address(self, "change", row.pk))
 
     def delete_model(self, request: HttpRequest, obj: AgentSession) -> None:
-        finish_later(using=str(obj._state.db))
+        using = str(obj._state.db)
         remove(obj, _DELETE)
+        finish_later(using=using)
 
     def delete_queryset(self, request: HttpRequest, queryset: Rows) -> None:
         rows: Iterable[AgentSession] = list(queryset)

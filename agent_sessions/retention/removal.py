@@ -39,7 +39,7 @@ from agent_sessions.exceptions import (
 )
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.retention.pending import is_cleared
+from agent_sessions.retention.pending import COMMIT_SECONDS, is_cleared
 from agent_sessions.retention.selection import Selection, databases
 
 # How many items a session had; None where it has changed; why it was left.
@@ -174,19 +174,27 @@ def unfinished_items() -> int:
 
 
 def finish_removals(
-    *, batch_size: int = BATCH_SIZE, progress: Callable[[int], None] | None = None
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int], None] | None = None,
+    seconds: float = float("inf"),
 ) -> int:
     """Delete what was removed, also in earlier calls; return how many items."""
     stores = [sessions.database(using).in_database for using in databases()]
-    return sum(finish(store.engine, batch_size, progress) for store in stores if store)
+    until = time.monotonic() + seconds
+    return sum(
+        finish(store.engine, batch_size, progress, until) for store in stores if store
+    )
 
 
 def finish_later(sender: type[Any] | None = None, *, using: str, **kwargs: Any) -> None:
     """Delete what is removed in a transaction once it is committed; no commit fails.
 
-    It is a receiver too: a deleted user's sessions are only taken out of sight.
+    A commit takes some seconds for it at most; the next command goes on. It is a
+    receiver too: a deleted user's sessions are only taken out of sight.
     """
-    transaction.on_commit(finish_removals, using=using, robust=True)
+    finishing = partial(finish_removals, seconds=COMMIT_SECONDS)
+    transaction.on_commit(finishing, using=using, robust=True)
 
 
 def store_of(row: AgentSession) -> tuple[BaseSessionBackend, SessionKey]:

@@ -128,16 +128,17 @@ def finish(
     engine: Engine,
     batch_size: int,
     progress: Callable[[int], None] | None = None,
+    until: float = float("inf"),
 ) -> int:
     """Delete what has been removed from a database, in short transactions.
 
     Return how many items. Several processes may do so at once: what one of them holds
-    the others leave to it.
+    the others leave to it. What is left at `until` waits for a later call.
     """
     total = 0
     for batch in batches(_removed(engine.using).order_by("pk"), batch_size):
         pks = [row.pk for row in batch]
-        if len(batch) > 1:
+        if len(batch) > 1 and time.monotonic() < until:
             began = time.monotonic()
             count, pks = engine.run(
                 partial(_delete_short, engine.using, pks, batch_size)
@@ -148,7 +149,7 @@ def finish(
                 progress(count)
         for pk in pks:
             history = _RemovedHistory(engine, pk, batch_size)
-            while not history.is_done:
+            while not history.is_done and time.monotonic() < until:
                 began = time.monotonic()
                 count = history.step()
                 rest(engine.using, began)
