@@ -7,7 +7,7 @@ from django.conf import settings
 from django.core import checks
 from django.core.signals import setting_changed
 from django.db.backends.signals import connection_created
-from django.db.models.signals import post_migrate, pre_delete
+from django.db.models.signals import pre_delete
 from django.utils.translation import gettext_lazy as _
 
 
@@ -20,7 +20,6 @@ class AgentSessionsConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect signals and register the checks."""
-        from agent_sessions.backends.remote.listed import forget_rows
         from agent_sessions.checks import (
             check_backends,
             check_databases,
@@ -43,6 +42,5 @@ class AgentSessionsConfig(AppConfig):
         checks.register(check_shown_passwords, deploy=True)
         connection_created.connect(remember_connection)
         setting_changed.connect(reset_backends)
-        post_migrate.connect(forget_rows, sender=self)
         pre_delete.connect(on_delete, sender=AgentSession)
         pre_delete.connect(finish_later, sender=settings.AUTH_USER_MODEL)

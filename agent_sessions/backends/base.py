@@ -49,7 +49,6 @@ _GUARDED = frozenset(
         "erase",
         "rewrite",
         "forget_key",
-        "flush",
         "check",
         "aappend",
         "alatest",
@@ -57,7 +56,6 @@ _GUARDED = frozenset(
         "apop_if",
         "aclear",
         "apage",
-        "aflush",
     ]
 )
 
@@ -261,6 +259,9 @@ class BaseSessionBackend(ABC):
     def check(self) -> list[checks.CheckMessage]:
         """Report what is wrong with the configuration, each with a hint."""
         return []
+
+    def load(self) -> None:  # noqa: B027 - most need nothing that takes long
+        """Import what the first use needs. Raises InvalidBackend."""
 
     def close(self) -> None:  # noqa: B027 - most stores hold nothing to close
         """Close clients and threads; the next use makes new ones."""

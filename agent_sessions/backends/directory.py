@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import router
-from django.db.models import F, OuterRef, QuerySet, Subquery
+from django.db.models import Case, F, OuterRef, QuerySet, Subquery, Value, When
+from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from agent_sessions.backends import run_rows
@@ -53,6 +54,7 @@ class Seen(NamedTuple):
 
     item_count: int
     updated_at: datetime
+    fence: int
 
 
 class Directory:
@@ -133,21 +135,34 @@ class Directory:
             if not self.rows(key).exists():
                 self.create(key)
 
-    def touch(self, key: SessionKey, *, count: int | None, title: str) -> bool:
+    def touch(
+        self,
+        key: SessionKey,
+        *,
+        count: int | None = None,
+        added: int = 0,
+        title: str = "",
+    ) -> bool:
         """Write down that a session was used, and how many items it has.
 
-        Return whether it is there.
+        Without `count` those that were `added` are added up, or taken off. The title
+        is the first one that is given. Return whether the row is there.
         """
-        now = timezone.now()
-        rows = self.rows(key)
+        columns = active(timezone.now())
+        if count is not None:
+            columns["item_count"] = count
+        elif added:
+            # Never below 0 on the way: MariaDB's column has no sign.
+            columns["item_count"] = Greatest(F("item_count"), -added) + added
         if title:
-            rows.filter(title="").update(title=title)
-        counted = {} if count is None else {"item_count": count}
-        return bool(rows.update(**active(now), **counted))
+            field = AgentSession._meta.get_field("title")
+            untitled = When(title="", then=Value(title, output_field=field))
+            columns["title"] = Case(untitled, default=F("title"))
+        return bool(self.rows(key).update(**columns))
 
     def look(self, key: SessionKey) -> Seen | None:
         """Return what the row of the key's own session says; None where it has none."""
-        row = self.rows(key).values_list("item_count", "updated_at").first()
+        row = self.rows(key).values_list(*Seen._fields).first()
         return None if row is None else Seen(*row)
 
     def recount(self, key: SessionKey, seen: Seen, count: int) -> None:

@@ -55,11 +55,15 @@ class SessionKey:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A stretch of a history, oldest first, with unreadable rows in their places."""
+    """A stretch of a history, oldest first, with unreadable rows in their places.
+
+    `total` is how many items the whole history has, where the store tells it.
+    """
 
     items: list[StoredItem]
     has_earlier: bool
     has_later: bool = False
+    total: int | None = None
 
     def assert_open(self) -> None:
         """Raise EncryptionError if an item is still in its envelope.

@@ -21,7 +21,6 @@ from agent_sessions.backends.options import (
     is_address,
     is_misread,
 )
-from agent_sessions.backends.sdk import SDKBackend
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.handler import CHAT_BACKEND, DEFAULT_ALIAS, sessions
@@ -73,11 +72,10 @@ def check_session_classes(**kwargs: Any) -> list[CheckMessage]:
     for alias in _aliases():
         with suppress(InvalidBackend):
             backend = sessions[alias]
-            if isinstance(backend, SDKBackend):
-                try:
-                    backend.make_sessions()
-                except InvalidBackend as exc:
-                    messages.append(_error(exc))
+            try:
+                backend.load()
+            except InvalidBackend as exc:
+                messages.append(_error(exc))
     return messages
 
 

@@ -41,6 +41,7 @@ class RedisSession(ClosableSession):
         **options: Any,
     ) -> None:
         backend = RedisBackend(ALIAS, options | {"client": redis_client}, listed=False)
+        # Not a function that makes one.
         backend.given = GivenClient(redis_client)
         super().__init__(
             backend, make_key(session_id, None), session_settings=session_settings

@@ -25,8 +25,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.transport.sqlite import SQLiteTransport
 from agent_sessions.backends.leases import this_process
-from agent_sessions.backends.redis.keys import Names
-from agent_sessions.backends.remote.directory_cache import DirectoryCache
+from agent_sessions.backends.redis.scripts import Names
 from agent_sessions.encryption import Memory
 from agent_sessions.exceptions import (
     InvalidOwner,
@@ -271,14 +270,6 @@ def short(pair: Pair, settings: Any) -> None:
     assert not reads.is_short(other)
 
 
-def admitted(pair: Pair, settings: Any) -> None:
-    known = DirectoryCache(60)
-    known.remember(SessionKey("ours-id", pair.us.pk))
-    assert known.is_known(SessionKey("ours-id", pair.us.pk))
-    for user in (pair.them.pk, None):
-        assert not known.is_known(SessionKey("ours-id", user))
-
-
 def names_differ(pair: Pair, settings: Any) -> None:
     names = [
         set(Names("agents:session", "ours-id", alias, user).keys)
@@ -302,19 +293,16 @@ def texts_say_nothing(pair: Pair, settings: Any) -> None:
 
 
 PLAIN = [
-    "backends/openai/cursors.py",
     "backends/sdk/opening.py",
     "backends/database/transport/postgresql.py",
     "backends/database/sql/sqlite.py",
     "concurrency/loops.py",
-    "backends/dapr/backend.py",
-    "backends/dapr/client.py",
+    "backends/dapr/sidecar.py",
     "memory/redis.py",
     "backends/openai/client.py",
     "memory/encrypted.py",
 ]
 KEPT: dict[str, Callable[[Pair, Any], None]] = {
-    "backends/remote/directory_cache.py": admitted,
     "ratelimit.py": limits,
     "runs/manager.py": managed,
     "backends/leases.py": named,
@@ -322,7 +310,7 @@ KEPT: dict[str, Callable[[Pair, Any], None]] = {
     "encryption/cache.py": remembered,
     "backends/encrypted/keys.py": sourced,
     "backends/database/transport/sqlite.py": short,
-    "backends/redis/keys.py": names_differ,
+    "backends/redis/scripts.py": names_differ,
     **dict.fromkeys(PLAIN, texts_say_nothing),
 }
 

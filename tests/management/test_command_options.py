@@ -67,7 +67,7 @@ def _stores() -> Iterator[None]:
     ListBackend.histories.clear()
     setting: dict[str, Any] = {
         "default": {"BACKEND": DATABASE_BACKEND},
-        "lists": {"BACKEND": ListBackend, "OPTIONS": {"touch_interval": 0}},
+        "lists": {"BACKEND": ListBackend},
     }
     with override_settings(AGENT_SESSIONS=setting):
         yield

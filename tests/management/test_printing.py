@@ -44,7 +44,7 @@ def stores() -> Iterator[None]:
     encrypted = "agent_sessions.backends.encrypted.EncryptedBackend"
     setting: dict[str, Any] = {
         "default": {"BACKEND": DATABASE_BACKEND},
-        "lists": {"BACKEND": FailingBackend, "OPTIONS": {"touch_interval": 0}},
+        "lists": {"BACKEND": FailingBackend},
         "private": {
             "BACKEND": encrypted,
             "OPTIONS": {"backend": "default", "keys": [NEW]},

@@ -305,7 +305,7 @@ class TestTurns:
 class TestOtherStores:
     @pytest.fixture(autouse=True)
     def two_stores(self) -> Iterator[None]:
-        listed = {"BACKEND": ListBackend, "OPTIONS": {"touch_interval": 0} | KEPT}
+        listed = {"BACKEND": ListBackend, "OPTIONS": KEPT}
         ListBackend.histories.clear()
         setting = {"default": DATABASE | {"OPTIONS": KEPT}, "lists": listed}
         with override_settings(AGENT_SESSIONS=setting):

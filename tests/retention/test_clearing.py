@@ -40,7 +40,7 @@ def _stores() -> Iterator[None]:
     FailingBackend.histories.clear()
     setting: dict[str, Any] = {
         "default": {"BACKEND": DATABASE_BACKEND},
-        "lists": {"BACKEND": FailingBackend, "OPTIONS": {"touch_interval": 0}},
+        "lists": {"BACKEND": FailingBackend},
     }
     with override_settings(AGENT_SESSIONS=setting):
         yield

@@ -59,8 +59,8 @@ def _stores() -> Iterator[None]:
     FailingBackend.histories.clear()
     setting: dict[str, Any] = {
         "default": {"BACKEND": DATABASE_BACKEND},
-        "lists": {"BACKEND": FailingBackend, "OPTIONS": {"touch_interval": 0}},
-        "odd": {"BACKEND": OddBackend, "OPTIONS": {"touch_interval": 0}},
+        "lists": {"BACKEND": FailingBackend},
+        "odd": {"BACKEND": OddBackend},
     }
     with override_settings(AGENT_SESSIONS=setting):
         yield

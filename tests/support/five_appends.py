@@ -35,7 +35,6 @@ def main(how: str, *session_ids: str) -> None:
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "forked" and not (child := os.fork()):
-        # It remembers what its parent put off, and must not write that at its end.
         sys.exit(0)
     if how == "forked":
         os.waitpid(child, 0)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, ClassVar
 
-from django.utils import timezone
-
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.remote.base import RemoteBackend, Stretch, Written
+from agent_sessions.backends.remote.base import RemoteBackend, Stretch
 from agent_sessions.items import Batch, Item, decode, decode_all
 
 
@@ -21,28 +19,28 @@ class ListBackend(RemoteBackend):
     def texts(self, key: SessionKey) -> list[str]:
         return self.histories.setdefault((key.user_id, key.session_id), [])
 
-    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+    async def store_append(self, key: SessionKey, batch: Batch) -> int:
         texts = self.texts(key)
         texts.extend(row.data for row in batch.rows)
-        return Written(len(texts))
+        return len(texts)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         items = decode_all(self.texts(key))
         return items if limit is None else items[-limit:]
 
-    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
+    async def store_pop(self, key: SessionKey) -> Item | None:
         texts = self.texts(key)
         for index in reversed(range(len(texts))):
             if (item := decode(texts[index])) is not None:
                 del texts[index]
-                return item, Written(len(texts))
-        return None, Written(len(texts))
+                return item
+        return None
 
     async def store_clear(self, key: SessionKey) -> int:
         return len(self.histories.pop((key.user_id, key.session_id), []))
 
     async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
-        return wanted.cut(decode_all(self.texts(key)), timezone.now())
+        return wanted.cut(decode_all(self.texts(key)))
 
     async def store_ids(self) -> AsyncIterator[str]:
         for user_id, session_id in list(self.histories):

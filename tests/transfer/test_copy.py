@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from agent_sessions import DjangoSession, get_session, sessions
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.remote.base import Stretch, Written
+from agent_sessions.backends.remote.base import Stretch
 from agent_sessions.exceptions import StoreUnavailable
 from agent_sessions.items import Batch, Item, decode
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
@@ -38,7 +38,7 @@ class OtherLists(ListBackend):
     histories: ClassVar[dict[tuple[Any, str], list[str]]] = {}
     appends_left: ClassVar[int] = 10_000
 
-    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+    async def store_append(self, key: SessionKey, batch: Batch) -> int:
         if not OtherLists.appends_left:
             raise StoreUnavailable("The store is down.")
         OtherLists.appends_left -= 1

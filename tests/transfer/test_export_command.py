@@ -39,11 +39,10 @@ class BrokenBackend(ListBackend):
 @pytest.fixture(autouse=True)
 def _stores() -> Iterator[None]:
     ListBackend.histories.clear()
-    remote = {"OPTIONS": {"touch_interval": 0}}
     setting: dict[str, Any] = {
         "default": {"BACKEND": DATABASE_BACKEND},
-        "lists": {"BACKEND": ListBackend, **remote},
-        "broken": {"BACKEND": BrokenBackend, **remote},
+        "lists": {"BACKEND": ListBackend},
+        "broken": {"BACKEND": BrokenBackend},
     }
     with override_settings(AGENT_SESSIONS=setting):
         yield

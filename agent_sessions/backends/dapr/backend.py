@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 from django.core import checks
 
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.dapr.client import Client, open_client, require_dapr
+from agent_sessions.backends.dapr.client import Client, open_client
 from agent_sessions.backends.dapr.history import History
 from agent_sessions.backends.dapr.reading import Rules
 from agent_sessions.backends.dapr.records import head_key
@@ -22,44 +21,15 @@ from agent_sessions.backends.options import (
     ENCODE,
     is_address,
     is_misread,
-    is_printable,
 )
-from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
-from agent_sessions.backends.remote.paging import Stretch
+from agent_sessions.backends.remote.base import RemoteBackend, Stretch
 from agent_sessions.concurrency.loops import BackgroundLoop, HomeLoop, PerLoop
 from agent_sessions.exceptions import StorageError
 from agent_sessions.items import Batch, Item
 
 CONSISTENCIES = ("strong", "eventual")
-# How many leases a loop remembers.
-_TAKEN = 1024
 # A key that nobody writes: reading it tells whether the store answers.
 _PING = "__ping__"
-
-
-class _Slot:
-    """What belongs to one event loop: the sidecar's client, and a lock for each key.
-
-    Without the locks the writers of one process would refuse one another's heads.
-    """
-
-    def __init__(self, sidecar: Sidecar) -> None:
-        self.sidecar = sidecar
-        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = (
-            weakref.WeakValueDictionary()
-        )
-
-        # The last leases that were written into heads: a hint that spares a look.
-        self.taken: dict[str, int | None] = {}
-
-    def take(self, key: str, fence: int | None) -> None:
-        """Remember the lease in a head."""
-        if len(self.taken) >= _TAKEN:
-            self.taken.clear()
-        self.taken[key] = fence
-
-    def lock(self, key: str) -> asyncio.Lock:
-        return self._locks.setdefault(key, asyncio.Lock())
 
 
 class DaprBackend(RemoteBackend):
@@ -74,6 +44,7 @@ class DaprBackend(RemoteBackend):
     """
 
     supports_pop_if = True
+    requires = "dapr"
     check_id = "agent_sessions.E017"
     required_options = frozenset({"store_name"})
     option_defaults: ClassVar[dict[str, Any]] = {
@@ -90,9 +61,7 @@ class DaprBackend(RemoteBackend):
     def __init__(
         self, alias: str, options: dict[str, Any], *, listed: bool = True
     ) -> None:
-        """See RemoteBackend. Raises InvalidBackend and MissingExtra."""
         super().__init__(alias, options, listed=listed)
-        require_dapr("DaprBackend")
         self._check_values()
         self._home = HomeLoop()
         with suppress(RuntimeError):
@@ -104,10 +73,8 @@ class DaprBackend(RemoteBackend):
             self.read_whole("segment_size", 1, 1000),
             None if ttl is None else max(1, int(ttl.total_seconds())),
         )
-        self._slots = PerLoop(
-            self._make_slot,
-            lambda slot: slot.sidecar.close(),
-            put_away=lambda slot: slot.sidecar.put_away(),
+        self._sidecars = PerLoop(
+            self._make_sidecar, Sidecar.close, put_away=Sidecar.put_away
         )
 
     def _check_values(self) -> None:
@@ -136,18 +103,8 @@ class DaprBackend(RemoteBackend):
             self.read_seconds("health_timeout")
 
     def check(self) -> list[checks.CheckMessage]:
-        token = os.environ.get("DAPR_API_TOKEN")
-        if not token or is_printable(token):
-            return super().check()
-        return [
-            *super().check(),
-            checks.Error(
-                "DAPR_API_TOKEN holds a character that can't be sent: a blank, a line's "
-                "end or a letter that is not ASCII.",
-                hint="Copy the token again, without what stands around it.",
-                id="agent_sessions.E017",
-            ),
-        ]
+        token = os.environ.get("DAPR_API_TOKEN") or None
+        return [*super().check(), *self.check_secret("DAPR_API_TOKEN", token)]
 
     def share_background(self, background: BackgroundLoop) -> None:
         """Run coroutines for synchronous callers on a loop that other backends share."""
@@ -155,7 +112,7 @@ class DaprBackend(RemoteBackend):
 
     # -- the sidecar -----------------------------------------------------------------
 
-    async def _make_slot(self) -> _Slot:
+    async def _make_sidecar(self) -> Sidecar:
         given = self.options["client"]
         opening = self._open_client if given is None else None
         sidecar = Sidecar(
@@ -172,7 +129,7 @@ class DaprBackend(RemoteBackend):
                 "dapr.clients, which serves all loops and threads, or make one of "
                 "dapr.aio.clients in each loop."
             )
-        return _Slot(sidecar)
+        return sidecar
 
     async def _open_client(self) -> Client:
         seconds = self.options["health_timeout"]
@@ -185,74 +142,55 @@ class DaprBackend(RemoteBackend):
     async def ping(self) -> bool:
         """Return whether the sidecar and its store answer."""
         try:
-            slot = await self._slots.get()
-            await slot.sidecar.read(_PING)
+            await (await self._sidecars.get()).read(_PING)
         except StorageError:
             return False
         return True
 
     async def disconnect(self) -> None:
         """Close the running loop's client, and that of synchronous callers."""
-        await self._slots.aclose()
+        await self._sidecars.aclose()
         # In a thread: it waits for that loop's end.
         await asyncio.to_thread(self.close)
 
     # -- storage ---------------------------------------------------------------------
 
-    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+    async def store_append(self, key: SessionKey, batch: Batch) -> int:
         async with self._writing(key) as history:
-            return Written(await history.append(batch))
+            return await history.append(batch)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        return await (await self._to_read(key)).latest(limit)
+        return await (await self._open(key)).latest(limit)
 
-    async def store_pop(self, key: SessionKey) -> Popped:
+    async def store_pop(self, key: SessionKey) -> Item | None:
         return await self.store_pop_if(key, anything)
 
-    async def store_pop_if(self, key: SessionKey, asking: Asking) -> Popped:
+    async def store_pop_if(self, key: SessionKey, asking: Asking) -> Item | None:
         async with self._writing(key) as history:
-            item, count = await history.pop(asking)
-        return item, Written(count)
+            return await history.pop(asking)
 
     async def store_clear(self, key: SessionKey) -> int:
         async with self._writing(key) as history:
             return await history.clear()
 
     async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
-        return await (await self._to_read(key)).page(wanted)
-
-    async def store_count(self, key: SessionKey) -> int | None:
-        slot = await self._slots.get()
-        return (await self._history(slot, key).read()).head.count
+        return await (await self._open(key)).page(wanted)
 
     @asynccontextmanager
     async def _writing(self, key: SessionKey) -> AsyncIterator[History]:
         """Open a history that nobody else of this loop changes meanwhile."""
-        slot = await self._slots.get()
-        history = self._history(slot, key)
-        async with slot.lock(history.key):
+        history = await self._open(key)
+        async with history.sidecar.lock(history.key):
             yield history
 
-    async def _to_read(self, key: SessionKey) -> History:
-        """Return a history to read, in whose head a run's lease is."""
-        slot = await self._slots.get()
-        history = self._history(slot, key)
-        if self._is_fenced(key) and slot.taken.get(history.key) != key.fence:
-            async with slot.lock(history.key):
-                await history.take()
-            slot.take(history.key, key.fence)
-        return history
-
-    def _is_fenced(self, key: SessionKey) -> bool:
-        return self.listed and key.fence is not None
-
-    def _history(self, slot: _Slot, key: SessionKey) -> History:
+    async def _open(self, key: SessionKey) -> History:
         async def admit() -> None:
             # After the head was read: whoever takes the lease and reads, writes or
             # clears changes the head, and then this is asked again.
             await self.on_directory(self.directory.assert_lease, key)
 
+        sidecar = await self._sidecars.get()
         head = head_key(key, self.namespace + self.database_mark)
-        if not self._is_fenced(key):
-            return History(slot.sidecar, head, self._rules)
-        return History(slot.sidecar, head, self._rules, admit, key.fence)
+        if not self.listed or key.fence is None:
+            return History(sidecar, head, self._rules)
+        return History(sidecar, head, self._rules, admit, key.fence)

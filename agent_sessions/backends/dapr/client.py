@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from importlib import import_module
-from importlib.util import find_spec
 from math import inf
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from agent_sessions.backends.dapr.sidecar import TRIES, Unreachable
-from agent_sessions.exceptions import MissingExtra, StorageError
+from agent_sessions.exceptions import StorageError
 
 if TYPE_CHECKING:
     import grpc
@@ -24,12 +23,6 @@ RECONNECT_OPTIONS = [
 
 # What gRPC takes in one message unless it is told otherwise.
 INBOUND_BYTES = 4 * 1024 * 1024
-
-
-def require_dapr(feature: str) -> None:
-    """Raise MissingExtra, which names the extra, if it isn't installed."""
-    if find_spec("dapr") is None:
-        raise MissingExtra(feature, "dapr")
 
 
 async def open_client(address: str | None, health_timeout: float | None) -> Client:
@@ -77,7 +70,7 @@ class Client:
     """
 
     def __init__(self, address: str | None) -> None:
-        """Connect to the sidecar. Raise ValueError if the address is invalid."""
+        """Connect to the sidecar. Raises ValueError where the address is none."""
         from dapr.conf import settings
         from dapr.proto import api_service_v1
 

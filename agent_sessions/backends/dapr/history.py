@@ -14,12 +14,8 @@ from agent_sessions.backends.dapr.records import (
     Head,
     encode_head,
     encode_segment,
-    is_too_long,
     metadata_key,
-    new_head,
     new_name,
-    segment_key,
-    split,
 )
 from agent_sessions.backends.dapr.sidecar import (
     TRIES,
@@ -29,7 +25,7 @@ from agent_sessions.backends.dapr.sidecar import (
     Write,
     pause,
 )
-from agent_sessions.backends.keys import Asking, anything
+from agent_sessions.backends.keys import Asking
 from agent_sessions.exceptions import StorageError
 from agent_sessions.items import Batch, Item, decode
 
@@ -48,12 +44,19 @@ _CROWDED = "The session is being changed by too many others at once."
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a change is to write: segments first, by key, and then the head."""
+    """What a change is to write: segments first, by place, and then the head."""
 
     head: Head
     segments: Mapping[str, bytes] = field(default_factory=dict)
     item: Item | None = None
     count: int = 0
+
+    def unburdened(self) -> Draft:
+        """Take out of the head what is too much for it, under names of its own."""
+        if not self.head.is_too_long:
+            return self
+        head, more = self.head.sealing(new_name())
+        return replace(self, head=head, segments={**self.segments, **more})
 
 
 class History(Reader):
@@ -74,8 +77,8 @@ class History(Reader):
         self._admit = admit
         self._fence = fence
 
-    async def take(self) -> None:
-        """Write the run's lease into the head, before the run reads.
+    async def begin(self) -> Found:
+        """Read the head, and write the run's lease into it, before the run reads.
 
         Who has read the head before, and found its own lease to be the last one, is
         then refused by the store, and asks for its lease anew.
@@ -84,34 +87,35 @@ class History(Reader):
         async def plan(found: Found) -> Draft | None:
             if found.head.fence == self._fence:
                 return None
-            return self._unburdened(self._sealed(found.head))
+            return Draft(*found.head.sealing()).unburdened()
 
+        found = await self.read()
+        if self._fence is None or found.head.fence == self._fence:
+            return found
         await self._change(plan)
+        return await self.read()
 
     async def append(self, batch: Batch) -> int:
-        """Store a batch; give how many items there are then."""
+        """Store a batch; return how many items there are then."""
         now = int(time.time())
 
         async def plan(found: Found) -> Draft:
-            head = found.head
-            entries = tuple(
-                Entry(row.data, head.turns + row.turn, now) for row in batch.rows
-            )
-            draft = self._sealed(head)
-            tail = (*draft.head.tail, *entries)
+            turns = found.head.turns
+            entries = (Entry(row.data, turns + row.turn, now) for row in batch.rows)
+            head, segments = found.head.sealing()
             grown = replace(
-                draft.head,
-                tail=tail,
-                count=head.count + len(entries),
-                turns=head.turns + batch.turns,
+                head,
+                tail=(*head.tail, *entries),
+                count=head.count + len(batch),
+                turns=turns + batch.turns,
             )
-            return self._unburdened(replace(draft, head=grown))
+            return Draft(grown, segments).unburdened()
 
         draft = await self._change(plan)
         return 0 if draft is None else draft.head.count
 
-    async def pop(self, asking: Asking = anything) -> tuple[Item | None, int | None]:
-        """Remove and give the newest readable item that is accepted, and the count.
+    async def pop(self, asking: Asking) -> Item | None:
+        """Remove and return the newest readable item that is accepted.
 
         The others stay in their places.
         """
@@ -121,16 +125,12 @@ class History(Reader):
             if (taken := _take(head.tail, accept)) is None:
                 return await self._plan_sealed_pop(found, accept)
             item, tail = taken
-            popped = replace(
-                head,
-                tail=tail,
-                count=head.count - 1,
-                generations=head.assigned(head.sealed, None, new_name()),
-            )
-            return self._unburdened(Draft(popped, item=item))
+            count = head.count - 1
+            popped = replace(head, tail=tail, count=count, name=new_name())
+            return Draft(popped, item=item).unburdened()
 
         draft = await self._change(plan)
-        return (None, None) if draft is None else (draft.item, draft.head.count)
+        return None if draft is None else draft.item
 
     async def _plan_sealed_pop(
         self, found: Found, accept: Callable[[Item], bool]
@@ -138,37 +138,44 @@ class History(Reader):
         head = found.head
         last = not head.tail
         for number in reversed(range(head.sealed)):
-            [segment] = await self.segments(found, [number])
+            [segment] = await self.segments(found, range(number, number + 1))
             if (taken := _take(segment, accept)) is None:
                 # What can't be read stays in its place, so it must keep its number.
                 last = last and not segment
                 continue
             item, rest = taken
-            stop = head.sealed if last else number + 1
-            popped = replace(
-                head,
-                count=head.count - 1,
-                generations=head.assigned(number, None if last else stop, new_name()),
-                garbage=(*head.garbage, *head.stretches(number, stop)),
-            )
+            names, places = head.segments, head.places
+            popped = replace(head, count=head.count - 1)
             if last:
-                return Draft(replace(popped, sealed=number, tail=rest), item=item)
-            key = self._segment_key(popped, number)
-            return Draft(popped, {key: encode_segment(rest)}, item)
+                opened = replace(
+                    popped,
+                    name=new_name(),
+                    segments=names[:number],
+                    tail=rest,
+                    garbage=(*head.garbage, *places[number:]),
+                )
+                return Draft(opened, item=item)
+            popped = replace(
+                popped,
+                segments=(*names[:number], new_name(), *names[number + 1 :]),
+                garbage=(*head.garbage, places[number]),
+            )
+            return Draft(popped, {popped.places[number]: encode_segment(rest)}, item)
         return None
 
     async def clear(self) -> int:
-        """Remove everything; give how many items there were."""
+        """Remove everything; return how many items there were."""
 
         async def plan(found: Found) -> Draft | None:
             head = found.head
             if not found.etag or (head.is_empty and not head.garbage):
                 return None
-            emptied = replace(
-                new_head(self.rules.size, int(time.time())),
+            emptied = Head(
+                self.rules.size,
+                created=int(time.time()),
                 writes=head.writes,
                 recent=head.recent,
-                garbage=(*head.garbage, *head.stretches(0, head.sealed)),
+                garbage=(*head.garbage, *head.places),
             )
             return Draft(emptied, count=head.count)
 
@@ -178,29 +185,6 @@ class History(Reader):
         if (key := metadata_key(self.key)) is not None:
             await self.sidecar.delete_many([key])
         return draft.count
-
-    def _sealed(self, head: Head) -> Draft:
-        """Move full segments of the tail to keys of their own.
-
-        All that read this head write the same there, so it doesn't matter who does.
-        """
-        full, rest = split(head.tail, head.size)
-        segments = {
-            self._segment_key(head, number): encode_segment(entries)
-            for number, entries in enumerate(full, head.sealed)
-        }
-        return Draft(replace(head, sealed=head.sealed + len(full), tail=rest), segments)
-
-    def _unburdened(self, draft: Draft) -> Draft:
-        """Take out of the head what is too much for it, in a generation of its own."""
-        head = draft.head
-        if not is_too_long(head.tail, head.size):
-            return draft
-        names = head.assigned(head.sealed, None, new_name())
-        more = self._sealed(replace(head, generations=names))
-        return replace(
-            draft, head=more.head, segments={**draft.segments, **more.segments}
-        )
 
     async def _change(
         self,
@@ -249,8 +233,10 @@ class History(Reader):
         draft = replace(draft, head=await self._kept_alive(found, draft.head))
         head = draft.head
         ttl = self.rules.ttl
-        lasting = None if ttl is None else 2 * ttl + SPARE_TTL
-        writes = [Write(key, data, ttl=lasting) for key, data in draft.segments.items()]
+        writes = [
+            Write(self.segment_key(place), data, ttl=self._lasting)
+            for place, data in draft.segments.items()
+        ]
         if head.is_empty:
             ttl = min(ttl or EMPTY_TTL, EMPTY_TTL)
         last = Write(self.key, encode_head(head), found.etag, ttl)
@@ -259,26 +245,27 @@ class History(Reader):
         await self.sidecar.save(last)
         return draft
 
+    @property
+    def _lasting(self) -> int | None:
+        """The seconds that a segment is given to live."""
+        return None if self.rules.ttl is None else 2 * self.rules.ttl + SPARE_TTL
+
     async def _kept_alive(self, found: Found, head: Head) -> Head:
-        """Extend the life of the sealed segments to that of the head.
+        """Let the sealed segments live as long as the head is about to.
 
         They are written again where they wouldn't, so about once in the time to live.
         """
         ttl, lasts, now = self.rules.ttl, head.lasts, int(time.time())
-        if not head.sealed:
-            return replace(head, lasts=None if ttl is None else now + 2 * ttl)
-        if ttl is None and lasts is None:
-            return head
-        if ttl is not None and lasts is not None and lasts >= now + ttl:
+        is_enough = lasts is None if ttl is None else lasts and lasts >= now + ttl
+        if head.sealed and is_enough:
             return head
         stop = min(head.sealed, found.head.sealed)
         for first in range(0, stop, WINDOW):
-            numbers = range(first, min(first + WINDOW, stop))
-            keys = [self._segment_key(head, number) for number in numbers]
+            places = head.places[first : min(first + WINDOW, stop)]
+            keys = [self.segment_key(place) for place in places]
             values = await self.sidecar.read_many(keys)
-            lasting = None if ttl is None else 2 * ttl + SPARE_TTL
             await self.sidecar.put_many(
-                Write(key, value.data, value.etag, lasting)
+                Write(key, value.data, value.etag, self._lasting)
                 for key, value in values.items()
                 if value.data
             )
@@ -287,8 +274,8 @@ class History(Reader):
     async def _finish(self, tries: Tries, draft: Draft, *, thorough: bool) -> Draft:
         """Delete what the change left over. It is done already, whatever happens."""
         try:
-            if stale := tries.stale(draft.head):
-                await self.sidecar.delete_many(stale)
+            if stale := tries.written - set(draft.head.places):
+                await self.sidecar.delete_many(map(self.segment_key, stale))
             if draft.head.garbage:
                 await self._sweep()
         except StorageError as exc:
@@ -307,11 +294,7 @@ class History(Reader):
 
     async def _sweep(self) -> None:
         found = await self.read()
-        await self.sidecar.delete_many(
-            segment_key(self.key, generation, number)
-            for generation, first, stop in found.head.garbage
-            for number in range(first, stop)
-        )
+        await self.sidecar.delete_many(map(self.segment_key, found.head.garbage))
         if not found.head.garbage:
             return
         swept = replace(found.head, garbage=()).marked(new_name())
@@ -326,7 +309,8 @@ class Tries:
     """What one change has tried so far, of which some may have arrived unheard."""
 
     def __init__(self) -> None:
-        self._written: set[str] = set()
+        # The places of segments that may lie there, whether a head tells of them or not.
+        self.written: set[str] = set()
         self._drafts: dict[str, Draft] = {}
         self._doubts = 0
         self._writes = 0
@@ -337,7 +321,7 @@ class Tries:
         So may the head: the sidecar and clients try again by themselves, and are then
         told of their own first write.
         """
-        self._written |= draft.segments.keys()
+        self.written |= draft.segments.keys()
         self._drafts[draft.head.recent[-1]] = draft
 
     def doubt(self, head: Head, draft: Draft, exc: Unreachable) -> None:
@@ -375,23 +359,11 @@ class Tries:
             "places."
         )
 
-    def stale(self, head: Head) -> set[str]:
-        """Return the keys of segments that were written and that no head tells of."""
-        stale = set()
-        for key in self._written:
-            generation, number = key.rsplit(":", 2)[1:]
-            if (
-                int(number) >= head.sealed
-                or head.generation_of(int(number)) != generation
-            ):
-                stale.add(key)
-        return stale
-
 
 def _take(
     entries: tuple[Entry, ...], accept: Callable[[Item], bool]
 ) -> tuple[Item, tuple[Entry, ...]] | None:
-    """Remove the newest accepted item from entries, and return it or None."""
+    """Take the newest item that is accepted out of entries; None where there is none."""
     for index in reversed(range(len(entries))):
         item = decode(entries[index].text)
         if item is not None and accept(item):

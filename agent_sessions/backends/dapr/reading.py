@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,13 +19,11 @@ from agent_sessions.backends.dapr.records import (
     decode_segment,
     is_from_sdk,
     metadata_key,
-    new_head,
-    segment_key,
     split,
     unreadable_text,
 )
 from agent_sessions.backends.dapr.sidecar import Sidecar, Value, pause
-from agent_sessions.backends.remote.paging import Stretch
+from agent_sessions.backends.remote.base import Stretch
 from agent_sessions.exceptions import StorageError
 from agent_sessions.items import Item, StoredItem, decode
 
@@ -84,90 +82,75 @@ class Reader:
             if attempt:
                 await pause(attempt, first=0.01)
             with suppress(Moved):
-                return await read(await self.read())
+                return await read(await self.begin())
         raise StorageError(
             "The session's history was changed again and again while it was read. Read "
             "it once more."
         )
 
+    async def begin(self) -> Found:
+        """Read the head before what it tells of."""
+        return await self.read()
+
     async def _latest(self, found: Found, limit: int | None) -> list[Item]:
         head = found.head
-        items = list(_newest_first(head.tail, limit))
-        number = head.sealed
+        items, number = _newest_first(head.tail), head.sealed
         while number and (limit is None or len(items) < limit):
             wanted = WINDOW
             if limit is not None:
                 wanted = min(WINDOW, (limit - len(items)) // head.size + 1)
             first = max(0, number - wanted)
-            segments = await self.segments(found, range(first, number))
-            for entries in reversed(segments):
-                left = None if limit is None else limit - len(items)
-                items += _newest_first(entries, left)
+            for entries in reversed(await self.segments(found, range(first, number))):
+                items += _newest_first(entries)
             number = first
-        return items[::-1]
+        return items[:limit][::-1]
 
     async def _page(self, found: Found, wanted: Stretch) -> Page:
         head, size, limit = found.head, found.head.size, wanted.limit
-        open_segments = _open_segments(head)
-        start, stop = 0, head.sealed + len(open_segments)
-        after = wanted.after
-        before = wanted.before if after is None else None
+        before, after = wanted.before, wanted.after
+        # The tail, cut as it will be when it is sealed.
+        full, rest = split(head.tail, size)
+        unsealed = [*full, rest] if rest else full
+        numbers = range(head.sealed + len(unsealed))
+        newest = head.sealed * size
+        if unsealed:
+            newest = (len(numbers) - 1) * size + len(unsealed[-1])
         if after is not None:
-            start = max(after, 0) // size
+            numbers, before = numbers[max(after, 0) // size :], None
         elif before is not None:
-            stop = min(stop, (before - 2) // size + 1)
+            numbers = numbers[: max(before - 2, -size) // size + 1]
         rows: list[StoredItem] = []
-        while start < stop and len(rows) <= limit:
-            count = min(WINDOW, (limit - len(rows)) // size + 1, stop - start)
-            numbers = range(stop - count, stop)
+        while numbers and len(rows) <= limit:
+            count = min(WINDOW, (limit - len(rows)) // size + 1)
             if after is not None:
-                numbers = range(start, start + count)
+                part, numbers = numbers[:count], numbers[count:]
+            else:
+                part, numbers = numbers[-count:], numbers[:-count]
+            sealed = range(part.start, min(part.stop, head.sealed))
+            segments = await self.segments(found, sealed)
+            segments += unsealed[max(part.start - head.sealed, 0) :][
+                : len(part) - len(sealed)
+            ]
             more = [
                 row
-                for row in await self._rows(found, open_segments, numbers)
+                for number, entries in zip(part, segments, strict=True)
+                for row in _rows(entries, number * size + 1, head.created)
                 if (after is None or row.position > after)
                 and (before is None or row.position < before)
             ]
-            if after is not None:
-                start, rows = numbers.stop, [*rows, *more]
-            else:
-                stop, rows = numbers.start, [*more, *rows]
+            rows = [*rows, *more] if after is not None else [*more, *rows]
         is_cut = len(rows) > limit
         if after is not None:
-            return Page(rows[:limit], after > 0 and head.count > 0, is_cut)
-        newest = _last_position(head, open_segments)
+            earlier = after > 0 and head.count > 0
+            return Page(rows[:limit], earlier, is_cut, total=head.count)
         later = before is not None and before <= newest
-        return Page(rows[-limit:], is_cut, later)
-
-    async def _rows(
-        self,
-        found: Found,
-        open_segments: Sequence[tuple[Entry, ...]],
-        numbers: range,
-    ) -> list[StoredItem]:
-        """Read stretches of segments, sealed and open, as rows with positions."""
-        head = found.head
-        sealed = range(numbers.start, min(numbers.stop, head.sealed))
-        segments = await self.segments(found, sealed) if sealed else []
-        first = max(numbers.start - head.sealed, 0)
-        segments += open_segments[first : max(numbers.stop - head.sealed, 0)]
-        return [
-            StoredItem(
-                position,
-                entry.turn,
-                decode(entry.text),
-                entry.text,
-                datetime.fromtimestamp(entry.created or head.created, UTC),
-            )
-            for number, entries in zip(numbers, segments, strict=True)
-            for position, entry in enumerate(entries, number * head.size + 1)
-        ]
+        return Page(rows[-limit:], is_cut, later, total=head.count)
 
     async def read(self) -> Found:
         """Read the head, or make one. Raises StorageError where it is unreadable."""
         value = await self.sidecar.read(self.key)
         if not value.data:
-            return Found(new_head(self.rules.size, int(time.time())), value.etag)
+            return Found(Head(self.rules.size, created=int(time.time())), value.etag)
         try:
             head = decode_head(value.data, self.rules.size)
         except Unreadable as exc:
@@ -189,14 +172,13 @@ class Reader:
                 return int(created)
         return int(time.time())
 
-    async def segments(
-        self, found: Found, numbers: Iterable[int]
-    ) -> list[tuple[Entry, ...]]:
+    async def segments(self, found: Found, numbers: range) -> list[tuple[Entry, ...]]:
         """Read sealed segments. Raises Moved where one went with a later change.
 
         One that can't be read has one entry, which can't be read either.
         """
-        keys = [self._segment_key(found.head, number) for number in numbers]
+        places = found.head.places[numbers.start : numbers.stop]
+        keys = [self.segment_key(place) for place in places]
         values = await self.sidecar.read_many(keys)
         if any(not value.data for value in values.values()):
             now = await self.sidecar.read(self.key)
@@ -215,28 +197,24 @@ class Reader:
             )
             return (Entry(unreadable_text(value.data)),)
 
-    def _segment_key(self, head: Head, number: int) -> str:
-        return segment_key(self.key, head.generation_of(number), number)
+    def segment_key(self, place: str) -> str:
+        """Name the record of a segment."""
+        return f"{self.key}:{place}"
 
 
-def _newest_first(entries: Sequence[Entry], limit: int | None) -> Iterator[Item]:
-    left = limit
-    for entry in reversed(entries):
-        if left == 0:
-            return
-        if (item := decode(entry.text)) is not None:
-            yield item
-            left = None if left is None else left - 1
+def _newest_first(entries: tuple[Entry, ...]) -> list[Item]:
+    found = (decode(entry.text) for entry in reversed(entries))
+    return [item for item in found if item is not None]
 
 
-def _open_segments(head: Head) -> list[tuple[Entry, ...]]:
-    """Cut the tail as it will be cut when it is sealed."""
-    full, rest = split(head.tail, head.size)
-    return [*full, rest] if rest else full
-
-
-def _last_position(head: Head, open_segments: Sequence[tuple[Entry, ...]]) -> int:
-    if not open_segments:
-        return head.sealed * head.size
-    number = head.sealed + len(open_segments) - 1
-    return number * head.size + len(open_segments[-1])
+def _rows(entries: tuple[Entry, ...], first: int, created: int) -> list[StoredItem]:
+    return [
+        StoredItem(
+            position,
+            entry.turn,
+            decode(entry.text),
+            entry.text,
+            datetime.fromtimestamp(entry.created or created, UTC),
+        )
+        for position, entry in enumerate(entries, first)
+    ]

@@ -1,21 +1,20 @@
 """What lies in the state store: a head record, and segments that never change.
 
 The head holds the open segment, so one conditional write commits an append. A full
-segment moves to a key of its own, named after its number and a generation. A new
-generation begins wherever two writers could disagree on what a segment holds: with a
-pop, a clear and a batch that is too large for the head. So a key's content is decided
-before anyone writes it, and a writer that is late or was killed can't harm what the
-head tells of. What the head doesn't tell of doesn't exist.
+segment moves to a key of its own, with a name and its number. A new name begins wherever
+two writers could disagree on what a segment holds: with a pop, a clear and a batch that
+is too large for the head. So a key's content is decided before anyone writes it, and a
+writer that is late or was killed can't harm what the head tells of. What the head
+doesn't tell of doesn't exist.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
 from typing import Any
 
 from agent_sessions.backends.base import SessionKey
@@ -30,10 +29,9 @@ HEAD_BYTES = 512 * 1024
 # can tell whether its own arrived.
 RECENT = 8
 VERSION = 1
+_NUMBERS = ("size", "count", "turns", "writes", "created")
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-
-Generations = tuple[tuple[int, str], ...]
 
 
 class Unreadable(ValueError):
@@ -49,21 +47,25 @@ class Entry:
     created: int = 0
 
 
+def new_name() -> str:
+    """Make a name for a segment or a write, unlike any other of its session."""
+    return secrets.token_urlsafe(6)
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The record that says what a session consists of.
 
-    `generations` are pairs of a segment's number and the name that holds from there
-    on; segments below `sealed` lie under keys of their own, `tail` is what comes after
-    them. `garbage` are stretches of segments that are to be deleted, as generation,
-    first number and the number behind the last. `lasts` is until when (s) the sealed
-    segments live at least; None means for ever. `fence` is the lease of the run that
-    came last: a run that has read the head before can't write it any more.
+    `segments` are the names of the sealed segments, `tail` is what comes after them, and
+    `name` is that of the segments to come.
+    `garbage` are the places of segments that are to be deleted. `lasts` is until when
+    (s) the sealed segments live at least; None means for ever. `fence` is the lease of
+    the run that came last: a run that has read the head before can't write it any more.
     """
 
     size: int
-    generations: Generations
-    sealed: int = 0
+    name: str = field(default_factory=new_name)
+    segments: tuple[str, ...] = ()
     count: int = 0
     turns: int = 0
     writes: int = 0
@@ -71,48 +73,48 @@ class Head:
     lasts: int | None = None
     fence: int | None = None
     recent: tuple[str, ...] = ()
-    garbage: tuple[tuple[str, int, int], ...] = ()
+    garbage: tuple[str, ...] = ()
     tail: tuple[Entry, ...] = ()
 
     @property
+    def sealed(self) -> int:
+        """How many segments lie under keys of their own."""
+        return len(self.segments)
+
+    @property
     def is_empty(self) -> bool:
-        return not self.tail and not self.sealed
+        return not self.tail and not self.segments
 
-    def generation_of(self, number: int) -> str:
-        """Name the generation of a segment."""
-        found = bisect_right(self.generations, number, key=lambda pair: pair[0])
-        return self.generations[found - 1][1]
-
-    def assigned(self, first: int, stop: int | None, name: str) -> Generations:
-        """Return the generations with another name for a stretch of segments."""
-        before = tuple(pair for pair in self.generations if pair[0] < first)
-        if stop is None:
-            return (*before, (first, name))
-        after = tuple(pair for pair in self.generations if pair[0] > stop)
-        return (*before, (first, name), (stop, self.generation_of(stop)), *after)
-
-    def stretches(self, first: int, stop: int) -> tuple[tuple[str, int, int], ...]:
-        """Return which segments of which generations lie between two numbers."""
-        bounds = [pair[0] for pair in self.generations if first < pair[0] < stop]
-        edges = [first, *bounds, stop] if first < stop else []
-        return tuple(
-            (self.generation_of(begin), begin, end) for begin, end in pairwise(edges)
-        )
+    @property
+    def places(self) -> list[str]:
+        """The end of each sealed segment's key."""
+        return [f"{name}:{number}" for number, name in enumerate(self.segments)]
 
     def marked(self, mark: str) -> Head:
         """Return the head with one more write, named `mark`."""
         recent = (*self.recent, mark)[-RECENT:]
         return replace(self, writes=self.writes + 1, recent=recent)
 
+    def sealing(self, name: str = "") -> tuple[Head, dict[str, bytes]]:
+        """Give full segments of the tail keys of their own.
 
-def new_name() -> str:
-    """Make a name for a generation or a write, unlike any other of its session."""
-    return secrets.token_urlsafe(6)
+        Return the head and the segments, by place. Without a name all that have read
+        this head write the same, so it doesn't matter who does.
+        """
+        name = name or self.name
+        full, rest = split(self.tail, self.size)
+        segments = (*self.segments, *[name] * len(full))
+        head = replace(self, name=name, segments=segments, tail=rest)
+        texts = map(encode_segment, full)
+        return head, dict(zip(head.places[self.sealed :], texts, strict=True))
 
-
-def new_head(size: int, created: int) -> Head:
-    """Make the head of a session that has nothing yet."""
-    return Head(size=size, generations=((0, new_name()),), created=created)
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the tail is more than a head can carry."""
+        return (
+            len(self.tail) > 2 * self.size
+            or sum(len(entry.text) for entry in self.tail) > HEAD_BYTES
+        )
 
 
 def head_key(key: SessionKey, namespace: str = "") -> str:
@@ -143,11 +145,6 @@ def metadata_key(key: str) -> str | None:
     return f"{key.removesuffix(':messages')}:metadata"
 
 
-def segment_key(key: str, generation: str, number: int) -> str:
-    """Name a segment of the session whose head has this key."""
-    return f"{key}:{generation}:{number}"
-
-
 def split(
     entries: Sequence[Entry], size: int
 ) -> tuple[list[tuple[Entry, ...]], tuple[Entry, ...]]:
@@ -158,17 +155,12 @@ def split(
     """
     full: list[tuple[Entry, ...]] = []
     start = length = 0
-    for index, entry in enumerate(entries, 1):
+    for number, entry in enumerate(entries, 1):
         length += len(entry.text)
-        if index - start >= size or length >= SEGMENT_BYTES:
-            full.append(tuple(entries[start:index]))
-            start, length = index, 0
+        if number - start == size or length >= SEGMENT_BYTES:
+            full.append(tuple(entries[start:number]))
+            start, length = number, 0
     return full, tuple(entries[start:])
-
-
-def is_too_long(tail: Sequence[Entry], size: int) -> bool:
-    """Return whether a tail is more than a head should carry."""
-    return len(tail) > 2 * size or sum(len(entry.text) for entry in tail) > HEAD_BYTES
 
 
 def encode_segment(entries: Iterable[Entry]) -> bytes:
@@ -193,7 +185,9 @@ def unreadable_text(data: bytes) -> str:
 def encode_head(head: Head) -> bytes:
     """Write down a head."""
     record = {each.name: getattr(head, each.name) for each in fields(head)}
-    record |= {"version": VERSION, "tail": _lists(head.tail)}
+    # Runs of one name, so that a head is as long as it is however many segments there are.
+    runs = [(len([*run]), name) for name, run in groupby(head.segments)]
+    record |= {"version": VERSION, "segments": runs, "tail": _lists(head.tail)}
     return _encode(record).encode()
 
 
@@ -204,24 +198,21 @@ def decode_head(data: bytes, size: int) -> Head:
     except (ValueError, RecursionError):
         raise Unreadable("It is no JSON.") from None
     if isinstance(record, list):
-        return _from_sdk(record, size)
-    if not isinstance(record, dict) or record.get("version") != VERSION:
+        texts = (
+            value if isinstance(value, str) else _encode(value) for value in record
+        )
+        tail = tuple(map(Entry, texts))
+        return Head(size, count=len(tail), tail=tail)
+    if not isinstance(record, dict) or record.pop("version", None) != VERSION:
         raise Unreadable("It is of another kind or version.")
     try:
-        return Head(
-            size=int(record["size"]),
-            generations=tuple((int(n), str(name)) for n, name in record["generations"]),
-            sealed=int(record["sealed"]),
-            count=int(record["count"]),
-            turns=int(record["turns"]),
-            writes=int(record["writes"]),
-            created=int(record["created"]),
-            lasts=record["lasts"],
-            fence=record.get("fence"),
-            recent=tuple(record["recent"]),
-            garbage=tuple((str(g), int(n), int(m)) for g, n, m in record["garbage"]),
-            tail=_entries(record["tail"]),
+        if any(type(record[name]) is not int for name in _NUMBERS):
+            raise TypeError
+        record["segments"] = tuple(
+            str(name) for length, name in record["segments"] for _ in range(length)
         )
+        record |= {name: tuple(record[name]) for name in ("recent", "garbage")}
+        return Head(**{**record, "tail": _entries(record["tail"])})
     except (KeyError, TypeError, ValueError):
         raise Unreadable("Parts of it are missing.") from None
 
@@ -231,13 +222,6 @@ def is_from_sdk(data: bytes) -> bool:
     return data.lstrip()[:1] == b"["
 
 
-def _from_sdk(record: list[Any], size: int) -> Head:
-    tail = tuple(
-        Entry(value if isinstance(value, str) else _encode(value)) for value in record
-    )
-    return replace(new_head(size, 0), count=len(tail), tail=tail)
-
-
 def _lists(entries: Iterable[Entry]) -> list[tuple[int, int, str]]:
     return [(entry.created, entry.turn, entry.text) for entry in entries]
 
@@ -245,7 +229,7 @@ def _lists(entries: Iterable[Entry]) -> list[tuple[int, int, str]]:
 def _entries(values: Any) -> tuple[Entry, ...]:
     if not isinstance(values, list):
         raise Unreadable("It is no list.")
-    return tuple(_entry(value) for value in values)
+    return tuple(map(_entry, values))
 
 
 def _entry(value: Any) -> Entry:

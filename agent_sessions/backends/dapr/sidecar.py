@@ -8,7 +8,9 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
+from agent_sessions.backends.remote.base import Advice, find_advice
 from agent_sessions.exceptions import StorageError
 from agent_sessions.reports import place_of
 
@@ -26,19 +28,6 @@ _CONFLICTS = (
     "precondition failed",
     "failed to set key",
 )
-_TRANSIENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "CANCELLED"}
-_ADVICE = {
-    "RESOURCE_EXHAUSTED": (
-        "A record is larger than the sidecar or the client takes. Store smaller "
-        "items, or raise the sidecar's --max-body-size and the client's limit, "
-        "DAPR_GRPC_MAX_INBOUND_MESSAGE_SIZE_BYTES."
-    ),
-    "UNAUTHENTICATED": "Set DAPR_API_TOKEN to the sidecar's token.",
-    "PERMISSION_DENIED": "Give this application access to the state store.",
-}
-_NO_STORE = (
-    "Check that the sidecar has a state store of this name for this application."
-)
 
 
 class Conflict(Exception):
@@ -51,6 +40,46 @@ class Unreachable(StorageError):
 
 class TooLarge(StorageError):
     """A request or its answer is larger than the sidecar or the client takes."""
+
+
+_TOO_LARGE = (
+    "A record is larger than the sidecar or the client takes. Store smaller items, or "
+    "raise the sidecar's --max-body-size and the client's limit, "
+    "DAPR_GRPC_MAX_INBOUND_MESSAGE_SIZE_BYTES."
+)
+_SILENT: Advice = (
+    Unreachable,
+    "The Dapr sidecar or its state store {store!r} can't be reached ({code}).",
+)
+_REFUSAL = "The state store {store!r} refused ({code}). "
+_REFUSED: Advice = (
+    StorageError,
+    _REFUSAL + "Check that the sidecar has a state store of this name for this "
+    "application.",
+)
+# By the code of gRPC.
+_ADVICE: dict[str | None, Advice] = {
+    None: _SILENT,
+    "UNAVAILABLE": _SILENT,
+    "DEADLINE_EXCEEDED": _SILENT,
+    "INTERNAL": _SILENT,
+    "UNKNOWN": _SILENT,
+    "CANCELLED": _SILENT,
+    "UNIMPLEMENTED": (
+        StorageError,
+        "The state store {store!r} or its sidecar lacks what is needed. Use a store "
+        "with ETags and a sidecar of Dapr 1.14 or newer.",
+    ),
+    "RESOURCE_EXHAUSTED": (TooLarge, _REFUSAL + _TOO_LARGE),
+    "UNAUTHENTICATED": (
+        StorageError,
+        _REFUSAL + "Set DAPR_API_TOKEN to the sidecar's token.",
+    ),
+    "PERMISSION_DENIED": (
+        StorageError,
+        _REFUSAL + "Give this application access to the state store.",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +152,15 @@ class Sidecar:
         self.store_name = store_name
         self.consistency = consistency
         self.timeout = timeout
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.blocks = not inspect.iscoroutinefunction(client.get_state)
+
+    def lock(self, key: str) -> asyncio.Lock:
+        """Return the lock of a record, for this loop.
+
+        Without it the writers of one process would refuse one another's records.
+        """
+        return self._locks.setdefault(key, asyncio.Lock())
 
     async def read(self, key: str) -> Value:
         """Read one record."""
@@ -221,7 +258,7 @@ class Sidecar:
             if len(write.data) > most:
                 raise TooLarge(
                     f"A record has {len(write.data)} bytes and could not be read "
-                    f"again; nothing was written. {_ADVICE['RESOURCE_EXHAUSTED']}"
+                    f"again; nothing was written. {_TOO_LARGE}"
                 )
 
     async def _retried(self, request: Callable[[], Awaitable[T]]) -> T:
@@ -286,26 +323,14 @@ class Sidecar:
     def _translated(self, exc: Exception) -> Exception:
         """Turn an error of the client into our own, without its details."""
         code, message = _code(exc), str(exc).lower()
-        if code is None and not _is_daprs(exc):
+        if code is None and type(exc).__module__.split(".")[0] not in {"dapr", "grpc"}:
             # A wrong argument or a bug: no outage may hide it, but it may quote items.
             return RuntimeError(f"Dapr's client failed: {place_of(exc)}.")
         if code == "ABORTED" or any(words in message for words in _CONFLICTS):
             return Conflict()
-        if code == "UNIMPLEMENTED":
-            return StorageError(
-                f"The state store {self.store_name!r} or its sidecar lacks what is "
-                "needed. Use a store with ETags and a sidecar of Dapr 1.14 or newer."
-            )
-        if code is None or code in _TRANSIENT:
-            return Unreachable(
-                f"The Dapr sidecar or its state store {self.store_name!r} can't be "
-                f"reached ({code or type(exc).__name__})."
-            )
-        kind = TooLarge if code == "RESOURCE_EXHAUSTED" else StorageError
-        return kind(
-            f"The state store {self.store_name!r} refused ({code}). "
-            f"{_ADVICE.get(code, _NO_STORE)}"
-        )
+        kind, advice = find_advice([code], _ADVICE, _REFUSED)
+        name = self.store_name
+        return kind(advice.format(store=name, code=code or type(exc).__name__))
 
 
 async def pause(attempt: int, *, first: float) -> None:
@@ -324,7 +349,3 @@ def _code(exc: BaseException) -> str | None:
         if callable(code):
             return getattr(code(), "name", None)
     return None
-
-
-def _is_daprs(exc: Exception) -> bool:
-    return type(exc).__module__.partition(".")[0] in {"dapr", "grpc"}

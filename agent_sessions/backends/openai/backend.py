@@ -5,23 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from django.core import checks
 
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.openai.cursors import START, Cursor, KnownConversations
 from agent_sessions.backends.options import (
     ENCODE,
     is_address,
     is_misread,
-    is_printable,
 )
-from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
-from agent_sessions.backends.remote.paging import Stretch
+from agent_sessions.backends.remote.base import RemoteBackend, Stretch
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.exceptions import HistoryGone, StorageError, StoreBusy
 from agent_sessions.items import Batch, Item
@@ -65,6 +60,7 @@ class OpenAIConversationsBackend(RemoteBackend):
 
     # Texts come back as parts, and items with ids.
     keeps_exactly = False
+    tells_counts = False
     check_id = "agent_sessions.E018"
     # The API knows what items are, and refuses others.
     session_class = "agent_sessions.memory.openai.ConversationSession"
@@ -89,9 +85,6 @@ class OpenAIConversationsBackend(RemoteBackend):
         self._clients: PerLoop[Conversations] = PerLoop(
             self.make_client, self.close_client
         )
-        # The service doesn't tell how many items there are, and the row is to: each
-        # reading of a whole history counts, and writes are added to that.
-        self._known = KnownConversations()
 
     def _check_url(self) -> None:
         url = self.options["base_url"]
@@ -118,15 +111,9 @@ class OpenAIConversationsBackend(RemoteBackend):
                     id="agent_sessions.W010",
                 )
             )
-        elif isinstance(api_key, str) and not is_printable(api_key):
-            messages.append(
-                checks.Error(
-                    f"{setting}['api_key'], or OPENAI_API_KEY, holds a character that "
-                    "can't be sent: a blank, a line's end or a letter that is not ASCII.",
-                    hint="Copy the key again, without what stands around it.",
-                    id=self.check_id,
-                )
-            )
+        else:
+            name = "the option api_key, or OPENAI_API_KEY,"
+            messages += self.check_secret(name, api_key)
         url = urlsplit(self.options["base_url"] or "")
         if url.scheme == "http" and url.hostname not in _LOCAL:
             messages.append(
@@ -161,11 +148,6 @@ class OpenAIConversationsBackend(RemoteBackend):
         row = await self.on_directory(rows.first)
         return None if row is None else Remote(*row)
 
-    def _admit_again(self, key: SessionKey) -> None:
-        """Make the row of a session that was deleted since it was last looked up."""
-        self._known_rows.forget(key)
-        self._admit(key, write=True)
-
     async def swap(self, key: SessionKey, old: Remote, new: Remote) -> bool:
         """Change the row's remote id. Return False if the old one is gone."""
         rows = self.directory.rows(key)
@@ -180,7 +162,8 @@ class OpenAIConversationsBackend(RemoteBackend):
         for _ in range(_TRIES):
             found = await self.find(key)
             if found is None:
-                await self.on_directory(self._admit_again, key)
+                # Deleted since it was admitted.
+                await self.aadmit(key, write=True)
             elif found.deleting:
                 # Whoever began it may have been killed.
                 await self._finish_deletion(key, found.id)
@@ -200,11 +183,10 @@ class OpenAIConversationsBackend(RemoteBackend):
         finally:
             if not won:
                 await self._drop(conversations, made)
-        self._known.count(made, 0)
         return made if won else None
 
     async def _drop(self, conversations: Conversations, made: str) -> None:
-        """Delete a conversation that no caller knows of."""
+        """Delete a conversation that nobody has heard of."""
         try:
             await conversations.delete(made)
         except StorageError as exc:
@@ -221,31 +203,15 @@ class OpenAIConversationsBackend(RemoteBackend):
 
     # -- what a store implements -----------------------------------------------------
 
-    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+    async def store_append(self, key: SessionKey, batch: Batch) -> None:
         items = [row.data for row in batch.rows]
-
-        async def write() -> Written:
-            remote = await self.open(key)
-            await self._on(key, Remote(remote), lambda c, name: c.add(name, items))
-            return Written(self._known.add(remote, len(items)))
-
-        return await self._again(write)
+        await self._ask(key, lambda c, remote: c.add(remote, items), None, make=True)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
-        async def read(c: Conversations, remote: str) -> list[Item]:
-            items = await c.latest(remote, limit)
-            if limit is None or len(items) < limit:
-                self._known.count(remote, len(items))
-            return items
+        return await self._ask(key, lambda c, remote: c.latest(remote, limit), [])
 
-        return await self._ask(key, read, [])
-
-    async def store_pop(self, key: SessionKey) -> Popped:
-        async def pop(c: Conversations, remote: str) -> Popped:
-            item = await c.pop(remote)
-            return item, Written(self._known.add(remote, -1 if item else 0))
-
-        return await self._ask(key, pop, (None, Written(0)))
+    async def store_pop(self, key: SessionKey) -> Item | None:
+        return await self._ask(key, lambda c, remote: c.pop(remote), None)
 
     async def store_clear(self, key: SessionKey) -> int:
         for _ in range(_TRIES):
@@ -264,52 +230,12 @@ class OpenAIConversationsBackend(RemoteBackend):
         if not remote_id:
             return 0
         count = await self._count_of(remote_id)
-        conversations = await self._clients.get()
-        await conversations.delete(remote_id)
-        self._known.forget(remote_id)
+        await (await self._clients.get()).delete(remote_id)
         return count
 
     async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
-        used = await self.last_used(key)
-
-        async def read(c: Conversations, remote: str) -> Page:
-            return await self._walk(c, remote, wanted, used)
-
-        return await self._ask(key, read, Page([], has_earlier=False))
-
-    async def _walk(
-        self, c: Conversations, remote: str, wanted: Stretch, used: datetime
-    ) -> Page:
-        """Read from the nearest known cursor to the end of a page."""
-        from agent_sessions.backends.openai.client import CursorLost
-
-        begin = self._known.before(remote, wanted)
-        while True:
-            try:
-                items, more = await self._read_on(c, remote, wanted, begin)
-            except CursorLost:
-                self._known.forget_cursors(remote)
-                begin = START
-                continue
-            first, _ = wanted.bounds(0, begin.position + len(items))
-            if first >= begin.position:
-                page = wanted.cut(items, used, skipped=begin.position, turn=begin.turn)
-                return replace(page, has_later=page.has_later or more)
-            # The page begins earlier: items were removed since.
-            begin = START
-
-    async def _read_on(
-        self, c: Conversations, remote: str, wanted: Stretch, cursor: Cursor
-    ) -> tuple[list[Item], bool]:
-        items: list[Item] = []
-        more, last = True, wanted.last
-        while more and (last is None or cursor.position < last):
-            page, more = await c.following(remote, cursor.item)
-            if page:
-                cursor = cursor.behind(page)
-                self._known.note(remote, cursor)
-                items += page
-        return items, more
+        nothing = Page([], has_earlier=False)
+        return await self._ask(key, lambda c, remote: c.page(remote, wanted), nothing)
 
     # -- helpers ---------------------------------------------------------------------
 
@@ -318,74 +244,43 @@ class OpenAIConversationsBackend(RemoteBackend):
         key: SessionKey,
         operation: Callable[[Conversations, str], Awaitable[T]],
         nothing: T,
+        *,
+        make: bool = False,
     ) -> T:
-        """Ask about the key's conversation; return `nothing` if there is none."""
+        """Ask about the key's conversation, again where it is cleared meanwhile.
 
-        async def ask() -> T:
-            found = await self.find(key)
+        Return `nothing` where there is none, unless it is to be made. Raises
+        HistoryGone where the row still names what OpenAI doesn't have.
+        """
+        for _ in range(_TRIES):
+            found = Remote(await self.open(key)) if make else await self.find(key)
             if not found or not found.id:
                 return nothing
             try:
-                return await self._on(key, found, operation)
+                return await operation(await self._clients.get(), found.id)
             except HistoryGone:
-                if found.deleting:
-                    return nothing
-                raise
-
-        return await self._again(ask)
-
-    async def _again(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Call an operation again while the conversation is cleared under it."""
-        for _ in range(_TRIES):
-            try:
-                return await operation()
-            except _Cleared:
-                continue
+                if await self.find(key) == found:
+                    if found.deleting:
+                        return nothing
+                    raise
         raise _busy()
-
-    async def _on(
-        self,
-        key: SessionKey,
-        found: Remote,
-        operation: Callable[[Conversations, str], Awaitable[T]],
-    ) -> T:
-        """Ask about a conversation.
-
-        Raises _Cleared where the row has changed since, and HistoryGone where it still
-        names what OpenAI doesn't have.
-        """
-        try:
-            return await operation(await self._clients.get(), found.id)
-        except HistoryGone:
-            if await self.find(key) != found:
-                raise _Cleared from None
-            raise
 
     async def _finish_deletion(self, key: SessionKey, remote: str) -> None:
         """Delete a conversation and forget its id, or name it as before."""
         deleting = Remote(remote, deleting=True)
-        conversations = await self._clients.get()
         try:
-            await conversations.delete(remote)
+            await (await self._clients.get()).delete(remote)
         except BaseException:
             await self.swap(key, deleting, Remote(remote))
             raise
         await self.swap(key, deleting, NOTHING)
-        self._known.forget(remote)
 
     async def _count_of(self, remote: str) -> int:
-        known = self._known.add(remote, 0)
-        if known is not None:
-            return known
         conversations = await self._clients.get()
         try:
             return len(await conversations.latest(remote, None))
         except HistoryGone:
             return 0
-
-
-class _Cleared(Exception):
-    """The conversation is another one now, or none."""
 
 
 def _busy() -> StoreBusy:

@@ -6,9 +6,11 @@ import asyncio
 import json
 import ssl
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 from weakref import WeakValueDictionary
@@ -17,7 +19,9 @@ import httpx2
 import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-from agent_sessions.backends.openai.errors import NotSent, named, unsure, wait_after
+from agent_sessions.backends.base import Page
+from agent_sessions.backends.openai.errors import UNSURE, NotSent, named, wait_after
+from agent_sessions.backends.remote.base import Stretch
 from agent_sessions.exceptions import (
     HistoryGone,
     InvalidBackend,
@@ -27,6 +31,7 @@ from agent_sessions.exceptions import (
     StoreUnavailable,
 )
 from agent_sessions.items import Item
+from agent_sessions.items.kinds import opens_turn
 
 T = TypeVar("T")
 
@@ -37,6 +42,8 @@ PAGE_SIZE = 100
 LONGEST_WAIT = 10.0
 # How often a reading is begun again whose cursor was popped.
 _READINGS = 5
+# Of how many conversations a client knows where earlier readings went on.
+_KNOWN = 500
 
 
 def make_client(options: dict[str, Any]) -> AsyncOpenAI:
@@ -73,6 +80,31 @@ def _certificates() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Behind the item of this number and id; `turn` is the one that is open there.
+
+    The service knows its items by id, and pages are asked for by number. An item that
+    is still there has all items before it, since they are removed from the end alone.
+    """
+
+    position: int = 0
+    item: str | None = None
+    turn: int = 0
+
+    def behind(self, items: Sequence[Item]) -> Cursor:
+        """Return the cursor behind more items."""
+        return Cursor(
+            self.position + len(items),
+            str(items[-1]["id"]),
+            self.turn + sum(map(opens_turn, items)),
+        )
+
+
+class CursorLost(Exception):
+    """The item at which a reading was to go on has been removed."""
+
+
 class Conversations:
     """The remote conversations, as one event loop sees them.
 
@@ -83,6 +115,8 @@ class Conversations:
     def __init__(self, client: AsyncOpenAI) -> None:
         self.client = client
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # By conversation, those that were used last, and position.
+        self._cursors: OrderedDict[str, dict[int, Cursor]] = OrderedDict()
 
     async def create(self) -> str:
         """Make an empty conversation; give its id."""
@@ -119,16 +153,31 @@ class Conversations:
         async with self._lock(conversation):
             return await self._latest(conversation, limit)
 
-    async def following(
-        self, conversation: str, after: str | None
-    ) -> tuple[list[Item], bool]:
-        """Read one page behind an item, or from the beginning; tell if more follow.
-
-        Raises CursorLost where the item isn't there any more.
-        """
-        async with self._lock(conversation):
-            page = await self._page(conversation, "asc", PAGE_SIZE, after)
-        return page["data"], bool(page["has_more"])
+    async def page(self, conversation: str, wanted: Stretch) -> Page:
+        """Read from the nearest known cursor to the end of a page."""
+        known = self._cursors.setdefault(conversation, {})
+        self._cursors.move_to_end(conversation)
+        if len(self._cursors) > _KNOWN:
+            self._cursors.popitem(last=False)
+        end = max(known, default=0) if wanted.last is None else wanted.last
+        fitting = [place for place in known if place <= end - wanted.limit]
+        begin = known[max(fitting)] if fitting else Cursor()
+        while True:
+            try:
+                async with self._lock(conversation):
+                    items, more = await self._follow(conversation, wanted, begin)
+            except CursorLost:
+                known.clear()
+                begin = Cursor()
+                continue
+            end = begin.position + len(items)
+            first, _ = wanted.bounds(end)
+            if first >= begin.position:
+                page = wanted.cut(items, skipped=begin.position, turn=begin.turn)
+                later = page.has_later or more
+                return replace(page, has_later=later, total=None if more else end)
+            # The page begins earlier: items were removed since.
+            begin = Cursor()
 
     async def pop(self, conversation: str) -> Item | None:
         """Remove and return the newest item."""
@@ -176,6 +225,21 @@ class Conversations:
                 break
             after = page["last_id"]
         return found[::-1]
+
+    async def _follow(
+        self, conversation: str, wanted: Stretch, cursor: Cursor
+    ) -> tuple[list[Item], bool]:
+        """Read what lies behind a cursor, as far as a page goes; tell if more does."""
+        items: list[Item] = []
+        more, last = True, wanted.last
+        while more and (last is None or cursor.position < last):
+            page = await self._page(conversation, "asc", PAGE_SIZE, cursor.item)
+            more = bool(page["has_more"])
+            if page["data"]:
+                cursor = cursor.behind(page["data"])
+                self._cursors.get(conversation, {})[cursor.position] = cursor
+                items += page["data"]
+        return items, more
 
     async def _page(
         self, conversation: str, order: str, size: int, after: str | None
@@ -228,52 +292,37 @@ class Conversations:
         ) from cause
 
     async def _get(self, path: str, query: dict[str, Any]) -> Any:
-        return await self._ask(
-            lambda: self.client.get(
-                path, cast_to=httpx2.Response, options={"params": query}
-            ),
-            writing=False,
-        )
+        options: Any = {"params": query}
+        send = partial(self.client.get, path, cast_to=httpx2.Response, options=options)
+        return await self._ask(send, writing=False)
 
     async def _write(self, method: str, path: str, content: bytes | None = None) -> Any:
-        send: Any = self.client.post if method == "POST" else self.client.delete
+        call: Any = self.client.post if method == "POST" else self.client.delete
         # The client would send again after a lost answer, and so write twice.
         options = {
             "max_retries": 0,
             "headers": {"Content-Type": "application/json"},
         }
-
-        def request() -> Awaitable[httpx2.Response]:
-            return send(  # type: ignore[no-any-return]
-                path, cast_to=httpx2.Response, content=content, options=options
-            )
-
-        return await self._ask(request, writing=True)
+        send = partial(
+            call, path, cast_to=httpx2.Response, content=content, options=options
+        )
+        return await self._ask(send, writing=True)
 
     async def _ask(
-        self, request: Callable[[], Awaitable[httpx2.Response]], *, writing: bool
+        self, send: Callable[[], Awaitable[httpx2.Response]], *, writing: bool
     ) -> Any:
-        """Send a request; give the JSON of its answer. Raises StorageError."""
-        begun, tries = time.monotonic(), 0
+        """Send a request; return the JSON of its answer. Raises StorageError."""
+        end, tries = time.monotonic() + LONGEST_WAIT, 0
         while True:
             try:
-                response = await request()
-            except openai.OpenAIError as exc:
-                left = LONGEST_WAIT - (time.monotonic() - begun)
-                most = self.client.max_retries
-                wait = wait_after(exc, tries, most, writing=writing)
-                if wait is None or wait > left:
+                response = await send()
+                break
+            except (openai.OpenAIError, UnicodeError) as exc:
+                wait = wait_after(exc, tries, self.client.max_retries, writing=writing)
+                if wait is None or time.monotonic() + wait > end:
                     # Not the cause: its text and request may quote the items or the
                     # key.
                     raise named(exc, writing=writing) from None
-            except UnicodeError:
-                # Before anything is sent. Its text and its object hold the header.
-                raise StorageError(
-                    "The request to OpenAI can't be written: the option 'api_key', or "
-                    "another header, is not ASCII. Run manage.py check."
-                ) from None
-            else:
-                break
             tries += 1
             await asyncio.sleep(wait)
         try:
@@ -283,17 +332,13 @@ class Conversations:
         if not isinstance(answer, dict):
             raise StoreUnavailable(
                 "What answered at OpenAI's address speaks no JSON. Check the option "
-                "'base_url'." + unsure(writing)
+                "'base_url'." + (UNSURE if writing else "")
             )
         return answer
 
     def _lock(self, conversation: str) -> asyncio.Lock:
         # Requests of one batch stay together, as far as this loop can see to it.
         return self._locks.setdefault(conversation, asyncio.Lock())
-
-
-class CursorLost(Exception):
-    """The item at which a reading was to go on has been removed."""
 
 
 def _path(*parts: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx2
 import openai
 
+from agent_sessions.backends.remote.base import Advice, class_names, find_advice
 from agent_sessions.exceptions import (
     HistoryGone,
     StorageError,
@@ -27,15 +30,104 @@ NO_QUOTA = "insufficient_quota"
 _DID_NOTHING = {409, 425, 429}
 # A connection was not made: nothing was sent.
 _NOT_CONNECTED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+UNSURE = (
+    " The write may have arrived: read the session before you try again, since it is "
+    "not sent a second time."
+)
 
 
 class NotSent(StoreUnavailable):
     """OpenAI was not reached, so nothing was written."""
 
 
-def wait_after(
-    exc: openai.OpenAIError, tries: int, most: int, *, writing: bool
-) -> float | None:
+_KEY: Advice = (
+    StoreRefused,
+    "OpenAI refused the API key ({about}). Check OPENAI_API_KEY, or the option "
+    "'api_key', and the key's permissions.",
+)
+_AT_WORK: Advice = (
+    StoreBusy,
+    "OpenAI is at work on the conversation for another request ({about}); nothing was "
+    "written. Try again{when}.",
+)
+_FAILED: Advice = (
+    StoreUnavailable,
+    "OpenAI failed ({about}). Look at status.openai.com.{unsure}",
+)
+_NOT_SENT: Advice = (
+    NotSent,
+    "OpenAI can't be reached. Check the network and the option 'base_url'. Nothing was "
+    "sent.",
+)
+# The service's code, the status, or the name of a class of the client.
+_ADVICE: dict[Any, Advice] = {
+    NO_QUOTA: (
+        StoreRefused,
+        "The quota at OpenAI is used up ({about}); nothing was written. Look at the "
+        "project's billing and limits.",
+    ),
+    LOCKED: _AT_WORK,
+    409: _AT_WORK,
+    425: _AT_WORK,
+    429: (
+        StoreBusy,
+        "OpenAI takes no more requests for now ({about}); nothing was written. Try "
+        "again{when}.",
+    ),
+    404: (
+        HistoryGone,
+        "OpenAI has no such conversation any more ({about}). It was deleted there, or "
+        "belongs to another project's key. Clear the session to begin anew.",
+    ),
+    401: _KEY,
+    403: _KEY,
+    408: _FAILED,
+    "InternalServerError": _FAILED,
+    "APIStatusError": (
+        StorageError,
+        "OpenAI refused a request ({about}); nothing was written. The service takes "
+        "only items that it knows.",
+    ),
+    **dict.fromkeys([kind.__name__ for kind in _NOT_CONNECTED], _NOT_SENT),
+    "APITimeoutError": (
+        StoreUnavailable,
+        "OpenAI didn't answer in time. Look at status.openai.com, or raise the option "
+        "'timeout'.{unsure}",
+    ),
+    "APIConnectionError": (
+        StoreUnavailable,
+        "OpenAI can't be reached. Check the network and the option 'base_url'.{unsure}",
+    ),
+    # Before anything is sent. Its text and its object hold the header.
+    "UnicodeError": (
+        StorageError,
+        "The request to OpenAI can't be written: the option 'api_key', or another "
+        "header, is not ASCII. Run manage.py check.",
+    ),
+}
+_OTHER: Advice = (StorageError, "OpenAI's client failed ({about}).")
+
+
+def named(exc: Exception, *, writing: bool) -> StorageError:
+    """Return the error of ours that says what to do, without any contents."""
+    unsure = UNSURE if writing else ""
+    if not isinstance(exc, openai.APIStatusError):
+        cause = [] if exc.__cause__ is None else class_names(exc.__cause__)
+        kind, text = find_advice([*cause, *class_names(exc)], _ADVICE, _OTHER)
+        return kind(text.format(about=type(exc).__name__, unsure=unsure))
+    words = [exc.code, exc.status_code, *class_names(exc)]
+    kind, text = find_advice(words, _ADVICE, _OTHER)
+    # Its message may quote the items.
+    about = [f"status {exc.status_code}"]
+    about += [f"code {exc.code}"] if exc.code else []
+    about += [f"request {exc.request_id}"] if exc.request_id else []
+    wait = retry_after(exc.response)
+    when = "" if wait is None else f" in {wait:g} seconds"
+    told = text.format(about=", ".join(about), when=when, unsure=unsure)
+    return StoreBusy(told, retry_after=wait) if kind is StoreBusy else kind(told)
+
+
+def wait_after(exc: Exception, tries: int, most: int, *, writing: bool) -> float | None:
     """Return the seconds after which a request is sent again, None where it is not.
 
     `tries` of `most` were made again so far. Reads have been, by the client itself. A
@@ -43,33 +135,28 @@ def wait_after(
     """
     if not most:
         return None
+    pause = min(0.5 * 2.0**tries, 2.0)
     if not isinstance(exc, openai.APIStatusError):
         again = writing and tries < most and isinstance(exc.__cause__, _NOT_CONNECTED)
-        return _pause(tries) if again else None
+        return pause if again else None
     if exc.response.headers.get("x-should-retry") == "false" or exc.code == NO_QUOTA:
         return None
     asked = retry_after(exc.response)
     if exc.code == LOCKED:
-        return _pause(tries) if asked is None else max(asked, SHORTEST_WAIT)
+        return pause if asked is None else max(asked, SHORTEST_WAIT)
     if writing and tries < most and exc.status_code in _DID_NOTHING:
         return 1.0 if asked is None else asked
     return None
-
-
-def _pause(tries: int) -> float:
-    return min(0.5 * 2.0**tries, 2.0)
 
 
 def retry_after(response: httpx2.Response) -> float | None:
     """Return the seconds that a response asks to wait; None where it doesn't."""
     headers = response.headers
     for name, divisor in (("retry-after-ms", 1000), ("retry-after", 1)):
-        try:
+        with suppress(KeyError, ValueError):
             seconds = float(headers[name]) / divisor
-        except (KeyError, ValueError):
-            continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
+            if math.isfinite(seconds):
+                return max(0.0, seconds)
     until = _moment(headers.get("retry-after"))
     if until is None:
         return None
@@ -83,83 +170,3 @@ def _moment(text: str | None) -> float | None:
         return None if text is None else parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError):
         return None
-
-
-def unsure(writing: bool) -> str:
-    """Return that a write may have arrived; nothing for a read."""
-    if not writing:
-        return ""
-    return (
-        " The write may have arrived: read the session before you try again, since "
-        "it is not sent a second time."
-    )
-
-
-def named(exc: openai.OpenAIError, *, writing: bool) -> StorageError:
-    """Return our error for the client's: it says what to do and has no contents."""
-    if isinstance(exc.__cause__, _NOT_CONNECTED):
-        return NotSent(
-            "OpenAI can't be reached. Check the network and the option 'base_url'. "
-            "Nothing was sent."
-        )
-    if isinstance(exc, openai.APITimeoutError):
-        return StoreUnavailable(
-            "OpenAI didn't answer in time. Look at status.openai.com, or raise the "
-            "option 'timeout'." + unsure(writing)
-        )
-    if isinstance(exc, openai.APIConnectionError):
-        return StoreUnavailable(
-            "OpenAI can't be reached. Check the network and the option 'base_url'."
-            + unsure(writing)
-        )
-    if not isinstance(exc, openai.APIStatusError):
-        return StorageError(f"OpenAI's client failed ({type(exc).__name__}).")
-    return _named_status(exc, writing=writing)
-
-
-def _named_status(exc: openai.APIStatusError, *, writing: bool) -> StorageError:
-    about = _about(exc)
-    if exc.code == LOCKED or exc.status_code in _DID_NOTHING:
-        return _busy(exc, about)
-    if isinstance(exc, openai.NotFoundError):
-        return HistoryGone(
-            f"OpenAI has no such conversation any more ({about}). It was deleted there, "
-            "or belongs to another project's key. Clear the session to begin anew."
-        )
-    if isinstance(exc, openai.AuthenticationError | openai.PermissionDeniedError):
-        return StoreRefused(
-            f"OpenAI refused the API key ({about}). Check OPENAI_API_KEY, or the "
-            "option 'api_key', and the key's permissions."
-        )
-    if exc.status_code >= 500 or exc.status_code == 408:
-        return StoreUnavailable(
-            f"OpenAI failed ({about}). Look at status.openai.com." + unsure(writing)
-        )
-    return StorageError(
-        f"OpenAI refused a request ({about}); nothing was written. The service takes "
-        "only items that it knows."
-    )
-
-
-def _busy(exc: openai.APIStatusError, about: str) -> StorageError:
-    wait = retry_after(exc.response)
-    if exc.code == NO_QUOTA:
-        return StoreRefused(
-            f"The quota at OpenAI is used up ({about}); nothing was written. Look at "
-            "the project's billing and limits."
-        )
-    what = "OpenAI takes no more requests for now"
-    if exc.status_code != 429:
-        what = "OpenAI is at work on the conversation for another request"
-    when = "" if wait is None else f" in {wait:g} seconds"
-    return StoreBusy(
-        f"{what} ({about}); nothing was written. Try again{when}.", retry_after=wait
-    )
-
-
-def _about(exc: openai.APIStatusError) -> str:
-    """Return an error's status, code and number; its message may quote the items."""
-    parts = [f"status {exc.status_code}"]
-    parts += [f"code {exc.code}"] if exc.code else []
-    parts += [f"request {exc.request_id}"] if exc.request_id else []
-    return ", ".join(parts)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
-from importlib.util import find_spec
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.core import checks
@@ -19,14 +22,22 @@ from agent_sessions.backends.redis.clients import (
     GivenClient,
     is_cluster,
 )
-from agent_sessions.backends.redis.errors import named_errors
-from agent_sessions.backends.redis.keys import Names, id_of, pattern, unowned
-from agent_sessions.backends.redis.scripts import Calls, Script, evaluate, scan
-from agent_sessions.backends.remote.base import Popped, RemoteBackend, Written
+from agent_sessions.backends.redis.errors import CallTooLate, named_errors, unanswered
+from agent_sessions.backends.redis.scripts import (
+    Names,
+    Script,
+    evaluate,
+    id_of,
+    pattern,
+    unowned,
+)
+from agent_sessions.backends.remote.base import (
+    RemoteBackend,
+    Stretch,
+    read_readable,
+)
 from agent_sessions.backends.remote.listed import in_one_database
-from agent_sessions.backends.remote.paging import Stretch, read_readable
 from agent_sessions.concurrency.loops import PerLoop
-from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
 from agent_sessions.items import Batch, Item, StoredItem, decode, encode_batch
 
@@ -40,6 +51,8 @@ _EVERYTHING = 2**62
 _PLACES = ("cache", "url", "client", "key_prefix")
 # How many texts a pop looks at where the newest has no mark; then all of them.
 _WINDOW = 32
+# The arguments of a script that writes nothing: no token, fence or ttl.
+_READ = ("", 0, "", 0, 0)
 
 
 class RedisBackend(RemoteBackend):
@@ -48,14 +61,15 @@ class RedisBackend(RemoteBackend):
     OPTIONS: `cache`, an alias of CACHES that django-redis serves ("default"), or `url`,
     or `client`, an asyncio client that stays yours to close, or a function that makes
     one for each event loop, closed with it; `cluster`, whether the URL is a cluster's;
-    `client_options`, what else redis-py's asyncio client takes; `ttl`, a timedelta, seconds or "30d", after which a history is
-    forgotten; `sliding`, whether each use starts the ttl anew (True) or it counts from
-    the first write; `max_items`, how many of the newest items are kept; `key_prefix`
-    ("agents:session", as the SDK has it).
+    `client_options`, what else redis-py's asyncio client takes; `ttl`, a timedelta,
+    seconds or "30d", after which a history is forgotten; `sliding`, whether each use
+    starts the ttl anew (True) or it counts from the first write; `max_items`, how many
+    of the newest items are kept; `key_prefix` ("agents:session", as the SDK has it).
     """
 
     supports_listing = True
     supports_pop_if = True
+    requires = "redis"
     check_id = CHECK_ID
     session_class = "agent_sessions.memory.redis.RedisSession"
     option_defaults: ClassVar[dict[str, Any]] = {
@@ -72,25 +86,21 @@ class RedisBackend(RemoteBackend):
     }
 
     def __init__(
-        self,
-        alias: str,
-        options: dict[str, Any],
-        *,
-        listed: bool = True,
+        self, alias: str, options: dict[str, Any], *, listed: bool = True
     ) -> None:
         super().__init__(alias, options, listed=listed)
-        if find_spec("redis") is None:
-            raise MissingExtra("RedisBackend", "redis")
         ttl = self.read_ttl()
         self.ttl_ms = 0 if ttl is None else max(ttl // timedelta(milliseconds=1), 1)
         limited = self.options["max_items"] is not None
         self.max_items = self.read_whole("max_items", 1) if limited else 0
+        self.trims = limited
         client = self.options["client"]
         self.given: GivenClient | None = None
         if client is not None and not callable(client):
             self.given = GivenClient(client)
         self._clients = PerLoop(self._connect, Client.aclose)
-        self._calls = Calls(alias)
+        # How far the server's clock is ahead of this one. The server has the last word.
+        self._ahead_ms = 0
 
     # -- configuration -----------------------------------------------------------
 
@@ -208,17 +218,32 @@ class RedisBackend(RemoteBackend):
     async def _run(self, script: Script, names: Names, *args: Any) -> Any:
         keys: Sequence[bytes] = names.keys
         client = await self.client()
-        if scripts.needs_sdk_keys(script, self.ttl_ms) and not is_cluster(client):
+        if (self.ttl_ms or script is scripts.CLEAR) and not is_cluster(client):
+            # There they expire, or go, with the items.
             keys = (*keys, *names.sdk_keys)
         with named_errors(self.alias):
             return await evaluate(client, script, keys, args)
 
     async def _write(self, script: Script, names: Names, *args: Any) -> Any:
-        """Run a script that is done once however often it arrives."""
-        return await self._calls.make(
-            lambda call: self._run(script, names, *call, *args),
-            pops=script is scripts.POP,
-        )
+        """Run a script that is done once however often it arrives.
+
+        Raises StoreUnavailable where the server doesn't answer in time.
+        """
+        try:
+            return await self._send(script, names, *args)
+        except CallTooLate as exc:
+            # The clocks differ. None of its tries was done, so another call may be.
+            self._ahead_ms = exc.server_ms - _now_ms()
+            return await self._send(script, names, *args)
+
+    async def _send(self, script: Script, names: Names, *args: Any) -> Any:
+        token = (b"p" if script is scripts.POP else b"w") + os.urandom(8)
+        try:
+            async with asyncio.timeout(scripts.SENDING_S):
+                stamp = _now_ms() + self._ahead_ms
+                return await self._run(script, names, token, stamp, *args)
+        except TimeoutError as exc:
+            raise unanswered(self.alias, scripts.SENDING_S) from exc
 
     def _terms(self, key: SessionKey) -> tuple[str, int, int]:
         """Return the arguments that every operation has: fence, ttl and its kind."""
@@ -227,41 +252,33 @@ class RedisBackend(RemoteBackend):
 
     # -- the store ---------------------------------------------------------------
 
-    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
-        return await self._add(key, batch)
-
-    async def _add(
+    async def store_append(
         self, key: SessionKey, batch: Batch, *, replaces: bool = False
-    ) -> Written:
+    ) -> int:
         texts = [row.data + scripts.MARK for row in batch.rows]
         terms = (*self._terms(key), self.max_items, int(replaces))
-        return Written(
-            await self._write(scripts.APPEND, self.names(key), *terms, *texts)
-        )
+        names = self.names(key)
+        return int(await self._write(scripts.APPEND, names, *terms, *texts))
 
     @in_one_database
     async def areplace(self, key: SessionKey, items: Sequence[Item]) -> None:
         """Put a batch in the place of the whole history, in one step."""
-        batch = encode_batch(items)
-        await self.aadmit(key, write=True)
-        await settle(self._replace(key, batch))
-
-    async def _replace(self, key: SessionKey, batch: Batch) -> None:
-        written = await self._add(key, batch, replaces=True)
-        await self._touch(key, written, batch.title)
+        store = partial(self.store_append, replaces=True)
+        await self._add(key, encode_batch(items), store, replaces=True)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         names = self.names(key)
-        items, _ = await read_readable(
+        return await read_readable(
             lambda window: self._newest(key, names, window or _EVERYTHING), _read, limit
         )
-        return items if limit is None else items[-limit:]
 
     async def _newest(self, key: SessionKey, names: Names, window: int) -> list[bytes]:
         fence, ttl, sliding = self._terms(key)
+        ttl *= sliding
         texts: list[bytes]
-        if fence or (ttl and sliding):
-            texts = await self._run(scripts.LATEST, names, fence, ttl, sliding, window)
+        if fence or ttl:
+            terms = ("", 0, fence, ttl, sliding, window)
+            texts = await self._run(scripts.LATEST, names, *terms)
             return texts
         # Nothing to write down: a plain command does, on a replica too.
         client = await self.client()
@@ -271,13 +288,13 @@ class RedisBackend(RemoteBackend):
             )
         return texts
 
-    async def store_pop(self, key: SessionKey) -> Popped:
+    async def store_pop(self, key: SessionKey) -> Item | None:
         return await self._take(key, None)
 
-    async def store_pop_if(self, key: SessionKey, asking: Asking) -> Popped:
+    async def store_pop_if(self, key: SessionKey, asking: Asking) -> Item | None:
         return await self._take(key, asking)
 
-    async def _take(self, key: SessionKey, asking: Asking | None) -> Popped:
+    async def _take(self, key: SessionKey, asking: Asking | None) -> Item | None:
         names, terms = self.names(key), self._terms(key)
         # The server chooses where the newest has its mark and the caller has no say.
         first = (0 if asking is None else -1, 0, b"")
@@ -287,8 +304,7 @@ class RedisBackend(RemoteBackend):
                 scripts.POP, names, *terms, window, *choice
             )
             if found:
-                text, count = answer
-                return _read(text), Written(count)
+                return _read(answer[0])
             count, texts = answer
             choice, accept = first, (asking or anything)()
             for place, text in enumerate(reversed(texts), 1):
@@ -298,7 +314,7 @@ class RedisBackend(RemoteBackend):
                     break
             else:
                 if len(texts) == count:
-                    return None, Written(count)
+                    return None
                 window = _EVERYTHING if window > 1 else _WINDOW
 
     async def store_clear(self, key: SessionKey) -> int:
@@ -308,7 +324,7 @@ class RedisBackend(RemoteBackend):
     async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
         edges = ("" if edge is None else edge for edge in (wanted.before, wanted.after))
         base, count, start, stamps, texts = await self._run(
-            scripts.PAGE, self.names(key), *edges, wanted.limit
+            scripts.PAGE, self.names(key), *_READ, *edges, wanted.limit
         )
         times = [tuple(map(int, stamp.split(b":"))) for stamp in stamps]
         items = []
@@ -319,23 +335,25 @@ class RedisBackend(RemoteBackend):
             moment = datetime.fromtimestamp(made / 1000, UTC)
             raw = text.decode("utf-8", "backslashreplace").removesuffix(scripts.MARK)
             items.append(StoredItem(position, 0, _read(text), raw, moment))
-        return Page(items, start > 0 and count > 0, start + len(texts) < count)
-
-    async def store_count(self, key: SessionKey) -> int | None:
-        client = await self.client()
-        with named_errors(self.alias):
-            return int(await client.llen(self.names(key).items))
+        more = start + len(texts) < count
+        return Page(items, start > 0 and count > 0, more, total=count)
 
     async def store_ids(self) -> AsyncIterator[str]:
         client = await self.client()
         seen: set[str] = set()
         prefix = unowned(self.key_prefix, self.namespace + self.database_mark)
         with named_errors(self.alias):
-            async for name in scan(client, pattern(prefix)):
+            async for name in client.scan_iter(
+                match=pattern(prefix), count=1000, _type="list"
+            ):
                 session_id = id_of(prefix, name)
                 if session_id is not None and session_id not in seen:
                     seen.add(session_id)
                     yield session_id
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _read(text: bytes) -> Item | None:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -29,6 +30,10 @@ _DEFAULT_KEYS = "django.core.cache.backends.base.default_key_func"
 _DJANGO_REDIS = "django_redis.cache.RedisCache"
 # Parts of a synchronous client; the asyncio one has its own.
 _SYNC_ONLY = frozenset({"retry", "parser_class", "connection_class", "queue_class"})
+
+
+def _invalid(message: str, hint: str) -> InvalidBackend:
+    return InvalidBackend(message, hint=hint, id=CHECK_ID)
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,10 @@ class Endpoint:
                 return self._through_sentinels()
             client = self._made()
         except (TypeError, ValueError, AttributeError) as exc:
-            raise InvalidBackend(
+            raise _invalid(
                 "The Redis client can't be made from these options "
                 f"({type(exc).__name__}).",
-                hint="Compare the URL and its options with those of redis-py.",
-                id=CHECK_ID,
+                "Compare the URL and its options with those of redis-py.",
             ) from None
         # Here, where one task is: several that find a new client race in redis-py 8.
         if is_cluster(client):
@@ -130,11 +134,10 @@ class GivenClient:
         from redis.asyncio import Redis, RedisCluster
 
         if not isinstance(client, Redis | RedisCluster):
-            raise InvalidBackend(
+            raise _invalid(
                 f"The Redis client is a {type(client).__name__} of "
                 f"{type(client).__module__}.",
-                hint="Give a client of redis.asyncio, or use a URL or a cache.",
-                id="agent_sessions.E021",
+                "Give a client of redis.asyncio, or use a URL or a cache.",
             )
         self._client = client
         self._begun = False
@@ -177,17 +180,15 @@ def from_url(
     name = name or "The option url"
     schemes = ("redis", "rediss") if cluster else ("redis", "rediss", "unix")
     if not isinstance(url, str) or url.partition("://")[0].lower() not in schemes:
-        raise InvalidBackend(
+        raise _invalid(
             f"{name} is no URL of a Redis server"
             + (" of a cluster." if cluster else "."),
-            hint=f"It begins with {' or '.join(f'{scheme}://' for scheme in schemes)}.",
-            id=CHECK_ID,
+            f"It begins with {' or '.join(f'{scheme}://' for scheme in schemes)}.",
         )
     if is_misread(url):
-        raise InvalidBackend(
+        raise _invalid(
             f"{name} has characters that are taken for something else.",
-            hint=ENCODE,
-            id=CHECK_ID,
+            ENCODE,
         )
     return Endpoint(url, options, cluster)
 
@@ -201,18 +202,16 @@ def from_cache(alias: str, options: dict[str, Any]) -> Endpoint:
 
     caches = settings.CACHES
     if alias not in caches:
-        raise InvalidBackend(
+        raise _invalid(
             f"The option cache names {alias!r}, which CACHES doesn't have.",
-            hint=did_you_mean_alias(str(alias), caches)
+            did_you_mean_alias(str(alias), caches)
             + f"CACHES has: {', '.join(sorted(caches)) or 'none'}.",
-            id=CHECK_ID,
         )
     params = caches[alias]
     if not _is_django_redis(params.get("BACKEND")):
-        raise InvalidBackend(
+        raise _invalid(
             f"CACHES[{alias!r}] is not served by django-redis.",
-            hint=f"Its BACKEND must be {_DJANGO_REDIS!r}; or give the option url.",
-            id=CHECK_ID,
+            f"Its BACKEND must be {_DJANGO_REDIS!r}; or give the option url.",
         )
     # Lower case is what django-redis doesn't read.
     given = params.get("OPTIONS") or {}
@@ -225,10 +224,9 @@ def from_cache(alias: str, options: dict[str, Any]) -> Endpoint:
     try:
         sentinels = tuple((str(host), int(port)) for host, port in given["SENTINELS"])
     except (TypeError, ValueError):
-        raise InvalidBackend(
+        raise _invalid(
             f"The SENTINELS of CACHES[{alias!r}] are no pairs of host and port.",
-            hint='Write them as [("10.0.0.1", 26379)].',
-            id=CHECK_ID,
+            'Write them as [("10.0.0.1", 26379)].',
         ) from None
     parts = urlsplit(url)
     # django-redis' own word: which of its two pools a URL is for.
@@ -249,12 +247,11 @@ def cache_prefix(alias: str) -> str:
     params = settings.CACHES[alias]
     if params.get("KEY_FUNCTION") not in {None, _DEFAULT_KEYS}:
         # It may tell tenants apart, by what the caller's thread knows.
-        raise InvalidBackend(
+        raise _invalid(
             f"CACHES[{alias!r}] names its keys by a KEY_FUNCTION, which sessions can't "
             "obey.",
-            hint="Use another alias of CACHES or the option url, or give a key_prefix "
+            "Use another alias of CACHES or the option url, or give a key_prefix "
             "that holds for all of this alias's sessions.",
-            id=CHECK_ID,
         )
     prefix, version = params.get("KEY_PREFIX") or "", params.get("VERSION") or 1
     if not prefix and version == 1:
@@ -264,8 +261,6 @@ def cache_prefix(alias: str) -> str:
 
 
 def _is_django_redis(path: Any) -> bool:
-    from importlib.util import find_spec
-
     if find_spec("django_redis") is None:
         raise MissingExtra("RedisBackend's option cache", "redis")
     from django_redis.cache import RedisCache
@@ -283,10 +278,9 @@ def _first(location: Any, alias: str) -> str:
         location = location.split(",")
     urls = [url for url in location or () if str(url).strip()]
     if not urls:
-        raise InvalidBackend(
+        raise _invalid(
             f"CACHES[{alias!r}] has no LOCATION.",
-            hint='Set it to the server\'s URL, "redis://127.0.0.1:6379/1" for example.',
-            id=CHECK_ID,
+            'Set it to the server\'s URL, "redis://127.0.0.1:6379/1" for example.',
         )
     return str(urls[0]).strip()
 

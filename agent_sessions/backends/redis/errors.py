@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 
+from agent_sessions.backends.remote.base import (
+    Advice,
+    class_names,
+    find_advice,
+    translated,
+)
 from agent_sessions.exceptions import (
-    AgentSessionError,
     LeaseLost,
     StorageError,
     StoreFull,
@@ -20,7 +25,7 @@ from agent_sessions.exceptions import (
 # What scripts refuse a call with that is too old; the server's time follows.
 TOO_LATE = "CALLTOOLATE"
 # The first word of what the server says -> the error, and what to do.
-_WORDS: dict[str, tuple[type[StorageError], str]] = {
+_WORDS: dict[str, Advice] = {
     "NOAUTH": (StoreRefused, "it wants a password. Set it in the URL or the cache."),
     "WRONGPASS": (StoreRefused, "it refuses the user or password. Check both."),
     "NOPERM": (
@@ -50,18 +55,16 @@ _WORDS: dict[str, tuple[type[StorageError], str]] = {
         "session id or key_prefix.",
     ),
 }
-
-
-# Classes of redis-py that cut the server's word off.
-_CLASSES = {
-    "AuthorizationError": "NOPERM",
-    "NoPermissionError": "NOPERM",
-    "ReadOnlyError": "READONLY",
-    "OutOfMemoryError": "OOM",
-    "BusyLoadingError": "LOADING",
-    "MasterDownError": "MASTERDOWN",
-    "ClusterDownError": "CLUSTERDOWN",
-    "TryAgainError": "TRYAGAIN",
+# And the classes of redis-py that cut the server's word off.
+_ADVICE = _WORDS | {
+    "AuthorizationError": _WORDS["NOPERM"],
+    "NoPermissionError": _WORDS["NOPERM"],
+    "ReadOnlyError": _WORDS["READONLY"],
+    "OutOfMemoryError": _WORDS["OOM"],
+    "BusyLoadingError": _WORDS["LOADING"],
+    "MasterDownError": _WORDS["MASTERDOWN"],
+    "ClusterDownError": _WORDS["CLUSTERDOWN"],
+    "TryAgainError": _WORDS["TRYAGAIN"],
 }
 
 
@@ -81,22 +84,21 @@ def unanswered(alias: str, seconds: float) -> StoreUnavailable:
     )
 
 
-@contextmanager
-def named_errors(alias: str) -> Iterator[None]:
+def named_errors(alias: str) -> AbstractContextManager[None]:
     """Raise what redis-py raises as a StorageError that tells what to do."""
-    from redis.exceptions import RedisClusterException, RedisError
-
-    try:
-        yield
-    except AgentSessionError:
-        raise
-    except (RedisError, RedisClusterException, OSError) as exc:
-        raise _named(alias, exc) from None
+    return translated(partial(_named, alias))
 
 
-def _named(alias: str, exc: Exception) -> AgentSessionError:
-    from redis.exceptions import AuthenticationError, ResponseError
+def _named(alias: str, exc: Exception) -> Exception:
+    from redis.exceptions import (
+        AuthenticationError,
+        RedisClusterException,
+        RedisError,
+        ResponseError,
+    )
 
+    if not isinstance(exc, RedisError | RedisClusterException | OSError):
+        return exc
     text = str(exc)
     # "UNBLOCKED …", or with an older server "ERR Error running script: UNBLOCKED …".
     words = text.replace(":", " ").split()
@@ -108,15 +110,14 @@ def _named(alias: str, exc: Exception) -> AgentSessionError:
         words = ["WRONGPASS"]
     elif "ACL failure in script" in text:
         words = ["NOPERM"]
-    words += [_CLASSES.get(kind.__name__, "") for kind in type(exc).__mro__]
-    found = next((_WORDS[word] for word in words if word in _WORDS), None)
-    if found is None and isinstance(exc, ResponseError):
-        found = StorageError, f"it refused the operation ({_told(exc)})."
-    kind, advice = found or (
+    otherwise: Advice = (
         StoreUnavailable,
         f"it doesn't answer ({type(exc).__name__}). Check that it runs and can be "
         "reached; a write has arrived whole, or not at all.",
     )
+    if isinstance(exc, ResponseError):
+        otherwise = StorageError, f"it refused the operation ({_told(exc)})."
+    kind, advice = find_advice([*words, *class_names(exc)], _ADVICE, otherwise)
     advice = advice.replace("{what}", _refused(text))
     return kind(f"Redis of {alias!r} could not be used: {advice}")
 

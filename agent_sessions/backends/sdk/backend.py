@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import quote
 
@@ -12,8 +13,12 @@ from django.core import checks
 
 from agent_sessions.backends.base import Page, SessionKey, option_names
 from agent_sessions.backends.options import ENCODE, is_address, is_misread
-from agent_sessions.backends.remote.base import RemoteBackend, Written
-from agent_sessions.backends.remote.paging import Stretch, read_readable
+from agent_sessions.backends.remote.base import (
+    RemoteBackend,
+    Stretch,
+    read_readable,
+    translated,
+)
 from agent_sessions.backends.sdk.opening import (
     Maker,
     Opened,
@@ -21,7 +26,7 @@ from agent_sessions.backends.sdk.opening import (
     name_of,
 )
 from agent_sessions.concurrency.loops import PerLoop
-from agent_sessions.exceptions import AgentSessionError, InvalidBackend, StorageError
+from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Batch, Item, decode_all
 
 T = TypeVar("T")
@@ -62,6 +67,7 @@ class SDKBackend(RemoteBackend):
     engines and clients belong to one.
     """
 
+    tells_counts = False
     required_options: ClassVar[frozenset[str]] = frozenset({"session"})
     check_id = "agent_sessions.E020"
     option_defaults: ClassVar[dict[str, Any]] = {
@@ -92,19 +98,24 @@ class SDKBackend(RemoteBackend):
                 id="agent_sessions.E020",
             )
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The options that are meant for the inner class."""
+        own = option_names(type(self))
+        given = {name: v for name, v in self.options.items() if name not in own}
+        return {**given, **(self.options["arguments"] or {})}
+
     def make_sessions(self) -> OpenSessions:
         """Import the class, and see that it takes the arguments.
 
         Raises InvalidBackend. Only here, since importing the SDK takes seconds.
         """
-        own = option_names(type(self))
-        maker = Maker(
-            self.options["session"],
-            _arguments(self.options, own),
-            f"AGENT_SESSIONS[{self.alias!r}]",
-            own,
-        )
+        setting, own = f"AGENT_SESSIONS[{self.alias!r}]", option_names(type(self))
+        maker = Maker(self.options["session"], self.arguments, setting, own)
         return OpenSessions(maker, self._keep)
+
+    def load(self) -> None:
+        self.make_sessions()
 
     def check(self) -> list[checks.CheckMessage]:
         messages = super().check()
@@ -115,9 +126,7 @@ class SDKBackend(RemoteBackend):
                 hint=ENCODE,
                 id="agent_sessions.E020",
             )
-            for name, value in _arguments(
-                self.options, option_names(type(self))
-            ).items()
+            for name, value in self.arguments.items()
             if is_address(value) and is_misread(value)
         ]
         if self._forgets():
@@ -132,7 +141,7 @@ class SDKBackend(RemoteBackend):
 
     def _forgets(self) -> bool:
         """Return whether the arguments name a database in memory."""
-        given = _arguments(self.options, option_names(type(self)))
+        given = self.arguments
         url = str(given.get("url", ""))
         if url.startswith("sqlite"):
             return url.endswith((":memory:", "://", ":///"))
@@ -142,21 +151,14 @@ class SDKBackend(RemoteBackend):
 
     # -- what a store implements -----------------------------------------------------
 
-    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
-        async def write(opened: Opened) -> Written:
+    async def store_append(self, key: SessionKey, batch: Batch) -> None:
+        async def write(opened: Opened) -> None:
             # Copies: some classes keep what they are given.
-            items = decode_all(row.data for row in batch.rows)
-            await opened.session.add_items(items)
+            await opened.session.add_items(decode_all(row.data for row in batch.rows))
             if (view := opened.view(key.fence)) is not None:
                 view.wrote(decode_all(row.data for row in batch.rows))
-            if opened.count is None:
-                # The classes can't tell; from here on it is known without a look.
-                await _latest(opened, None)
-            else:
-                opened.count += len(batch)
-            return Written(opened.count)
 
-        return await self._use(key, write, writes=True)
+        await self._use(key, write, writes=True)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         async def read(opened: Opened) -> list[Item]:
@@ -169,30 +171,22 @@ class SDKBackend(RemoteBackend):
 
         return await self._use(key, read)
 
-    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
-        async def pop(opened: Opened) -> tuple[Item | None, Written]:
-            known = opened.count
-            # Whatever happens, the next reading counts again.
-            opened.count = None
-            item = await opened.session.pop_item()
+    async def store_pop(self, key: SessionKey) -> Item | None:
+        async def pop(opened: Opened) -> Item | None:
+            item: Any = await opened.session.pop_item()
             while item is not None and not isinstance(item, dict):
                 # Some classes take any JSON value for an item.
-                known = None
                 item = await opened.session.pop_item()
             if (view := opened.view(key.fence)) is not None and item is not None:
                 view.popped()
-            if known is not None:
-                opened.count = max(0, known - (item is not None))
-            return item, Written(opened.count)
+            return item  # type: ignore[no-any-return]
 
         return await self._use(key, pop, writes=True)
 
     async def store_clear(self, key: SessionKey) -> int:
         async def clear(opened: Opened) -> int:
             count = len(await opened.session.get_items())
-            opened.count = None
             await opened.session.clear_session()
-            opened.count = 0
             if (view := opened.view(key.fence)) is not None:
                 view.cleared()
             return count
@@ -201,11 +195,8 @@ class SDKBackend(RemoteBackend):
 
     async def store_page(self, key: SessionKey, wanted: Stretch) -> Page:
         items = await self._use(key, lambda opened: _latest(opened, WINDOW))
-        return wanted.cut(items, await self.last_used(key))
-
-    async def store_count(self, key: SessionKey) -> int | None:
-        # Once in `touch_interval`, since the classes can't tell without reading all.
-        return len(await self._use(key, lambda opened: _latest(opened, None)))
+        page = wanted.cut(items)
+        return page if len(items) < WINDOW else replace(page, total=None)
 
     # -- helpers ---------------------------------------------------------------------
 
@@ -245,23 +236,20 @@ class SDKBackend(RemoteBackend):
         work: Callable[[Opened], Awaitable[T]],
         check: Callable[[], Awaitable[None]] | None,
     ) -> T:
-        try:
+        inner = inner_id(key, self.namespace + self.database_mark)
+        with translated(self._failed):
             sessions = await self._sessions.get()
-            async with sessions.use(
-                inner_id(key, self.namespace + self.database_mark)
-            ) as opened:
+            async with sessions.use(inner) as opened:
                 if check is not None:
                     await check()
                 return await work(opened)
-        except AgentSessionError:
-            raise
-        except Exception as exc:
-            # Without its text and cause, which may quote the items or a password.
-            raise StorageError(
-                f"{name_of(self.options['session'])} of {self.alias!r} failed "
-                f"({type(exc).__name__}). Look into what it stores in, and whether "
-                "a write has arrived, before you try again."
-            ) from None
+
+    def _failed(self, exc: Exception) -> StorageError:
+        return StorageError(
+            f"{name_of(self.options['session'])} of {self.alias!r} failed "
+            f"({type(exc).__name__}). Look into what it stores in, and whether a write "
+            "has arrived, before you try again."
+        )
 
     async def _make_sessions(self) -> OpenSessions:
         return self.make_sessions()
@@ -269,17 +257,8 @@ class SDKBackend(RemoteBackend):
 
 async def _latest(opened: Opened, limit: int | None) -> list[Item]:
     """Read the newest items; what is no dict doesn't count."""
-    items, is_all = await read_readable(
+    return await read_readable(
         opened.session.get_items,
         lambda item: item if isinstance(item, dict) else None,
         limit,
     )
-    if is_all:
-        opened.count = len(items)
-    return items if limit is None else items[-limit:]
-
-
-def _arguments(options: dict[str, Any], own: frozenset[str]) -> dict[str, Any]:
-    """Return what is meant for the inner class."""
-    given = {name: value for name, value in options.items() if name not in own}
-    return {**given, **(options.get("arguments") or {})}

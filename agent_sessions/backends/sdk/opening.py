@@ -11,9 +11,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from hashlib import blake2b
+from pkgutil import resolve_name
 from typing import Any
-
-from django.utils.module_loading import import_string
 
 from agent_sessions.backends.options import did_you_mean
 from agent_sessions.exceptions import InvalidBackend
@@ -25,7 +24,6 @@ logger = logging.getLogger("agent_sessions.backends")
 _VIEWED = 100
 # The method of SQLAlchemySession that makes an engine for each session.
 _ENGINE_MAKER = "agents.extensions.memory.sqlalchemy_session"
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 # What misspelt paths are compared with.
 _KNOWN = (
     "agents.memory.SQLiteSession",
@@ -47,21 +45,17 @@ class RunView:
 
     def __init__(self, fence: int) -> None:
         self.fence = fence
-        # Digests, oldest first; None before the first read.
-        self._tail: list[bytes] | None = None
+        # Digests, oldest first; `is_all` says that there are no others.
+        self._known: list[bytes] = []
         self._is_all = False
 
     def wrote(self, items: Sequence[Item]) -> None:
         """Note what the run has added."""
-        if self._tail is not None:
-            self._keep([*self._tail, *map(_digest, items)], is_all=self._is_all)
+        self._keep([*self._known, *map(_digest, items)], is_all=self._is_all)
 
     def popped(self) -> None:
         """Note that the run has taken the newest item."""
-        if self._tail:
-            self._tail.pop()
-        elif not self._is_all:
-            self._tail = None
+        self._known = self._known[:-1]
 
     def cleared(self) -> None:
         """Note that the run has removed everything."""
@@ -69,16 +63,13 @@ class RunView:
 
     def read(self, items: Sequence[Item], *, is_all: bool, alias: str) -> None:
         """Compare what the run reads with what it knows, and know that from now on."""
-        known, was_all = self._tail, self._is_all
+        known, was_all = self._known, self._is_all
         self._keep([_digest(item) for item in items], is_all=is_all)
-        found = self._tail or []
-        if known is None:
-            return
-        length = min(len(known), len(found))
-        differs = found[len(found) - length :] != known[len(known) - length :]
-        if was_all and self._is_all:
-            differs = found != known
-        if differs:
+        found = self._known
+        if not (was_all and self._is_all):
+            length = min(len(known), len(found))
+            known, found = known[len(known) - length :], found[len(found) - length :]
+        if known != found:
             logger.warning(
                 "The history of a session in %r changed beside the run under lease %d: "
                 "by hand, or by a run that was writing as it lost its lease",
@@ -87,7 +78,7 @@ class RunView:
             )
 
     def _keep(self, digests: list[bytes], *, is_all: bool) -> None:
-        self._tail = digests[-_VIEWED:]
+        self._known = digests[-_VIEWED:]
         self._is_all = is_all and len(digests) <= _VIEWED
 
 
@@ -97,13 +88,12 @@ def _digest(item: Item) -> bytes:
 
 
 class Opened:
-    """One open session: who uses it, and how many items it has, if that is known."""
+    """One open session, and who uses it."""
 
     def __init__(self, session: Any) -> None:
         self.session = session
         self.lock = asyncio.Lock()
         self.users = 0
-        self.count: int | None = None
         self.run: RunView | None = None
 
     def view(self, fence: int | None) -> RunView | None:
@@ -193,10 +183,7 @@ class Maker:
             session = self._make(*given, **named, **self._arguments)
         except TypeError as exc:
             # Of a class that passes its arguments on: only the name is quoted.
-            found = re.search(r"unexpected keyword argument '(\w+)'", str(exc))
-            if found is None or found[1] not in self._arguments:
-                raise
-            raise self._unknown([found[1]], ()) from None
+            raise self._misfit(exc, ()) or exc from None
         refuse_conversations(type(session))
         return session
 
@@ -211,34 +198,41 @@ class Maker:
         Return whether the session's id goes by its name.
         """
         try:
-            parameters = dict(inspect.signature(self._make).parameters)
+            signature = inspect.signature(self._make)
         except (TypeError, ValueError):
             return False
-        by_name = parameters.pop("session_id", None) is not None
-        if not by_name and parameters:
-            parameters.pop(next(iter(parameters)))
-        named = [p for p in parameters.values() if p.kind in _NAMED]
-        taken = {p.name for p in named}
-        is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        if not is_open and (unknown := sorted(self._arguments.keys() - taken)):
-            raise self._unknown(unknown, taken)
-        required = {p.name for p in named if p.default is p.empty}
-        if missing := sorted(required - self._arguments.keys()):
-            raise InvalidBackend(
-                f"{self._setting} lacks OPTIONS that {self._name} needs: "
-                f"{', '.join(missing)}.",
-                hint=f"Set {self._setting}['OPTIONS'][{missing[0]!r}].",
-                id="agent_sessions.E009",
-            )
+        by_name = "session_id" in signature.parameters
+        given, named = ([], {"session_id": ""}) if by_name else ([""], {})
+        try:
+            signature.bind(*given, **named, **self._arguments)
+        except TypeError as exc:
+            known = signature.parameters.keys() - {"session_id"}
+            raise self._misfit(exc, known) or InvalidBackend(
+                f"{self._name} can't be called with a session's id and these OPTIONS.",
+                hint=f"Compare {self._setting} with its signature.",
+                id="agent_sessions.E020",
+            ) from None
         return by_name
 
-    def _unknown(self, unknown: list[str], taken: Iterable[str]) -> InvalidBackend:
-        known = sorted(taken)
+    def _misfit(self, exc: TypeError, known: Iterable[str]) -> InvalidBackend | None:
+        """Return the error for an argument that a call lacks or doesn't take."""
+        found = re.search(r"(missing|unexpected) .*?'(\w+)'", str(exc))
+        if found is None:
+            return None
+        kind, name = found.groups()
+        if kind == "missing":
+            return InvalidBackend(
+                f"{self._setting} lacks OPTIONS that {self._name} needs: {name}.",
+                hint=f"Set {self._setting}['OPTIONS'][{name!r}].",
+                id="agent_sessions.E009",
+            )
+        if name not in self._arguments:
+            return None
+        known = sorted(known)
         hint = f"It takes: {', '.join(known)}." if known else "See its documentation."
         return InvalidBackend(
-            f"{self._setting} has OPTIONS that {self._name} doesn't take: "
-            f"{', '.join(unknown)}.",
-            hint=did_you_mean(unknown, [*known, *self._own]) + hint,
+            f"{self._setting} has OPTIONS that {self._name} doesn't take: {name}.",
+            hint=did_you_mean([name], [*known, *self._own]) + hint,
             id="agent_sessions.E008",
         )
 
@@ -269,17 +263,11 @@ def name_of(target: str | Callable[..., Any]) -> str:
 def resolve(path: str) -> Callable[..., Any]:
     """Import a class, or a class method. Raises InvalidBackend."""
     try:
-        try:
-            found = import_string(path)
-        except ImportError:
-            owner, _, method = path.rpartition(".")
-            if "." not in owner:
-                raise
-            found = getattr(import_string(owner), method)
+        found = resolve_name(path)
         if callable(found):
             return found  # type: ignore[no-any-return]
         reason = "it is neither a class nor a class method"
-    except (ImportError, AttributeError) as exc:
+    except (ImportError, AttributeError, ValueError) as exc:
         reason = str(exc)
     raise InvalidBackend(
         f"The session class {path!r} can't be used: {reason}",

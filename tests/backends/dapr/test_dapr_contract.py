@@ -25,7 +25,6 @@ from agent_sessions.backends.dapr.records import (
     encode_head,
     encode_segment,
     head_key,
-    segment_key,
 )
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.memory.dapr import DaprSession
@@ -49,8 +48,8 @@ def damage(
     name = head_key(key, namespace)
     head = decode_head(sidecar.records[name].data, 32)
     entries = []
-    for number in range(head.sealed):
-        place = segment_key(name, head.generation_of(number), number)
+    for end in head.places:
+        place = f"{name}:{end}"
         found = list(decode_segment(sidecar.records[place].data))
         entries += [(place, found, index) for index in range(len(found))]
     tail = list(head.tail)

@@ -190,10 +190,10 @@ async def test_one_client_serves_a_loop_and_is_closed_with_it(
 ) -> None:
     backend = make_backend()
     await backend.aappend(KEY, says("a"))
-    first = await backend._slots.get()
+    first = await backend._sidecars.get()
     await backend.alatest(KEY, None)
-    assert await backend._slots.get() is first
-    await backend._slots.aclose()
-    assert await backend._slots.get() is not first
+    assert await backend._sidecars.get() is first
+    await backend._sidecars.aclose()
+    assert await backend._sidecars.get() is not first
     assert await backend.alatest(KEY, None) == says("a")
     backend.close()

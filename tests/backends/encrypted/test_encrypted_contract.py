@@ -93,7 +93,7 @@ class TestWithSessionKeys(EncryptedContract):
 @pytest.mark.another_store
 class TestOverAnotherStore(EncryptedContract):
     __test__ = True
-    setting = encrypted({"BACKEND": ListBackend, "OPTIONS": {"touch_interval": 0}})
+    setting = encrypted({"BACKEND": ListBackend})
 
     async def corrupt(self, session: Any, nth: int, data: str) -> str:
         texts = ListBackend.histories[session.key.user_id, session.session_id]

@@ -73,7 +73,7 @@ def server(running: ConversationsServer) -> Iterator[ConversationsServer]:
 
 def under(server: ConversationsServer, *keys: str, inner: Any = None) -> Any:
     """Return settings with the aliases "openai", "private" over it and "database"."""
-    options = {"base_url": server.url, "api_key": KEY, "touch_interval": 0}
+    options = {"base_url": server.url, "api_key": KEY}
     store = {"BACKEND": inner or OpenAIConversationsBackend, "OPTIONS": options}
     sealed = {"backend": "openai", "keys": list(keys)}
     return override_settings(

@@ -55,7 +55,7 @@ def running() -> Iterator[ConversationsServer]:
 
 
 def options(server: ConversationsServer, **more: Any) -> dict[str, Any]:
-    return {"base_url": server.url, "api_key": KEY, "touch_interval": 0, **more}
+    return {"base_url": server.url, "api_key": KEY, **more}
 
 
 @pytest.fixture
@@ -781,7 +781,7 @@ def test_a_session_that_was_deleted_while_it_was_known(
     server: ConversationsServer,
 ) -> None:
     """Its id begins a new one, unless its owner is gone; nothing old comes back."""
-    given = options(server, touch_interval=60)
+    given = options(server)
     setting = {"default": {"BACKEND": OpenAIConversationsBackend, "OPTIONS": given}}
     with override_settings(AGENT_SESSIONS=setting):
         user = get_user_model().objects.create_user("briefly")

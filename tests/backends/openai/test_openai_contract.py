@@ -21,7 +21,6 @@ from pytest_django import DjangoDbBlocker
 from agent_sessions import get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.openai import OpenAIConversationsBackend
-from agent_sessions.backends.remote.base import Written
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.items import Item
 from agent_sessions.models import AgentSession
@@ -62,9 +61,9 @@ class AsWrittenBackend(OpenAIConversationsBackend):
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         return [as_written(item) for item in await super().store_latest(key, limit)]
 
-    async def store_pop(self, key: SessionKey) -> tuple[Item | None, Written]:
-        item, written = await super().store_pop(key)
-        return (None if item is None else as_written(item)), written
+    async def store_pop(self, key: SessionKey) -> Item | None:
+        item = await super().store_pop(key)
+        return None if item is None else as_written(item)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +100,7 @@ class ConversationsContract(StoreContract):
     @pytest.fixture(autouse=True)
     def _alias(self, server: ConversationsServer) -> Iterator[None]:
         self.server = server
-        options = {"base_url": server.url, "api_key": KEY, "touch_interval": 0}
+        options = {"base_url": server.url, "api_key": KEY}
         setting = {"default": {"BACKEND": AsWrittenBackend, "OPTIONS": options}}
         with override_settings(AGENT_SESSIONS=setting):
             yield

@@ -21,12 +21,13 @@ from django.test import override_settings
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
+from redis.crc import key_slot
 
 from agent_sessions import RedisSession
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.redis import RedisBackend, scripts
 from agent_sessions.backends.redis.errors import CallTooLate
-from agent_sessions.backends.redis.keys import Names, slot_of
+from agent_sessions.backends.redis.scripts import Names
 from agent_sessions.exceptions import InvalidBackend, LeaseLost, StorageError
 from agent_sessions.items import decode, encode_batch
 from tests.servers import Server
@@ -73,7 +74,7 @@ def test_keys_of_a_session_share_a_slot(session_id: str, prefix: str) -> None:
     for user in (None, 7):
         keys = Names(prefix, session_id, "default", user).keys
         assert len(set(keys)) == 5
-        assert len({slot_of(key) for key in keys}) == 1
+        assert len({key_slot(key) for key in keys}) == 1
         # A rule for a prefix, as an ACL has, holds for all of them.
         assert all(key.startswith(prefix.encode()) for key in keys)
         assert all(key.startswith(keys[0]) for key in keys)
@@ -83,7 +84,7 @@ def test_a_cluster_finds_the_same_slots(redis_cluster: list[Server]) -> None:
     with redis.Redis(port=redis_cluster[0].port) as node:
         for session_id in IDS:
             for key in Names("agents:session", session_id).keys:
-                assert node.execute_command("CLUSTER KEYSLOT", key) == slot_of(key)
+                assert node.execute_command("CLUSTER KEYSLOT", key) == key_slot(key)
 
 
 @settings(deadline=None)
@@ -322,12 +323,12 @@ async def test_a_client_whose_clock_differs_writes_all_the_same(
     place: str, ahead: int
 ) -> None:
     session = open_session(place)
-    store(session)._calls.ahead_ms = ahead * 1000
+    store(session)._ahead_ms = ahead * 1000
     await session.add_items(MESSAGES)
     assert await session.pop_item() == MESSAGES[-1]
     assert await session.get_items() == MESSAGES[:-1]
     # It was told once.
-    assert abs(store(session)._calls.ahead_ms) < 10_000
+    assert abs(store(session)._ahead_ms) < 10_000
 
 
 class DeafProxy:

@@ -14,7 +14,7 @@ import redis
 
 from agent_sessions import RedisSession
 from agent_sessions.backends.redis import RedisBackend
-from agent_sessions.backends.redis.keys import Names
+from agent_sessions.backends.redis.scripts import Names
 from agent_sessions.exceptions import (
     StorageError,
     StoreFull,

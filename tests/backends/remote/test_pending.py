@@ -47,7 +47,7 @@ class FailingBackend(ListBackend):
 
 SETTING = {
     "default": {"BACKEND": "agent_sessions.backends.database.DatabaseBackend"},
-    "lists": {"BACKEND": FailingBackend, "OPTIONS": {"touch_interval": 0}},
+    "lists": {"BACKEND": FailingBackend},
 }
 HELLO: Any = {"role": "user", "content": "Hello"}
 
@@ -328,22 +328,30 @@ def test_an_encrypted_history_goes_with_its_user_too() -> None:
 
 
 class Unerasable(FailingBackend):
+    """The owner is deleted while the store writes, and nothing is erased."""
+
+    leaver: ClassVar[Any] = None
+
+    async def store_append(self, key: SessionKey, batch: Any) -> Any:
+        count = await super().store_append(key, batch)
+        if self.leaver is not None:
+            await self.on_directory(self.leaver.delete)
+            await self.on_directory(PendingClear.objects.all().delete)
+        return count
+
     async def store_erase(self, key: SessionKey, remote_id: str) -> int:
         raise StoreUnavailable("The store is down.")
 
 
 def test_what_is_written_after_the_deletion_is_not_forgotten(caplog: Any) -> None:
-    """A process that heard nothing of it writes once more, while nothing is erased."""
     setting = {**SETTING, "lists": {"BACKEND": Unerasable}}
     with override_settings(AGENT_SESSIONS=setting):
         alice = user()
         session = get_session("a-1", user=alice, backend="lists")
         session.sync.add_items([HELLO])
-        alice.delete()
-        PendingClear.objects.all().delete()
-        backend: Any = sessions["lists"]
-        backend._remember(session.key)
+        Unerasable.leaver = alice
         session.sync.add_items([HELLO])
+        Unerasable.leaver = None
         assert "history is still in 'lists' (StoreUnavailable)" in caplog.text
         assert count_pending() == {"lists": 1}
     assert retry_pending().items == 2

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from agents.memory import Session
@@ -22,7 +22,7 @@ from django.utils.module_loading import import_string
 
 from agent_sessions import get_session, sessions
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.remote.base import RemoteBackend, Written
+from agent_sessions.backends.remote.base import RemoteBackend
 from agent_sessions.concurrency.loops import BackgroundLoop, with_caller
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.items import Batch
@@ -34,13 +34,14 @@ from tests.support.list_backend import ListBackend
 pytestmark = [pytest.mark.one_database, pytest.mark.django_db]
 
 
-SETTING = {"default": {"BACKEND": ListBackend, "OPTIONS": {"touch_interval": 0}}}
+SETTING = {"default": {"BACKEND": ListBackend}}
 
 
 @pytest.fixture(autouse=True)
 def _listed() -> Any:
     with override_settings(AGENT_SESSIONS=SETTING):
         yield
+        ListBackend.histories.clear()
 
 
 class TestListBackend(StoreContract):
@@ -83,17 +84,14 @@ async def test_the_row_follows_what_is_written() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_row_is_left_alone_between_touches(
-    django_assert_num_queries: Any,
-) -> None:
-    setting = {"default": {"BACKEND": ListBackend}}
-    with override_settings(AGENT_SESSIONS=setting):
-        session = get_session(f"s-{uuid.uuid4()}").sync
-        session.add_items([{"role": "user", "content": "Hi"}])
-        with django_assert_num_queries(0):
-            session.add_items([{"role": "user", "content": "and"}])
-            session.get_items(limit=2)
-            session.pop_item()
+def test_a_use_asks_the_row_once(django_assert_num_queries: Any) -> None:
+    session = get_session(f"s-{uuid.uuid4()}").sync
+    session.add_items([{"role": "user", "content": "Hi"}])
+    with django_assert_num_queries(1):
+        session.get_items(limit=2)
+    for write in (lambda: session.add_items([HELLO]), session.pop_item):
+        with django_assert_num_queries(2):
+            write()
 
 
 def test_the_sync_face_shares_the_history() -> None:
@@ -107,7 +105,7 @@ def test_the_sync_face_shares_the_history() -> None:
 class CountingBackend(ListBackend):
     """Looks into the directory from within the store's coroutines."""
 
-    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+    async def store_append(self, key: SessionKey, batch: Batch) -> int:
         rows = self.directory.rows(key)
         assert await self.on_directory(rows.update, metadata={"seen": 1}) == 1
         return await super().store_append(key, batch)
@@ -162,16 +160,7 @@ async def test_an_errand_of_a_caller_who_is_gone_is_not_waited_for() -> None:
 
 # -- the directory's rows --------------------------------------------------------------
 
-SELDOM = {"default": {"BACKEND": ListBackend}}
 HELLO: Any = {"role": "user", "content": "Hello"}
-
-
-@pytest.fixture
-def seldom() -> Iterator[None]:
-    """Touch rows once a minute, as without any option."""
-    with override_settings(AGENT_SESSIONS=SELDOM):
-        yield
-        ListBackend.histories.clear()
 
 
 def count_of(session_id: str) -> int:
@@ -180,7 +169,7 @@ def count_of(session_id: str) -> int:
 
 
 @pytest.mark.parametrize("round", [1, 2])
-def test_what_a_test_rolls_back_is_not_remembered(seldom: None, round: int) -> None:
+def test_each_test_begins_anew_with_the_same_id(round: int) -> None:
     """Each of two TestCases with the same id finds its row and its owner."""
     session = get_session("s-rolled-back", user=user()).sync
     session.add_items([HELLO])
@@ -189,73 +178,50 @@ def test_what_a_test_rolls_back_is_not_remembered(seldom: None, round: int) -> N
     assert count_of("s-rolled-back") == 2
 
 
-@pytest.mark.django_db(transaction=True)
-def test_a_page_brings_the_count_up_to_date(seldom: None) -> None:
-    session = get_session("s-burst")
-    for _ in range(3):
-        session.sync.add_items([HELLO])
-    assert count_of("s-burst") == 1
-    before = AgentSession.objects.get().updated_at
-    sessions["default"].page(session.key, limit=1)
-    assert count_of("s-burst") == 3
-    assert AgentSession.objects.get().updated_at > before
+class Uncounted(ListBackend):
+    """A store that tells no numbers."""
+
+    tells_counts = False
+
+    async def store_append(self, key: SessionKey, batch: Batch) -> Any:
+        await super().store_append(key, batch)
+
+
+def test_a_row_adds_up_and_is_corrected_by_a_whole_reading() -> None:
+    with override_settings(AGENT_SESSIONS={"default": {"BACKEND": Uncounted}}):
+        session = get_session("s-adds").sync
+        session.add_items([HELLO] * 3)
+        session.pop_item()
+        assert count_of("s-adds") == 2
+        for wrong in (0, 9):
+            AgentSession.objects.update(item_count=wrong)
+            session.get_items(limit=2)
+            assert count_of("s-adds") == wrong
+            session.get_items(limit=3)
+            assert count_of("s-adds") == 2
+        AgentSession.objects.update(item_count=0)
+        session.pop_item()
+        assert count_of("s-adds") == 0
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_an_async_page_does_so_too(seldom: None) -> None:
-    session = get_session("s-burst")
-    for _ in range(3):
-        await session.add_items([HELLO])
-    await session.pop_item()
-    await sessions["default"].apage(session.key)
-    assert await sync_to_async(count_of)("s-burst") == 2
-    # Nothing is left to be written.
-    await session.add_items([HELLO])
-    await cast("Any", sessions["default"]).aflush(session.key)
-    assert await sync_to_async(count_of)("s-burst") == 3
-    await cast("Any", sessions["default"]).aflush(session.key)
-
-
-@pytest.mark.django_db(transaction=True)
-def test_closing_writes_down_what_was_put_off(seldom: None) -> None:
-    for number in range(3):
-        for _ in range(number + 1):
-            get_session(f"s-{number}").sync.add_items([HELLO])
-    sessions.reset()
-    assert [count_of(f"s-{number}") for number in range(3)] == [1, 2, 3]
-
-
-@pytest.mark.django_db(transaction=True)
-def test_what_is_forgotten_for_lack_of_room_is_written_down(
-    seldom: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent_sessions.backends.remote.directory_cache.REMEMBERED", 1)
-    for _ in range(2):
-        get_session("s-old").sync.add_items([HELLO])
-    assert count_of("s-old") == 1
-    get_session("s-new").sync.add_items([HELLO])
-    assert count_of("s-old") == 2
-
-
-@pytest.mark.django_db(transaction=True)
-def test_a_session_deleted_by_another_process_gets_its_row_again(seldom: None) -> None:
+def test_a_session_deleted_by_another_process_gets_its_row_again() -> None:
     session = get_session("s-deleted")
     session.sync.add_items([HELLO])
     # What a process does that this one hears nothing of.
     is_cleared(AgentSession.objects.get()).delete()
     session.sync.add_items([HELLO])
-    cast("Any", sessions["default"]).flush(session.key)
     assert count_of("s-deleted") == 2
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_a_flush_takes_is_not_remembered(seldom: None) -> None:
+def test_what_a_flush_takes_is_not_remembered() -> None:
     """Each of two TransactionTestCases with the same id finds its row."""
     wrapping = {
         "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
         "OPTIONS": {"backend": "default", "keys": [Fernet.generate_key().decode()]},
     }
-    with override_settings(AGENT_SESSIONS={**SELDOM, "wrapping": wrapping}):
+    with override_settings(AGENT_SESSIONS={**SETTING, "wrapping": wrapping}):
         for name in ("default", "wrapping"):
             session = get_session("s-flushed", backend=name).sync
             session.add_items([HELLO])
@@ -264,25 +230,80 @@ def test_what_a_flush_takes_is_not_remembered(seldom: None) -> None:
             assert AgentSession.objects.get().backend == name
 
 
+class Overtaken(ListBackend):
+    """The first of two writers is told how many items there are, and sleeps."""
+
+    events: tuple[asyncio.Event, asyncio.Event] | None = None
+
+    async def store_append(self, key: SessionKey, batch: Batch) -> int:
+        count = await super().store_append(key, batch)
+        if (events := self.events) is not None:
+            asleep, awake = events
+            self.events = None
+            asleep.set()
+            await awake.wait()
+        return count
+
+
+async def test_counts_of_writers_that_overtake_each_other_add_up() -> None:
+    with override_settings(AGENT_SESSIONS={"default": {"BACKEND": Overtaken}}):
+        session = get_session("s-both")
+        await session.add_items([HELLO])
+        backend: Any = sessions["default"]
+        backend.events = asleep, awake = asyncio.Event(), asyncio.Event()
+        first = asyncio.ensure_future(session.add_items([HELLO]))
+        await asleep.wait()
+        await session.add_items([HELLO] * 2)
+        awake.set()
+        await first
+        assert await sync_to_async(count_of)("s-both") == 4
+
+
+class Interrupted(ListBackend):
+    """Something happens to the row while the store writes."""
+
+    meanwhile: Any = None
+
+    async def store_append(self, key: SessionKey, batch: Batch) -> int:
+        count = await super().store_append(key, batch)
+        if (meanwhile := self.meanwhile) is not None:
+            self.meanwhile = None
+            await self.on_directory(meanwhile)
+        return count
+
+
 @pytest.mark.django_db(transaction=True)
-def test_what_was_written_for_a_deleted_owner_is_removed(seldom: None) -> None:
-    alice = user()
-    session = get_session("s-owned", user=alice)
-    session.sync.add_items([HELLO])
-    alice.delete()
-    assert not any(ListBackend.histories.values())
-    # This process remembers the session for a while, as any other one does.
-    backend: Any = sessions["default"]
-    backend._remember(session.key)
-    session.sync.add_items([HELLO])
-    assert not any(ListBackend.histories.values())
-    assert not AgentSession.objects.exists()
-    assert not PendingClear.objects.exists()
+def test_what_is_written_while_its_owner_is_deleted_is_removed() -> None:
+    with override_settings(AGENT_SESSIONS={"default": {"BACKEND": Interrupted}}):
+        alice = user()
+        session = get_session("s-owned", user=alice)
+        session.sync.add_items([HELLO])
+        backend: Any = sessions["default"]
+        backend.meanwhile = alice.delete
+        session.sync.add_items([HELLO])
+        assert not any(ListBackend.histories.values())
+        assert not AgentSession.objects.exists()
+        assert not PendingClear.objects.exists()
+        # Known or not to this process: nobody writes for an owner who is gone.
+        with pytest.raises(SessionDoesNotExist):
+            session.sync.add_items([HELLO])
+        assert not any(ListBackend.histories.values())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_written_while_its_row_is_deleted_gets_one() -> None:
+    with override_settings(AGENT_SESSIONS={"default": {"BACKEND": Interrupted}}):
+        session = get_session("s-deleted")
+        session.sync.add_items([HELLO])
+        backend: Any = sessions["default"]
+        backend.meanwhile = lambda: is_cleared(AgentSession.objects.get()).delete()
+        session.sync.add_items([HELLO])
+        assert count_of("s-deleted") == 2
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_row_that_cannot_be_touched_fails_no_write(
-    seldom: None, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     session = get_session("s-locked")
     session.sync.add_items([HELLO])
@@ -292,14 +313,12 @@ def test_a_row_that_cannot_be_touched_fails_no_write(
             raise OperationalError("database is locked")
         return execute(sql, *args)
 
-    backend: Any = sessions["default"]
     with connection.execute_wrapper(refuse):
         session.sync.add_items([HELLO])
-        backend.flush(session.key)
     assert "could not be touched (OperationalError)" in caplog.text
     assert count_of("s-locked") == 1
-    session.sync.add_items([HELLO])
-    assert count_of("s-locked") == 3
+    sessions["default"].page(session.key, limit=1)
+    assert count_of("s-locked") == 2
 
 
 def test_a_store_that_can_lists_what_has_no_owner() -> None:

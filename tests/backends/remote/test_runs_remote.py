@@ -15,7 +15,7 @@ from django.test import override_settings
 
 from agent_sessions import get_session
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.remote.base import Stretch, Written
+from agent_sessions.backends.remote.base import Stretch
 from agent_sessions.exceptions import LeaseLost, StoreUnavailable
 from agent_sessions.items import Batch, Item, encode_batch
 from agent_sessions.models import AgentRun, AgentSession, PendingClear
@@ -35,7 +35,7 @@ class PartsBackend(ListBackend):
 
     down = False
 
-    async def store_append(self, key: SessionKey, batch: Batch) -> Written:
+    async def store_append(self, key: SessionKey, batch: Batch) -> int:
         self.assert_up()
         items = [parted(item) for row in batch.rows if (item := decoded(row.data))]
         return await super().store_append(key, encode_batch(items))

@@ -56,9 +56,7 @@ SQLITE = "agents.memory.SQLiteSession"
 
 
 def alias(**options: Any) -> dict[str, Any]:
-    return {
-        "default": {"BACKEND": SDKBackend, "OPTIONS": {"touch_interval": 0, **options}}
-    }
+    return {"default": {"BACKEND": SDKBackend, "OPTIONS": {**options}}}
 
 
 @pytest.fixture
@@ -104,6 +102,9 @@ def test_misspelt_and_missing_arguments() -> None:
     error = refused(db_path="x")
     assert error.id == "agent_sessions.E009"
     assert "['session']" in str(error)
+    error = refused(session=lambda: None)
+    assert error.id == "agent_sessions.E020"
+    assert "can't be called with a session's id" in str(error)
     open_class = {"session": "tests.support.sdk_sessions.Open", "anything": 1}
     SDKBackend("default", open_class).make_sessions()
 

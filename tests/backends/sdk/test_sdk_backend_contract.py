@@ -85,7 +85,6 @@ class SDKContract(StoreContract):
                 "BACKEND": f"{SDKBackend.__module__}.SDKBackend",
                 "OPTIONS": {
                     "session": self.target,
-                    "touch_interval": 0,
                     **self.arguments(),
                 },
             }
