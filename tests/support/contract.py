@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
+from django.contrib.auth import get_user_model
+from pytest_django import DjangoDbBlocker
 
+from agent_sessions import sessions
+from agent_sessions.models import AgentSession
 from agent_sessions.testing import SessionContract
 from agent_sessions.testing.base import (
     ContractBase,
@@ -23,6 +28,8 @@ from agent_sessions.testing.base import (
     texts,
 )
 from agent_sessions.testing.concurrency import assert_whole, batch
+
+T = TypeVar("T")
 
 
 class SyncCases(ContractBase):
@@ -238,3 +245,33 @@ class ProcessCases(ContractBase):
 
 class StoreContract(SyncCases, ProcessCases, SessionContract):
     """All cases of a store of this project."""
+
+
+class OnThePool:
+    """No transaction is open: threads and processes see the rows, several at once."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def transactional_db(
+        cls, django_db_setup: None, django_db_blocker: DjangoDbBlocker
+    ) -> Iterator[None]:
+        """Keep rows to the end of the class: each case has sessions of its own.
+
+        pytest-django's fixture empties all tables after each case, which takes longer
+        than most cases.
+        """
+        with django_db_blocker.unblock():
+            yield
+            sessions.reset()
+            AgentSession.objects.all().delete()
+            get_user_model().objects.all().delete()
+
+    @pytest.fixture(autouse=True)
+    def _database(self, database_environment: dict[str, str]) -> None:
+        self.environment = database_environment
+
+    def run_coroutine(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return asyncio.run(main())
+
+    def process_environment(self) -> dict[str, str]:
+        return self.environment

@@ -15,9 +15,8 @@ from dapr.aio.clients import DaprClient as AsyncDaprClient
 from dapr.clients import DaprClient
 from django.contrib.auth import get_user_model
 from django.test import override_settings
-from pytest_django import DjangoDbBlocker
 
-from agent_sessions import get_session, sessions
+from agent_sessions import get_session
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.dapr.records import (
     decode_head,
@@ -28,13 +27,12 @@ from agent_sessions.backends.dapr.records import (
 )
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.memory.dapr import DaprSession
-from agent_sessions.models import AgentSession
 from agent_sessions.testing.base import ContractBase
 from agent_sessions.testing.concurrency import ConcurrencyCases
 from agent_sessions.testing.reading import ShapeCases
 from agent_sessions.testing.writing import PoppingCases
 from tests.servers.dapr import STORE, DaprSidecar
-from tests.support.contract import ProcessCases, StoreContract, SyncCases
+from tests.support.contract import OnThePool, ProcessCases, StoreContract, SyncCases
 
 T = TypeVar("T")
 
@@ -106,29 +104,6 @@ class TestInATransaction(DaprHooks, StoreContract):
 
     # Other threads have connections of their own, which can't see its rows.
     supports_threads = False
-
-
-class OnThePool:
-    """No transaction is open: threads and processes see the directory's rows."""
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def transactional_db(
-        cls, django_db_setup: None, django_db_blocker: DjangoDbBlocker
-    ) -> Iterator[None]:
-        """Keep rows to the end of the class: each case has sessions of its own."""
-        with django_db_blocker.unblock():
-            yield
-            sessions.reset()
-            AgentSession.objects.all().delete()
-            get_user_model().objects.all().delete()
-
-    @pytest.fixture(autouse=True)
-    def _database(self, database_environment: dict[str, str]) -> None:
-        self.environment = database_environment
-
-    def run_coroutine(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        return asyncio.run(main())
 
 
 class TestOnThePool(OnThePool, DaprHooks, ConcurrencyCases, ProcessCases):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import pytest
 from agents.memory import Session
 from django.contrib.auth import get_user_model
-from pytest_django import DjangoDbBlocker
 
 from agent_sessions import get_session, sessions
 from agent_sessions.exceptions import SessionDoesNotExist
-from agent_sessions.models import AgentSession, SessionItem
-from tests.support.contract import StoreContract
+from agent_sessions.models import SessionItem
+from tests.support.contract import OnThePool, StoreContract
 
 T = TypeVar("T")
 
@@ -55,36 +52,10 @@ class TestInATransaction(DatabaseContract):
     supports_threads = False
 
 
-class TestOnThePool(DatabaseContract):
+class TestOnThePool(OnThePool, DatabaseContract):
     """No transaction is open: the backend's own threads serve, several at once."""
 
     supports_second_process = True
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def transactional_db(
-        cls, django_db_setup: None, django_db_blocker: DjangoDbBlocker
-    ) -> Iterator[None]:
-        """Keep rows to the end of the class: each case has sessions of its own.
-
-        pytest-django's fixture empties all tables after each case, which takes longer
-        than most cases.
-        """
-        with django_db_blocker.unblock():
-            yield
-            sessions.reset()
-            AgentSession.objects.all().delete()
-            get_user_model().objects.all().delete()
-
-    @pytest.fixture(autouse=True)
-    def _database(self, database_environment: dict[str, str]) -> None:
-        self.environment = database_environment
-
-    def run_coroutine(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        return asyncio.run(main())
-
-    def process_environment(self) -> dict[str, str]:
-        return self.environment
 
     def process_source(self) -> str:
         return """

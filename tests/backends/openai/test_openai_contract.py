@@ -7,26 +7,23 @@ back into the form in which the suite writes; known gaps are where that can't be
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
 
 import pytest
 from agents.memory import OpenAIConversationsSession, Session
 from django.contrib.auth import get_user_model
 from django.test import override_settings
-from pytest_django import DjangoDbBlocker
 
 from agent_sessions import get_session, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.openai import OpenAIConversationsBackend
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.items import Item
-from agent_sessions.models import AgentSession
 from agent_sessions.testing.fidelity import json_items
 from tests.servers.conversations import KEY, ConversationsServer, conversations_server
-from tests.support.contract import StoreContract
+from tests.support.contract import OnThePool, StoreContract
 
 T = TypeVar("T")
 
@@ -117,32 +114,10 @@ class ConversationsContract(StoreContract):
 
 
 @pytest.mark.one_database
-class TestOnThePool(ConversationsContract):
+class TestOnThePool(OnThePool, ConversationsContract):
     """No transaction is open: the directory's own threads serve, several at once."""
 
     supports_second_process = True
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def transactional_db(
-        cls, django_db_setup: None, django_db_blocker: DjangoDbBlocker
-    ) -> Iterator[None]:
-        """Keep rows to the end of the class: each case has sessions of its own."""
-        with django_db_blocker.unblock():
-            yield
-            sessions.reset()
-            AgentSession.objects.all().delete()
-            get_user_model().objects.all().delete()
-
-    @pytest.fixture(autouse=True)
-    def _database(self, database_environment: dict[str, str]) -> None:
-        self.environment = database_environment
-
-    def run_coroutine(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        return asyncio.run(main())
-
-    def process_environment(self) -> dict[str, str]:
-        return self.environment
 
     def process_source(self) -> str:
         return f"""

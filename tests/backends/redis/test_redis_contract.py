@@ -13,17 +13,15 @@ from agents.memory import Session
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.test import override_settings
-from pytest_django import DjangoDbBlocker
 
 from agent_sessions import RedisSession, get_session, sessions
 from agent_sessions.exceptions import SessionDoesNotExist
-from agent_sessions.models import AgentSession
 from agent_sessions.testing.concurrency import ConcurrencyCases
 from agent_sessions.testing.reading import ReadingCases, ShapeCases
 from agent_sessions.testing.writing import PoppingCases
 from tests.servers import Server
 from tests.servers.redis import SERVICE, Watched, url
-from tests.support.contract import StoreContract
+from tests.support.contract import OnThePool, StoreContract
 
 T = TypeVar("T")
 BACKEND = "agent_sessions.backends.redis.RedisBackend"
@@ -111,29 +109,14 @@ def sentinel_cache(watched: Watched, **options: Any) -> dict[str, Any]:
     }
 
 
-class TestRedis8(RedisContract):
+class TestRedis8(OnThePool, RedisContract):
     """No transaction is open: rows and items are seen by other threads at once."""
 
     supports_owner = True
     supports_second_process = True
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def transactional_db(
-        cls, django_db_setup: None, django_db_blocker: DjangoDbBlocker
-    ) -> Iterator[None]:
-        """Keep rows to the end of the class: each case has sessions of its own."""
-        with django_db_blocker.unblock():
-            yield
-            sessions.reset()
-            AgentSession.objects.all().delete()
-            get_user_model().objects.all().delete()
-
     @pytest.fixture(autouse=True)
-    def _settings(
-        self, redis_server: Server, database_environment: dict[str, str]
-    ) -> Iterator[None]:
-        self.environment = database_environment
+    def _settings(self, redis_server: Server) -> Iterator[None]:
         options = {"url": url(redis_server)}
         self.setting = {"default": {"BACKEND": BACKEND, "OPTIONS": options}}
         with override_settings(AGENT_SESSIONS=self.setting):
@@ -143,12 +126,6 @@ class TestRedis8(RedisContract):
         create = get_user_model().objects.create_user
         threads = sessions["default"].threads
         return await threads.run(create, f"{name}-{uuid.uuid4()}")
-
-    def run_coroutine(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        return asyncio.run(main())
-
-    def process_environment(self) -> dict[str, str]:
-        return self.environment
 
     def process_source(self) -> str:
         return f"""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -18,14 +18,12 @@ import pytest
 from agents.memory import Session
 from django.contrib.auth import get_user_model
 from django.test import override_settings
-from pytest_django import DjangoDbBlocker
 
 from agent_sessions import get_session, sessions
 from agent_sessions.backends.sdk import SDKBackend
 from agent_sessions.backends.sdk.backend import inner_id
 from agent_sessions.exceptions import SessionDoesNotExist
-from agent_sessions.models import AgentSession
-from tests.support.contract import StoreContract
+from tests.support.contract import OnThePool, StoreContract
 
 T = TypeVar("T")
 
@@ -48,7 +46,7 @@ POP_GAPS = {
 
 
 @pytest.mark.one_database
-class SDKContract(StoreContract):
+class SDKContract(OnThePool, StoreContract):
     supports_corrupt = True
     supports_owner = True
     supports_wrapper = True
@@ -60,26 +58,12 @@ class SDKContract(StoreContract):
 
     @pytest.fixture(scope="class")
     @classmethod
-    def transactional_db(
-        cls, django_db_setup: None, django_db_blocker: DjangoDbBlocker
-    ) -> Iterator[None]:
-        """Keep rows to the end of the class: each case has sessions of its own."""
-        with django_db_blocker.unblock():
-            yield
-            sessions.reset()
-            AgentSession.objects.all().delete()
-            get_user_model().objects.all().delete()
-
-    @pytest.fixture(scope="class")
-    @classmethod
     def path(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return tmp_path_factory.mktemp("sdk") / "sessions.sqlite3"
 
     @pytest.fixture(autouse=True)
-    def _alias(
-        self, path: Path, database_environment: dict[str, str]
-    ) -> Iterator[None]:
-        self.file, self.environment = path, database_environment
+    def _alias(self, path: Path) -> Iterator[None]:
+        self.file = path
         self.setting = {
             "default": {
                 "BACKEND": f"{SDKBackend.__module__}.SDKBackend",
@@ -94,9 +78,6 @@ class SDKContract(StoreContract):
 
     def arguments(self) -> Mapping[str, Any]:
         return {"db_path": str(self.file)}
-
-    def run_coroutine(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        return asyncio.run(main())
 
     async def make_session(self, session_id: str, **options: Any) -> Session:
         return get_session(session_id, **options)
@@ -122,9 +103,6 @@ class SDKContract(StoreContract):
                 [data, row_id],
             )
         return str(original)
-
-    def process_environment(self) -> dict[str, str]:
-        return self.environment
 
     def process_source(self) -> str:
         return f"""
