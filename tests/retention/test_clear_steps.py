@@ -28,6 +28,7 @@ LONG = 11
 @pytest.fixture(autouse=True)
 def _short_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(removal, "_STEP", STEP)
+    monkeypatch.setattr(removal, "_SHORT", STEP)
     sessions.reset()
     yield
     sessions.reset()

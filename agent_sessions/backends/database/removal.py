@@ -42,8 +42,11 @@ _REST = 3.5
 # Seconds after which a transaction was a long one, and how few rows are enough then.
 _LONG = 0.04
 _LEAST = 50
-# A history of more rows than this is cleared in steps of so many: half of an append's
-# usual wait on SQLite, and less to write than in one transaction.
+# The rows of a longer history than this go apart, on branches that nobody reads: while
+# an old transaction lives, PostgreSQL walks over each deleted row of a branch again.
+_SHORT = 500
+# A long one is cleared in steps of so many rows: half of an append's usual wait on
+# SQLite, and less to write than in one transaction.
 _STEP = 2_000
 
 Guard = Callable[[AgentSession], None]
@@ -77,8 +80,8 @@ class Clearing:
 
     Other writers wait for one step at most. With the first the session is empty for
     all who read it; who is killed before the last one leaves the rest to finish(). A
-    run that clears its own session, and a caller who holds a transaction, do so in one
-    step.
+    run that clears its own session does so in one step. A caller's transaction holds
+    all steps.
     """
 
     def __init__(self, engine: Engine, key: SessionKey) -> None:
@@ -93,9 +96,7 @@ class Clearing:
         """Do what is next. Raises SessionDoesNotExist, LeaseLost and StorageError."""
         if self._removed is None:
             self.is_done = True
-            is_held = self.engine.connection.in_atomic_block
-            in_one = is_held or self.key.fence is not None
-            for pk in self.engine.run(partial(self._begin, in_one)):
+            for pk in self.engine.run(self._begin):
                 self._removed = _RemovedHistory(self.engine, pk, _STEP)
                 self.is_done = False
         else:
@@ -104,18 +105,20 @@ class Clearing:
         if self.is_done:
             _tell_cleared(self.engine, self.key, self.count)
 
-    def _begin(self, in_one: bool, connection: BaseDatabaseWrapper) -> list[int]:
+    def _begin(self, connection: BaseDatabaseWrapper) -> list[int]:
         held = self.engine.lock(connection, self.key)
         if held is None:
             return []
         rows = AgentSession.objects.using(self.engine.using)
         row = rows.get(pk=held.pk)
         self.count = row.item_count
+        is_run = self.key.fence is not None
         return _remove(
             self.engine.using,
             [row],
-            most=self.count if in_one else _STEP,
-            keep_lease=self.key.fence is not None,
+            # A run's row tells where its items lie.
+            most=self.count if is_run else _SHORT,
+            keep_lease=is_run,
         )
 
 

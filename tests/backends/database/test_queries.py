@@ -6,6 +6,7 @@ import json
 import random
 import string
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import cycle
 from typing import Any
 
@@ -429,6 +430,29 @@ class TestPlans:
         assert buffers <= 30
         reads = self.window(SessionKey("long"), 50).get("Shared Read Blocks", 0)
         assert reads <= 30
+
+    @pytest.mark.parametrize(
+        "is_held", [False, True], ids=["alone", "in a transaction"]
+    )
+    @pytest.mark.parametrize("count", [400, 3_000])
+    def test_a_cleared_history_costs_nothing_beside_an_old_transaction(
+        self, count: int, is_held: bool
+    ) -> None:
+        key, backend = SessionKey("cleared"), default_backend()
+        backend.append(key, messages(count))
+        old = connections["default"].copy()
+        try:
+            with old.cursor() as cursor:
+                # Until it ends, no deleted row can be told to be gone.
+                cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+                cursor.execute("SELECT count(*) FROM agent_sessions_sessionitem")
+                with transaction.atomic() if is_held else nullcontext():
+                    backend.clear(key)
+                backend.append(key, [ITEM])
+                assert len(backend.latest(key, 50)) == 1
+                assert self.window(key, 50)["Shared Hit Blocks"] <= 100
+        finally:
+            old.close()
 
     def test_no_statement_of_an_append_reads_the_history(self) -> None:
         statements_ = default_backend().engine.statements
