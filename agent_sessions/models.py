@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from datetime import date
 from typing import Any
 
 from django.conf import settings
@@ -20,16 +19,11 @@ from agent_sessions.fields import (
     detach,
 )
 from agent_sessions.managers import OwnedManager, StoredModel
-from agent_sessions.times import day_of
+from agent_sessions.times import today
 
 MAIN_BRANCH = "main"
 # Stands in labels between a branch's name and its version, and in no name.
 LABEL_MARK = "~"
-
-
-def today() -> date:
-    """Return the day of an activity now, see day_of()."""
-    return day_of(timezone.now())
 
 
 class AgentSession(StoredModel):
@@ -88,16 +82,15 @@ class AgentSession(StoredModel):
     run_seen_at = models.DateTimeField(_("run last seen"), null=True, blank=True)
     fence = models.BigIntegerField(_("fencing number"), default=0)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
-    # Not indexed: every append changes it, and PostgreSQL would then rewrite every
-    # index entry of the row. `active_on` changes once a day and orders lists: it is
-    # this time's day, see day_of(), and changes with it.
+    # Not indexed: every append changes it, and PostgreSQL would rewrite every index
+    # entry of the row. Its day, see day_of(), changes once a day and orders lists.
     updated_at = models.DateTimeField(_("last activity"), default=timezone.now)
     active_on = models.DateField(_("last active on"), default=today)
     expires_at = models.DateTimeField(
         _("expires"), null=True, blank=True, db_index=True
     )
-    # Set when a history was removed and its rows are still to be deleted. The row then
-    # has an id that nobody knows.
+    # When its history was removed; its rows are still to be deleted, and nobody knows
+    # its id.
     removed_at = models.DateTimeField(
         _("removed"), null=True, db_index=True, editable=False
     )
@@ -129,8 +122,7 @@ class AgentSession(StoredModel):
         )
 
     def __str__(self) -> str:
-        # Not the title, which quotes the first message: this is what logs and lists
-        # show to people who may not read it.
+        # Not the title, which quotes the first message: logs and lists show this.
         return str(self.session_id)
 
     @staticmethod
@@ -153,8 +145,7 @@ class Branch(StoredModel):
         db_index=False,
     )
     name = ExactCharField(_("name"), max_length=255, default=MAIN_BRANCH)
-    # 0 for the branch that has the name, also after it was deleted. Another number for
-    # what undo or compaction replaced, and for a quarantine.
+    # 0 for the branch of the name, also when deleted; another for what was replaced.
     version = models.BigIntegerField(_("version"), default=0, editable=False)
     parent = models.ForeignKey(
         "self",
@@ -168,8 +159,8 @@ class Branch(StoredModel):
     head = models.BigIntegerField(_("head"), default=0)
     turn = models.IntegerField(_("turn"), default=0)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
-    # An archived branch is not listed and can't be written to; its name stays taken
-    # and its rows are there for the branches that grew from it.
+    # An archived branch is neither listed nor written to. It keeps its name, and its
+    # rows for the branches that grew from it.
     archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
     # Whether it holds the rows that the doctor took out of its parent.
     is_quarantine = models.BooleanField(_("quarantine"), default=False, editable=False)
@@ -291,9 +282,8 @@ class AgentRun(StoredModel):
     first_position = models.BigIntegerField(_("first item"), null=True, blank=True)
     last_position = models.BigIntegerField(_("last item"), null=True, blank=True)
     turn = models.PositiveIntegerField(_("turn"), default=0)
-    # The key of the user message that opens the turn, or of turn 0's first item. Not a
-    # foreign key, which would slow every removal of items down: keys are never given
-    # twice, so where it leads nowhere the turn is gone.
+    # The key of the user message that opens the turn, or of turn 0's first item. A
+    # foreign key would slow removals down; a key that leads nowhere is a turn gone.
     turn_item = models.BigIntegerField(_("turn's message"), null=True, blank=True)
     requests = models.PositiveIntegerField(_("requests"), default=0)
     input_tokens = models.PositiveBigIntegerField(_("input tokens"), default=0)
@@ -327,11 +317,9 @@ class AgentRun(StoredModel):
                 fields=("status", "-started_at", "-id"),
                 name="agent_sessions_runs_by_state",
             ),
-            models.Index(fields=("session", "-id"), name="agent_sessions_runs_by_key"),
             models.Index(
                 fields=("session", "first_position"), name="agent_sessions_runs_by_item"
             ),
-            # For the newest run of a session.
             models.Index(fields=("session", "id"), name="agent_sessions_runs_in_order"),
         )
 
@@ -390,7 +378,7 @@ class KeyUse(models.Model):
 
     backend = ExactCharField(_("backend"), max_length=64)
     key_id = ExactCharField(_("key id"), max_length=64)
-    # Counted up by each process that may write with the key for `seconds` from then on.
+    # Counted up by each process that may write with it for `seconds` from then on.
     takings = models.BigIntegerField(_("times taken"), default=0)
     seconds = models.FloatField(_("seconds"), default=0)
     # Who did so last, for people: host and process id.

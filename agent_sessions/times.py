@@ -39,3 +39,8 @@ def day_of(when: datetime) -> date:
     their reader, by the time of last activity.
     """
     return (when.astimezone(UTC) if timezone.is_aware(when) else when).date()
+
+
+def today() -> date:
+    """Return the day of an activity now, see day_of()."""
+    return day_of(timezone.now())

@@ -15,8 +15,9 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from agent_sessions.admin.addresses import address
 from agent_sessions.admin.lists import CappedPaginator
-from agent_sessions.admin.rules import Rows, SessionRules, address
+from agent_sessions.admin.rules import Rows, SessionRules
 from agent_sessions.approvals import find_states
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentSession

@@ -21,7 +21,8 @@ from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from agent_sessions.admin.rules import Rows, SessionRules, address
+from agent_sessions.admin.addresses import address
+from agent_sessions.admin.rules import Rows, SessionRules
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import leave

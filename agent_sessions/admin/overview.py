@@ -20,15 +20,14 @@ from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 
+from agent_sessions.admin.addresses import link, registered
 from agent_sessions.admin.layout import grouped
 from agent_sessions.admin.rules import (
     MOST_ASKED,
     SessionRules,
     database,
     has_own,
-    link,
     narrowed,
-    registered,
 )
 from agent_sessions.admin.runs import AgentRunAdmin, waiting_text
 from agent_sessions.approvals import waiting

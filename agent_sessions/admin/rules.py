@@ -13,20 +13,20 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
-from django.contrib.admin.exceptions import NotRegistered
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.utils import quote, unquote
+from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import BadRequest, PermissionDenied
 from django.core.paginator import Paginator
 from django.db import router
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponseBase
 from django.template.response import SimpleTemplateResponse
-from django.urls import URLPattern, reverse
+from django.urls import URLPattern
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
+from agent_sessions.admin.addresses import as_key
 from agent_sessions.admin.layout import grouped
 from agent_sessions.admin.lists import (
     REGEX,
@@ -52,8 +52,6 @@ else:
 
 # Rows that a project's hook is asked for where rows are counted.
 MOST_ASKED = 1_000
-# What every database can store as a key.
-MAX_KEY = 2**63 - 1
 
 Rows = QuerySet[AgentSession]
 
@@ -79,14 +77,6 @@ def may(request: HttpRequest, right: str, model: str = "agentsession") -> bool:
     return request.user.has_perm(f"agent_sessions.{right}_{model}")
 
 
-def registered(model_admin: Any, model: type[Model]) -> Any:
-    """Return the ModelAdmin that the same site has for a model, or None."""
-    try:
-        return model_admin.admin_site.get_model_admin(model)
-    except NotRegistered:
-        return None
-
-
 def hides(model_admin: Any, request: HttpRequest, row: Any) -> bool:
     """Return whether a hook refuses one row to someone who may view others."""
     view = model_admin.has_view_permission
@@ -107,36 +97,6 @@ def narrowed(model_admin: Any, request: HttpRequest) -> QuerySet[Any] | None:
     rows: QuerySet[Any] = model_admin.get_queryset(request).order_by()
     plain = AgentSession.objects.all().query
     return None if rows.query.where == plain.where else rows
-
-
-def address(model_admin: Any, page: str, *args: Any) -> str:
-    """Return the address of a page of a ModelAdmin."""
-    opts = model_admin.opts
-    name = f"{model_admin.admin_site.name}:{opts.app_label}_{opts.model_name}_{page}"
-    return reverse(name, args=[quote(arg) for arg in args])
-
-
-def link(
-    model_admin: Any, request: HttpRequest, model: type[Model], row: Any = None
-) -> str:
-    """Return the address of a row's page on the same site, or of the model's list.
-
-    It is "" for those who may not see it, and where the site leaves the model out.
-    """
-    other = registered(model_admin, model)
-    if other is None or not other.has_view_permission(request, row):
-        return ""
-    if row is None:
-        return address(other, "changelist")
-    return address(other, "change", row.pk)
-
-
-def as_key(text: str) -> int | None:
-    """Read a key or position in an address; None if no database can hold it."""
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
-        return None
-    number = int(text)
-    return number if number <= MAX_KEY else None
 
 
 def _guarded_view(view: Any) -> Any:

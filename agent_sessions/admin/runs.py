@@ -16,6 +16,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
+from agent_sessions.admin.addresses import link, registered
 from agent_sessions.admin.layout import grouped, how_long, in_words, lay_out
 from agent_sessions.admin.lists import StartedFilter
 from agent_sessions.admin.reading import History
@@ -26,10 +27,8 @@ from agent_sessions.admin.rules import (
     database,
     has_own,
     hides,
-    link,
     may,
     narrowed,
-    registered,
 )
 from agent_sessions.admin.transcript import PAGE_LENGTH, item_url, owner_url
 from agent_sessions.approvals import find_open

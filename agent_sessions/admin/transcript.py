@@ -9,16 +9,10 @@ from urllib.parse import urlencode
 from django.contrib.auth import get_user_model
 from django.http import Http404, HttpRequest, HttpResponse
 
+from agent_sessions.admin.addresses import MAX_KEY, address, as_key, link, registered
 from agent_sessions.admin.layout import grouped, in_words, lay_out
 from agent_sessions.admin.reading import History
-from agent_sessions.admin.rules import (
-    MAX_KEY,
-    SessionRules,
-    address,
-    as_key,
-    link,
-    registered,
-)
+from agent_sessions.admin.rules import SessionRules
 from agent_sessions.approvals import find_states
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.items import clean_text
