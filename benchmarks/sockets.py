@@ -37,6 +37,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sockets", type=int, default=500, help="of all conversations")
     parser.add_argument("--words", type=int, default=200, help="of one answer")
     parser.add_argument("--pace", type=float, default=0.1, help="seconds between words")
+    parser.add_argument(
+        "--ramp", type=float, default=10, help="seconds over which the runs start"
+    )
     parser.add_argument("--items", type=int, default=5000, help="of the long session")
     parser.add_argument(
         "--rounds", type=int, default=3, help="of both consumers, in turns"
@@ -264,6 +267,7 @@ async def crowd(
         ]
         for number, (session_id, opened) in enumerate(groups):
             await opened[0].send(run_frame(session_id, f"r-{time.time_ns()}-{number}"))
+            await asyncio.sleep(options.ramp / options.runs)
         async with asyncio.timeout(options.words * options.pace * 5 + 60):
             await asyncio.gather(*listening)
         if way == "ours":

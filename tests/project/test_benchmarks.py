@@ -146,7 +146,7 @@ def test_the_benchmark_of_sockets_loses_no_word() -> None:
         [
             *(sys.executable, "-m", "benchmarks.sockets"),
             *("--runs", "2", "--sockets", "4", "--words", "5"),
-            *("--items", "20", "--rounds", "1"),
+            *("--items", "20", "--rounds", "1", "--ramp", "0"),
         ],
         cwd=ROOT,
         capture_output=True,
