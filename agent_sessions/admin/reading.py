@@ -120,6 +120,11 @@ class History:
         found += here.order_by("first_position", "pk")[:RUNS]
         found.sort(key=lambda run: (run.first_position or 0, run.pk))
 
+        current = (each for each in self.branches if each.pk == self.row.branch_id)
+        shown = self.chosen or next(current, None)
+        if shown is not None and shown.parent_id is None:
+            return [run for run in found if run.branch_id == shown.pk]
+
         def written(branches: Branches) -> list[AgentRun]:
             # Branches count on from their forks, so positions alone don't tell.
             branch = branches.current()

@@ -96,7 +96,7 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
         """Find sessions by an index, or among the newest: the first 1,000."""
         newest = rows.select_related(None).order_by("-active_on", "-pk")
         if path == _owner():
-            users = get_user_model()._default_manager.using(rows.db)
+            users = get_user_model()._base_manager.using(rows.db)
             name = f"{get_user_model().USERNAME_FIELD}__in"
             return Q(
                 user_id__in=list(
