@@ -73,13 +73,13 @@ class Directory:
 
         With IN instead of = PostgreSQL may join all rows to it.
         """
-        return Subquery(self.rows(key).values("pk"))
+        return Subquery(self.rows(key).values("pk")[:1])
 
     def branches(self, key: SessionKey) -> QuerySet[Branch]:
         """Return the branch that a key means, as a query set of at most one row."""
         branches = Branch._base_manager.using(self.using)
         if key.branch is None:
-            return branches.filter(pk=Subquery(self.rows(key).values("branch_id")))
+            return branches.filter(pk=Subquery(self.rows(key).values("branch_id")[:1]))
         return branches.filter(
             session_id=self.pk_of(key),
             name=key.branch,

@@ -54,7 +54,7 @@ class Lineages:
         """Return a branch's segments, newest first."""
         if branch_id not in self._families:
             branches = Branch._base_manager.using(self.using)
-            session = branches.filter(pk=branch_id).values("session_id")
+            session = branches.filter(pk=branch_id).values("session_id")[:1]
             rows = branches.filter(session_id=Subquery(session))
             self._families |= family(
                 rows.values_list("pk", "parent_id", "fork_position")
