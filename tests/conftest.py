@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import wraps
 from inspect import iscoroutinefunction
@@ -47,6 +48,12 @@ settings.load_profile("suite")
 _IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 _DATABASE_FIXTURES = {"db", "transactional_db", "django_db_reset_sequences"}
 _not_run = pytest.StashKey[dict[str, list[pytest.Item]]]()
+
+
+def pytest_configure() -> None:
+    # A shell has what it starts in the background ignore Ctrl-C, and so would the
+    # commands that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(

@@ -66,7 +66,7 @@ def read_arguments(given: Sequence[Any], named: dict[str, Any]) -> Arguments:
         raise TypeError("Give the session to encrypt, as inner_session.")
     if not isinstance(found.get("session_id", ""), str):
         raise TypeError("session_id is a str, or None for the inner session's own.")
-    _check_number("lifetime", found.get("lifetime", 0), 0, int | float)
+    _check_number("lifetime (or ttl)", found.get("lifetime", 0), 0, int | float)
     _check_number("max_scan_items", found.get("max_scan_items", 1), 1, int)
     return found  # type: ignore[return-value]
 

@@ -111,12 +111,13 @@ def test_hooks_on_what_is_no_session_of_ours(session: Any) -> None:
 
 
 def test_hooks_find_the_session_within_one_that_compacts() -> None:
+    client = AsyncOpenAI(api_key="none")
     session, key = get_session("s"), Fernet.generate_key()
-    compacting = OpenAIResponsesCompactionSession(
-        "s", session, client=AsyncOpenAI(api_key="none")
-    )
-    for given in (session, compacting, EncryptedSession(compacting, key)):
-        assert SessionHooks(given).session is session
+    encrypted = EncryptedSession(session, key)
+    for inner in (session, encrypted):
+        outer = OpenAIResponsesCompactionSession("s", inner, client=client)
+        for given in (inner, outer):
+            assert SessionHooks(given).session is inner
 
 
 @pytest.mark.parametrize(
