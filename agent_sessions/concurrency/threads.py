@@ -195,15 +195,22 @@ class DatabaseThreads:
     def close(self) -> None:
         """End the threads and close their connections; later calls make new ones."""
         with self._lock:
-            inherited = self._pid != os.getpid()
-            pools, seats = (self._pool, self._lender), self._seats
-            self._forget()
-        if inherited:
-            return
+            if self._pid != os.getpid():
+                self._forget()
+                return
+            pools = (self._pool, self._lender)
+            self._pool = self._lender = None
         for pool in pools:
             if pool is not None:
                 pool.shutdown(wait=True)
-        _close_all(seats.values())
+        # Only now: what was under way may have opened connections.
+        with self._lock:
+            ended = [thread for thread in self._seats if not thread.is_alive()]
+            seats = [self._seats.pop(thread) for thread in ended]
+        for seat in seats:
+            # here() may still use it.
+            with seat.lock:
+                _close_all([seat])
 
     def before_fork(self) -> None:
         """Hold back new calls, wait for those under way, and close files of SQLite.
@@ -220,7 +227,10 @@ class DatabaseThreads:
             if seat.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 self._held.append(seat)
         if len(self._held) == len(seats) and self._pid == os.getpid():
-            _close_all(each for each in seats if _is_sqlite(each.connection))
+            # Its transaction goes on.
+            mine = self._seats.get(threading.current_thread())
+            found = (each for each in seats if each is not mine)
+            _close_all(each for each in found if _is_sqlite(each.connection))
 
     def after_fork(self, *, in_child: bool) -> None:
         """Allow calls again; by its pid a child knows that it needs new threads."""

@@ -247,3 +247,74 @@ def test_a_fork_waits_for_a_call_under_way_and_holds_up_the_next(
 
     asyncio.run(main())
     assert seen == ["x"]
+
+
+_BEGIN = """
+import asyncio, os, threading
+import django
+django.setup()
+from django.db import connections, transaction
+from agent_sessions.concurrency.threads import ConnectionPolicy, DatabaseThreads
+from agent_sessions.models import AgentSession
+pool = DatabaseThreads("default", ConnectionPolicy(size=1))
+sessions = AgentSession.objects
+"""
+
+_CLOSING = """
+asyncio.run(pool.run(sessions.count))
+begun, go_on = threading.Event(), threading.Event()
+
+def read(connection):
+    begun.set()
+    assert go_on.wait(10)
+    cursor = connection.connection.cursor()
+    cursor.execute("SELECT 1")
+    return cursor.fetchone()[0]
+
+found = []
+reading = threading.Thread(target=lambda: found.append(pool.here(read)))
+reading.start()
+assert begun.wait(10)
+closing = threading.Thread(target=pool.close)
+closing.start()
+closing.join(0.1)
+go_on.set()
+reading.join()
+closing.join()
+print(found)
+"""
+
+_FORKING = """
+def write():
+    with transaction.atomic():
+        sessions.create(backend="default", session_id="before")
+        if not (child := os.fork()):
+            os._exit(0)
+        os.waitpid(child, 0)
+        sessions.create(backend="default", session_id="after")
+
+asyncio.run(pool.finish(write))
+print([sessions.count()])
+sessions.all().delete()
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        pytest.param(_CLOSING, "[1]", id="a close beside a read"),
+        pytest.param(_FORKING, "[2]", id="a fork in a transaction"),
+    ],
+)
+def test_a_connection_in_use_stays_open(
+    source: str, expected: str, database_environment: dict[str, str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _BEGIN + source],
+        env=database_environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == expected, done.stderr[-2000:]
