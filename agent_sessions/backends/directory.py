@@ -152,7 +152,7 @@ class Directory:
         if count is not None:
             columns["item_count"] = count
         elif added:
-            # Never below 0 on the way: MariaDB's column has no sign.
+            # Never below 0: a process may have been killed before it added its own.
             columns["item_count"] = Greatest(F("item_count"), -added) + added
         if title:
             field = AgentSession._meta.get_field("title")

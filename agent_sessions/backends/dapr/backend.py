@@ -69,6 +69,7 @@ class DaprBackend(RemoteBackend):
             self._home.is_here()
         self._knows_health_timeout = "health_timeout" in options
         ttl = self.read_ttl()
+        self.trims = ttl is not None
         self._rules = Rules(
             self.read_whole("segment_size", 1, 1000),
             None if ttl is None else max(1, int(ttl.total_seconds())),

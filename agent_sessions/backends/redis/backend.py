@@ -93,7 +93,7 @@ class RedisBackend(RemoteBackend):
         self.ttl_ms = 0 if ttl is None else max(ttl // timedelta(milliseconds=1), 1)
         limited = self.options["max_items"] is not None
         self.max_items = self.read_whole("max_items", 1) if limited else 0
-        self.trims = limited
+        self.trims = limited or ttl is not None
         client = self.options["client"]
         self.given: GivenClient | None = None
         if client is not None and not callable(client):

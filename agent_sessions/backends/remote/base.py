@@ -57,7 +57,7 @@ class RemoteBackend(ListedBackend):
     # Whether the store tells how many items there are. Else a row is corrected where a
     # history was read whole.
     tells_counts: ClassVar[bool] = True
-    # Whether an append may drop older items, so that counts can't be added up.
+    # Whether the store may drop older items by itself, so that counts can't be added up.
     trims = False
     # The id of the errors about values of its options.
     check_id: ClassVar[str] = "agent_sessions.E008"

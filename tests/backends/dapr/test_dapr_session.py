@@ -290,6 +290,22 @@ async def test_a_chat_over_a_websocket(dapr_server: DaprSidecar) -> None:
 
 
 @pytest.mark.django_db
+def test_what_has_expired_is_not_counted(dapr_server: DaprSidecar) -> None:
+    setting = {
+        "default": {
+            "BACKEND": "agent_sessions.backends.dapr.DaprBackend",
+            "OPTIONS": {"store_name": STORE, "ttl": 60},
+        }
+    }
+    with override_settings(AGENT_SESSIONS=setting):
+        session = get_session("s").sync
+        session.add_items(says("a", "b"))  # type: ignore[arg-type]
+        dapr_server.records.clear()
+        session.add_items(says("c"))  # type: ignore[arg-type]
+        assert AgentSession.objects.get(session_id="s").item_count == 1
+
+
+@pytest.mark.django_db
 def test_a_run_that_loses_its_lease_in_mid_write_is_refused(
     dapr_server: DaprSidecar,
 ) -> None:

@@ -23,13 +23,14 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from redis.crc import key_slot
 
-from agent_sessions import RedisSession
+from agent_sessions import RedisSession, get_session
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.redis import RedisBackend, scripts
 from agent_sessions.backends.redis.errors import CallTooLate
 from agent_sessions.backends.redis.scripts import Names
 from agent_sessions.exceptions import InvalidBackend, LeaseLost, StorageError
 from agent_sessions.items import decode, encode_batch
+from agent_sessions.models import AgentSession
 from tests.servers import Server
 from tests.servers.redis import url
 
@@ -527,6 +528,28 @@ async def test_a_fixed_ttl_counts_from_the_first_write(
     assert all(50_000 < left <= 60_000 for left in _times(link, session))
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize("options", [{"ttl": 60}, {"max_items": 1}])
+def test_the_row_counts_no_items_that_are_gone(
+    place: str, link: redis.Redis, options: dict[str, Any]
+) -> None:
+    setting = {
+        "default": {
+            "BACKEND": "agent_sessions.backends.redis.RedisBackend",
+            "OPTIONS": {"url": place, **options},
+        }
+    }
+    with override_settings(AGENT_SESSIONS=setting):
+        session = get_session(uuid.uuid4().hex)
+        session.sync.add_items(MESSAGES)
+        if "ttl" in options:
+            # As when they expire.
+            link.delete(*store(session).names(session.key).keys)
+        session.sync.add_items(MESSAGES[:1])
+        row = AgentSession.objects.get(session_id=session.session_id)
+        assert row.item_count == 1
+
+
 async def test_without_a_ttl_nothing_expires(place: str, link: redis.Redis) -> None:
     session = open_session(place)
     await session.add_items(MESSAGES)
@@ -779,7 +802,7 @@ async def test_close_lets_idle_connections_go(place: str, link: redis.Redis) -> 
 def test_no_setting_of_django_is_needed(place: str) -> None:
     source = f"""
 import asyncio
-from agent_sessions import RedisSession
+from agent_sessions import RedisSession, get_session
 session = RedisSession.from_url("{uuid.uuid4().hex}", {place!r})
 async def main():
     await session.add_items([{{"role": "user", "content": "hi"}}])
