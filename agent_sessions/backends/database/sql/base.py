@@ -53,6 +53,8 @@ class Statements:
     """Statements in the SQL that SQLite speaks; other databases override some."""
 
     same_owner = "{s}.user_id IS %s"
+    # A further condition for an append.
+    sees_branch = ""
     # Holds the session's row to the transaction's end, in a statement of its own: with
     # a delete in the same one, concurrent pops would look for their row before they
     # hold the lock, and find none.
@@ -329,6 +331,7 @@ class Statements:
             f"updated_at = %s, {day}"
             "title = CASE WHEN title = '' THEN %s ELSE title END "
             f"WHERE {self.owned}{fence}{branch}"
+            + self.sees_branch.format(s=self.session, b=self.branch)
         )
 
     def insert(

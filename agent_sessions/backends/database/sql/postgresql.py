@@ -37,6 +37,12 @@ class PostgreSQLStatements(Statements):
 
     same_owner = "{s}.user_id IS NOT DISTINCT FROM %s"
     encoded_data = "data"
+    # A statement that has waited for the row finds it as it is now, but no branch that
+    # was made meanwhile: it counts nothing, and the next one finds both.
+    sees_branch = (
+        " AND ({s}.branch_id IS NULL OR "
+        "(SELECT {b}.id FROM {b} WHERE {b}.id = {s}.branch_id) IS NOT NULL)"
+    )
     locking = "SELECT id, branch_id FROM {s} WHERE {owned} FOR UPDATE"
     writes_all_indexes = False
 
@@ -139,6 +145,11 @@ class PostgreSQLStatements(Statements):
     ) -> None:
         if not hasattr(cursor.cursor, "copy"):
             # psycopg2, which copies from files only.
+            super().insert_rows(cursor, rows)
+            return
+        cursor.execute("SELECT row_security_active(%s::regclass)", [self.item])
+        if cursor.fetchone()[0]:
+            # COPY is refused then.
             super().insert_rows(cursor, rows)
             return
         with (
