@@ -107,7 +107,7 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
             found = Q(pk__in=())
             for term in terms:
                 # As LIKE finds them, which takes no index on SQLite.
-                found |= Q(session_id__gte=term, session_id__lte=f"{term}\U0010ffff")
+                found |= Q(session_id__gte=term, session_id__lt=_after(term))
             keys = rows.select_related(None).filter(found).order_by("session_id")
             return Q(pk__in=list(keys.values_list("pk", flat=True)[:FOUND]))
         if path == "title":
@@ -162,6 +162,16 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
 
 def _owner() -> str:
     return f"user__{get_user_model().USERNAME_FIELD}__exact"
+
+
+def _after(term: str) -> str:
+    """Return the first text that comes after all that begin with a term.
+
+    Its characters are like those of the term: connections to MariaDB and MySQL may be
+    set to fewer than all.
+    """
+    last = ord(term[-1]) + 1
+    return term[:-1] + chr(0xE000 if last == 0xD800 else min(last, 0x10FFFF))
 
 
 def _plain(text: str) -> str:

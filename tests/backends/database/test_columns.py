@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import connection, connections, transaction
+from django.test import Client
+from django.urls import reverse
 from pytest_django import DjangoDbBlocker
 
 from agent_sessions import DjangoSession, sessions
@@ -259,3 +262,26 @@ def test_owners_of_keys_and_of_pending_clears_are_told_apart() -> None:
         PendingClear.objects.create(backend="b", session_id="s", owner=owner)
     assert SessionSecret.objects.filter(owner="a").count() == 1
     assert PendingClear.objects.filter(owner="A").count() == 1
+
+
+@on_mariadb
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("charset", ["utf8mb3", "latin1"])
+def test_the_admin_finds_ids_on_a_connection_of_fewer_characters(charset: str) -> None:
+    say(DjangoSession("room 1"), "one")
+    say(DjangoSession("ROOM 2"), "two")
+    client = Client()
+    client.force_login(get_user_model().objects.create_superuser("root"))
+    options = connection.settings_dict["OPTIONS"]
+    before = options["charset"]
+    connection.close()
+    options["charset"] = charset
+    try:
+        response = client.get(
+            reverse("admin:agent_sessions_agentsession_changelist"), {"q": "room"}
+        )
+    finally:
+        options["charset"] = before
+        connection.close()
+    found_ids = [row.session_id for row in response.context["cl"].result_list]
+    assert found_ids == ["room 1"]
