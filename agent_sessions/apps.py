@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from django.apps import AppConfig
-from django.conf import settings
+from django.apps import AppConfig, apps
+from django.contrib.auth import get_user_model
 from django.core import checks
 from django.core.signals import setting_changed
 from django.db.backends.signals import connection_created
@@ -43,4 +43,20 @@ class AgentSessionsConfig(AppConfig):
         connection_created.connect(remember_connection)
         setting_changed.connect(reset_backends)
         pre_delete.connect(on_delete, sender=AgentSession)
-        pre_delete.connect(finish_later, sender=settings.AUTH_USER_MODEL)
+        user = get_user_model()._meta.concrete_model
+        for model in apps.get_models():
+            # Who deletes a proxy's users names the proxy.
+            if model._meta.concrete_model is user:
+                pre_delete.connect(finish_later, sender=model)
+
+    @staticmethod
+    def keeps_outside(alias: str) -> bool:
+        """Return whether an alias keeps its items elsewhere than in the database."""
+        from agent_sessions.backends.wrapping import innermost
+        from agent_sessions.exceptions import AgentSessionError
+        from agent_sessions.handler import sessions
+
+        try:
+            return innermost(sessions[alias]).keeps_outside
+        except AgentSessionError:
+            return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from django.apps import apps
 from django.db import models
 from django.db.models import (
     CASCADE,
@@ -21,6 +22,8 @@ from django.utils import timezone
 
 # The name of UTF-8 on MariaDB and MySQL.
 CHARSET = "utf8mb4"
+# Rows of one query.
+_CHUNK = 100
 
 if TYPE_CHECKING:
     _CharField = models.CharField[str, str]
@@ -135,20 +138,28 @@ def detach(collector: Any, field: Any, sub_objs: Any, using: str) -> None:
         return
     branches = model._meta.get_field("branches").related_model._base_manager
     filled = branches.filter(session_id=OuterRef("pk"), head__gt=0)
-    columns = ("backend", "session_id", field.name)
-    own = list(sub_objs.only(*columns).annotate(own=Exists(filled)))
-    if outside := [row for row in own if not row.own]:
+    # Whole rows: who listens to a deletion may look at any column.
+    found = list(sub_objs.annotate(own=Exists(filled)))
+    # An alias may have kept them in the database before.
+    app: Any = apps.get_app_config(model._meta.app_label)
+    away = {
+        alias for alias in {row.backend for row in found} if app.keeps_outside(alias)
+    }
+    if outside := [row for row in found if not row.own or row.backend in away]:
         CASCADE(collector, field, outside, using)  # type: ignore[arg-type]
-    if not (own := [row for row in own if row.own]):
+    if not (own := [row for row in found if row.own and row.backend not in away]):
         return
     secrets = model._meta.apps.get_model(model._meta.app_label, "SessionSecret")
-    collector.collect(
-        secrets._base_manager.using(using).filter(
-            backend__in={row.backend for row in own},
-            session_id__in=[row.session_id for row in own],
-            owner__in={str(row.user_id) for row in own},
+    # SQLite takes only so many parameters.
+    for start in range(0, len(own), _CHUNK):
+        chunk = own[start : start + _CHUNK]
+        collector.collect(
+            secrets._base_manager.using(using).filter(
+                backend__in={row.backend for row in chunk},
+                session_id__in=[row.session_id for row in chunk],
+                owner__in={str(row.user_id) for row in chunk},
+            )
         )
-    )
     # An id that nobody knows: theirs is free at once.
     name = Concat(Value(f"{uuid.uuid4()}-"), Cast("pk", CharField()))
     changes = {
@@ -156,9 +167,9 @@ def detach(collector: Any, field: Any, sub_objs: Any, using: str) -> None:
         "session_id": name,
         "fence": F("fence") + 1,
     }
-    rows = model._base_manager.using(using).filter(pk__in=[row.pk for row in own])
+    # Rows, not a query: Django updates so many of them at a time.
     for column, value in {**changes, field.name: None}.items():
-        collector.add_field_update(model._meta.get_field(column), value, rows)
+        collector.add_field_update(model._meta.get_field(column), value, own)
 
 
 class _Counted(set[Any]):

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connections, transaction
 
 from agent_sessions import approvals
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
@@ -193,8 +193,9 @@ def finish_later(sender: type[Any] | None = None, *, using: str, **kwargs: Any) 
     A commit takes some seconds for it at most; the next command goes on. It is a
     receiver too: a deleted user's sessions are only taken out of sight.
     """
-    finishing = partial(finish_removals, seconds=COMMIT_SECONDS)
-    transaction.on_commit(finishing, using=using, robust=True)
+    # Once for all users who are deleted in a transaction.
+    if not any(entry[1] is _finish for entry in connections[using].run_on_commit):
+        transaction.on_commit(_finish, using=using, robust=True)
 
 
 def store_of(row: AgentSession) -> tuple[BaseSessionBackend, SessionKey]:
@@ -220,6 +221,10 @@ def is_waiting(row: AgentSession) -> bool:
 
 
 # -- inside ----------------------------------------------------------------------------
+
+
+def _finish() -> None:
+    finish_removals(seconds=COMMIT_SECONDS)
 
 
 def _plain_store(backend: BaseSessionBackend) -> DatabaseBackend | None:

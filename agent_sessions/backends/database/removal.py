@@ -140,8 +140,10 @@ def finish(
     """
     total = 0
     for batch in batches(_removed(engine.using).order_by("pk"), batch_size):
+        if time.monotonic() >= until:
+            break
         pks = [row.pk for row in batch]
-        if len(batch) > 1 and time.monotonic() < until:
+        if len(batch) > 1:
             began = time.monotonic()
             count, pks = engine.run(
                 partial(_delete_short, engine.using, pks, batch_size)
