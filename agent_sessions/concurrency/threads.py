@@ -220,13 +220,16 @@ class DatabaseThreads:
         the parent ends: who closes the file next would throw away what the child writes.
         """
         self._lock.acquire()
+        if self._pid != os.getpid():
+            # What the parent's threads held is never released here.
+            self._forget()
         deadline = time.monotonic() + forks.PATIENCE
         seats = list(self._seats.values())
         for seat in seats:
             # A thread that forks itself holds its own lock, and gets it once more.
             if seat.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 self._held.append(seat)
-        if len(self._held) == len(seats) and self._pid == os.getpid():
+        if len(self._held) == len(seats):
             # Its transaction goes on.
             mine = self._seats.get(threading.current_thread())
             found = (each for each in seats if each is not mine)

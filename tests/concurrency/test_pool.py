@@ -298,15 +298,43 @@ print([sessions.count()])
 sessions.all().delete()
 """
 
+# The first fork gives up waiting for a call, of which the child's own knows nothing.
+_FORKING_AGAIN = """
+import time
+from agent_sessions.concurrency import forks
+
+forks.PATIENCE = 1.0
+begun, go_on = threading.Event(), threading.Event()
+
+def work():
+    begun.set()
+    assert go_on.wait(20)
+
+working = threading.Thread(target=lambda: asyncio.run(pool.run(work)))
+working.start()
+assert begun.wait(10)
+if not (child := os.fork()):
+    began = time.monotonic()
+    if not (grandchild := os.fork()):
+        os._exit(0)
+    os.waitpid(grandchild, 0)
+    os._exit(time.monotonic() - began > forks.PATIENCE)
+late = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+go_on.set()
+working.join()
+print([late])
+"""
+
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
         pytest.param(_CLOSING, "[1]", id="a close beside a read"),
         pytest.param(_FORKING, "[2]", id="a fork in a transaction"),
+        pytest.param(_FORKING_AGAIN, "[0]", id="a fork of a child"),
     ],
 )
-def test_a_connection_in_use_stays_open(
+def test_what_happens_beside_a_connection_in_use(
     source: str, expected: str, database_environment: dict[str, str]
 ) -> None:
     done = subprocess.run(
