@@ -22,6 +22,7 @@ from django.db.models import Count, QuerySet
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.remote.erasure import add_pending, erase_pending
 from agent_sessions.backends.wrapping import forget_key, innermost
+from agent_sessions.concurrency.connections import choosing
 from agent_sessions.exceptions import InvalidBackend, StoreUnavailable
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentSession, Branch, PendingClear
@@ -79,9 +80,13 @@ def on_delete(
     if instance.history_is_cleared or instance.removed_at is not None:
         return
     with suppress(InvalidBackend):
+        backend = sessions[instance.backend]
+        with choosing(using):
+            if backend.directory.using != using:
+                # A move has left the row behind: the session is elsewhere.
+                return
         # In this transaction: an earlier session's key must not serve a later one.
-        key = SessionKey(instance.session_id, instance.user_id)
-        forget_key(sessions[instance.backend], key)
+        forget_key(backend, SessionKey(instance.session_id, instance.user_id))
     if _keeps_outside(instance, using):
         _batch(using).pks.append(add_pending(using, instance).pk)
 

@@ -118,9 +118,10 @@ def foresee(row: AgentSession, how: Removal) -> Outcome:
     """Return what remove_all() would say of a session, and write nothing."""
     if reason := how.why_spared(row):
         return Spared(reason)
-    if not how.keep_turns:
-        return row.item_count
     try:
+        _check_database(row)
+        if not how.keep_turns:
+            return row.item_count
         return count_trimmed(row, how.keep_turns)
     except AgentSessionError as exc:
         return exc
@@ -246,7 +247,7 @@ def _batches(
         with suppress(InvalidBackend):
             backend = sessions[row.backend]
             if _plain_store(backend) is backend and not how.keep_turns:
-                return row.backend
+                return row.backend, row._state.db
         return row.pk
 
     for _, group in groupby(rows, kind):
@@ -255,6 +256,7 @@ def _batches(
 
 def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:
     """Remove sessions of one backend. Raises what their store raises."""
+    _check_database(batch[0])
     if how.keep_turns:
         return {batch[0].pk: trim(batch[0], how.keep_turns, how)}
     found: dict[int, Outcome] = {}
@@ -281,6 +283,20 @@ def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:
     elif (row := rows.first()) is not None and may_go(row):
         found[row.pk] = _remove_outside(backend, key, row, delete=how.delete)
     return found
+
+
+def _check_database(row: AgentSession) -> None:
+    """Raise AgentSessionError if the row is in another database than its backend's.
+
+    The backend would remove what has the same key in its own.
+    """
+    using = sessions[row.backend].directory.using
+    if row._state.db != using:
+        raise AgentSessionError(
+            f"Its row is in the database {row._state.db!r}, but the alias "
+            f"{row.backend!r} has its sessions in the database {using!r} now. Delete "
+            "rows that a move has left behind by yourself."
+        )
 
 
 def _remove_outside(

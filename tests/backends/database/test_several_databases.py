@@ -6,15 +6,17 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connections
 from django.test import Client, override_settings
 from django.urls import reverse
+from django.utils import timezone
 from pytest_django import DjangoDbBlocker
 
 from agent_sessions import checks as our_checks
@@ -22,7 +24,7 @@ from agent_sessions import get_session, sessions
 from agent_sessions.admin.overview import gather
 from agent_sessions.doctor import examine
 from agent_sessions.handler import DATABASE_BACKEND
-from agent_sessions.models import AgentRun, AgentSession, SessionItem
+from agent_sessions.models import AgentRun, AgentSession, PendingClear, SessionItem
 from tests.support.admin_pages import LIST, page, url
 
 OVERVIEW = "admin:agent_sessions_agentsession_overview"
@@ -278,3 +280,46 @@ class TestAnotherDatabaseThanTheUsers:
 def remove_connection(alias: str) -> None:
     connections[alias].close()
     del connections[alias]
+
+
+def left_behind(row: AgentSession) -> AgentSession:
+    """Make the row that is still where a session's tables were copied from."""
+    old = timezone.now() - timedelta(days=60)
+    return AgentSession.objects.using("default").create(
+        pk=row.pk, session_id=row.session_id, updated_at=old, active_on=old.date()
+    )
+
+
+def moved(backend: str, **options: Any) -> Any:
+    options["database"] = "agents"
+    aliases = {"default": {"BACKEND": backend, "OPTIONS": options}}
+    return override_settings(AGENT_SESSIONS=aliases)
+
+
+@pytest.mark.django_db(databases="__all__")
+@pytest.mark.parametrize("how", [("--delete",), (), ("--dry-run",)])
+def test_a_clear_of_what_a_move_has_left_behind_touches_no_other_database(
+    how: tuple[str, ...],
+) -> None:
+    with moved(DATABASE_BACKEND):
+        session: Any = get_session("chat").sync
+        session.add_items([{"role": "user", "content": "one"}])
+        left_behind(AgentSession.objects.using("agents").get())
+        err = io.StringIO()
+        with pytest.raises(CommandError):
+            call_command(
+                "clear_agent_sessions",
+                *("--older-than", "30d", "--no-input", *how),
+                stdout=io.StringIO(),
+                stderr=err,
+            )
+        assert "in the database 'agents'" in err.getvalue()
+        assert len(session.get_items()) == 1
+
+
+@pytest.mark.django_db(databases="__all__")
+def test_who_deletes_it_removes_nothing_from_the_store() -> None:
+    with moved("agent_sessions.backends.redis.RedisBackend", url="redis://[::1]:1/0"):
+        row = left_behind(AgentSession(pk=1, session_id="chat"))
+        row.delete()
+        assert not PendingClear.objects.using("default").exists()
