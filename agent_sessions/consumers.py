@@ -356,6 +356,9 @@ class AgentConsumer(GuardedSocket):
             )
             if not run_id or (here is not None and here.run_id == run_id):
                 continue
+            if not self.listener.is_idle:
+                # The end may be on its way to a slow client.
+                continue
             limit = self.limits.stale_after
             if not await self.manager.goes_on(self.conversation, run_id, limit):
                 self.listener.give_up()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from agent_sessions.agui import LAST, OpenRun, merge
+from agent_sessions.agui import LAST, SYNC_PREFIX, OpenRun, merge
 from agent_sessions.backends.leases import this_process
 from agent_sessions.runs.setup import Conversation
 
@@ -273,13 +273,16 @@ class Subscription:
         self._queue.clear()
         self._wake.set()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has taken all that there is to tell."""
+        return not self._queue and not self.lagging
+
     async def get(self) -> Frame | None:
         """Wait for the next frame; None says that the listener lags."""
         while True:
-            # Where a run begins within another, the end of that one was lost.
-            if self._queue and self.open.run_id:
-                self.lagging |= self._queue[0].event["type"] == "RUN_STARTED"
-            if self.lagging:
+            if self.lagging or (self._queue and not self._may_follow(self._queue[0])):
+                self.lagging = True
                 return None
             if self._queue:
                 self.last = self._queue.popleft()
@@ -287,6 +290,17 @@ class Subscription:
                 return self.last
             self._wake.clear()
             await self._wake.wait()
+
+    def _may_follow(self, frame: Frame) -> bool:
+        """Return whether a frame is the next one of what has been heard.
+
+        Where a run begins within another, the end of that one was lost. What comes
+        from another process may also be late: after its run's end was told by the rows.
+        """
+        if frame.event["type"] == "RUN_STARTED":
+            return not self.open.run_id
+        is_apart = frame.run_id.startswith(SYNC_PREFIX)
+        return is_apart or frame.run_id == self.open.run_id
 
 
 logger = logging.getLogger("agent_sessions.runs")

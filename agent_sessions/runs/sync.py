@@ -187,9 +187,10 @@ async def read_rest(
         if not going_on:
             asked = pending(conversation.backend, conversation.key, conversation.pk)
         runs = newest(conversation.using, conversation.pk)
-        run = runs.filter(run_id=told.run_id) if told.run_id else runs
+        within = "" if told.run_id.startswith(SYNC_PREFIX) else told.run_id
+        run = runs.filter(run_id=within) if within else runs
         interrupts = [] if asked is None else asked.interrupts
-        end = _end_of(conversation, run.first(), told.run_id, interrupts)
+        end = _end_of(conversation, run.first(), within, interrupts)
         return interrupts, end, row.run_id if row is not None and going_on else None
 
     rows = await conversation.backend.threads.run(read)
@@ -207,14 +208,15 @@ def _end_of(
     Without `run_id` the event ends the telling of what lies at rest.
     """
     status = None if run is None else run.status
-    if status in {Status.FAILED, Status.INTERRUPTED} or (run_id and run is None):
+    outcome: dict[str, Any] = {"type": "success"}
+    if interrupts:
+        # Also those of a later run: a page asks what the last event says.
+        outcome = {"type": "interrupt", "interrupts": interrupts}
+    elif status in {Status.FAILED, Status.INTERRUPTED} or (run_id and run is None):
         # Without a row it was deleted, with all of the session.
         code = (run.error_code or "internal") if run else "interrupted"
         failed = run.run_id if run else run_id
         return run_error(code, message_for(code), run_id=failed)
-    outcome: dict[str, Any] = {"type": "success"}
-    if interrupts and status == Status.WAITING:
-        outcome = {"type": "interrupt", "interrupts": interrupts}
     elif run_id and status != Status.COMPLETED:
         outcome = {"type": "cancelled"}
     return run_finished(conversation.session_id, run_id, outcome)
@@ -235,15 +237,15 @@ def fresh_resting(
     messages, before = shown(rest.page, options)
     messages = add_pending_calls(messages, rest.interrupts, options)
     told_now = snapshot(messages, before=before)
+    run_id = told.run_id or f"{SYNC_PREFIX}{uuid.uuid4().hex[:12]}"
+    end = {**rest.end, "runId": run_id} if "runId" in rest.end else rest.end
     events: list[Event] = []
     if told.run_id:
-        events = [*told.ends(), told_now, rest.end]
+        events = [*told.ends(), told_now, end]
     if running is not None:
         started = run_started(conversation.session_id, running)
         events += [started, told_now]
     elif not told.run_id:
-        run_id = f"{SYNC_PREFIX}{uuid.uuid4().hex[:12]}"
-        end = {**rest.end, "runId": run_id} if "runId" in rest.end else rest.end
         events = [run_started(conversation.session_id, run_id), told_now, end]
     return _apart(events)
 

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_sessions import get_session
-from agent_sessions.agui import OpenRun
+from agent_sessions.agui import OpenRun, StreamOptions
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.runs import RunLimits
-from agent_sessions.runs.log import EventLog
+from agent_sessions.runs import Conversation, RunLimits, get_run_manager
+from agent_sessions.runs.log import EventLog, Frame, Subscription
 from agent_sessions.runs.sync import replay
+from tests.runs.test_runs import cashier
 from tests.support.agui_validator import SequenceChecker
 from tests.support.chat import Socket, text_of
 from tests.support.gated import gated
@@ -248,3 +249,75 @@ def test_a_replay_knows_what_is_open_at_its_offset() -> None:
     assert told is not None
     assert told.run_id == "r"
     assert told.ends() == [{"type": "TEXT_MESSAGE_END", "messageId": "m-1"}]
+
+
+# -- a listener that goes on from the rows -----------------------------------------------
+
+
+async def told(listener: Subscription, found: Conversation) -> list[dict[str, Any]]:
+    """Bring a listener that lags up to date, and return the events."""
+    await get_run_manager().sync(
+        found,
+        listener,
+        offset=None,
+        options=StreamOptions(),
+        stale_after=60,
+        begins=False,
+    )
+    events = []
+    while not listener.is_idle:
+        frame = await listener.get()
+        assert frame is not None
+        events.append(frame.event)
+    return events
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_what_is_told_of_the_rest_goes_on_after_a_gap() -> None:
+    """A page is told no failure of the run that only tells it what is there."""
+    user, session_id = await conversation()
+    found = await Conversation.find(session_id, user=user)
+    listener = Subscription()
+    listener.give_up()
+    started, *_ = await told(listener, found)
+    listener.open.follow(started)
+    listener.give_up()
+    snapshot, end = await told(listener, found)
+    assert snapshot["type"] == "MESSAGES_SNAPSHOT"
+    assert (end["runId"], end["outcome"]) == (started["runId"], {"type": "success"})
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_what_comes_after_an_end_that_the_rows_have_told_is_left_out() -> None:
+    """The rows say that a run is over before its last frames arrive."""
+    user, session_id = await conversation()
+    found = await Conversation.find(session_id, user=user)
+    listener = Subscription()
+    for number, event in enumerate([START, *message("m-1", "a")[:2]], 1):
+        listener.put_remote(Frame("r", number, event))
+        assert await listener.get() is not None
+    listener.give_up()
+    kinds = [event["type"] for event in await told(listener, found)]
+    assert kinds == ["TEXT_MESSAGE_END", "MESSAGES_SNAPSHOT", "RUN_ERROR"]
+    listener.put_remote(Frame("r", 4, message("m-1")[-1]))
+    assert await listener.get() is None
+    # What it is told instead is a legal run.
+    events = await told(listener, found)
+    assert [event["type"] for event in events[::2]] == ["RUN_STARTED", "RUN_FINISHED"]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_an_approval_of_the_next_run_is_told_with_the_end_of_the_last() -> None:
+    user, session_id = await conversation()
+    found = await Conversation.find(session_id, user=user)
+    row = {"session_id": found.pk, "status": "completed"}
+    await AgentRun.objects.acreate(run_id="r-1", **row)
+    async with Socket(session_id, user, cashier()) as tab:
+        await tab.say("r-2", "Refund order 42")
+        asked = (await tab.to_end())[-1]["outcome"]
+    listener = Subscription()
+    listener.open.follow({**START, "runId": "r-1"})
+    listener.give_up()
+    end = (await told(listener, found))[-1]
+    assert end["runId"] == "r-1"
+    assert end["outcome"] == asked

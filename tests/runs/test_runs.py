@@ -335,7 +335,8 @@ async def test_the_heartbeat_notices_a_lost_lease() -> None:
 
 async def test_frames_of_another_process_are_followed_from_their_start() -> None:
     listener = Subscription()
-    for number in (1, 2, 2, 3):
+    listener.put_remote(Frame("r", 1, {"type": "RUN_STARTED", "runId": "r"}))
+    for number in (2, 2, 3):
         listener.put_remote(Frame("r", number, {"type": "CUSTOM"}))
     numbers = [(await listener.get()).number for _ in range(3)]  # type: ignore[union-attr]
     assert numbers == [1, 2, 3]

@@ -134,3 +134,23 @@ async def test_an_old_run_that_is_sent_again_waits_for_the_open_one() -> None:
         # The history tells what it said, as its log is gone.
         kinds = [event["type"] for event in await tab.to_end()]
         assert kinds == ["RUN_STARTED", "MESSAGES_SNAPSHOT", "RUN_FINISHED"]
+
+
+class Slower(AgentConsumer):
+    """Takes longer for a snapshot than between two looks at other processes."""
+
+    async def send(self, *args: Any, **kwargs: Any) -> None:
+        await super().send(*args, **kwargs)
+        if "MESSAGES_SNAPSHOT" in kwargs["text_data"]:
+            await asyncio.sleep(0.3)
+
+
+async def test_a_slow_client_hears_the_end_of_what_it_is_told() -> None:
+    user, session_id = await conversation()
+    speaker, _ = gated("Hello")
+    options: dict[str, Any] = {"consumer": Slower, "recheck_interval": 0.1}
+    async with Socket(session_id, user, speaker, **options) as tab:
+        await tab.sync()
+        events = await tab.to_end()
+    kinds = [event["type"] for event in events]
+    assert kinds == ["RUN_STARTED", "MESSAGES_SNAPSHOT", "RUN_FINISHED"]
