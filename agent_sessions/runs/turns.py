@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from django.utils.module_loading import import_string
+
 from agent_sessions.agui.content import message_text
+from agent_sessions.backends.wrapping import innermost
 from agent_sessions.items.kinds import ENDED_EARLY, OUTPUTS, ended_early, opens_turn
+from agent_sessions.memory import BackendSession
 
 if TYPE_CHECKING:
     from agents import Agent, RunConfig
@@ -139,9 +143,36 @@ async def clear_blocked(
     count = len(items) or len(asked)
     if items and list(map(_said, asked[-count:])) != list(map(_said, items)):
         return
-    for _ in range(count + len(after)):
-        await session.pop_item()
     done = after if any(item.get("type") in OUTPUTS for item in after) else []
-    if action == "redact" or done:
-        note: Any = {"role": "user", "content": BLOCKED_NOTE}
-        await session.add_items([note, *done])
+    note: Any = {"role": "user", "content": BLOCKED_NOTE}
+    left = [note, *done] if action == "redact" or done else []
+    await _replace_newest(session, count + len(after), left)
+
+
+async def _replace_newest(session: Session, count: int, items: list[Any]) -> None:
+    """Put items in the place of the newest ones.
+
+    In the database it is one transaction: tools were called, and a process that dies
+    half-way must not forget that. A session around ours is asked step by step.
+    """
+    own = session if isinstance(session, BackendSession) else None
+    rows = None if own is None else innermost(own.backend).in_database
+    if own is None or rows is None or type(own) is not _kind_of(own):
+        for _ in range(count):
+            await session.pop_item()
+        if items:
+            await session.add_items(items)
+        return
+    store, key = own.backend, own.key
+
+    def replace() -> None:
+        for _ in range(count):
+            store.pop(key)
+        store.append(key, items)
+
+    await store.threads.finish(rows.engine.atomically, replace)
+
+
+def _kind_of(session: BackendSession) -> type:
+    kind: type = import_string(session.backend.session_class)
+    return kind

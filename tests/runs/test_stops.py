@@ -23,7 +23,8 @@ from agents.testing import ScriptedModel, assistant_message, function_call
 from django.core.cache import cache
 
 from agent_sessions import get_session
-from agent_sessions.exceptions import InvalidConsumer
+from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.exceptions import InvalidConsumer, StorageError
 from agent_sessions.items.kinds import ended_early
 from agent_sessions.runs import RunLimits, get_run_manager
 from agent_sessions.transcript import parse
@@ -325,6 +326,36 @@ async def test_what_a_tool_has_done_stays_in_a_blocked_turn(action: Any) -> None
         ("function_call", ""),
         ("function_call_output", ""),
     ]
+
+
+async def test_nothing_is_forgotten_where_a_block_breaks_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a tool has done is taken out and put back: a kill between must lose nothing."""
+    user, session_id = await conversation()
+    agent = caller()
+    agent.output_guardrails.append(refuse_answer)
+
+    def check(items: Any) -> None:
+        if items[0].get("content") == "[blocked]":
+            raise StorageError("killed")
+
+    def fail(store: Any, key: Any, items: Any) -> None:
+        check(items)
+        append(store, key, items)
+
+    async def afail(store: Any, key: Any, items: Any) -> None:
+        check(items)
+        await aappend(store, key, items)
+
+    append, aappend = DatabaseBackend.append, DatabaseBackend.aappend
+    monkeypatch.setattr(DatabaseBackend, "append", fail)
+    monkeypatch.setattr(DatabaseBackend, "aappend", afail)
+    async with Socket(session_id, user, agent, blocked_messages="redact") as tab:
+        await tab.say("r-1", "Hi")
+        assert (await tab.to_end())[-1]["code"] == "internal"
+    kinds = [kind for kind, *_ in await items_of(session_id)]
+    assert kinds == ["message", "function_call", "function_call_output"]
 
 
 async def test_a_guardrail_beside_the_run_blocks_what_is_stored_by_then() -> None:
