@@ -44,7 +44,6 @@ from agent_sessions.runs.turns import (
     checks_answers,
     clear_blocked,
     newest_turn,
-    take_up,
 )
 from agent_sessions.times import aware
 from agent_sessions.usage import Spent, remember, since, snapshot, trace_of
@@ -164,7 +163,7 @@ class ActiveRun:
         items = user_items(self.request)
         if state is None and self.lease.is_retry:
             stopped = self.lease.last_status == Status.CANCELLED
-            words, items = await take_up(session, items, was_stopped=stopped)
+            words, items = await self._words.take_up(session, items, stopped=stopped)
             self.goes_on = not items
             if words:
                 await self._restate([] if self.goes_on else self.request.user_messages)
@@ -318,14 +317,14 @@ class ActiveRun:
     async def _keep_words(self) -> None:
         """Store what was said, unless guardrails were still to see it."""
         session, result, setup = self._session, self._result, self.setup
-        if self._lost or session is None or result is None:
-            return
-        if checks_answers(result.current_agent, setup.run_config):
+        if self._lost or session is None:
             return
         marked = innermost(self.conversation.backend).keeps_marks
         try:
+            await self._words.give_back(session)
             # Through what wraps the session, if anything does: it may change items.
-            await self._words.keep(session, marked=marked)
+            if result and not checks_answers(result.current_agent, setup.run_config):
+                await self._words.keep(session, marked=marked)
         except Exception as exc:
             # The run has ended all the same, and its row is to say so.
             logger.info(

@@ -23,32 +23,6 @@ if TYPE_CHECKING:
 BLOCKED_NOTE = "[blocked]"
 
 
-async def take_up(
-    session: Session, items: list[dict[str, Any]], *, was_stopped: bool
-) -> tuple[bool, list[dict[str, Any]]]:
-    """Return what is left to say of a message that a failed run was given before.
-
-    A message that nothing followed is taken back, since the Runner stores it again, and
-    so are the words of an answer that ended early; tell whether there were any. Where
-    its turn came further nothing is left: the run goes on with that turn. Only a person
-    who stopped an answer asks anew by the same words.
-    """
-    asked, after = await newest_turn(session)
-    same = len(items) <= len(asked) and list(map(_said, items)) == list(
-        map(_said, asked[-len(items) :])
-    )
-    if not same or (after and was_stopped and after[-1].get("role") == "assistant"):
-        return False, items
-    words = list(takewhile(ended_early, reversed(after)))
-    for _ in words:
-        await session.pop_item()
-    if len(after) > len(words):
-        return bool(words), []
-    for _ in items:
-        await session.pop_item()
-    return bool(words), items
-
-
 async def newest_turn(session: Session) -> tuple[list[Any], list[Any]]:
     """Read the newest messages of the user that stand together, and what came after."""
     limit, known = 16, -1
@@ -87,6 +61,34 @@ class Words:
         self._said: list[str] = []
         # All answers of the run, by their ids.
         self._texts: dict[str, str] = {}
+        # Messages that were taken back, until the Runner has stored them again.
+        self._asked: list[Any] = []
+
+    async def take_up(
+        self, session: Session, items: list[dict[str, Any]], *, stopped: bool
+    ) -> tuple[bool, list[dict[str, Any]]]:
+        """Return what is left to say of a message that a failed run was given before.
+
+        A message that nothing followed is taken back, since the Runner stores it again,
+        and so are the words of an answer that ended early; tell whether there were any.
+        Where its turn came further nothing is left: the run goes on with that turn.
+        Only a person who stopped an answer asks anew by the same words.
+        """
+        asked, after = await newest_turn(session)
+        same = len(items) <= len(asked) and list(map(_said, items)) == list(
+            map(_said, asked[-len(items) :])
+        )
+        if not same or (after and stopped and after[-1].get("role") == "assistant"):
+            return False, items
+        words = list(takewhile(ended_early, reversed(after)))
+        for _ in words:
+            await session.pop_item()
+        if len(after) > len(words):
+            return bool(words), []
+        self._asked = items
+        for _ in items:
+            await session.pop_item()
+        return bool(words), items
 
     def follow(self, event: Event) -> None:
         """Take in an event of the run."""
@@ -104,8 +106,19 @@ class Words:
 
     def hear(self, event: Any) -> None:
         """Take in an event of the SDK: at a new answer the turn before is stored."""
+        if event.type != "agent_updated_stream_event":
+            self._asked = []
         if event.type == "raw_response_event" and event.data.type == "response.created":
             self._said.clear()
+
+    async def give_back(self, session: Session) -> None:
+        """Store a message that was taken back, if the Runner has not come to that."""
+        if not self._asked:
+            return
+        asked, after = await newest_turn(session)
+        newest = [] if after else asked[-len(self._asked) :]
+        if list(map(_said, newest)) != list(map(_said, self._asked)):
+            await session.add_items(self._asked)
 
     async def keep(self, session: Session, *, marked: bool) -> None:
         """Store what a turn that ends early would leave unsaid, with a mark.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from agents import Agent
+from agents import Agent, GuardrailFunctionOutput, input_guardrail
 from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
 from django.core.cache import cache
 
@@ -115,3 +115,28 @@ async def test_the_same_words_after_a_stopped_answer_ask_anew() -> None:
         await tab.to_end()
     items: list[Any] = list(await get_session(session_id, user=user).get_items())
     assert [item["role"] for item in items] == ["user", "assistant"] * 2
+
+
+async def test_a_retry_that_fails_at_once_forgets_no_message() -> None:
+    """It is taken back for the Runner, which then doesn't come to storing it."""
+    tries = 0
+
+    @input_guardrail(run_in_parallel=False)
+    async def check(*args: Any) -> GuardrailFunctionOutput:
+        nonlocal tries
+        tries += 1
+        if tries == 2:
+            raise RuntimeError("away")
+        return GuardrailFunctionOutput(None, tripwire_triggered=False)
+
+    away = ModelStep.raise_error(RuntimeError("away"))
+    steps: list[Any] = [away, [assistant_message("done")]]
+    model = ScriptedModel(steps)
+    agent: Agent[Any] = Agent(name="a", model=model, input_guardrails=[check])
+    user, session_id = await conversation()
+    async with Socket(session_id, user, agent) as tab:
+        for run_id in ("r-1", "r-2", "r-3"):
+            assert tries < 2 or [t for *_, t in await items_of(session_id)] == ["Hi"]
+            await tab.say(run_id, "Hi")
+            await tab.to_end()
+    assert [text for *_, text in await items_of(session_id)] == ["Hi", "done"]
