@@ -79,7 +79,7 @@ def atomic(using: str) -> Iterator[None]:
     A caller's own transaction goes on after the block, and plans as it did.
     """
     connection = connections[using]
-    is_ours = not connection.in_atomic_block
+    is_ours = not connection.in_atomic_block and connection.get_autocommit()
     with transaction.atomic(using), unprepared(connection):
         if is_ours and is_shared(connection):
             with connection.cursor() as cursor:

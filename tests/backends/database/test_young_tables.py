@@ -16,7 +16,7 @@ import pytest
 from django.db import connection, connections
 from django.test.utils import override_settings
 
-from agent_sessions import sessions
+from agent_sessions import DjangoSession, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.concurrency.connections import unprepared
@@ -277,3 +277,18 @@ def test_a_plan_of_young_tables_reads_little_when_they_have_grown(
         if cost.rows > ROWS
         or cost.buffers > (BUFFERS if call in CALLS else MORE_BUFFERS)
     ] == []
+
+
+@pytest.mark.skipif(DATABASE_KIND != "postgres", reason="PostgreSQL's own words.")
+@pytest.mark.parametrize("items", [1, 600])
+def test_who_manages_transactions_plans_as_before(items: int) -> None:
+    connection.set_autocommit(False)
+    try:
+        said: Any = [{"role": "user", "content": "Hi"}] * items
+        DjangoSession("s").sync.add_items(said)
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW enable_seqscan")
+            assert cursor.fetchone() == ("on",)
+    finally:
+        connection.rollback()
+        connection.set_autocommit(True)

@@ -81,7 +81,8 @@ class PostgreSQLStatements(Statements):
             return super().append(connection, key, batch, now)
         with self.cursor(connection) as cursor:
             # A transaction of its own ends with the statement, and what is set for it.
-            is_set = is_shared(connection) and not connection.in_atomic_block
+            is_ours = connection.autocommit and not connection.in_atomic_block
+            is_set = is_ours and is_shared(connection)
             cursor.execute(*self.append_statement(key, batch, now, is_set=is_set))
             return bool(cursor.rowcount)
 
