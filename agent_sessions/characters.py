@@ -85,7 +85,8 @@ _LINE = _Table("", _UNSEEN, _REPLACEMENT)
 _LINES = _Table("\n\t", _UNSEEN, _REPLACEMENT)
 # A title leaves out what isn't seen.
 _TITLE = _Table("", _UNSEEN - {"Co", "Cn"}, None)
-_TITLE[0x09] = 0x20
+# The blanks among Braille and notes are spaces, though symbols by their category.
+_TITLE.update(dict.fromkeys((0x09, 0x2800, 0x1D159), 0x20))
 _NEWLINES = re.compile(r"\r\n?")
 
 

@@ -163,9 +163,10 @@ class ActiveRun:
         items = user_items(self.request)
         if state is None and self.lease.is_retry:
             stopped = self.lease.last_status == Status.CANCELLED
-            words, items = await self._words.take_up(session, items, stopped=stopped)
+            again, items = await self._words.take_up(session, items, stopped=stopped)
             self.goes_on = not items
-            if words:
+            if again:
+                # It is shown with the id that it is stored under, and once.
                 await self._restate([] if self.goes_on else self.request.user_messages)
         if self.refused is not None:
             _, turn = await newest_turn(session)

@@ -70,9 +70,9 @@ class Words:
         """Return what is left to say of a message that a failed run was given before.
 
         A message that nothing followed is taken back, since the Runner stores it again,
-        and so are the words of an answer that ended early; tell whether there were any.
-        Where its turn came further nothing is left: the run goes on with that turn.
-        Only a person who stopped an answer asks anew by the same words.
+        and so are the words of an answer that ended early. Where its turn came further
+        nothing is left: the run goes on with that turn. Tell whether it is such a
+        message. Only a person who stopped an answer asks anew by the same words.
         """
         asked, after = await newest_turn(session)
         same = len(items) <= len(asked) and list(map(_said, items)) == list(
@@ -84,11 +84,11 @@ class Words:
         for _ in words:
             await session.pop_item()
         if len(after) > len(words):
-            return bool(words), []
+            return True, []
         self._asked = items
         for _ in items:
             await session.pop_item()
-        return bool(words), items
+        return True, items
 
     def follow(self, event: Event) -> None:
         """Take in an event of the run."""

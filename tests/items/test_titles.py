@@ -68,7 +68,9 @@ def test_a_spoken_message_gives_a_title() -> None:
     assert text_of({"role": "user", "content": [said]}) == "Hello"
 
 
-@pytest.mark.parametrize("text", ["", " \n", "\u200b", "\u202e\ufeff\n\u00ad"])
+@pytest.mark.parametrize(
+    "text", ["", " \n", "\u200b", "\u202e\ufeff\n\u00ad", "\u2800\n\U0001d159"]
+)
 def test_a_title_is_never_empty(text: str) -> None:
     said = {"role": "user", "content": text}
     assert encode_batch([said]).title == look_through([said]).title == "…"

@@ -18,6 +18,7 @@ from agent_sessions import DjangoSession
 from agent_sessions.models import AgentSession
 from agent_sessions.transfer.export import export_session
 from agent_sessions.views import SessionMessagesView
+from tests.runs.test_retries import failing_late
 from tests.support.approvals import lookup
 from tests.support.chat import Socket
 from tests.support.gated import gated
@@ -95,6 +96,22 @@ async def test_words_that_a_stop_has_kept_have_their_id() -> None:
         ids = streamed(await tab.to_end())
     assert len(ids) == 2
     assert await told(session_id, user, agent) == [ids, ids]
+
+
+async def test_a_message_that_is_sent_again_has_the_id_that_it_is_stored_under() -> (
+    None
+):
+    user, session_id = await conversation()
+    agent = failing_late()
+    async with Socket(session_id, user, agent) as tab:
+        for run_id in ("r-1", "r-2"):
+            await tab.say(run_id, "Look it up")
+            events = await tab.to_end()
+    (snapshot,) = [e for e in events if e["type"] == "MESSAGES_SNAPSHOT"]
+    roles = [message["role"] for message in snapshot["messages"]]
+    assert roles == ["user", "assistant", "tool"]
+    expected = [snapshot["messages"][0]["id"], *streamed(events)[1:]]
+    assert await told(session_id, user, agent) == [expected, expected]
 
 
 async def two_turns(session_id: str, user: Any) -> list[str]:

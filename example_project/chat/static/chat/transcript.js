@@ -27,7 +27,6 @@ export class Transcript extends EventTarget {
   #tools = new Map();
   #approvals = [];
   #waitingUsers = new Map();
-  #started = null;
 
   constructor(log) {
     super();
@@ -68,7 +67,6 @@ export class Transcript extends EventTarget {
     this.clear();
     this.#waitingUsers.clear();
     Object.assign(this, { running: null, agent: "", before: null, ready: false });
-    this.#started = null;
     this.#tell("change");
   }
 
@@ -87,9 +85,7 @@ export class Transcript extends EventTarget {
   }
 
   apply(event) {
-    const last = this.#started;
-    this.#started = null;
-    if (/^[A-Z_]+$/.test(event.type)) this[event.type]?.(event, last);
+    if (/^[A-Z_]+$/.test(event.type)) this[event.type]?.(event);
     this.#tell("drawn");
   }
 
@@ -128,7 +124,6 @@ export class Transcript extends EventTarget {
   // The run
 
   RUN_STARTED(event) {
-    this.#started = event;
     if (event.runId.startsWith("sync:")) {
       // What ran when the connection broke has ended meanwhile.
       this.running = null;
@@ -142,17 +137,13 @@ export class Transcript extends EventTarget {
     this.#tell("change");
   }
 
-  MESSAGES_SNAPSHOT(event, started) {
+  MESSAGES_SNAPSHOT(event) {
     this.clear();
     this.agent = "";
     this.ready = true;
     this.before = event.metadata?.before ?? null;
     for (const message of event.messages) this.#message(message);
-    // Right after its start a run's own question isn't among the earlier messages.
-    const asked = started?.input?.messages ?? [];
-    for (const message of [...asked, ...this.#waitingUsers.values()]) {
-      this.#user(message);
-    }
+    for (const message of this.#waitingUsers.values()) this.#user(message);
     this.#tell("change");
   }
 
