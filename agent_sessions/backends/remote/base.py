@@ -22,6 +22,7 @@ from collections.abc import (
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar, TypeVar
 
@@ -54,8 +55,7 @@ _CHUNK = 500
 class RemoteBackend(ListedBackend):
     """Base of backends over other stores; OPTIONS of all are those of ListedBackend."""
 
-    # Whether the store tells how many items there are. Else a row is corrected where a
-    # history was read whole.
+    # Whether the store tells how many items there are. Else whole readings correct rows.
     tells_counts: ClassVar[bool] = True
     # Whether the store may drop older items by itself, so that counts can't be added up.
     trims = False
@@ -186,10 +186,13 @@ class RemoteBackend(ListedBackend):
         async def write() -> None:
             count = await store(key, batch)
             # Others write too, and their rows may be written before or after ours.
-            adds_up = seen is not None and not (replaces or self.trims)
-            await self._touch(key, count, len(batch), batch.title, adds_up=adds_up)
+            adds_up = not (replaces or self.trims)
+            added = before + len(batch)
+            await self._touch(key, count, added, batch.title, adds_up=adds_up)
 
-        seen = await self.aadmit(key, write=True)
+        asks = self.tells_counts and not self.trims
+        read = partial(self.store_page, key, Stretch(limit=1))
+        before = await self.aenroll(key, read, asks=asks)
         await settle(write())
 
     @in_one_database

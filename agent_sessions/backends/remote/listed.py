@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager
 from functools import partial, wraps
 from typing import (
@@ -19,7 +19,7 @@ from typing import (
 from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS, Error, IntegrityError, router
 
-from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey
 from agent_sessions.backends.options import CONNECTION_OPTIONS, read_policy
 from agent_sessions.concurrency.connections import (
     choosing,
@@ -142,6 +142,20 @@ class ListedBackend(BaseSessionBackend):
         if not self.listed:
             return None
         return await self.on_directory(self._admit, key, write=write)
+
+    async def aenroll(
+        self, key: SessionKey, read: Callable[[], Awaitable[Page]], *, asks: bool
+    ) -> int:
+        """Make the row of a key that has none. Return how many items lay there before.
+
+        All who write make the row first, so nobody else adds these up. `read` returns a
+        page with their total, and `asks` says that it is called.
+        """
+        if await self.aadmit(key) is not None or not self.listed:
+            return 0
+        before = (await read()).total if asks else None
+        is_made = await self.aadmit(key, write=True) is None
+        return before or 0 if is_made else 0
 
     def _admit(self, key: SessionKey, *, write: bool) -> Seen | None:
         with self._as_storage_error():

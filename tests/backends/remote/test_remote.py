@@ -245,18 +245,27 @@ class Overtaken(ListBackend):
         return count
 
 
-async def test_counts_of_writers_that_overtake_each_other_add_up() -> None:
+@pytest.mark.parametrize("there", [0, 1])
+@pytest.mark.parametrize("has_row", [True, False])
+async def test_counts_of_writers_that_overtake_each_other_add_up(
+    there: int, has_row: bool
+) -> None:
     with override_settings(AGENT_SESSIONS={"default": {"BACKEND": Overtaken}}):
         session = get_session("s-both")
-        await session.add_items([HELLO])
         backend: Any = sessions["default"]
+        if has_row:
+            await session.add_items([HELLO])
+            await session.pop_item()
+        ListBackend.histories[None, "s-both"] = ["{}"] * there
+        if has_row:
+            await backend.apage(session.key)
         backend.events = asleep, awake = asyncio.Event(), asyncio.Event()
         first = asyncio.ensure_future(session.add_items([HELLO]))
         await asleep.wait()
         await session.add_items([HELLO] * 2)
         awake.set()
         await first
-        assert await sync_to_async(count_of)("s-both") == 4
+        assert await sync_to_async(count_of)("s-both") == there + 3
 
 
 class Interrupted(ListBackend):
