@@ -114,6 +114,8 @@ class BaseSessionBackend(ABC):
     supports_pop_if: ClassVar[bool] = False
     # Whether it has list_ids(), which returns the ids of the sessions without an owner.
     supports_listing: ClassVar[bool] = False
+    # Whether it has load(), which tries what the first use needs and takes seconds.
+    supports_loading: ClassVar[bool] = False
     # Whether what it stores, titles too, can't be read without its keys.
     encrypts: ClassVar[bool] = False
     # Whether a session has more than the rows that go with its own. Then a deletion of
@@ -259,9 +261,6 @@ class BaseSessionBackend(ABC):
     def check(self) -> list[checks.CheckMessage]:
         """Report what is wrong with the configuration, each with a hint."""
         return []
-
-    def load(self) -> None:  # noqa: B027 - most need nothing that takes long
-        """Import what the first use needs. Raises InvalidBackend."""
 
     def close(self) -> None:  # noqa: B027 - most stores hold nothing to close
         """Close clients and threads; the next use makes new ones."""

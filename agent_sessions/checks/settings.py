@@ -71,9 +71,10 @@ def check_session_classes(**kwargs: Any) -> list[CheckMessage]:
     messages: list[CheckMessage] = []
     for alias in _aliases():
         with suppress(InvalidBackend):
-            backend = sessions[alias]
+            backend: Any = sessions[alias]
             try:
-                backend.load()
+                if backend.supports_loading:
+                    backend.load()
             except InvalidBackend as exc:
                 messages.append(_error(exc))
     return messages

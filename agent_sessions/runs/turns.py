@@ -11,12 +11,12 @@ from django.utils.module_loading import import_string
 from agent_sessions.agui.content import message_text
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.items.kinds import ENDED_EARLY, OUTPUTS, ended_early, opens_turn
-from agent_sessions.memory import BackendSession
 
 if TYPE_CHECKING:
     from agents import Agent, RunConfig
     from agents.memory import Session
 
+    from agent_sessions.memory import BackendSession
     from agent_sessions.runs.log import Event
     from agent_sessions.runs.setup import Blocked
 
@@ -168,6 +168,9 @@ async def _replace_newest(session: Session, count: int, items: list[Any]) -> Non
     In the database it is one transaction: tools were called, and a process that dies
     half-way must not forget that. A session around ours is asked step by step.
     """
+    # Imports the SDK, which takes seconds: not before there is a run.
+    from agent_sessions.memory import BackendSession
+
     own = session if isinstance(session, BackendSession) else None
     rows = None if own is None else innermost(own.backend).in_database
     if own is None or rows is None or type(own) is not _kind_of(own):

@@ -68,6 +68,7 @@ class SDKBackend(RemoteBackend):
     """
 
     tells_counts = False
+    supports_loading = True
     required_options: ClassVar[frozenset[str]] = frozenset({"session"})
     check_id = "agent_sessions.E020"
     option_defaults: ClassVar[dict[str, Any]] = {
@@ -115,6 +116,7 @@ class SDKBackend(RemoteBackend):
         return OpenSessions(maker, self._keep)
 
     def load(self) -> None:
+        """Import and check the class of its sessions. Raises InvalidBackend."""
         self.make_sessions()
 
     def check(self) -> list[checks.CheckMessage]:
