@@ -51,10 +51,13 @@ def server_ids() -> list[int]:
         "postgres": "SELECT pg_backend_pid()",
         "mariadb": "SELECT CONNECTION_ID()",
     }[DATABASE_KIND]
+    # A thread that is done early would answer for another.
+    every = threading.Barrier(DEFAULT_SIZE)
 
     def ask() -> int:
         with connections["default"].cursor() as cursor:
             cursor.execute(asking)
+            every.wait(30)
             return int(cursor.fetchone()[0])
 
     async def main() -> list[int]:
@@ -78,6 +81,25 @@ def open_connections() -> int:
                 "DATABASE() AND id != CONNECTION_ID()"
             )
         return int(cursor.fetchone()[0])
+
+
+def wait_for_one_that_waits() -> None:
+    """Return once the server says that a client waits for a row."""
+    asking = {
+        "postgres": "SELECT count(*) FROM pg_stat_activity WHERE datname = "
+        "current_database() AND wait_event_type = 'Lock'",
+        "mariadb": "SELECT count(*) FROM information_schema.innodb_trx "
+        "WHERE trx_state = 'LOCK WAIT'",
+    }[DATABASE_KIND]
+    deadline = time.monotonic() + 30
+    with connection.cursor() as cursor:
+        while True:
+            cursor.execute(asking)
+            if cursor.fetchone()[0]:
+                return
+            assert time.monotonic() < deadline
+            # MariaDB looks anew only when nobody has asked for a tenth of a second.
+            time.sleep(0.2)
 
 
 def sized(count: int) -> override_settings:
@@ -221,7 +243,7 @@ class TestServerHangsUp:
             with transaction.atomic():
                 list(AgentSession.objects.select_for_update())
                 locked.set()
-                time.sleep(0.3)
+                wait_for_one_that_waits()
                 self.kill(killed)
             connection.close()
 
