@@ -138,6 +138,8 @@ def test_classes_that_are_none() -> None:
         assert refused(session=path).id == "agent_sessions.E020"
 
 
+@pytest.mark.django_db
+@pytest.mark.one_database
 def test_the_deployment_check_imports_the_classes() -> None:
     def found() -> list[str]:
         messages = run_checks(include_deployment_checks=True)
