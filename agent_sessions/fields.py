@@ -123,7 +123,7 @@ cascade.lazy_sub_objs = True  # type: ignore[attr-defined]
 
 
 def detach(collector: Any, field: Any, sub_objs: Any, using: str) -> None:
-    """Take the sessions of a deleted user out of sight; see retention.pending.
+    """Take the sessions of a deleted user out of sight; see retention.removal.
 
     Their rows are deleted some at a time, once the user's deletion is committed: in its
     transaction, all who write would wait. A page of the admin is told as by cascade().

@@ -83,7 +83,7 @@ async def traffic(client: DaprClient) -> tuple[int, int]:
 async def measured(
     client: DaprClient, work: Callable[[], Awaitable[object]], times: int
 ) -> tuple[float, float, float]:
-    """Give seconds, bytes and requests of one piece of work, the mean of several."""
+    """Return seconds, bytes and requests of one piece of work, the mean of several."""
     before = await traffic(client)
     begun = time.perf_counter()
     for _ in range(times):

@@ -39,11 +39,11 @@ def turn(number: int) -> list[Any]:
 
 @lru_cache(maxsize=8)
 def history(count: int) -> list[Any]:
-    """Give `count` items, whole turns as far as they go."""
+    """Return `count` items, whole turns as far as they go."""
     return [item for number in range((count + 1) // 2) for item in turn(number)][:count]
 
 
 def _text(length: int, seed: int) -> str:
-    """Give words in an order of their own, so that the text packs like a real one."""
+    """Return words in an order of their own, so that the text packs like a real one."""
     words = random.Random(seed).choices(_WORDS, k=length // 4)  # noqa: S311
     return " ".join(words)[:length]

@@ -21,7 +21,7 @@ _CONNECTIONS = 8
 
 
 async def asyncpg_store(database: Database, port: int) -> Store:
-    """Give asyncpg on tables of its own."""
+    """Run asyncpg on tables of its own."""
     import asyncpg
 
     server = {**database.server, "port": port}
@@ -89,7 +89,7 @@ class _RawAsyncpg:
 
 
 def sqlite3_store(database: Database) -> Store:
-    """Give sqlite3 in one thread, at the SDK's durability."""
+    """Run sqlite3 in one thread, at the SDK's durability."""
     connection = sqlite3.connect(
         database.directory / "raw.sqlite3",
         isolation_level=None,

@@ -96,7 +96,7 @@ class Head:
         return replace(self, writes=self.writes + 1, recent=recent)
 
     def sealing(self, name: str = "") -> tuple[Head, dict[str, bytes]]:
-        """Give full segments of the tail keys of their own.
+        """Move full segments of the tail out of the head.
 
         Return the head and the segments, by place. Without a name all that have read
         this head write the same, so it doesn't matter who does.
