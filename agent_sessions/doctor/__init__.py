@@ -16,9 +16,9 @@ from agent_sessions.doctor.findings import CODES, Finding, Quarantined, Report, 
 from agent_sessions.doctor.rows import list_quarantined, take_back
 from agent_sessions.doctor.session import Examination, Progress, no_progress
 from agent_sessions.exceptions import AgentSessionError
-from agent_sessions.handler import sessions as backends
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
+from agent_sessions.retention import store_of
 from agent_sessions.retention.selection import chunks, databases
 
 __all__ = [
@@ -108,7 +108,7 @@ def why_closed(backend: BaseSessionBackend) -> str:
 
 def _backend_of(row: AgentSession) -> DatabaseBackend:
     """Return what has a session's items. Raises InvalidBackend and CantExamine."""
-    backend = backends[row.backend]
+    backend, _ = store_of(row)
     if (found := backend.in_database) is None:
         raise CantExamine(why_closed(backend))
     return found

@@ -66,6 +66,8 @@ class Removal:
     keep_turns: int = 0
     still: Selection = Selection()  # noqa: RUF009 - it is frozen
     batch_size: int = BATCH_SIZE
+    # Returns why a session stays, "" where it may go, in place of what is said above.
+    why_kept: Callable[[AgentSession], str] | None = None
 
     def guard(self, row: AgentSession) -> None:
         """Check that a session may be removed, as its row has just been read.
@@ -79,6 +81,8 @@ class Removal:
 
     def why_spared(self, row: AgentSession) -> str:
         """Return why a session is left; "" where nothing speaks for it."""
+        if self.why_kept is not None:
+            return self.why_kept(row)
         if not self.running and holds_a_run(row):
             return f"run {row.run_id} is active"
         if not self.waiting and is_waiting(row):
@@ -119,7 +123,7 @@ def foresee(row: AgentSession, how: Removal) -> Outcome:
     if reason := how.why_spared(row):
         return Spared(reason)
     try:
-        _check_database(row)
+        store_of(row)
         if not how.keep_turns:
             return row.item_count
         return count_trimmed(row, how.keep_turns)
@@ -200,8 +204,20 @@ def finish_later(sender: type[Any] | None = None, *, using: str, **kwargs: Any) 
 
 
 def store_of(row: AgentSession) -> tuple[BaseSessionBackend, SessionKey]:
-    """Return the backend and key of a row. Raises InvalidBackend."""
-    return sessions[row.backend], SessionKey(row.session_id, row.user_id)
+    """Return the backend and key of a row. Raises InvalidBackend.
+
+    Raises AgentSessionError if the row is in another database than its backend's, which
+    would find what has the same key in its own.
+    """
+    backend = sessions[row.backend]
+    using = backend.directory.using
+    if row._state.db != using:
+        raise AgentSessionError(
+            f"Its row is in the database {row._state.db!r}, but the alias "
+            f"{row.backend!r} has its sessions in the database {using!r} now. Delete "
+            "rows that a move has left behind by yourself."
+        )
+    return backend, SessionKey(row.session_id, row.user_id)
 
 
 def is_waiting(row: AgentSession) -> bool:
@@ -256,7 +272,7 @@ def _batches(
 
 def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:
     """Remove sessions of one backend. Raises what their store raises."""
-    _check_database(batch[0])
+    backend, key = store_of(batch[0])
     if how.keep_turns:
         return {batch[0].pk: trim(batch[0], how.keep_turns, how)}
     found: dict[int, Outcome] = {}
@@ -270,7 +286,6 @@ def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:
 
     using, pks = str(batch[0]._state.db), [row.pk for row in batch]
     rows = how.still.among(using, pks)
-    backend, key = store_of(batch[0])
     if (store := _plain_store(backend)) is not None:
         began = time.monotonic()
         with nullcontext() if store is backend else removing(backend, key):
@@ -283,20 +298,6 @@ def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:
     elif (row := rows.first()) is not None and may_go(row):
         found[row.pk] = _remove_outside(backend, key, row, delete=how.delete)
     return found
-
-
-def _check_database(row: AgentSession) -> None:
-    """Raise AgentSessionError if the row is in another database than its backend's.
-
-    The backend would remove what has the same key in its own.
-    """
-    using = sessions[row.backend].directory.using
-    if row._state.db != using:
-        raise AgentSessionError(
-            f"Its row is in the database {row._state.db!r}, but the alias "
-            f"{row.backend!r} has its sessions in the database {using!r} now. Delete "
-            "rows that a move has left behind by yourself."
-        )
 
 
 def _remove_outside(

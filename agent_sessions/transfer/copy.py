@@ -28,8 +28,13 @@ from agent_sessions.items import Item, StoredItem, text_of
 from agent_sessions.items.kinds import type_and_role
 from agent_sessions.models import AgentRun, AgentSession, Branch
 from agent_sessions.reports import guarded
-from agent_sessions.retention import Removal, Selection
-from agent_sessions.retention.pending import is_cleared
+from agent_sessions.retention import (
+    Removal,
+    Selection,
+    Spared,
+    finish_removals,
+    remove,
+)
 from agent_sessions.retention.selection import is_storable
 from agent_sessions.transfer import Report
 from agent_sessions.transfer.copied_rows import MARKER, Pairs, copy_row, mark_of
@@ -120,6 +125,8 @@ class Copier:
                 reason = "it has been deleted meanwhile."
             except SessionDoesNotExist:
                 reason = "a session of this id belongs to somebody else."
+            except Spared as exc:
+                reason = f"{exc}; it stays here."
             except (CopyProblem, StorageError) as exc:
                 reason = str(exc)
             else:
@@ -150,7 +157,7 @@ class Copier:
             else:
                 self.report.made += 1
             if self.move:
-                self._remove(key, held)
+                self._remove(chosen, held)
         finally:
             if held is not None:
                 self._release(key, held)
@@ -285,18 +292,38 @@ class Copier:
     def _release(self, key: SessionKey, held: str) -> None:
         self.source.directory.rows(key).filter(run_id=held).update(**NO_RUN)
 
-    def _remove(self, key: SessionKey, held: str | None) -> None:
+    def _remove(self, chosen: Chosen, held: str | None) -> None:
         """Remove the source's history, if it is still what was copied."""
+        key, row = chosen.key, chosen.row
+        if row is not None:
+            row.refresh_from_db()
+        compared = self._state(row)
+
+        def why_kept(row: AgentSession) -> str:
+            if row.run_id != held:
+                return "somebody else took it while it was copied"
+            written = self._state(row) != compared
+            return "it was written to while it was copied" if written else ""
+
         if next(self._missing(key), None) is not None:
             raise CopyProblem("it was written to while it was copied; it stays here.")
-        rows = self.source.directory.rows(key)
-        if held is not None and not rows.filter(run_id=held).exists():
-            raise CopyProblem("somebody else took it while it was copied; it stays.")
-        self.source.clear(key)
-        row = rows.first()
-        if row is not None:
-            is_cleared(row).delete(using=row._state.db)
+        if row is None:
+            self.source.clear(key)
+        else:
+            # Asked again once writers wait: what is appended until then stays.
+            how = Removal(delete=True, why_kept=why_kept, batch_size=self.batch_size)
+            if remove(row, how) is None:
+                raise CopyProblem("it has been deleted meanwhile.")
+            finish_removals(batch_size=self.batch_size)
         self.report.moved += 1
+
+    def _state(self, row: AgentSession | None) -> Any:
+        """Return what every write to a history in the database changes."""
+        if row is None or innermost(self.source).keeps_outside:
+            return None
+        branches = Branch._base_manager.using(row._state.db).filter(session_id=row.pk)
+        heads = branches.order_by("pk").values_list("pk", "head", "archived_at")
+        return row.branch_id, row.item_count, list(heads)
 
 
 def _is_there(backend: BaseSessionBackend, key: SessionKey) -> bool:

@@ -15,7 +15,6 @@ from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.reading import read_history
 from agent_sessions.characters import ascii_json
 from agent_sessions.exceptions import InvalidItem
-from agent_sessions.handler import sessions
 from agent_sessions.items import StoredItem, decode, encode_batch
 from agent_sessions.items.kinds import opens_turn
 from agent_sessions.models import (
@@ -62,8 +61,8 @@ def export_session(row: AgentSession, report: Report | None = None) -> Iterator[
     have is read through their backend: encrypted items come out in clear where
     the backend has their key. Raises what the store raises.
     """
-    backend = sessions[row.backend]
-    using = row._state.db or backend.directory.using
+    backend, key = store_of(row)
+    using = backend.directory.using
     described = describe_session(row)
     if backend.encrypts:
         # An import keeps what is in clear in the file in clear, so it has to know.
@@ -82,7 +81,7 @@ def export_session(row: AgentSession, report: Report | None = None) -> Iterator[
         described["branch"] = MAIN_BRANCH
         # Its items tell the rest.
         shapes = [{"name": MAIN_BRANCH, "created_at": _time(row.created_at)}]
-        stored = _begun(_with_turns(backend, row))
+        stored = _begun(_with_turns(backend, key))
         items = (describe_item(item, MAIN_BRANCH) for item in stored)
     yield f'{{"format":{_encode(FORMAT)},"session":'
     yield _encode(described)
@@ -216,10 +215,10 @@ def _read_runs(using: str, row: AgentSession) -> Iterator[Any]:
     )
 
 
-def _with_turns(backend: BaseSessionBackend, row: AgentSession) -> Iterator[StoredItem]:
+def _with_turns(backend: BaseSessionBackend, key: SessionKey) -> Iterator[StoredItem]:
     """Read a history with its turns as the user's messages make them."""
     turn = 0
-    for item in read_history(backend, SessionKey(row.session_id, row.user_id)):
+    for item in read_history(backend, key):
         turn += item.item is not None and opens_turn(item.item)
         yield replace(item, turn=turn)
 

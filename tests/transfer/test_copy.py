@@ -17,7 +17,8 @@ from django.test import override_settings
 from django.utils import timezone
 
 from agent_sessions import DjangoSession, get_session, sessions
-from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.base import Page, SessionKey
+from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.remote.base import Stretch
 from agent_sessions.exceptions import StoreUnavailable
 from agent_sessions.items import Batch, Item, decode
@@ -74,6 +75,19 @@ class RewritingLists(OtherLists):
         return page
 
 
+class WrittenTo(DatabaseBackend):
+    """Somebody appends once the history was read for the third time, to compare it."""
+
+    reads: ClassVar[int] = 0
+
+    def page(self, key: SessionKey, **edges: Any) -> Page:
+        page = super().page(key, **edges)
+        WrittenTo.reads += 1
+        if WrittenTo.reads == 3:
+            self.append(key, [said(9)])
+        return page
+
+
 DATABASE = "agent_sessions.backends.database.DatabaseBackend"
 SETTING = {
     "default": {"BACKEND": DATABASE},
@@ -82,6 +96,7 @@ SETTING = {
     "others": {"BACKEND": OtherLists},
     "interrupted": {"BACKEND": InterruptedLists},
     "rewriting": {"BACKEND": RewritingLists},
+    "written": {"BACKEND": WrittenTo},
 }
 
 
@@ -390,6 +405,20 @@ def test_what_is_written_while_it_moves_is_not_lost() -> None:
     assert (report.moved, report.refused) == (1, {})
     assert len(items_of("s-1", "lists")) == 5
     assert items_of("s-1", "default") == []
+
+
+def test_what_is_appended_after_the_last_look_is_not_lost() -> None:
+    fill("s-1", 3, "written")
+    WrittenTo.reads = 0
+    args = ("s-1", "--from=written", "--to=lists", "--move", "--noinput")
+    assert "it was written to while it was copied; it stays here." in copy(
+        *args, code=3
+    )
+    assert items_of("s-1", "written") == [said(n) for n in (0, 1, 2, 9)]
+    row = row_of("s-1", "written")
+    assert (row.state, row.run_id) == ("idle", "")
+    assert "moved 1" in copy(*args)
+    assert items_of("s-1", "lists") == [said(n) for n in (0, 1, 2, 9)]
 
 
 @one_database

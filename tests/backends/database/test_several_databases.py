@@ -22,7 +22,8 @@ from pytest_django import DjangoDbBlocker
 from agent_sessions import checks as our_checks
 from agent_sessions import get_session, sessions
 from agent_sessions.admin.overview import gather
-from agent_sessions.doctor import examine
+from agent_sessions.doctor import examine, restore
+from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import AgentRun, AgentSession, PendingClear, SessionItem
 from tests.support.admin_pages import LIST, page, url
@@ -315,6 +316,24 @@ def test_a_clear_of_what_a_move_has_left_behind_touches_no_other_database(
             )
         assert "in the database 'agents'" in err.getvalue()
         assert len(session.get_items()) == 1
+
+
+@pytest.mark.django_db(databases="__all__")
+def test_the_doctor_looks_at_no_session_of_another_database() -> None:
+    with moved(DATABASE_BACKEND):
+        get_session("other").sync.add_items([{"role": "user", "content": "one"}])
+        SessionItem.objects.using("agents").update(data="torn")
+        row = AgentSession.objects.using("agents").get()
+        row.session_id = "left"
+        report = examine([left_behind(row)], repair=True)
+        assert (report.sessions, report.findings, report.is_clean) == (0, [], False)
+        assert "in the database 'agents'" in report.skipped[0].reason
+        assert examine().quarantined == []
+        with pytest.raises(AgentSessionError, match="in the database 'agents'"):
+            restore(AgentSession.objects.using("default").get(), 1)
+        for command in ("show_agent_session", "export_agent_sessions"):
+            with pytest.raises(CommandError):
+                run(command, "left")
 
 
 @pytest.mark.django_db(databases="__all__")
