@@ -42,6 +42,8 @@ class Paused:
     interrupts: list[dict[str, Any]] = field(repr=False)
     # In Unix seconds.
     expires_at: float
+    # How many messages of the user the run answers.
+    asked: int = 1
 
     @property
     def is_over(self) -> bool:
@@ -81,6 +83,7 @@ def seal(
         "state": paused.state,
         "interrupts": paused.interrupts,
         "expires_at": paused.expires_at,
+        "asked": paused.asked,
     }
     # It quotes the conversation, so it is kept as the items are.
     return backend.sealer.seal(key, json.dumps(content))
@@ -209,7 +212,8 @@ def _read(run: AgentRun, text: str) -> Paused:
         bound = _binding(run, run.session.fence)
         if {name: found[name] for name in bound} != bound:
             raise InvalidApproval(run.run_id)
-        return Paused(found["state"], found["interrupts"], found["expires_at"])
+        names = ("state", "interrupts", "expires_at", "asked")
+        return Paused(*(found[name] for name in names))
     except (ValueError, KeyError, TypeError, RecursionError):
         # The error of json quotes the text.
         raise InvalidApproval(run.run_id) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.db import InterfaceError, OperationalError
@@ -44,6 +44,7 @@ from agent_sessions.runs.turns import (
     checks_answers,
     clear_blocked,
     newest_turn,
+    take_up,
 )
 from agent_sessions.times import aware
 from agent_sessions.usage import Spent, remember, since, snapshot, trace_of
@@ -77,8 +78,8 @@ class ActiveRun:
         self.setup = setup
         self.lease = lease
         self.ended = False
-        # The paused run whose calls it refuses without its state.
-        self.refused: Pending | None = None
+        # The paused run that it goes on from, or whose calls it refuses.
+        self.waiting: Pending | None = None
         # Whether its messages are stored already, by a run that failed.
         self.goes_on = False
         self.task: asyncio.Task[None] | None = None
@@ -113,6 +114,13 @@ class ActiveRun:
         """The run's id, as its client chose it."""
         return self.request.run_id
 
+    @property
+    def _asked(self) -> int:
+        """How many messages of the user it answers, also after an approval."""
+        if self.waiting is not None:
+            return self.waiting.paused.asked
+        return len(self.request.user_messages)
+
     async def base(self) -> int:
         """Return the last position before the run, where a replay's snapshot ends."""
         return await asyncio.shield(self._base)
@@ -143,7 +151,7 @@ class ActiveRun:
                 code = "timeout" if limit.expired() else failure_code(exc)
                 failure = exc
                 log_failure(self.run_id, code, exc)
-                await self._conclude(self._end_failed(code, exc))
+                await self._conclude(self._end_failed(code))
             else:
                 await self._conclude(self._end())
         if failure is not None:
@@ -159,33 +167,29 @@ class ActiveRun:
         setup, store = self.setup, self.conversation.backend
         key = self.conversation.key.fenced(self.lease.fence)
         session = self._session = await open_session(setup, store, key)
-        options = runner_options(setup, session, self.conversation.session_id)
-        items = user_items(self.request)
-        if state is None and self.lease.is_retry:
+        items, again = user_items(self.request), 0
+        if items and self.lease.is_retry:
             stopped = self.lease.last_status == Status.CANCELLED
-            again, items = await self._words.take_up(session, items, stopped=stopped)
-            self.goes_on = not items
-            if again:
-                # It is shown with the id that it is stored under, and once.
-                await self._restate([] if self.goes_on else self.request.user_messages)
-        if self.refused is not None:
+            again = await take_up(session, items, stopped=stopped)
+        if again:
+            self.goes_on, items = True, []
+            # Its message is shown with the id that it is stored under, and once.
+            self._publish([await self._restated()])
+        if self.waiting is not None and state is None:
             _, turn = await newest_turn(session)
-            closing: list[Any] = refusals(self.refused, self.request, turn)
+            closing: list[Any] = refusals(self.waiting, self.request, turn)
             await session.add_items(closing)
-            await self._restate()
+            self._publish([await self._restated()])
         if not self._base.done():
             # Its positions may be given again, so not before what was dropped.
             self._base.set_result(await afind_head(store, key))
+        options = runner_options(setup, session, self.conversation.session_id, again)
         if state is not None:
             result = Runner.run_streamed(setup.agent, state, **options)
         else:
+            options |= {"input": items, "context": setup.context}
             agent = find_agent(setup.agent, self.lease.agent_name)
-            result = Runner.run_streamed(
-                agent,
-                items,  # type: ignore[arg-type]
-                context=setup.context,
-                **options,
-            )
+            result = Runner.run_streamed(agent, **options)
         self._result = result
         self._before = snapshot(result.context_wrapper.usage)
         remember(result.context_wrapper, self.run_id)
@@ -260,14 +264,14 @@ class ActiveRun:
         await self._finish(Status.CANCELLED)
         self._publish(self._mapper.finished(self._usage(), outcome="cancelled"))
 
-    async def _end_failed(self, code: str, exc: Exception | None = None) -> None:
+    async def _end_failed(self, code: str) -> None:
         self._joining.flush()
         session = self._session
         if code != "guardrail":
             await self._keep_words()
         elif session is not None:
-            items = user_items(self.request)
-            await clear_blocked(session, items, self.setup.blocked_messages)
+            items, action = user_items(self.request), self.setup.blocked_messages
+            await clear_blocked(session, self._asked, items, action)
         status = Status.INTERRUPTED if code == "interrupted" else Status.FAILED
         await self._finish(status, code)
         # What was refused has streamed already: it is taken back.
@@ -302,7 +306,7 @@ class ActiveRun:
         expires_at = timezone.now() + self.setup.limits.approval_timeout
         state = dump_state(result.to_state())
         asked = interrupts(result.interruptions, expires_at, message=question_for)
-        paused = Paused(state, asked, aware(expires_at).timestamp())
+        paused = Paused(state, asked, aware(expires_at).timestamp(), self._asked)
         await self._finish(Status.WAITING, paused=paused)
         page = await read_page(self.conversation)
         messages, before = shown(page, self.setup.options)
@@ -322,7 +326,6 @@ class ActiveRun:
             return
         marked = innermost(self.conversation.backend).keeps_marks
         try:
-            await self._words.give_back(session)
             # Through what wraps the session, if anything does: it may change items.
             if result and not checks_answers(result.current_agent, setup.run_config):
                 await self._words.keep(session, marked=marked)
@@ -378,13 +381,9 @@ class ActiveRun:
 
     # -- telling -------------------------------------------------------------------
 
-    async def _restate(self, asked: Sequence[Event] = ()) -> None:
-        """Replace what clients were shown; `asked` are messages not stored yet."""
-        self._publish([await self._restated(asked)])
-
-    async def _restated(self, asked: Sequence[Event] = ()) -> Event:
-        page = await read_page(self.conversation)
-        return restated(page, self.setup.options, asked)
+    async def _restated(self) -> Event:
+        """Return what replaces all that clients were shown by what is stored."""
+        return restated(await read_page(self.conversation), self.setup.options)
 
     def _publish(self, events: list[Event]) -> None:
         """Number events and hand them on.

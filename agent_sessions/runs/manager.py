@@ -94,7 +94,7 @@ class RunManager:
             return None
         await self._last_words(conversation)
         run = ActiveRun(conversation, request, setup, lease, self._tell)
-        run.refused = waiting if state is None else None
+        run.waiting = waiting
         self._runs[_place(conversation)] = run
         task = asyncio.create_task(run.run(state), name=f"agent run {run.run_id}")
         run.task = task

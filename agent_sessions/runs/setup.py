@@ -222,13 +222,17 @@ async def open_session(
 
 
 def runner_options(
-    setup: RunSetup, session: Session, session_id: str
+    setup: RunSetup, session: Session, session_id: str, again: int = 0
 ) -> dict[str, Any]:
-    """Return the arguments that the Runner gets beside agent, input and context."""
+    """Return the arguments that the Runner gets beside agent, input and context.
+
+    The newest `again` items of the history are those of a turn that a retry goes on
+    with: a window gets them as new.
+    """
     options: dict[str, Any] = {
         "session": session,
         "run_config": _with_window(
-            _in_group(setup.run_config, session_id), setup.window, session
+            _in_group(setup.run_config, session_id), setup.window, session, again
         ),
         "hooks": setup.hooks,
         "error_handlers": setup.error_handlers,
@@ -281,35 +285,48 @@ def _in_group(config: Any, session_id: str) -> Any:
 
 
 def _with_window(
-    config: Any, window: SessionInputCallback | None, session: Session
+    config: Any, window: SessionInputCallback | None, session: Session, again: int
 ) -> Any:
     """Read and send the newest of a history, unless the app has its own window."""
     from agents.memory import SessionSettings
 
-    if window is None or _of(config, "session_input_callback") is not None:
-        return config
-    settings = _of(config, "session_settings") or getattr(
-        session, "session_settings", None
-    )
-    limit = _of(settings, "limit")
-    changes: dict[str, Any] = {"session_input_callback": _whole(window, limit)}
-    if limit is None:
-        changes = {
-            "session_input_callback": _whole(window, WINDOW_ITEMS),
-            "session_settings": SessionSettings(limit=WINDOW_ITEMS),
-        }
+    own = _of(config, "session_input_callback")
+    changes: dict[str, Any] = {}
+    if own is not None and again:
+        changes = {"session_input_callback": _anew(own, again)}
+    elif own is None and window is not None:
+        settings = _of(config, "session_settings") or getattr(
+            session, "session_settings", None
+        )
+        limit = _of(settings, "limit")
+        if limit is None:
+            limit = WINDOW_ITEMS
+            changes = {"session_settings": SessionSettings(limit=limit)}
+        changes["session_input_callback"] = _whole(window, limit, again)
     if isinstance(config, dict):
         return config | changes
     return replace(config, **changes)
 
 
-def _whole(window: SessionInputCallback, limit: int) -> SessionInputCallback:
+def _anew(window: SessionInputCallback, again: int) -> SessionInputCallback:
+    """Give a window the newest items of a history as new ones."""
+
+    def choose(history: list[Any], new: list[Any]) -> Any:
+        first = max(len(history) - again, 0)
+        return window(history[:first], [*history[first:], *new])
+
+    return choose
+
+
+def _whole(
+    window: SessionInputCallback, limit: int, again: int
+) -> SessionInputCallback:
     """Begin with a user's message where a history was not read to its start."""
 
     def choose(history: list[Any], new: list[Any]) -> Any:
         cut_short = len(history) >= limit and any(map(opens_turn, history))
         chosen = chain(whole_turns(), window) if cut_short else window
-        return chosen(history, new)
+        return _anew(chosen, again)(history, new)
 
     return choose
 

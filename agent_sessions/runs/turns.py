@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from django.utils.module_loading import import_string
 
-from agent_sessions.agui.content import message_text
+from agent_sessions.agui import output_call_id
+from agent_sessions.agui.content import as_dict, message_text
 from agent_sessions.backends.wrapping import innermost
-from agent_sessions.items.kinds import ENDED_EARLY, OUTPUTS, ended_early, opens_turn
+from agent_sessions.items.kinds import (
+    CALLS,
+    ENDED_EARLY,
+    OUTPUTS,
+    ended_early,
+    opens_turn,
+)
 
 if TYPE_CHECKING:
     from agents import Agent, RunConfig
@@ -54,41 +61,36 @@ def _said(item: Any) -> Any:
     ]
 
 
+async def take_up(
+    session: Session, items: list[dict[str, Any]], *, stopped: bool
+) -> int:
+    """Count the items of the turn that a failed run began with these messages.
+
+    Return 0 if it stored none of them. Else the next run goes on with the turn, and
+    no message leaves the history. The words of an answer that ended early do: the
+    model answers anew. Only a person who stopped an answer asks anew by the same words.
+    """
+    asked, after = await newest_turn(session)
+    same = len(items) <= len(asked) and list(map(_said, items)) == list(
+        map(_said, asked[-len(items) :])
+    )
+    if not same or (after and stopped and after[-1].get("role") == "assistant"):
+        return 0
+    words = list(takewhile(ended_early, reversed(after)))
+    for _ in words:
+        await session.pop_item()
+    return len(items) + len(after) - len(words)
+
+
 class Words:
     """What a run has said in its turn, which the SDK stores at the turn's end."""
 
     def __init__(self) -> None:
+        # What the newest response says, and the ids of its items.
         self._said: list[str] = []
+        self._ids: set[str] = set()
         # All answers of the run, by their ids.
         self._texts: dict[str, str] = {}
-        # Messages that were taken back, until the Runner has stored them again.
-        self._asked: list[Any] = []
-
-    async def take_up(
-        self, session: Session, items: list[dict[str, Any]], *, stopped: bool
-    ) -> tuple[bool, list[dict[str, Any]]]:
-        """Return what is left to say of a message that a failed run was given before.
-
-        A message that nothing followed is taken back, since the Runner stores it again,
-        and so are the words of an answer that ended early. Where its turn came further
-        nothing is left: the run goes on with that turn. Tell whether it is such a
-        message. Only a person who stopped an answer asks anew by the same words.
-        """
-        asked, after = await newest_turn(session)
-        same = len(items) <= len(asked) and list(map(_said, items)) == list(
-            map(_said, asked[-len(items) :])
-        )
-        if not same or (after and stopped and after[-1].get("role") == "assistant"):
-            return False, items
-        words = list(takewhile(ended_early, reversed(after)))
-        for _ in words:
-            await session.pop_item()
-        if len(after) > len(words):
-            return True, []
-        self._asked = items
-        for _ in items:
-            await session.pop_item()
-        return True, items
 
     def follow(self, event: Event) -> None:
         """Take in an event of the run."""
@@ -106,19 +108,15 @@ class Words:
 
     def hear(self, event: Any) -> None:
         """Take in an event of the SDK: at a new answer the turn before is stored."""
-        if event.type != "agent_updated_stream_event":
-            self._asked = []
-        if event.type == "raw_response_event" and event.data.type == "response.created":
-            self._said.clear()
-
-    async def give_back(self, session: Session) -> None:
-        """Store a message that was taken back, if the Runner has not come to that."""
-        if not self._asked:
-            return
-        asked, after = await newest_turn(session)
-        newest = [] if after else asked[-len(self._asked) :]
-        if list(map(_said, newest)) != list(map(_said, self._asked)):
-            await session.add_items(self._asked)
+        if event.type == "raw_response_event":
+            if event.data.type == "response.created":
+                self._said.clear()
+                self._ids.clear()
+            item = getattr(event.data, "item", None)
+        else:
+            item = getattr(getattr(event, "item", None), "raw_item", None)
+        if item is not None:
+            self._ids.add(output_call_id(as_dict(item)))
 
     async def keep(self, session: Session, *, marked: bool) -> None:
         """Store what a turn that ends early would leave unsaid, with a mark.
@@ -126,7 +124,7 @@ class Words:
         The mark is a field that the SDK takes off what it sends to a model.
         """
         _, after = await newest_turn(session) if any(self._said) else ([], [])
-        stored = {message_text(i)[0] for i in after if i.get("role") == "assistant"}
+        stored = [message_text(i)[0] for i in takewhile(self._is_own, reversed(after))]
         kept: list[Any] = [
             {"role": "assistant", "content": text} | (ENDED_EARLY if marked else {})
             for text in self._said
@@ -134,6 +132,14 @@ class Words:
         ]
         if kept:
             await session.add_items(kept)
+
+    def _is_own(self, item: dict[str, Any]) -> bool:
+        """Return whether an item may be of the newest response.
+
+        Not every message has an id, but what made the model answer again has one.
+        """
+        is_message = item.get("type") not in CALLS | OUTPUTS
+        return is_message or output_call_id(item) in self._ids
 
 
 def checks_answers(agent: Agent[Any], config: RunConfig | None) -> bool:
@@ -143,23 +149,22 @@ def checks_answers(agent: Agent[Any], config: RunConfig | None) -> bool:
 
 
 async def clear_blocked(
-    session: Session, items: Sequence[dict[str, Any]], action: Blocked
+    session: Session, count: int, items: Sequence[dict[str, Any]], action: Blocked
 ) -> None:
-    """Take the message whose turn a guardrail has blocked out of the history.
+    """Take the messages whose turn a guardrail has blocked out of the history.
 
-    `items` are empty where the run answered approvals: it is the turn's message then.
+    They are the newest `count` ones, and `items` unless the run answered approvals.
     What tools have done in the turn stays, below a note.
     """
     if action == "keep":
         return
     asked, after = await newest_turn(session)
-    count = len(items) or len(asked)
     if items and list(map(_said, asked[-count:])) != list(map(_said, items)):
         return
     done = after if any(item.get("type") in OUTPUTS for item in after) else []
     note: Any = {"role": "user", "content": BLOCKED_NOTE}
     left = [note, *done] if action == "redact" or done else []
-    await _replace_newest(session, count + len(after), left)
+    await _replace_newest(session, min(count, len(asked)) + len(after), left)
 
 
 async def _replace_newest(session: Session, count: int, items: list[Any]) -> None:

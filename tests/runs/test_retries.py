@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from agents import Agent, GuardrailFunctionOutput, input_guardrail
+from agents import Agent, GuardrailFunctionOutput, RunConfig, input_guardrail
 from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
 from django.core.cache import cache
 
@@ -140,3 +140,50 @@ async def test_a_retry_that_fails_at_once_forgets_no_message() -> None:
             await tab.say(run_id, "Hi")
             await tab.to_end()
     assert [text for *_, text in await items_of(session_id)] == ["Hi", "done"]
+
+
+async def test_a_retry_takes_no_message_out_of_the_history() -> None:
+    """A process that is killed before the model is asked must leave it there."""
+    user, session_id = await conversation()
+    seen: list[Any] = []
+
+    @input_guardrail(run_in_parallel=False)
+    async def look(context: Any, agent: Any, said: Any) -> GuardrailFunctionOutput:
+        seen.append(([text for *_, text in await items_of(session_id)], said))
+        return GuardrailFunctionOutput(None, tripwire_triggered=False)
+
+    away = ModelStep.raise_error(RuntimeError("away"))
+    model = ScriptedModel([away, away, [assistant_message("done")]])
+    agent: Agent[Any] = Agent(name="a", model=model, input_guardrails=[look])
+    async with Socket(session_id, user, agent) as tab:
+        for run_id in ("r-1", "r-2", "r-3"):
+            await tab.say(run_id, "Hi")
+            await tab.to_end()
+    stored, given = zip(*seen, strict=True)
+    assert stored == ([], ["Hi"], ["Hi"])
+    # Guardrails and the model see the message as if it were new.
+    message = {"role": "user", "content": "Hi"}
+    assert given == ([message],) * 3
+    assert [call.input for call in model.calls] == [[message]] * 3
+
+
+async def test_a_window_is_given_the_turn_of_a_retry_as_new() -> None:
+    """One that leaves the history out must not leave out what is asked."""
+    given: list[Any] = []
+
+    def only_new(history: list[Any], new: list[Any]) -> list[Any]:
+        given.append((len(history), len(new)))
+        return new
+
+    user, session_id = await conversation()
+    agent = failing_late()
+    config = RunConfig(session_input_callback=only_new)
+    async with Socket(session_id, user, agent, run_config=config) as tab:
+        for run_id in ("r-1", "r-2"):
+            await tab.say(run_id, "Look it up")
+            events = await tab.to_end()
+    assert events[-1]["outcome"] == {"type": "success"}
+    assert given == [(0, 1), (0, 3)]
+    assert isinstance(agent.model, ScriptedModel)
+    assert len(agent.model.calls[-1].input) == 3
+    assert len(await items_of(session_id)) == 4

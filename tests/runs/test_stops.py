@@ -19,7 +19,7 @@ from agents import (
     tool_input_guardrail,
     tool_output_guardrail,
 )
-from agents.testing import ScriptedModel, assistant_message, function_call
+from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
 from django.core.cache import cache
 
 from agent_sessions import get_session
@@ -29,6 +29,7 @@ from agent_sessions.items.kinds import ended_early
 from agent_sessions.runs import RunLimits, get_run_manager
 from agent_sessions.transcript import parse
 from tests.runs.test_runs import approve, cashier
+from tests.support.approvals import refund
 from tests.support.chat import Socket
 from tests.support.gated import GatedModel, gated
 from tests.websocket.test_consumer import conversation, items_of, speaker
@@ -109,6 +110,37 @@ async def test_words_before_a_tool_are_kept_by_a_stop(calls_before: int) -> None
     assert "agent_sessions" not in str(other.calls[-1].input)
 
 
+@pytest.mark.parametrize("model_ids", [True, False])
+async def test_the_same_words_twice_in_a_turn_are_kept_twice(model_ids: bool) -> None:
+    running, quick = asyncio.Event(), 1
+
+    @function_tool
+    async def slow() -> str:
+        nonlocal quick
+        quick -= 1
+        if quick < 0:
+            running.set()
+            await asyncio.sleep(60)
+        return "found"
+
+    turns: list[Any] = [
+        [
+            assistant_message("Let me look.", item_id=f"msg_{n if model_ids else 0}"),
+            function_call("slow", {}, call_id=f"c{n}"),
+        ]
+        for n in range(2)
+    ]
+    agent: Agent[Any] = Agent(name="a", model=ScriptedModel(turns), tools=[slow])
+    user, session_id = await conversation()
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        await running.wait()
+        await tab.send({"type": "abort", "runId": "r-1"})
+        await tab.to_end()
+    texts = [text for kind, role, text in await items_of(session_id) if text]
+    assert texts == ["Hi", "Let me look.", "Let me look."]
+
+
 async def test_unchecked_words_are_not_kept() -> None:
     user, session_id = await conversation()
     agent, model = gated("one two three")
@@ -159,6 +191,40 @@ async def test_what_becomes_of_a_blocked_message(action: Any, left: list[str]) -
         await tab.to_end()
     texts = [text for *_, text in await items_of(session_id)]
     assert texts == [*left, "fine", "again"]
+
+
+@pytest.mark.parametrize("action", ["redact", "remove"])
+async def test_a_block_after_approvals_takes_what_the_run_was_asked(
+    action: Any,
+) -> None:
+    """An unanswered message stands before it; the run pauses twice."""
+    steps: list[Any] = [
+        ModelStep.raise_error(RuntimeError("away")),
+        [function_call("refund", {"order": "1"}, call_id="call_1")],
+        [function_call("refund", {"order": "2"}, call_id="call_2")],
+        [assistant_message("a secret")],
+    ]
+    agent: Agent[Any] = Agent(
+        name="a",
+        model=ScriptedModel(steps),
+        tools=[refund],
+        output_guardrails=[refuse_answer],
+    )
+    user, session_id = await conversation()
+    async with Socket(session_id, user, agent, blocked_messages=action) as tab:
+        await tab.say("r-1", "First")
+        await tab.to_end()
+        await tab.say("r-2", "Second")
+        await tab.to_end()
+        for number in (1, 2):
+            await tab.answer(f"a-{number}", approve(f"call_{number}"))
+            events = await tab.to_end()
+        assert events[-1]["code"] == "guardrail"
+    items = [(kind, text) for kind, _, text in await items_of(session_id)]
+    texts = [text for kind, text in items if kind == "message"]
+    # What was done is told below a note, whatever is wished.
+    assert texts == ["First", "[blocked]"]
+    assert len(items) == 6
 
 
 def test_an_unknown_wish_for_blocked_messages_is_refused() -> None:

@@ -135,7 +135,7 @@ async def test_a_message_sent_again_after_a_failure_is_stored_once(
         assert text_of(await tab.to_end()) == "ok"
     assert await texts(session_id, user, backend) == ["Hi", "ok"]
     run = await AgentRun.objects.aget(run_id="r-3")
-    assert (run.first_position, run.last_position) == (1, 2)
+    assert (run.first_position, run.last_position) == (2, 2)
 
 
 async def test_a_tab_comes_into_the_middle_of_a_retry() -> None:
