@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import logging
 import time
-from collections.abc import Coroutine, Hashable, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, cast
+from urllib.parse import urlparse
 
+from django.conf import settings
 from django.db import DatabaseError
-from django.utils.translation import override
+from django.http import HttpRequest, parse_cookie
+from django.utils.translation import get_language_from_request, override
 
-from agent_sessions.backends.options import (
-    did_you_mean,
-)
-from agent_sessions.exceptions import (
-    AgentSessionError,
-    InvalidConsumer,
-    SessionDoesNotExist,
-    extra,
-)
-from agent_sessions.handler import ChatAlias, sessions
+from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist, extra
+from agent_sessions.mixins import AgentMixin, maybe_await
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
 from agent_sessions.runs.failures import in_words
 from agent_sessions.runs.log import group_of
-from agent_sessions.websocket_auth import SocketUser, language_of, origin_is_allowed
+from agent_sessions.visitors import Visitor
 
 with extra("channels", "channels", needed_by=__name__):
     from channels.exceptions import DenyConnection
     from channels.generic.websocket import AsyncWebsocketConsumer
+    from channels.security.websocket import OriginValidator
 
 logger = logging.getLogger("agent_sessions.consumers")
 
+# 4000 and what HTTP says of the same.
 CLOSE_BAD_FRAMES = 4400
 CLOSE_NOT_LOGGED_IN = 4401
 CLOSE_FORBIDDEN = 4403
@@ -43,33 +39,25 @@ CLOSE_NOT_FOUND = 4404
 CLOSE_TOO_LARGE = 4413
 CLOSE_TOO_MANY = 4429
 CLOSE_UNAVAILABLE = 4503
+LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 
-class GuardedSocket(AsyncWebsocketConsumer):
+class GuardedSocket(AgentMixin, AsyncWebsocketConsumer):
     """Admit a user, check repeatedly whether they may stay, and close if not.
 
     A subclass says in receive() and background() what the socket is for.
     """
 
-    # AGENT_SESSIONS_CHAT_BACKEND, else "default".
-    backend: str = ChatAlias()  # type: ignore[assignment]
     # Whether to check the Origin header here; switch it off only where a middleware
     # around the consumer does, with hosts that ALLOWED_HOSTS lacks.
     validate_origin: bool = True
-    # Sockets of one user in this process, of one conversation and of all.
-    max_sockets: int = 5
-    max_sockets_per_user: int = 20
-    # Each frame asks anew who is there. So does what goes out when the answer is older
-    # than so many seconds, and a timer when nothing happens.
-    recheck_after: float = 5
-    recheck_interval: float = 20
     # Seconds between pings.
     ping_interval: float = 25
 
     def __init__(self, **options: Any) -> None:
         """Take what as_asgi() was given, as Django's View does with as_view()."""
         super().__init__()
-        self._check_names(options)
+        self._check_names(options, "as_asgi")
         for name, value in options.items():
             setattr(self, name, value)
         self.listener = Subscription()
@@ -79,7 +67,6 @@ class GuardedSocket(AsyncWebsocketConsumer):
         self._over = False
         self._in_group = False
         self._rates = Rates()
-        self._seats: list[Hashable] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -90,39 +77,13 @@ class GuardedSocket(AsyncWebsocketConsumer):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Refuse what as_asgi() is given, before there is a socket to fail.
-
-        Raises InvalidConsumer and InvalidBackend.
-        """
+        """Refuse misspelt names too."""
         if cls.__init__ is GuardedSocket.__init__:
             # One of a subclass may take other names, and passes these on.
-            cls._check_names(options)
-        backend = options.get("backend", cls.backend)
-        if isinstance(backend, str) or "backend" in options:
-            # Not a property, which each socket asks.
-            sessions.expect(backend)
-
-    @classmethod
-    def _check_names(cls, options: Mapping[str, Any]) -> None:
-        for name in options:
-            if name.startswith("_") or not hasattr(cls, name):
-                known = [each for each in dir(cls) if not each.startswith("_")]
-                raise InvalidConsumer(
-                    f"{cls.__name__}.as_asgi() got {name!r}, which is no attribute of "
-                    f"the class. {did_you_mean([name], known)}Give it what "
-                    "docs/websocket.md names, or add the attribute to the class."
-                )
-            if inspect.isroutine(getattr(cls, name)) and not callable(options[name]):
-                raise InvalidConsumer(
-                    f"{cls.__name__}.{name}() is a method. Give a function in its place, "
-                    f"not a {type(options[name]).__name__}."
-                )
+            cls._check_names(options, "as_asgi")
+        super().check_options(options)
 
     # -- to override -----------------------------------------------------------------
-
-    def authorize(self, user: Any, session_id: str) -> Any:
-        """Return whether a user may talk to this agent; asked again and again."""
-        return True
 
     def get_language(self) -> Any:
         """Choose the language of the sentences that this socket gets."""
@@ -157,17 +118,18 @@ class GuardedSocket(AsyncWebsocketConsumer):
         await self._keep_up(self._open())
 
     async def _open(self) -> None:
-        self._visitor = SocketUser(self.scope)
-        if await self._is_welcome() and await self._find():
-            self._sit_down()
+        self._visitor = Visitor(self.scope)
+        if await self._is_welcome() and (found := await self._find()):
+            self.conversation = found
+            self._sit_down(found)
             self.language = await maybe_await(self.get_language())
             work = (self._ping(), self._watch(), *self.background())
             self._tasks = [asyncio.create_task(self._keep_up(one)) for one in work]
 
-    async def _find(self) -> bool:
+    async def _find(self) -> Conversation | None:
         """Find the conversation, or close."""
         try:
-            self.conversation = await Conversation.find(
+            return await Conversation.find(
                 self._session_id, user=self.user, backend=self.backend
             )
         except (AgentSessionError, DatabaseError) as exc:
@@ -175,22 +137,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
                 await self._end(CLOSE_NOT_FOUND)
             else:
                 await self._give_up(exc)
-            return False
-        return True
-
-    def _sit_down(self) -> None:
-        """Take a seat of each kind; close the user's oldest socket if none is free."""
-        if self.conversation is None:
-            return
-        # Two databases may have users of the same primary key.
-        user = self.user.pk, self.conversation.using
-        place = self.backend, self.conversation.pk
-        for seat, limit in (
-            (user, self.max_sockets_per_user),
-            ((*user, *place), self.max_sockets),
-        ):
-            self._seats.append(seat)
-            self.manager.take_seat(seat, self, limit)
+            return None
 
     async def displace(self) -> None:
         """Close, since the user has opened too many others."""
@@ -219,8 +166,7 @@ class GuardedSocket(AsyncWebsocketConsumer):
                 task.cancel()
         if self.conversation is not None:
             self.manager.unsubscribe(self.conversation, self.listener)
-        while self._seats:
-            self.manager.leave_seat(self._seats.pop(), self)
+        self._get_up()
 
     async def _let_go(self) -> None:
         """Release everything, also of a frame that is being answered at the end."""
@@ -256,32 +202,18 @@ class GuardedSocket(AsyncWebsocketConsumer):
         if self._over or asked - self._checked < within:
             return not self._over
         try:
-            code = await self._objection()
+            status = await self._objection(self._session_id, self.conversation)
         except Exception as exc:
             await self._give_up(exc)
             return False
-        if code is not None:
-            await self._end(code)
+        if status is not None:
+            await self._end(4000 + status)
             return False
         self._checked = asked
         return not self._over
 
-    async def _objection(self) -> int | None:
-        """Return the close code for one who may not stay; None where all is well."""
-        conversation = self.conversation
-
-        def look() -> tuple[Any, bool]:
-            user = self._visitor.read()
-            is_there = user is None or conversation is None or conversation.exists()
-            return user, is_there
-
-        user, is_there = await sessions[self.backend].threads.run(look)
-        if user is None:
-            return CLOSE_NOT_LOGGED_IN
-        self.user = user
-        if not await maybe_await(self.authorize(user, self._session_id)):
-            return CLOSE_FORBIDDEN
-        return None if is_there else CLOSE_NOT_FOUND
+    def _read_user(self) -> Any:
+        return self._visitor.read()
 
     # -- in the background -------------------------------------------------------------
 
@@ -316,6 +248,36 @@ class GuardedSocket(AsyncWebsocketConsumer):
         await self.send(text_data=json.dumps(frame, separators=(",", ":")))
 
 
-async def maybe_await(value: Any) -> Any:
-    """Return what a hook gives, be it plain or async."""
-    return await value if inspect.isawaitable(value) else value
+def origin_is_allowed(scope: Mapping[str, Any]) -> bool:
+    """Return whether a handshake comes from a page of ALLOWED_HOSTS, or from no page.
+
+    Browsers send cookies along with any page's websocket and there is no CSRF token,
+    so the Origin header is the defence; other programs send none, and no cookies of
+    a victim either.
+    """
+    origins = [value for name, value in scope["headers"] if name == b"origin"]
+    if not origins:
+        return True
+    hosts = settings.ALLOWED_HOSTS or (LOCAL_HOSTS if settings.DEBUG else [])
+    validator = OriginValidator(_nothing, hosts)
+    try:
+        parsed = [urlparse(origin.decode("latin1")) for origin in origins]
+        return all(validator.valid_origin(origin) for origin in parsed)
+    except ValueError:
+        # No browser says "http://[": it is no address.
+        return False
+
+
+async def _nothing(scope: Any, receive: Any, send: Any) -> None:
+    """Serve as the validator's app; only its matching of origins is used."""
+
+
+def language_of(scope: Mapping[str, Any]) -> str:
+    """Return the language of a handshake, as LocaleMiddleware chooses a request's."""
+    request = HttpRequest()
+    for name, value in scope["headers"]:
+        if name == b"cookie":
+            request.COOKIES |= parse_cookie(value.decode("latin1"))
+        elif name == b"accept-language":
+            request.META["HTTP_ACCEPT_LANGUAGE"] = value.decode("latin1")
+    return get_language_from_request(request)

@@ -78,7 +78,6 @@ REDIS = "from agent_sessions import RedisSession as S; "
             [
                 "import agent_sessions.consumers",
                 "import agent_sessions.sockets",
-                "import agent_sessions.websocket_auth",
             ],
         ),
         (

@@ -17,6 +17,7 @@ from agent_sessions import DjangoSession, get_session
 from agent_sessions.agui import StreamOptions
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.handler import CHAT_BACKEND
+from agent_sessions.mixins import AgentMixin
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import RunLimits, find_agent
 from agent_sessions.signals import session_cleared
@@ -68,7 +69,7 @@ def test_every_field_is_told_with_its_default(kind: Any) -> None:
 def test_every_attribute_of_the_consumer_is_told() -> None:
     public = {
         name
-        for kind in (GuardedSocket, AgentConsumer)
+        for kind in (AgentMixin, GuardedSocket, AgentConsumer)
         for name in get_annotations(kind)
         if not name.startswith("_")
     }

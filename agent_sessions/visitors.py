@@ -1,10 +1,9 @@
-"""The user at the other end of a websocket, read again each time."""
+"""The user at the other end of a websocket or a stream, read again each time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlparse
 
 from django.conf import settings
 from django.contrib.auth import (
@@ -15,62 +14,19 @@ from django.contrib.auth import (
     load_backend,
 )
 from django.core.exceptions import ValidationError
-from django.http import HttpRequest, parse_cookie
 from django.utils.crypto import constant_time_compare
-from django.utils.translation import get_language_from_request
 
 from agent_sessions.backends.keys import names_user
-from agent_sessions.exceptions import extra
-
-with extra("channels", "channels", needed_by=__name__):
-    from channels.security.websocket import OriginValidator
-
-LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 
-def origin_is_allowed(scope: Mapping[str, Any]) -> bool:
-    """Return whether a handshake comes from a page of ALLOWED_HOSTS, or from no page.
-
-    Browsers send cookies along with any page's websocket and there is no CSRF token,
-    so the Origin header is the defence; other programs send none, and no cookies of
-    a victim either.
-    """
-    origins = [value for name, value in scope["headers"] if name == b"origin"]
-    if not origins:
-        return True
-    hosts = settings.ALLOWED_HOSTS or (LOCAL_HOSTS if settings.DEBUG else [])
-    validator = OriginValidator(_nothing, hosts)
-    try:
-        parsed = [urlparse(origin.decode("latin1")) for origin in origins]
-        return all(validator.valid_origin(origin) for origin in parsed)
-    except ValueError:
-        # No browser says "http://[": it is no address.
-        return False
-
-
-def language_of(scope: Mapping[str, Any]) -> str:
-    """Return the language of a handshake, as LocaleMiddleware chooses a request's."""
-    request = HttpRequest()
-    for name, value in scope["headers"]:
-        if name == b"cookie":
-            request.COOKIES |= parse_cookie(value.decode("latin1"))
-        elif name == b"accept-language":
-            request.META["HTTP_ACCEPT_LANGUAGE"] = value.decode("latin1")
-    return get_language_from_request(request)
-
-
-async def _nothing(scope: Any, receive: Any, send: Any) -> None:
-    """Serve as the validator's app; only its matching of origins is used."""
-
-
-class SocketUser:
-    """The user at the other end of a websocket, read again each time.
+class Visitor:
+    """The user at the other end of a websocket or a stream, read again each time.
 
     It is the user that a middleware has put into the scope; a row of another model is
     no user. The user of the Django session needs that session too, read from its store:
     the scope's own is as old as the handshake and doesn't show a log-out. Any other
     user's row is read by its key, through the default manager, as Django's
-    authentication does. The first user remains: a socket never changes to another one.
+    authentication does. The first user remains: no connection changes to another one.
     """
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
