@@ -195,6 +195,8 @@ def interrupts(
     pause = secrets.token_hex(8)
     for number, item in enumerate(interruptions):
         call_id = call_id_of(item)
+        # The SDK knows the arguments of functions alone.
+        call = None if item.arguments else read_call(as_dict(item.raw_item))
         tool = clean(item.qualified_name or item.name or "tool")
         described.append(
             {
@@ -206,7 +208,9 @@ def interrupts(
                 **({"expiresAt": iso(expires_at)} if expires_at else {}),
                 "metadata": {
                     "toolName": tool,
-                    "arguments": clean(item.arguments or ""),
+                    "arguments": call.arguments
+                    if call
+                    else clean(item.arguments or ""),
                 },
             }
         )

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions.agui import FrameError, RunRequest, call_id_of, calls_of, interrupts
+from agent_sessions.agui.content import as_dict
 from agent_sessions.approvals import Pending
 from agent_sessions.exceptions import InvalidApproval, UnreadableState
+from agent_sessions.items.kinds import CALL_OF, own_key, type_and_role
 from agent_sessions.runs.setup import RunSetup
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 
 NOT_APPROVED = "Tool execution was not approved."
+_OUTPUT_OF = {call: output for output, call in CALL_OF.items()}
 
 
 @sensitive_variables()
@@ -58,6 +61,11 @@ async def restore(
         ) from None
     if calls_of(restored) != calls_of(pending.interrupts):
         raise InvalidApproval(pending.run.run_id)
+    if gone := [i.name for i in state.get_interruptions() if _is_gone(i)]:
+        raise UnreadableState(
+            f"The agent has no tool {gone[0]!r} any more. The approval was withdrawn; "
+            "ask again."
+        )
     try:
         _give_answers(state, pending, request)
     except Exception as exc:
@@ -127,19 +135,51 @@ def refusals(
     `turn` is what the history has of the turn: the calls, unless they were not stored.
     """
     answers = {entry["interruptId"]: entry for entry in request.resume}
-    stored = {item.get("call_id") for item in turn}
+    calls = {own_key(i)[1]: i for i in turn if type_and_role(i)[0] in _OUTPUT_OF}
     made: list[dict[str, Any]] = []
     for asked in pending.interrupts:
-        call_id = asked["toolCallId"]
+        call = calls.get(asked["toolCallId"])
         reason = (answers[asked["id"]].get("payload") or {}).get("reason")
-        if call_id not in stored:
+        if call is None:
             tool = asked["metadata"]
-            name, given = tool["toolName"], tool["arguments"]
-            call = {"type": "function_call", "name": name, "arguments": given}
-            made.append(call | {"call_id": call_id})
-        output = {"type": "function_call_output", "output": reason or NOT_APPROVED}
-        made.append(output | {"call_id": call_id})
+            call = {
+                "type": "function_call",
+                "call_id": asked["toolCallId"],
+                "name": tool["toolName"],
+                "arguments": tool["arguments"],
+            }
+            made.append(call)
+        made.append(_refusal(call, reason or NOT_APPROVED))
     return made
+
+
+def _refusal(call: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Return the output that says that a call was refused, as the SDK writes it."""
+    kind, call_id = own_key(call)
+    made: dict[str, Any] = {"type": _OUTPUT_OF[kind]}
+    if kind == "mcp_approval_request":
+        made |= {"approval_request_id": call_id, "approve": False, "reason": reason}
+    elif kind == "shell_call":
+        outcome = {"type": "exit", "exit_code": 1}
+        output = {"stdout": "", "stderr": reason, "outcome": outcome}
+        made |= {"call_id": call_id, "output": [output]}
+    else:
+        made |= {"call_id": call_id, "output": reason}
+    if kind == "apply_patch_call":
+        made["status"] = "failed"
+    # An output goes back to the program that made the call.
+    return made | ({"caller": call["caller"]} if call.get("caller") else {})
+
+
+def _is_gone(item: Any) -> bool:
+    """Return whether the agent has lost the tool that an approval is about.
+
+    Servers offer tools of their own, which aren't asked for here.
+    """
+    kind = as_dict(item.raw_item).get("type")
+    if item.agent.mcp_servers or kind == "mcp_approval_request":
+        return False
+    return item.name not in {tool.name for tool in item.agent.tools}
 
 
 def _is_approved(answer: dict[str, Any]) -> bool:

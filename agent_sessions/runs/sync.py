@@ -16,7 +16,6 @@ from agent_sessions.agui import (
     StreamOptions,
     add_pending_calls,
     messages_from_items,
-    output_call_id,
     run_error,
     run_finished,
     run_started,
@@ -26,7 +25,7 @@ from agent_sessions.approvals import pending
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.run_rows import newest
 from agent_sessions.items import StoredItem
-from agent_sessions.items.kinds import CALLS, OUTPUTS
+from agent_sessions.items.kinds import CALL_OF, Key, call_key, own_key, type_and_role
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import records
 from agent_sessions.runs.failures import message_for
@@ -102,14 +101,14 @@ def lacks_calls(page: Page) -> bool:
 
 def _beginnings(items: Sequence[StoredItem]) -> list[int]:
     """Return where a page may begin: no output after it has its call before it."""
-    unanswered: set[str] = set()
+    unanswered: set[Key] = set()
     found = []
     for index in range(len(items) - 1, -1, -1):
         item = items[index].item or {}
-        if item.get("type") in OUTPUTS:
-            unanswered.add(output_call_id(item))
-        elif item.get("type") in CALLS:
-            unanswered.discard(output_call_id(item))
+        if type_and_role(item)[0] in CALL_OF:
+            unanswered.add(call_key(item))
+        else:
+            unanswered.discard(own_key(item))
         if not unanswered:
             found.append(index)
     return found[::-1]

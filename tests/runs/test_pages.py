@@ -64,10 +64,22 @@ def assert_whole(messages: list[Any]) -> None:
 async def test_no_page_is_cut_between_a_call_and_its_output(
     turns: int, calls: int, parallel: bool
 ) -> None:
+    pages = await pages_of(
+        [turn(number, calls, parallel=parallel) for number in range(turns)]
+    )
+    for page in pages:
+        assert page
+        assert_whole(page)
+    ids = [message["id"] for page in pages for message in page]
+    assert len(ids) == len(set(ids)) == turns * (2 * calls + 2)
+
+
+async def pages_of(turns: list[Any]) -> list[Any]:
+    """Return what a page is shown of a history, a snapshot and pages before it."""
     user, session_id = await conversation()
     session = DjangoSession(session_id, user=user)
-    for number in range(turns):
-        await session.add_items(turn(number, calls, parallel=parallel))
+    for items in turns:
+        await session.add_items(items)
     async with Socket(session_id, user, speaker()) as tab:
         await tab.sync()
         _, snapshot, _ = await tab.to_end()
@@ -80,8 +92,42 @@ async def test_no_page_is_cut_between_a_call_and_its_output(
         answer = (await client.get(url, {"before": before})).json()
         pages.insert(0, answer["messages"])
         before = answer["before"]
+    return pages
+
+
+def found(number: int) -> list[Any]:
+    """Return a turn in which the provider looks for tools; its search has no call id."""
+    question, *rest = turn(number, 4, parallel=False)
+    search = {"call_id": None, "execution": "server"}
+    return [
+        question,
+        {"type": "tool_search_call", "id": f"tsc-{number}", "arguments": {}, **search},
+        {"type": "tool_search_output", "id": f"tso-{number}", "tools": [], **search},
+        *rest,
+    ]
+
+
+def named_by_id(number: int) -> list[Any]:
+    """Return a turn with outputs of the API's own shell, which have the call's id."""
+    question, *_, answer = turn(number, 0, parallel=False)
+    calls = [
+        {"type": "local_shell_call", "id": f"i-{number}-{n}", "action": {}}
+        for n in range(5)
+    ]
+    return [
+        question,
+        *[call | {"call_id": f"c-{call['id']}"} for call in calls],
+        *[
+            {"type": "local_shell_call_output", "id": f"c-{call['id']}", "output": "x"}
+            for call in calls
+        ],
+        answer,
+    ]
+
+
+@pytest.mark.parametrize("kind", [found, named_by_id])
+async def test_outputs_without_a_call_id_cut_no_page_short(kind: Any) -> None:
+    pages = await pages_of([kind(number) for number in range(40)])
     for page in pages:
-        assert page
         assert_whole(page)
-    ids = [message["id"] for page in pages for message in page]
-    assert len(ids) == len(set(ids)) == turns * (2 * calls + 2)
+    assert all(len(page) > 60 for page in pages[1:])

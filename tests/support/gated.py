@@ -13,7 +13,7 @@ from openai.types.responses import ResponseUsage
 
 from example_project.demo_stream import stream
 
-_USAGE = ResponseUsage.model_validate(
+USAGE = ResponseUsage.model_validate(
     {
         "input_tokens": 10,
         "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
@@ -41,7 +41,7 @@ class GatedModel(Model):
         self.calls.append(args[1])
         message = assistant_message(self.text, item_id=f"msg_{len(self.calls)}")
         words = 0
-        for event in stream([message], _USAGE):
+        for event in stream([message], USAGE):
             if event.type.endswith(".delta"):
                 if words == self.pause_at:
                     self.paused.set()
