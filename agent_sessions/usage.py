@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from agents.run_context import RunContextWrapper
     from agents.usage import Usage
 
+    from agent_sessions.models import AgentRun
+
 # The columns that the session's row has too.
 COUNTERS = (
     "requests",
@@ -86,6 +88,17 @@ def since(usage: Usage, before: Usage | None) -> Usage:
 def snapshot(usage: Usage) -> Usage:
     """Return a copy of the SDK's object as it is now."""
     return since(usage, None)
+
+
+def usage_of(run: AgentRun) -> Usage | None:
+    """Return the SDK's object with what a run's row says that it used."""
+    from agents.usage import deserialize_usage
+
+    try:
+        return deserialize_usage(run.usage)
+    except Exception:
+        # An imported row may have any JSON there.
+        return None
 
 
 def _minus(now: Any, then: Any) -> Any:

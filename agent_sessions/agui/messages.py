@@ -76,6 +76,8 @@ class Stored(Protocol):
     def item(self) -> dict[str, Any] | None: ...
     @property
     def message_id(self) -> str: ...
+    @property
+    def agent_name(self) -> str: ...
 
 
 def messages_from_items(
@@ -89,7 +91,7 @@ def messages_from_items(
     reader = _Reader(options or StreamOptions())
     for entry in stored:
         if entry.item is not None:
-            reader.read(entry.position, entry.item, entry.message_id)
+            reader.read(entry, entry.item)
     return reader.messages
 
 
@@ -97,16 +99,15 @@ class _Reader:
     def __init__(self, options: StreamOptions) -> None:
         self.messages: list[Message] = []
         self._options = options
-        self._known_as = ""
         self._ids = IdPool()
         self._call_names: dict[str, str] = {}
         self._call_places: dict[str, int] = {}
 
-    def read(self, position: int, item: Mapping[str, Any], known_as: str) -> None:
-        self._known_as = known_as
+    def read(self, entry: Stored, item: Mapping[str, Any]) -> None:
+        position = entry.position
         kind = string(item.get("type")) or ("message" if "role" in item else "")
         if kind == "message":
-            self._message(position, item)
+            self._message(entry, item)
         elif kind == "reasoning":
             self._reasoning(position, item)
         elif kind in OUTPUT_TYPES:
@@ -114,14 +115,17 @@ class _Reader:
         else:
             self._call(position, item)
 
-    def _message(self, position: int, item: Mapping[str, Any]) -> None:
+    def _message(self, entry: Stored, item: Mapping[str, Any]) -> None:
         role = string(item.get("role"))
         build = _ROLES.get(role)
         hidden = role in _INSTRUCTIONS and not self._options.expose_instructions
         if build is not None and not hidden:
-            wanted = own_id(item.get("id")) or self._known_as
-            message_id = self._take(wanted, position)
-            self.messages.append(build(message_id, item, self._options))
+            wanted = own_id(item.get("id")) or entry.message_id
+            message_id = self._take(wanted, entry.position)
+            message = build(message_id, item, self._options)
+            if entry.agent_name:
+                message["name"] = entry.agent_name
+            self.messages.append(message)
 
     def _reasoning(self, position: int, item: Mapping[str, Any]) -> None:
         text = reasoning_text(item)

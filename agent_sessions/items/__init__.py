@@ -123,8 +123,10 @@ class StoredItem:
     envelope_id: str = ""
     is_closed: bool = False
     missing_key: str = ""
-    # Under which a client knows the message, where a run has written it down.
+    # Under which a client knows the message, and the agent that gave it, where a run
+    # has written that down.
     message_id: str = ""
+    agent_name: str = ""
     # Whether the time is the item's own, and so stays.
     is_timed: bool = True
 

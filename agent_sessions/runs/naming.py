@@ -1,7 +1,8 @@
-"""The ids of messages: under which they streamed, in every later answer too.
+"""What a stream tells of messages beside their text, in every later answer too.
 
-A stream names messages before they are stored. So a run writes down which place each
-took, with the time of the item there: places are given again, and to other branches.
+That is their ids and who gave an answer. A stream names messages before they are
+stored. So a run writes down which place each took, with the time of the item there:
+places are given again, and to other branches.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ async def find_ids(
     conversation: Conversation,
     base: int | None,
     asked: Sequence[dict[str, Any]],
-    said: Sequence[tuple[str, str]],
+    said: Sequence[tuple[str, str, str]],
 ) -> list[list[Any]]:
     """Find what a run has stored after `base`, and under which ids that was told.
 
@@ -45,41 +46,43 @@ async def find_ids(
 
 
 def pair(
-    stored: Iterable[StoredItem], asked: Sequence[str], said: Sequence[tuple[str, str]]
+    stored: Iterable[StoredItem],
+    asked: Sequence[str],
+    said: Sequence[tuple[str, str, str]],
 ) -> list[list[Any]]:
-    """Return place, id and time of the messages that a run has stored.
+    """Return place, id, time and agent of the messages that a run has stored.
 
-    `asked` are the ids of the user's messages, `said` ids and texts of the answers.
+    `asked` are the ids of the user's messages, `said` ids, texts and agents of the
+    answers.
     """
     questions, answers = list(asked), list(said)
     found: list[list[Any]] = []
     for entry in stored:
         item = entry.item or {}
-        name = None
+        name, agent = None, ""
         if opens_turn(item):
             name = questions.pop(0) if questions else None
         elif type_and_role(item) == ("message", "assistant"):
             text = message_text(item)[0]
-            index = next((n for n, (_, t) in enumerate(answers) if t == text), None)
-            name = None if index is None else answers.pop(index)[0]
-        if name and name != own_id(item.get("id")):
+            index = next((n for n, told in enumerate(answers) if told[1] == text), None)
+            if index is not None:
+                name, _, agent = answers.pop(index)
+        if name and (agent or name != own_id(item.get("id"))):
             position, moment = place_of(entry)
-            found.append([position, name, moment])
+            found.append([position, name, moment, agent])
     return found
 
 
 def named(page: Page, runs: Runs) -> Page:
-    """Return a page whose items have the ids under which they streamed."""
+    """Return a page whose items have the ids and agents with which they streamed."""
     if not page.items:
         return page
     first, last = page.items[0].position, page.items[-1].position
     rows = runs.filter(first_position__lte=last, last_position__gte=first)
-    ids = {
-        (place, moment): name
+    known = {
+        (place, moment): {"message_id": name, "agent_name": agent}
         for found in rows.order_by("pk").values_list("message_ids", flat=True)
-        for place, name, moment in found
+        for place, name, moment, agent in found
     }
-    items = [
-        replace(entry, message_id=ids.get(place_of(entry), "")) for entry in page.items
-    ]
+    items = [replace(entry, **known.get(place_of(entry), {})) for entry in page.items]
     return replace(page, items=items)

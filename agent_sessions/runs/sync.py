@@ -32,6 +32,7 @@ from agent_sessions.runs.failures import message_for
 from agent_sessions.runs.log import Event, EventLog, Frame
 from agent_sessions.runs.naming import named
 from agent_sessions.runs.setup import Conversation
+from agent_sessions.usage import usage_of
 
 if TYPE_CHECKING:
     from agent_sessions.runs.active import ActiveRun
@@ -207,6 +208,8 @@ def _end_of(
     Without `run_id` the event ends the telling of what lies at rest.
     """
     status = None if run is None else run.status
+    # What tells of the rest is no run, and has used nothing.
+    used = usage_of(run) if run and run_id else None
     outcome: dict[str, Any] = {"type": "success"}
     if interrupts:
         # Also those of a later run: a page asks what the last event says.
@@ -215,10 +218,10 @@ def _end_of(
         # Without a row it was deleted, with all of the session.
         code = (run.error_code or "internal") if run else "interrupted"
         failed = run.run_id if run else run_id
-        return run_error(code, message_for(code), run_id=failed)
+        return run_error(code, message_for(code), run_id=failed, usage=used)
     elif run_id and status != Status.COMPLETED:
         outcome = {"type": "cancelled"}
-    return run_finished(conversation.session_id, run_id, outcome)
+    return run_finished(conversation.session_id, run_id, outcome, used)
 
 
 def fresh_resting(

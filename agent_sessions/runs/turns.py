@@ -89,22 +89,24 @@ class Words:
         # What the newest response says, and the ids of its items.
         self._said: list[str] = []
         self._ids: set[str] = set()
-        # All answers of the run, by their ids.
+        # All answers of the run, and who gave them, by their ids.
         self._texts: dict[str, str] = {}
+        self._agents: dict[str, str] = {}
 
     def follow(self, event: Event) -> None:
         """Take in an event of the run."""
         if event["type"] == "TEXT_MESSAGE_START":
             self._said.append("")
             self._texts[event["messageId"]] = ""
+            self._agents[event["messageId"]] = event.get("name", "")
         elif event["type"] == "TEXT_MESSAGE_CONTENT" and self._said:
             self._said[-1] += event["delta"]
             self._texts[event["messageId"]] += event["delta"]
 
     @property
-    def told(self) -> list[tuple[str, str]]:
-        """The ids and texts of all that the run has said."""
-        return list(self._texts.items())
+    def told(self) -> list[tuple[str, str, str]]:
+        """The ids and texts of all that the run has said, and its agents' names."""
+        return [(key, text, self._agents[key]) for key, text in self._texts.items()]
 
     def hear(self, event: Any) -> None:
         """Take in an event of the SDK: at a new answer the turn before is stored."""

@@ -53,7 +53,7 @@ class Pairs:
         self.there = array("q")
         # Place and time in the target of what a run has given an id.
         self.named: dict[tuple[int, str], tuple[int, str]] = {}
-        self._names = {(at, when) for run in runs for at, _, when in run.message_ids}
+        self._names = {(at, when) for run in runs for at, _, when, _ in run.message_ids}
         self._in_database = target.in_database is not None
         self._keeps_times = self._in_database and bool(mark_of(copy))
         self.copy = copy
@@ -143,8 +143,8 @@ def _copy_run(run: AgentRun, there: AgentSession, pairs: Pairs, rows: Any) -> Ag
     columns = {name: getattr(run, name) for name in RUN_COLUMNS}
     columns["status"] = ended(run.status)
     columns["message_ids"] = [
-        [place[0], name, place[1]]
-        for at, name, when in run.message_ids
+        [place[0], name, place[1], agent]
+        for at, name, when, agent in run.message_ids
         if (place := pairs.named.get((at, when)))
     ]
     copy = AgentRun(

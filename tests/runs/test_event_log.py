@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from agents.testing import ModelStep
 from django.core.cache import cache
 from django.utils import timezone
 from hypothesis import given
@@ -17,9 +18,12 @@ from agent_sessions.runs import Conversation, RunLimits, get_run_manager
 from agent_sessions.runs.log import EventLog, Frame, Subscription
 from agent_sessions.runs.sync import replay
 from tests.runs.test_runs import cashier
+from tests.support import usages
 from tests.support.agui_validator import SequenceChecker
+from tests.support.approvals import lookup
 from tests.support.chat import Socket, text_of
 from tests.support.gated import gated
+from tests.support.usages import say
 from tests.websocket.test_consumer import conversation, speaker
 
 START = {"type": "RUN_STARTED", "threadId": "t", "runId": "r"}
@@ -304,6 +308,28 @@ async def test_what_comes_after_an_end_that_the_rows_have_told_is_left_out() -> 
     # What it is told instead is a legal run.
     events = await told(listener, found)
     assert [event["type"] for event in events[::2]] == ["RUN_STARTED", "RUN_FINISHED"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_end_that_the_rows_tell_says_what_the_run_used(fails: bool) -> None:
+    user, session_id = await conversation()
+    found = await Conversation.find(session_id, user=user)
+    last = ModelStep.raise_error(RuntimeError("away")) if fails else say("done")
+    speaking = usages.agent(usages.call("lookup", order="1"), last, tools=[lookup])
+    async with Socket(session_id, user, speaking) as tab:
+        await tab.say("r-1", "Hi")
+        live = (await tab.to_end())[-1]
+    listener = Subscription()
+    listener.open.follow({**START, "runId": "r-1"})
+    listener.give_up()
+    end = (await told(listener, found))[-1]
+    assert live["usage"][0]["inputTokens"] == (7 if fails else 14)
+    assert end == live
+    # What only tells of the rest has used nothing.
+    listener = Subscription()
+    listener.give_up()
+    assert "usage" not in (await told(listener, found))[-1]
 
 
 @pytest.mark.django_db(transaction=True)

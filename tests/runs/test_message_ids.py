@@ -19,7 +19,7 @@ from agent_sessions.models import AgentSession
 from agent_sessions.transfer.export import export_session
 from agent_sessions.views import SessionMessagesView
 from tests.runs.test_retries import failing_late
-from tests.support.approvals import lookup
+from tests.support.approvals import lookup, refund
 from tests.support.chat import Socket
 from tests.support.gated import gated
 from tests.support.import_sources import run_import
@@ -44,10 +44,10 @@ def streamed(events: list[Any]) -> list[str]:
     return ids
 
 
-async def told(
+async def read_again(
     session_id: str, user: Any, agent: Any, backend: str = "default"
-) -> list[list[str]]:
-    """Return the ids in a snapshot and over HTTP."""
+) -> list[list[Any]]:
+    """Return the messages in a snapshot and over HTTP."""
     async with Socket(session_id, user, agent, backend=backend) as tab:
         await tab.sync()
         (event,) = [e for e in await tab.to_end() if e["type"] == "MESSAGES_SNAPSHOT"]
@@ -55,13 +55,20 @@ async def told(
     request.user = user
     view: Any = sync_to_async(SessionMessagesView.as_view(backend=backend))
     answer = json.loads((await view(request, session_id=session_id)).content)
+    return [event["messages"], answer["messages"]]
+
+
+async def told(
+    session_id: str, user: Any, agent: Any, backend: str = "default"
+) -> list[list[str]]:
+    """Return the ids in a snapshot and over HTTP."""
     return [
         [
             m["id"]
             for m in messages
             if m["role"] in {"user", "assistant"} and m.get("content")
         ]
-        for messages in (event["messages"], answer["messages"])
+        for messages in await read_again(session_id, user, agent, backend)
     ]
 
 
@@ -114,6 +121,70 @@ async def test_a_message_that_is_sent_again_has_the_id_that_it_is_stored_under()
     assert await told(session_id, user, agent) == [expected, expected]
 
 
+def agents_of(messages: list[Any]) -> list[str | None]:
+    return [
+        m.get("name") for m in messages if m["role"] == "assistant" and m.get("content")
+    ]
+
+
+def handing_over(item_id: str) -> Agent[Any]:
+    billing: Agent[Any] = Agent(
+        name="billing",
+        model=ScriptedModel([[assistant_message("Same.", item_id=f"{item_id}b")]]),
+    )
+    steps: list[Any] = [
+        [
+            assistant_message("Same.", item_id=f"{item_id}a"),
+            function_call("transfer_to_billing", {}, call_id="h"),
+        ]
+    ]
+    return Agent(name="front", model=ScriptedModel(steps), handoffs=[billing])
+
+
+@pytest.mark.parametrize("item_id", ["msg_", "msg_67ccd2bf17f0819081ff3bb2cf6508e"])
+async def test_an_answer_names_its_agent_wherever_it_is_read(item_id: str) -> None:
+    """A handoff changes the agent in the middle of a run, and of a page."""
+    user, session_id = await conversation()
+    agent = handing_over(item_id)
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        events = await tab.to_end()
+    live = [e["name"] for e in events if e["type"] == "TEXT_MESSAGE_START"]
+    assert live == ["front", "billing"]
+    for messages in await read_again(session_id, user, agent):
+        assert agents_of(messages) == live
+
+
+async def test_words_of_a_stopped_answer_name_their_agent() -> None:
+    user, session_id = await conversation()
+    agent, model = gated("one two three")
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        await model.paused.wait()
+        await tab.send({"type": "abort", "runId": "r-1"})
+        await tab.to_end()
+    for messages in await read_again(session_id, user, agent):
+        assert agents_of(messages) == ["speaker"]
+
+
+async def test_a_snapshot_in_mid_run_names_the_agents_before_it() -> None:
+    """At an approval the page is told all messages anew."""
+    user, session_id = await conversation()
+    steps: list[Any] = [
+        [
+            assistant_message("Shall I?"),
+            function_call("refund", {"order": "1"}, call_id="c"),
+        ]
+    ]
+    agent: Agent[Any] = Agent(name="a", model=ScriptedModel(steps), tools=[refund])
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        (snapshot,) = [
+            e for e in await tab.to_end() if e["type"] == "MESSAGES_SNAPSHOT"
+        ]
+    assert agents_of(snapshot["messages"]) == ["a"]
+
+
 async def two_turns(session_id: str, user: Any) -> list[str]:
     ids: list[str] = []
     async with Socket(session_id, user, speaker("Same.", "Same.")) as tab:
@@ -149,6 +220,8 @@ async def test_an_export_and_its_import_keep_the_ids(tmp_path: Path) -> None:
 
     await sync_to_async(leave_and_come_back)()
     assert await told(session_id, user, speaker()) == [ids, ids]
+    for messages in await read_again(session_id, user, speaker()):
+        assert agents_of(messages) == ["speaker"] * 2
 
 
 @pytest.mark.one_database
@@ -170,6 +243,8 @@ async def test_a_copy_keeps_the_ids(target: str, settings: Any) -> None:
     copied = sync_to_async(call_command)
     await copied("copy_agent_sessions", "--from", "default", "--to", target, "--all")
     assert await told(session_id, user, speaker(), backend=target) == [ids, ids]
+    for messages in await read_again(session_id, user, speaker(), target):
+        assert agents_of(messages) == ["speaker"] * 2
     # A store that tells no times of its items keeps them too.
     async with Socket(session_id, user, speaker("More."), backend=target) as tab:
         await tab.say("r-3", "Hi")

@@ -27,6 +27,7 @@ class Stored:
     position: int
     item: dict[str, Any] | None
     message_id: str = ""
+    agent_name: str = ""
 
 
 @dataclass

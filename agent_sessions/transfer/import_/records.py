@@ -340,12 +340,13 @@ def sum_of(runs: Iterable[SourceRun], name: str) -> int:
 
 
 def _are_ids(value: Any) -> bool:
-    """Return whether each is a position, the id of the message there, and a time."""
+    """Return whether each is a position, a message's id, a time and an agent's name."""
     return isinstance(value, list) and all(
         isinstance(each, list)
-        and [type(part) for part in each] == [int, str, str]
+        and [type(part) for part in each] == [int, str, str, str]
         and 0 <= each[0] <= MOST_POSITIONS
         and is_text(each[1])
+        and is_text(each[3])
         for each in value
     )
 
