@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Hashable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
 from asgiref.sync import sync_to_async
@@ -158,6 +158,18 @@ class AgentMixin:
         this raises is logged and changes nothing.
         """
 
+    @asynccontextmanager
+    async def open_run(
+        self, request: RunRequest
+    ) -> AsyncIterator[Mapping[str, Any] | None]:
+        """Open what a run needs before `yield`, and close it after: MCP servers, clients.
+
+        It is called in the run's own task, once the run is accepted. What it yields, a
+        dict of agent, context, run_config, hooks, error_handlers or max_turns, takes
+        the place of what the get_…() returned.
+        """
+        yield None
+
     async def check_rate(self) -> bool:
         """Count a run; False where the user has had too many in this minute."""
         limit = RateLimit("runs", self.max_runs_per_minute)
@@ -265,7 +277,12 @@ class AgentMixin:
             blocked_messages=self.blocked_messages,
             window=self.window,
             on_error=self.on_error,
+            open_run=self.open_run if self._opens_runs() else None,
         )
+
+    def _opens_runs(self) -> bool:
+        own = getattr(self.open_run, "__func__", self.open_run)
+        return own is not AgentMixin.open_run
 
 
 @contextmanager

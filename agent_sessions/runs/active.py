@@ -30,6 +30,7 @@ from agent_sessions.runs.failures import (
 from agent_sessions.runs.heartbeat import Pulse, heart
 from agent_sessions.runs.log import Event, EventLog, Frame, Joining
 from agent_sessions.runs.naming import find_ids
+from agent_sessions.runs.opening import opened
 from agent_sessions.runs.resuming import dump_state, refusals
 from agent_sessions.runs.setup import (
     Conversation,
@@ -139,8 +140,8 @@ class ActiveRun:
         failure: Exception | None = None
         with self._kept_lease():
             try:
-                async with limit:
-                    await self._stream(state)
+                async with limit, opened(self, state) as rebuilt:
+                    await self._stream(rebuilt)
             except asyncio.CancelledError:
                 # The loop is shutting down.
                 await self._conclude(self._end_cancelled())

@@ -96,6 +96,8 @@ def failure_code(exc: BaseException) -> str:
     from agents import exceptions as sdk
     from openai import APIError
 
+    if isinstance(exc, InvalidApproval | UnreadableState):
+        return refusal_code(exc) or "internal"
     if isinstance(exc, sdk.MaxTurnsExceeded):
         return "max_turns"
     if isinstance(

@@ -248,7 +248,9 @@ class RunManager:
         try:
             return await restore(waiting, request, setup)
         except (InvalidApproval, UnreadableState) as exc:
-            if isinstance(exc, UnreadableState) and refuses_all(request):
+            # The agent that it needs may be opened with the run.
+            may_wait = refuses_all(request) or setup.open_run is not None
+            if isinstance(exc, UnreadableState) and may_wait:
                 return None
             withdraw = partial(
                 records.withdraw,

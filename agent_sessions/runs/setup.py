@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from inspect import isawaitable
@@ -12,7 +13,7 @@ from django.db import transaction
 from django.utils.module_loading import import_string
 
 from agent_sessions import handler
-from agent_sessions.agui import StreamOptions
+from agent_sessions.agui import RunRequest, StreamOptions
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey, make_key
 from agent_sessions.backends.leases import RUN_SILENCE
 from agent_sessions.backends.run_rows import Runs, runs_of
@@ -199,6 +200,8 @@ class RunSetup:
     blocked_messages: Blocked = "keep"
     # Called with the run and its error once it has failed, plain or async.
     on_error: Callable[[ActiveRun, Exception], Any] | None = None
+    # Gets the request, gives an async context manager that the run is in.
+    open_run: Callable[[RunRequest], AbstractAsyncContextManager[Any]] | None = None
 
 
 async def open_session(
