@@ -7,13 +7,13 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, ClassVar
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
-from django.db import transaction
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
@@ -26,6 +26,7 @@ from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey, m
 from agent_sessions.backends.keys import names_user
 from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.backends.run_rows import runs_of
+from agent_sessions.concurrency.connections import transact
 from agent_sessions.exceptions import (
     EncryptionError,
     InvalidSessionId,
@@ -204,8 +205,8 @@ class SessionView(SessionAPIView):
         if holds_a_run(row):
             return error_response("session_busy", 409)
         self.store.clear(key)
-        with transaction.atomic(self.store.directory.using):
-            row.delete(using=row._state.db)
+        using = self.store.directory.using
+        transact(using, partial(row.delete, using=row._state.db))
         return HttpResponse(status=204)
 
 

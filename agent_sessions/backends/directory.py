@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.concurrency.connections import atomic, chosen_database
+from agent_sessions.concurrency.connections import chosen_database, transact
 from agent_sessions.exceptions import (
     BranchDoesNotExist,
     LeaseLost,
@@ -131,9 +131,12 @@ class Directory:
 
         Raises SessionDoesNotExist for someone else's.
         """
-        with atomic(self.using):
+
+        def make() -> None:
             if not self.rows(key).exists():
                 self.create(key)
+
+        transact(self.using, make)
 
     def touch(
         self,
@@ -175,11 +178,14 @@ class Directory:
 
     def cleared(self, key: SessionKey) -> None:
         """Write down that a session has no items any more."""
-        with atomic(self.using):
+
+        def reset() -> None:
             session = self.rows(key).values_list("pk", flat=True).first()
             if session is not None:
                 is_own = key.fence is not None
                 forget_histories(self.using, [session], keep_lease=is_own)
+
+        transact(self.using, reset)
 
     def _any_owner(self, key: SessionKey) -> QuerySet[AgentSession]:
         rows: Any = AgentSession.objects.using(self.using)

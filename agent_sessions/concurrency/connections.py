@@ -7,20 +7,28 @@ them a call runs on a connection of the pool.
 from __future__ import annotations
 
 import asyncio
+import random
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from asgiref.sync import AsyncToSync
-from django.db import Error, connections, transaction
+from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.dispatch import receiver
+
+T = TypeVar("T")
+
+# MariaDB's and MySQL's "deadlock found" and "lock wait timeout exceeded"; PostgreSQL's
+# "serialization failure" and "deadlock detected".
+_RETRIED_ERRORS = frozenset({1213, 1205, "40001", "40P01"})
+_ATTEMPTS = 8
 
 # What the router answered in the caller, for the thread that works for it.
 chosen_database: ContextVar[str | None] = ContextVar("chosen_database", default=None)
@@ -85,6 +93,31 @@ def atomic(using: str) -> Iterator[None]:
             with connection.cursor() as cursor:
                 cursor.execute(BY_INDEX.format("LOCAL "))
         yield
+
+
+def transact(using: str, operation: Callable[[], T], *, alone: bool = False) -> T:
+    """Run an operation in one transaction, again where the database asks for it.
+
+    A caller's own transaction is the caller's to repeat. `alone` says that the
+    operation is atomic without a transaction.
+    """
+    connection = connections[using]
+    attempts = 1 if connection.in_atomic_block else _ATTEMPTS
+    for attempt in range(1, attempts + 1):
+        try:
+            with unprepared(connection) if alone else atomic(using):
+                return operation()
+        except OperationalError as exc:
+            if attempt == attempts or not _is_retried(exc):
+                raise
+            time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - no secret
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _is_retried(exc: OperationalError) -> bool:
+    number = exc.args[0] if exc.args else None
+    found = {number, getattr(exc.__cause__, "sqlstate", None)}
+    return not _RETRIED_ERRORS.isdisjoint(found)
 
 
 @contextmanager

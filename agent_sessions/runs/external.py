@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from agents import Agent, AgentsException, RunHooks, __version__, get_current_trace
-from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -20,6 +19,7 @@ from agent_sessions.backends.database.usage import opening
 from agent_sessions.backends.reading import find_newest, find_newest_sync
 from agent_sessions.backends.remote.erasure import enroll
 from agent_sessions.backends.run_rows import Runs, Status, runs_of
+from agent_sessions.concurrency.connections import transact
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.items import StoredItem
 from agent_sessions.items.kinds import opens_turn
@@ -76,7 +76,8 @@ class ExternalRun:
         """Open the row. Raises SessionDoesNotExist for someone else's session."""
         using = self.directory.using
         self.agent_name, self._resumed = agent_name, resumed
-        with transaction.atomic(using):
+
+        def open_row() -> None:
             enroll(self.backend, self.key)
             rows = self.directory.rows(self.key)
             # The session's row first, as every other writer takes it.
@@ -101,12 +102,15 @@ class ExternalRun:
             )
             self._runs = runs.filter(pk=run.pk)
 
+        transact(using, open_row)
+
     def write(self, spent: Spent, newest: StoredItem | None = None) -> None:
         """Update the row and the session's counters."""
         counted = self._counted.counters()
         more = {name: n - counted[name] for name, n in spent.counters().items()}
         using = self.directory.using
-        with transaction.atomic(using):
+
+        def update() -> None:
             self.directory.rows(self.key).update(
                 agent_name=self.agent_name[:255],
                 **{name: F(name) + used for name, used in more.items() if used},
@@ -120,6 +124,8 @@ class ExternalRun:
                 **self._place(using, newest),
                 **spent.columns(),
             )
+
+        transact(using, update)
         self._counted = spent
 
     def _place(self, using: str, newest: StoredItem | None) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import logging
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
-from django.db import IntegrityError, connections
+from django.db import IntegrityError
 from django.db.models import BigIntegerField, F, Q, Subquery, Value
 from django.db.models.functions import Greatest
 from django.views.decorators.debug import sensitive_variables
@@ -31,7 +32,7 @@ from agent_sessions.backends.leases import (
     this_process,
 )
 from agent_sessions.backends.run_rows import Status
-from agent_sessions.concurrency.connections import atomic, unprepared
+from agent_sessions.concurrency.connections import transact
 from agent_sessions.exceptions import (
     InterruptExpired,
     InterruptsPending,
@@ -101,33 +102,36 @@ def begin(
     wins.
     """
     using = conversation.using
+
+    def open_run() -> Lease | None:
+        previous = _take(conversation, run_id, stale_after, answers)
+        if previous is None:
+            return None
+        row, last_status = previous
+        run = run_rows.create(
+            using,
+            row.pk,
+            run_id,
+            branch=row.branch,
+            agent_name=row.agent_name,
+            model=model,
+            sdk_version=_sdk_version(),
+        )
+        if answers is not None:
+            _claim(using, answers, row, run)
+        return Lease(
+            run,
+            row.fence,
+            base=_head_of(row) if conversation.backend.in_database else None,
+            agent_name=row.agent_name,
+            last_status=last_status,
+        )
+
     try:
-        with atomic(using):
-            previous = _take(conversation, run_id, stale_after, answers)
-            if previous is None:
-                return None
-            row, last_status = previous
-            run = run_rows.create(
-                using,
-                row.pk,
-                run_id,
-                branch=row.branch,
-                agent_name=row.agent_name,
-                model=model,
-                sdk_version=_sdk_version(),
-            )
-            if answers is not None:
-                _claim(using, answers, row, run)
+        return transact(using, open_run)
     except IntegrityError:
         # The row of the id is there: it ended meanwhile, or ran in the turn before.
         return None
-    return Lease(
-        run,
-        row.fence,
-        base=_head_of(row) if conversation.backend.in_database else None,
-        agent_name=row.agent_name,
-        last_status=last_status,
-    )
 
 
 def _take(
@@ -256,17 +260,20 @@ def abandon(
     """
     gone = Q() if is_dead(row.run_owner) else is_silent("run_seen_at", silence)
     held = conversation.rows().filter(gone, run_id=row.run_id, fence=row.fence)
-    with atomic(conversation.using):
+
+    def end() -> None:
         if held.update(**NO_RUN, fence=F("fence") + 1, state=State.IDLE):
             lost = conversation.runs().filter(run_id=row.run_id, status=Status.RUNNING)
             run_rows.end(lost, Status.INTERRUPTED, "interrupted")
+
+    transact(conversation.using, end)
 
 
 def beat(conversation: Conversation, lease: Lease) -> bool:
     """Keep the lease alive; return False if it is lost."""
     held = conversation.rows().filter(run_id=lease.run.run_id, fence=lease.fence)
-    with unprepared(connections[conversation.using]):
-        return bool(held.update(run_seen_at=DatabaseNow()))
+    touch = partial(held.update, run_seen_at=DatabaseNow())
+    return bool(transact(conversation.using, touch, alone=True))
 
 
 @sensitive_variables()
@@ -280,7 +287,8 @@ def finish(
 
     `paused` is kept until its tool calls are approved or refused.
     """
-    with atomic(conversation.using):
+
+    def close() -> None:
         _close(conversation, lease, outcome)
         if paused is not None:
             key, run = conversation.key, lease.run
@@ -300,6 +308,8 @@ def finish(
         rows.filter(run_id=lease.run.run_id, fence=lease.fence).update(
             **NO_RUN, state=State.IDLE if paused is None else State.WAITING
         )
+
+    transact(conversation.using, close)
 
 
 def _close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
@@ -369,7 +379,8 @@ def withdraw(conversation: Conversation, fence: int, *, error_code: str = "") ->
 
     Only while the session's lease has the number `fence`: what was paused since stays.
     """
-    with atomic(conversation.using):
+
+    def drop() -> int:
         freed: int = (
             conversation.rows()
             .filter(state=State.WAITING, fence=fence)
@@ -379,7 +390,9 @@ def withdraw(conversation: Conversation, fence: int, *, error_code: str = "") ->
         if freed:
             waiting = conversation.runs().filter(status=Status.WAITING)
             run_rows.end(waiting, Status.CANCELLED, error_code)
-    return bool(freed)
+        return freed
+
+    return bool(transact(conversation.using, drop))
 
 
 def _sdk_version() -> str:

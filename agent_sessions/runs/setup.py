@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Literal
 
-from django.db import transaction
 from django.utils.module_loading import import_string
 
 from agent_sessions import handler
@@ -17,6 +17,7 @@ from agent_sessions.agui import RunRequest, StreamOptions
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey, make_key
 from agent_sessions.backends.leases import RUN_SILENCE
 from agent_sessions.backends.run_rows import Runs, runs_of
+from agent_sessions.concurrency.connections import transact
 from agent_sessions.exceptions import (
     InvalidBackend,
     InvalidConsumer,
@@ -99,8 +100,7 @@ def create_conversation(
     """Make an empty session with an id that can't be guessed."""
     store = sessions[backend]
     key = make_key(AgentSession.new_id(), user)
-    with transaction.atomic(store.directory.using):
-        store.directory.create(key)
+    transact(store.directory.using, partial(store.directory.create, key))
     return store.directory.rows(key).get()
 
 

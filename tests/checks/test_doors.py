@@ -563,9 +563,9 @@ async def test_frames_from_the_server_reach_the_session_alone() -> None:
         assert await mute.silent(0.1)
         assert await elsewhere.silent(0.1)
     async with Socket(ID, world.owner, agent, ping_interval=0.02) as tab:
-        output = await tab.communicator.receive_output(5)
+        output = await tab.communicator.receive_output(20)
         assert json.loads(output["text"]) == {"type": "ping"}
     async with Socket(ID, None, agent) as tab:
-        output = await tab.communicator.receive_output(5)
+        output = await tab.communicator.receive_output(20)
         assert output["type"] == "websocket.close"
         assert not output.get("reason")

@@ -45,6 +45,11 @@ def run(source: str, environment: dict[str, str], *arguments: str) -> str:
 SERVERS = """
 import asyncio, gc, os, queue, sys, threading
 import django
+from django.conf import settings
+
+# With more, each call may run on another connection.
+store = "agent_sessions.backends.database.DatabaseBackend"
+settings.AGENT_SESSIONS = {"default": {"BACKEND": store, "OPTIONS": {"threads": 1}}}
 django.setup()
 from django.db import connections
 from agent_sessions import get_session, sessions

@@ -110,8 +110,7 @@ async def ends_late(**ending: Any) -> tuple[list[Any], AgentRun]:
         with database_away():
             model.gate.set()
             events = await tab.to_end()
-            row = sync_to_async(AgentSession.objects.get)
-        assert (await row(session_id=session_id)).run_id == "r-1"
+        row = sync_to_async(AgentSession.objects.get)
         async with asyncio.timeout(10):
             while (await row(session_id=session_id)).run_id:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)

@@ -124,7 +124,7 @@ class Socket:
     async def sync(self, offset: str | None = None) -> None:
         await self.send({"type": "sync", **({"offset": offset} if offset else {})})
 
-    async def frame(self, within: float = 5) -> dict[str, Any]:
+    async def frame(self, within: float = 20) -> dict[str, Any]:
         """Receive one frame; a ping is no frame of a run."""
         while True:
             output = await self.communicator.receive_output(within)
@@ -146,18 +146,18 @@ class Socket:
             self.asked[asked["toolCallId"]] = asked["id"]
         return frame
 
-    async def until(self, *kinds: str, within: float = 5) -> list[dict[str, Any]]:
+    async def until(self, *kinds: str, within: float = 20) -> list[dict[str, Any]]:
         """Receive events up to one of these types, that one included."""
         events: list[dict[str, Any]] = []
         while not events or events[-1]["type"] not in kinds:
             events.append((await self.frame(within))["chunk"])
         return events
 
-    async def to_end(self, within: float = 5) -> list[dict[str, Any]]:
+    async def to_end(self, within: float = 20) -> list[dict[str, Any]]:
         """Receive a run's events to its end."""
         return await self.until("RUN_FINISHED", "RUN_ERROR", within=within)
 
-    async def closed(self, within: float = 5) -> int:
+    async def closed(self, within: float = 20) -> int:
         """Wait for the server to close; give the code."""
         while True:
             try:

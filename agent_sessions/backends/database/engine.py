@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
 from django.db import (
     DatabaseError,
     InterfaceError,
-    OperationalError,
     connections,
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -23,7 +20,7 @@ from agent_sessions.backends.database.sql.base import Held, Statements
 from agent_sessions.backends.database.sql.postgresql import PostgreSQLStatements
 from agent_sessions.backends.database.transport.sqlite import SQLiteTransport
 from agent_sessions.backends.directory import Directory
-from agent_sessions.concurrency.connections import atomic, is_shared, unprepared
+from agent_sessions.concurrency.connections import is_shared, transact
 from agent_sessions.concurrency.threads import DatabaseThreads
 from agent_sessions.exceptions import StorageError
 from agent_sessions.reports import told
@@ -36,10 +33,6 @@ if TYPE_CHECKING:
     Transport = PostgreSQLTransport | SQLiteTransport
 
 T = TypeVar("T")
-
-# MariaDB's and MySQL's "deadlock found" and "lock wait timeout exceeded".
-_RETRIED_ERRORS = frozenset({1213, 1205})
-_ATTEMPTS = 8
 
 
 class Engine:
@@ -129,18 +122,10 @@ class Engine:
         StorageError.
         """
         connection = self.connection
-        attempts = 1 if connection.in_atomic_block else _ATTEMPTS
-        for attempt in range(1, attempts + 1):
-            try:
-                with unprepared(connection) if alone else atomic(self.using):
-                    return operation(connection)
-            except OperationalError as exc:
-                if attempt == attempts or not _is_retried(exc):
-                    raise self.storage_error(exc) from None
-                time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311
-            except (DatabaseError, InterfaceError) as exc:
-                raise self.storage_error(exc) from None
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            return transact(self.using, partial(operation, connection), alone=alone)
+        except (DatabaseError, InterfaceError) as exc:
+            raise self.storage_error(exc) from None
 
     def lock(self, connection: BaseDatabaseWrapper, key: SessionKey) -> Held | None:
         """Lock the session's row; return None if there is none.
@@ -164,7 +149,3 @@ class Engine:
         )
         error.number = next((each for each in exc.args if type(each) is int), None)
         return error
-
-
-def _is_retried(exc: OperationalError) -> bool:
-    return bool(exc.args) and exc.args[0] in _RETRIED_ERRORS
