@@ -91,7 +91,7 @@ async def test_a_run_is_followed_by_the_next_from_a_known_number() -> None:
             await tab.to_end()
         known = [f["id"] for f in tab.frames if f["id"].startswith("r-2")]
         await tab.sync(known[2])
-        output = await tab.communicator.receive_output()
+        output = await tab.communicator.receive_output(20)
     assert json.loads(output["text"])["id"] == known[3]
 
 

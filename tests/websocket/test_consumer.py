@@ -641,7 +641,7 @@ async def test_a_refused_frame_leaves_the_socket_usable() -> None:
 async def test_pings_come_by_themselves() -> None:
     user, session_id = await conversation()
     async with Socket(session_id, user, speaker(), ping_interval=0.02) as tab:
-        output = await tab.communicator.receive_output(1)
+        output = await tab.communicator.receive_output(20)
     assert json.loads(output["text"]) == {"type": "ping"}
 
 
