@@ -65,9 +65,8 @@ class ClearingMixin(SessionRules):
         """Empty one session, once that is confirmed."""
         obj = self.get_allowed(request, object_id, "clear")
         if obj is None:
-            return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
-                request, self.opts, object_id
-            )
+            # That page says that there is no such session.
+            return HttpResponseRedirect(address(self, "change", unquote(object_id)))
         page = self._act(request, [obj], _CLEAR)
         return page or HttpResponseRedirect(address(self, "change", obj.pk))
 

@@ -10,6 +10,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.utils import unquote
 from django.core.handlers.asgi import ASGIRequest
 from django.http import (
     Http404,
@@ -65,9 +66,8 @@ class ExportMixin(SessionRules):
         if form not in FORMS:
             raise Http404
         if obj is None:
-            return self._get_obj_does_not_exist_redirect(  # type: ignore[attr-defined,no-any-return]
-                request, self.opts, object_id
-            )
+            # That page says that there is no such session.
+            return HttpResponseRedirect(address(self, "change", unquote(object_id)))
         # A name that every file system and header takes.
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", obj.session_id).strip("-.")[:80]
         response = self._export(request, [obj], form, name=name)

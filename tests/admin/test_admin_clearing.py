@@ -50,6 +50,20 @@ class TestClear:
         client.post(url("clear", row), {})
         assert AgentSession.objects.get().item_count == 2
 
+    @pytest.mark.parametrize("name", ["clear", "export"])
+    def test_a_session_that_is_gone_is_told(self, alice: Any, name: str) -> None:
+        row = make(user=alice)
+        client = staff("view", "clear", "read", "export")
+        args = ["markdown"] if name == "export" else []
+        address = url(name, row, *args)
+        AgentSession.objects.all().delete()
+        response = client.get(address, follow=True)
+        assert response.redirect_chain == [
+            (url("change", row), 302),
+            (reverse("admin:index"), 302),
+        ]
+        assert "Perhaps it was deleted?" in messages(response)[0]
+
     def test_clears_one_and_logs_it(self, alice: Any) -> None:
         row = make(user=alice, input_tokens=7)
         client = staff("view", "clear")
