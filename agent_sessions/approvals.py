@@ -144,9 +144,23 @@ def pending(
 
 
 def waiting(runs: QuerySet[AgentRun]) -> QuerySet[AgentRun]:
-    """Return those of `runs` that wait for approval, judged by their columns."""
+    """Return those of `runs` that wait for approval, judged by their columns.
+
+    For a status with =, SQLite would read all that wait where `runs` are a session's.
+    """
     in_time = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
-    return runs.filter(in_time, status=AgentRun.Status.WAITING)
+    status = AgentRun.Status.WAITING
+    return runs.filter(in_time, status__gte=status, status__lte=status)
+
+
+def answerable(runs: QuerySet[AgentRun]) -> QuerySet[AgentRun]:
+    """Return those of `runs` whose approvals can be given, judged by their columns."""
+    newer = AgentRun._base_manager.using(runs.db).filter(
+        session_id=OuterRef("session_id"), pk__gt=OuterRef("pk")
+    )
+    # After a newer run the conversation has gone on without the answer.
+    wanted = waiting(runs).filter(~Exists(newer), session__state=State.WAITING)
+    return wanted.exclude(state="")
 
 
 @sensitive_variables()
@@ -157,7 +171,7 @@ def find_open(runs: QuerySet[AgentRun]) -> list[tuple[AgentRun, Paused]]:
     left out.
     """
     found: dict[str, list[AgentRun]] = defaultdict(list)
-    for run in _candidates(runs):
+    for run in answerable(runs).select_related("session"):
         found[run.session.backend].append(run)
     opened = []
     for alias, own in found.items():
@@ -193,15 +207,6 @@ def find_states(rows: Iterable[AgentSession]) -> dict[int, str]:
         opened = {run.session_id for run, _ in find_open(runs)}
         states |= {pk: State.IDLE.value for pk in waiting if pk not in opened}
     return states
-
-
-def _candidates(runs: QuerySet[AgentRun]) -> QuerySet[AgentRun]:
-    newer = AgentRun._base_manager.using(runs.db).filter(
-        session_id=OuterRef("session_id"), pk__gt=OuterRef("pk")
-    )
-    # After a newer run the conversation has gone on without the answer.
-    wanted = waiting(runs).filter(~Exists(newer), session__state=State.WAITING)
-    return wanted.exclude(state="").select_related("session")
 
 
 @sensitive_variables()

@@ -24,6 +24,8 @@ from django.utils import timezone
 CHARSET = "utf8mb4"
 # Rows of one query.
 _CHUNK = 100
+# Rows that a page of the admin names; more are counted.
+_NAMED = 20
 
 if TYPE_CHECKING:
     _CharField = models.CharField[str, str]
@@ -126,15 +128,22 @@ def detach(collector: Any, field: Any, sub_objs: Any, using: str) -> None:
     """Take the sessions of a deleted user out of sight; see retention.removal.
 
     Their rows are deleted some at a time, once the user's deletion is committed: in its
-    transaction, all who write would wait. A page of the admin is told as by cascade().
-    Those whose items lie elsewhere, and all that a project's own models refer to, are
-    deleted with the user.
+    transaction, all who write would wait. A page of the admin names the newest of them
+    and counts the rest. Those whose items lie elsewhere, and all that a project's own
+    models refer to, are deleted with the user.
     """
     from django.contrib.admin.utils import NestedObjects
 
     model = field.model
-    if isinstance(collector, NestedObjects) or _is_known_outside(model):
+    is_page = isinstance(collector, NestedObjects)
+    if _is_known_outside(model) or (is_page and _asks_rows(model)):
         CASCADE(collector, field, sub_objs, using)
+        return
+    if is_page:
+        # The page asks the right to delete them of those that it names.
+        for row in sub_objs.order_by("-active_on", "-pk")[:_NAMED]:
+            collector.add_edge(getattr(row, field.name), row)
+        _count(collector, sub_objs, using)
         return
     branches = model._meta.get_field("branches").related_model._base_manager
     filled = branches.filter(session_id=OuterRef("pk"), head__gt=0)
@@ -172,6 +181,10 @@ def detach(collector: Any, field: Any, sub_objs: Any, using: str) -> None:
         collector.add_field_update(model._meta.get_field(column), value, own)
 
 
+# A page loads those that it names.
+detach.lazy_sub_objs = True  # type: ignore[attr-defined]
+
+
 class _Counted(set[Any]):
     """The objects of a model as the page takes them: only their number."""
 
@@ -188,6 +201,19 @@ def _count(collector: Any, rows: QuerySet[Any], using: str) -> None:
     for model, name in _followers(rows.model):
         own = {f"{name}__in": rows.values("pk")}
         _count(collector, model._base_manager.using(using).filter(**own), using)
+
+
+def _asks_rows(model: type[Model]) -> bool:
+    """Return whether an admin may refuse to delete single rows: each has to be asked."""
+    from django.contrib.admin.sites import all_sites
+
+    admins = [
+        site.get_model_admin(model) for site in all_sites if site.is_registered(model)
+    ]
+    return any(
+        admin.has_rules("view", "delete") if hasattr(admin, "has_rules") else True
+        for admin in admins
+    )
 
 
 def _followers(model: type[Model]) -> list[tuple[type[Model], str]]:

@@ -153,8 +153,7 @@ def pages(crowd: Crowd) -> dict[str, str]:
         "sessions": "",
         f"sessions, page {last}": f"?p={last}",
         "sessions, by last activity": "?o=7",
-        "sessions, newest first": "?o=-8",
-        "sessions, oldest first": "?o=8",
+        "sessions, oldest activity": "?o=-7",
         "sessions, id begins": "?q=session-77",
         "sessions, any id begins": "?q=session-",
         "sessions, a user's": "?q=user7",
@@ -165,6 +164,8 @@ def pages(crowd: Crowd) -> dict[str, str]:
         "sessions, running": "?state__exact=running",
         "sessions, idle": "?state__exact=idle",
         "sessions without an owner": "?user__isempty=1",
+        "sessions of the heavy user": f"?user__id__exact={HEAVY}",
+        "sessions of a user, idle, oldest": "?user__id__exact=7&state__exact=idle&o=-7",
         "sessions of a store": "?backend=default",
         "sessions of another store": "?backend=other",
     }
@@ -182,6 +183,8 @@ def pages(crowd: Crowd) -> dict[str, str]:
         "runs, past 30 days": "?days=30",
         "runs, failed in 30 days": "?days=30&status__exact=failed",
         "runs of the long session": f"?session__id__exact={LONG}",
+        "runs of a session, completed": "?session__id__exact=7&status=completed",
+        "runs of no session, completed": "?session__id__exact=0&status=completed",
     }
     others = {
         "transcript, newest": f"{base}{LONG}/change/",

@@ -1,7 +1,7 @@
 """Lists: what their query strings may ask for, their pages and their filters.
 
-A look-up tells a value letter by letter, whether the list shows it or not. So there is
-an allow-list of columns and look-ups.
+A look-up tells a value letter by letter, whether the list shows it or not, and most of
+them read every row. So there is an allow-list of columns and look-ups.
 """
 
 from __future__ import annotations
@@ -10,23 +10,26 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from django.conf import settings
-from django.contrib.admin import DateFieldListFilter, SimpleListFilter
+from django.contrib.admin import (
+    DateFieldListFilter,
+    FieldListFilter,
+    SimpleListFilter,
+)
 from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.utils import get_fields_from_path
 from django.contrib.admin.views.main import ChangeList
-from django.core.exceptions import FieldDoesNotExist
+from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.core.paginator import Page, Paginator
 from django.db import DataError, ProgrammingError
-from django.db.models import F, Model, QuerySet
+from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet
 from django.db.models.constants import LOOKUP_SEP
 from django.http import HttpRequest
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 from django.utils.functional import cached_property
 from django.utils.text import smart_split, unescape_string_literal
-from django.utils.timezone import is_aware
 from django.utils.translation import gettext_lazy as _
 
+from agent_sessions.approvals import answerable
 from agent_sessions.handler import sessions
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.times import day_of
@@ -58,18 +61,11 @@ _INTERNAL = {
     },
     "agentrun": {"turn_item"},
 }
-# SQLite runs them in Python, for as long as they take.
-REGEX = frozenset({"regex", "iregex"})
 # What a database raises for a value that no column can hold.
 _SQL_ERRORS = (DataError, ProgrammingError)
 
 
 # -- look-ups --------------------------------------------------------------------------
-
-
-def names_column(model: type[Model], lookup: str) -> bool:
-    """Return whether a look-up begins with a column, relation or key of a model."""
-    return lookup.partition(LOOKUP_SEP)[0] == "pk" or any(_fields(model, lookup))
 
 
 def names_lookup(model: type[Model], path: str) -> bool:
@@ -87,8 +83,11 @@ def words_of(term: str) -> list[str]:
     ]
 
 
-def is_harmless(model: type[Model], lookup: str) -> bool:
-    """Return whether a look-up compares a harmless column, and nothing behind it."""
+def is_indexed(model: type[Model], lookup: str) -> bool:
+    """Return whether a look-up names the value of a harmless column with an index.
+
+    Whatever else may be compared, a list would read all rows for it.
+    """
     first, *rest = lookup.split(LOOKUP_SEP)
     field: Any = model._meta.pk if first == "pk" else next(_fields(model, first), None)
     if field is None or not field.concrete:
@@ -99,10 +98,18 @@ def is_harmless(model: type[Model], lookup: str) -> bool:
         # The key of a row that a column points to is in the column itself.
         key = field.related_model._meta.pk
         rest = rest[1:] if rest[0] in {"pk", key.name} else rest
-    return REGEX.isdisjoint(rest) and all(
-        part == "isempty" or field.get_lookup(part) or field.get_transform(part)
-        for part in rest
+    if rest == ["in"]:
+        return bool(field.primary_key)
+    return rest in ([], ["exact"]) and (
+        field.unique or field.db_index or field.name in _first_columns(model)
     )
+
+
+def _first_columns(model: type[Model]) -> set[str]:
+    """Return the columns with which the indexes of several columns begin."""
+    meta = model._meta
+    together: Any = (*meta.indexes, *meta.constraints)
+    return {each.fields[0].removeprefix("-") for each in together if each.fields}
 
 
 def reaches_contents(model: type[Model], path: str) -> bool:
@@ -119,17 +126,20 @@ def _is_in(columns: dict[str, set[str]], field: Any) -> bool:
     )
 
 
-def declared(model_admin: Any, request: HttpRequest) -> list[str]:
-    """Return the paths and parameters of the filters that a list has."""
-    found = [model_admin.date_hierarchy]
+def declared(model_admin: Any, request: HttpRequest) -> Iterator[tuple[str, Any]]:
+    """Return the parameters that a list's filters take, each with the filter's path."""
+    if path := model_admin.date_hierarchy:
+        yield from ((f"{path}__{part}", path) for part in ("year", "month", "day"))
+    model = model_admin.model
     for item in model_admin.get_list_filter(request):
         path = _filter_path(item)
-        if path or not isinstance(item, type):
-            found.append(path)
+        if isinstance(item, type):
+            spec = item(request, {}, model, model_admin)
         else:
-            spec = item(request, {}, model_admin.model, model_admin)
-            found += spec.expected_parameters()
-    return [path for path in found if path]
+            field = get_fields_from_path(model, path)[-1]
+            kind = item[1] if isinstance(item, list | tuple) else FieldListFilter.create
+            spec = kind(field, request, {}, model, model_admin, field_path=path)
+        yield from ((name, path) for name in spec.expected_parameters())
 
 
 def _filter_path(item: Any) -> str:
@@ -282,14 +292,20 @@ class StateFilter(SimpleListFilter):
         return list(AgentSession.State.choices)
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        state = self.value()
-        if state is None:
-            return queryset
-        if state != AgentSession.State.IDLE:
-            # A session has the same words for it as its run.
-            runs = AgentRun._base_manager.using(queryset.db).filter(status=state)
-            queryset = queryset.filter(pk__in=runs.values("session_id"))
-        return queryset.filter(state=state)
+        state, states = self.value(), AgentSession.State
+        runs = AgentRun._base_manager.using(queryset.db)
+        if state == states.RUNNING:
+            running = runs.filter(status=AgentRun.Status.RUNNING)
+            found = Q(state=state, pk__in=running.values("session_id"))
+        elif state == states.WAITING:
+            found = Q(pk__in=answerable(runs).values("session_id"))
+        elif state == states.IDLE:
+            # As the list shows those whose approval can't be given any more.
+            own = answerable(runs).filter(session_id=OuterRef("pk"))
+            found = Q(state=state) | Q(Q(state=states.WAITING), ~Exists(own))
+        else:
+            return queryset if state is None else queryset.none()
+        return queryset.filter(found)
 
 
 class ActivityFilter(DateFieldListFilter):
@@ -303,9 +319,11 @@ class ActivityFilter(DateFieldListFilter):
         for bound, day in (("gte", "active_on__gte"), ("lt", "active_on__lte")):
             given: Any = self.used_parameters.get(f"{self.field_path}__{bound}", ())
             for text in given:
-                when = parse_datetime(str(text))
-                if when is not None and is_aware(when) == settings.USE_TZ:
-                    found = found.filter(**{day: day_of(when)})
+                try:
+                    when = day_of(self.field.get_prep_value(text))
+                except (ValidationError, OverflowError) as exc:
+                    raise IncorrectLookupParameters(exc) from exc
+                found = found.filter(**{day: when})
         return found
 
 

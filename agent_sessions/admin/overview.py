@@ -22,6 +22,7 @@ from django.utils.translation import gettext as _
 
 from agent_sessions.admin.addresses import link, registered
 from agent_sessions.admin.layout import grouped
+from agent_sessions.admin.lists import CappedPaginator
 from agent_sessions.admin.rules import (
     MOST_ASKED,
     SessionRules,
@@ -135,7 +136,7 @@ def gather(
         backends=_top(backends),
         users=_top_users(active),
         errors=[Tally(code, runs=count) for code, count in codes],
-        waiting_now=waiting(runs).count(),
+        waiting_now=waiting(runs)[: CappedPaginator.limit + 1].count(),
     )
 
 

@@ -18,7 +18,7 @@ from django.utils.translation import ngettext
 
 from agent_sessions.admin.addresses import link, registered
 from agent_sessions.admin.layout import grouped, how_long, in_words, lay_out
-from agent_sessions.admin.lists import StartedFilter
+from agent_sessions.admin.lists import CappedPaginator, StartedFilter
 from agent_sessions.admin.reading import History
 from agent_sessions.admin.rules import (
     MOST_ASKED,
@@ -37,6 +37,9 @@ from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.transcript.parts import json_part, maybe_json, objects, string
 from agent_sessions.usage import COUNTERS
+
+# Columns that narrow a list down to what has an order of its own.
+_FEW = {"session", "session_id", "branch", "branch_id"}
 
 
 def approvals(runs: Iterable[AgentRun]) -> dict[int, list[dict[str, Any]]]:
@@ -131,9 +134,10 @@ class AgentRunAdmin(RuledAdmin):
     # -- list ----------------------------------------------------------------------
 
     def get_ordering(self, request: HttpRequest) -> Any:
-        # The index that finds a status has it by time.
+        # The index that finds a status has it by time, the one of a session by key.
         is_ours = self.ordering == AgentRunAdmin.ordering
-        if is_ours and request.GET.get("status__exact"):
+        columns = {name.partition("__")[0] for name in request.GET}
+        if is_ours and "status" in columns and columns.isdisjoint(_FEW):
             return ("-started_at", "-pk")
         return super().get_ordering(request)
 
@@ -251,15 +255,17 @@ def count_waiting(runs: AgentRunAdmin, request: HttpRequest) -> int:
     """Count the runs that wait for someone, of those that the reader may view."""
     rows = find_waiting(runs.get_queryset(request))
     if not runs.asks_rows():
-        return rows.order_by().count()
+        return rows.order_by()[: CappedPaginator.limit + 1].count()
     return len(runs.shown(request, rows.select_related("session__user")[:MOST_ASKED]))
 
 
 def waiting_text(count: int) -> str:
-    """Return how many runs wait for someone."""
+    """Return how many runs wait for someone; very many are not counted."""
+    most = CappedPaginator.limit
+    shown = f"{grouped(most)}+" if count > most else grouped(count)
     text = ngettext(
         "%(count)s run waits for approval.",
         "%(count)s runs wait for approval.",
         count,
     )
-    return text % {"count": grouped(count)}
+    return text % {"count": shown}

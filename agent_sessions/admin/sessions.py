@@ -55,11 +55,8 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
     )
     # The index serves this order; the time of last activity has none, see the model.
     ordering = ("-active_on", "-pk")
-    sortable_by: ClassVar[Any] = ("updated_at", "created_at")
-    sorted_as: ClassVar[dict[str, str]] = {
-        "updated_at": "active_on",
-        "created_at": "pk",
-    }
+    sortable_by: ClassVar[Any] = ("updated_at",)
+    sorted_as: ClassVar[dict[str, str]] = {"updated_at": "active_on"}
 
     # -- list ----------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -16,11 +17,12 @@ from django.utils import timezone
 
 from agent_sessions.admin import AgentSessionAdmin, CappedPaginator
 from agent_sessions.handler import DATABASE_BACKEND
-from agent_sessions.models import AgentSession
+from agent_sessions.models import AgentRun, AgentSession
 from tests.support.admin_pages import (
     LIST,
     Markup,
     make,
+    make_run,
     page,
     staff,
 )
@@ -145,6 +147,27 @@ class TestList:
             n for n in ("chat", "hers", "waits") if f"First line of {n}" in html
         } == found
         assert "By store" in html
+
+    def test_states_are_found_as_they_are_shown(self, reader: Client) -> None:
+        make_run(make("runs", state="running"), status="running")
+        wait(make("waits"))
+        for name in ("late", "gone on"):
+            wait(make(name), run_id=name)
+        late = AgentRun.objects.filter(run_id="late")
+        late.update(expires_at=timezone.now() - timedelta(days=1))
+        make_run(AgentSession.objects.get(session_id="gone on"), run_id="next")
+        make("idle")
+        names = {"runs", "waits", "late", "gone on", "idle"}
+        for state, found in (
+            ("running", {"runs"}),
+            ("waiting", {"waits"}),
+            ("idle", {"late", "gone on", "idle"}),
+            ("completed", set()),
+        ):
+            html = page(reader, f"{reverse(LIST)}?state__exact={state}")
+            assert {n for n in names if f"First line of {n}<" in html} == found
+            shown = set(re.findall(r"as-state as-state-(\w+)", html))
+            assert shown <= {state}
 
     def test_one_store_is_no_choice(self, reader: Client) -> None:
         make()

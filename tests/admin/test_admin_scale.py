@@ -12,6 +12,7 @@ from django.test import Client
 from django.urls import reverse
 
 from agent_sessions.admin import CappedPaginator, reading, sessions
+from agent_sessions.approvals import find_states
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from benchmarks.admin import pages
 from benchmarks.costs import watched
@@ -77,6 +78,41 @@ def test_no_page_reads_a_table_that_grows() -> None:
     assert grown == {}, grown
 
 
+@pytest.mark.skipif(DATABASE_KIND == "mariadb", reason="It counts as above.")
+def test_a_list_reads_the_runs_of_its_own_sessions_alone() -> None:
+    read = {}
+    for count in (100, 2_000):
+        fill(Crowd(sessions=count, users=20, heavy=20, items=20, runs=20))
+        AgentSession.objects.update(state="waiting")
+        AgentRun.objects.update(status="waiting", state="sealed")
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("ANALYZE")
+        rows = list(AgentSession.objects.order_by("pk")[1:51])
+        with watched() as costs:
+            find_states(rows)
+        read[count] = costs.rows
+        for model in (SessionItem, AgentRun, Branch, AgentSession):
+            model._base_manager.all().delete()
+        get_user_model().objects.all().delete()
+    assert read[2_000] < 2 * read[100] + 100, read
+
+
+def test_very_many_waiting_runs_are_not_counted() -> None:
+    row = make()
+    AgentRun.objects.bulk_create(
+        AgentRun(session=row, run_id=f"r{number}", status="waiting")
+        for number in range(100)
+    )
+    client = staff("view", runs=True)
+    runs = reverse("admin:agent_sessions_agentrun_changelist")
+    overview = reverse("admin:agent_sessions_agentsession_overview")
+    for shown in ("100 runs wait", "100+ runs wait"):
+        for address in (runs, overview):
+            assert shown in page(client, address)
+        AgentRun.objects.create(session=row, run_id=shown, status="waiting")
+
+
 @pytest.mark.parametrize("action", ["clear_history", "delete_selected"])
 def test_an_action_takes_no_more_than_a_list_counts(action: str) -> None:
     AgentSession.objects.bulk_create(
@@ -111,14 +147,10 @@ def test_words_of_titles_are_looked_for_among_the_newest() -> None:
     assert "0 agent sessions" in page(client, f"{reverse(LIST)}?q=%22Order+2%22")
 
 
-@pytest.mark.parametrize("sort", ["o=6", "o=-6", "o=7", "o=-7", "o=3", "o=4"])
+@pytest.mark.parametrize("sort", ["o=6", "o=-6", "o=7", "o=-7", "o=3"])
 def test_lists_are_sorted_as_an_index_is(sort: str) -> None:
     for day in (3, 1, 2):
         make(f"s{day}", active_on=f"2026-01-0{day}", item_count=9 - day)
     html = page(staff("view"), f"{reverse(LIST)}?{sort}")
     found = sorted((1, 2, 3), key=lambda day: html.index(f">s{day}</a>"))
-    assert found == {
-        "o=6": [1, 2, 3],
-        "o=7": [3, 1, 2],
-        "o=-7": [2, 1, 3],
-    }.get(sort, [3, 2, 1])
+    assert found == ([1, 2, 3] if sort == "o=6" else [3, 2, 1])

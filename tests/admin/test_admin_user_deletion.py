@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib import admin
+from django.contrib.admin.utils import get_deleted_objects
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
 from django.core.management import call_command
 from django.db import connection
-from django.test import Client
+from django.http import HttpRequest
+from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from agent_sessions import DjangoSession, sessions
+from agent_sessions.admin import AgentSessionAdmin
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import (
@@ -93,6 +98,54 @@ def test_the_page_counts_what_goes_along() -> None:
     assert "run-1" not in html
     assert queries == fewer_queries < 20
     assert len(html) < len(few) + 1_000
+
+
+def test_the_page_names_few_of_many_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other tests make sites whose admins refuse single sessions.
+    monkeypatch.setattr(admin.sites, "all_sites", [admin.site])
+    alice = make_owner("alice", items=2, runs=1)
+    bob = make_owner("bob", items=2, runs=1)
+    AgentSession.objects.bulk_create(
+        AgentSession(session_id=f"room {n}", user=alice, active_on=f"19{n}-01-01")
+        for n in range(10, 99)
+    )
+    client = Client()
+    client.force_login(get_user_model().objects.create_superuser("root"))
+    ask(client, bob)
+    html, queries = ask(client, alice)
+    assert counted(html)["Agent sessions"] == 90
+    named = re.findall(r">room (\w+ ?\w*)</a>", html)
+    assert named == ["of alice", *(str(n) for n in range(98, 79, -1))]
+    assert queries == ask(client, bob)[1] <= 12
+    # Nobody deletes sessions by deleting users.
+    staff = get_user_model().objects.create_user("staff", is_staff=True)
+    right = Permission.objects.get(codename="delete_user")
+    staff.user_permissions.add(right)
+    client.force_login(staff)
+    address = reverse("admin:auth_user_delete", args=(alice.pk,))
+    assert "agent session" in str(client.get(address).context["perms_lacking"])
+    assert client.post(address, {"post": "yes"}).status_code == 403
+
+
+class Careful(AgentSessionAdmin):
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return obj is None or obj.session_id != "kept"
+
+
+def test_each_session_is_asked_for_where_one_may_be_refused() -> None:
+    careful = admin.AdminSite(name="careful")
+    careful.register(AgentSession, Careful)
+    careful.register(get_user_model())
+    alice = make_owner("alice", items=2, runs=1)
+    AgentSession.objects.bulk_create(
+        AgentSession(session_id=f"room {n}", user=alice) for n in range(30)
+    )
+    oldest = {"session_id": "kept", "active_on": "2001-01-01"}
+    AgentSession.objects.create(user=alice, **oldest)
+    request = RequestFactory().get("/")
+    request.user = get_user_model().objects.create_superuser("root")
+    lacking = get_deleted_objects([alice], request, careful)[2]
+    assert lacking == {AgentSession._meta.verbose_name}
 
 
 def test_the_user_goes_with_everything() -> None:
