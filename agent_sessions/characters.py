@@ -15,8 +15,8 @@ from typing import Any
 
 _REPLACEMENT = 0xFFFD
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-# Marks and letters that are invisible: they hide data, or make ids differ that look
-# the same.
+# Marks and letters that are invisible, and places for more of them: they hide data, or
+# make ids differ that look the same.
 _INVISIBLE = frozenset(
     {
         0x034F,
@@ -25,10 +25,12 @@ _INVISIBLE = frozenset(
         0x17B4,
         0x17B5,
         *range(0x180B, 0x1810),
+        0x2065,
         0x3164,
         *range(0xFE00, 0xFE10),
         0xFFA0,
-        *range(0xE0100, 0xE01F0),
+        *range(0xFFF0, 0xFFF9),
+        *range(0xE0000, 0xE1000),
     }
 )
 _NON_JOINER, _JOINER, _EMOJI_STYLE = 0x200C, 0x200D, 0xFE0F

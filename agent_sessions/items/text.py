@@ -39,7 +39,8 @@ def _cut(text: str, length: int | None) -> str:
     """Cut a text where people see no character cut through."""
     if length is None or len(text) <= length:
         return text
-    return cut_whole(text, length)
+    # Empty lines at the top would leave nothing to see.
+    return cut_whole(text.lstrip(), length)
 
 
 def title_of(texts: Iterable[str]) -> str:

@@ -46,7 +46,14 @@ def test_marks_without_end_are_cut_all_the_same() -> None:
     assert len(first_line("q" + "\u0323" * 200)) == 80
 
 
-@pytest.mark.parametrize("char", "\u202e\u2066\u200f\u061c\u200b\ufeff\u00ad\x1b\x7f")
+@pytest.mark.parametrize(
+    "char",
+    [
+        *"\u202e\u2066\u200f\u061c\u200b\ufeff\u00ad\x1b\x7f",
+        # No characters yet, and never to be seen.
+        *"\u2065\ufff0\U000e0000\U000e0080\U000e0fff",
+    ],
+)
 def test_what_turns_text_round_or_is_not_seen_is_left_out(char: str) -> None:
     assert first_line(f"pay{char}pal") == "paypal"
     assert first_line(f"{char}\nsecond") == "second"
@@ -77,6 +84,11 @@ def test_a_title_is_never_empty(text: str) -> None:
     seen = {"role": "user", "content": "Hello"}
     assert encode_batch([said, seen]).title == "Hello"
     assert look_through([said, seen]).title == "Hello"
+
+
+def test_a_title_is_found_below_many_empty_lines() -> None:
+    said = {"role": "user", "content": "\n \t" * 100 + "Hello"}
+    assert encode_batch([said]).title == look_through([said]).title == "Hello"
 
 
 def test_what_holds_no_message_of_a_user_gives_no_title() -> None:
