@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -102,6 +103,62 @@ def test_a_run_that_ends_each_connection_is_given_up(chat: Chat) -> None:
     expect(error).to_contain_text("didn't answer several times", timeout=40_000)
     assert len(sent) == 4
     expect(error.get_by_role("button", name="Retry")).to_be_visible()
+
+
+def test_what_is_written_without_a_connection_stays(chat: Chat) -> None:
+    chat.ask("Hello")
+    chat.page.route_web_socket("**/ws/**", lambda route: route.close(code=4503))
+    chat.page.reload()
+    banner = chat.page.locator("#banner-text")
+    expect(banner).to_contain_text("The server restarts")
+    chat.send("Are you there?")
+    # Over a look at another conversation, and over a reload.
+    chat.page.get_by_role("link", name="New conversation").click()
+    expect(chat.page.locator(".user")).to_have_count(0)
+    expect(chat.box).to_be_empty()
+    chat.page.go_back()
+    expect(chat.box).to_have_value("Are you there?")
+    chat.send("Are you there?")
+    chat.page.reload()
+    expect(chat.box).to_have_value("Are you there?")
+
+
+def test_a_message_that_is_refused_stays(chat: Chat) -> None:
+    routes: list[WebSocketRoute] = []
+
+    def refuse(route: WebSocketRoute) -> None:
+        server = route.connect_to_server()
+        routes.append(route)
+
+        def hear(message: str | bytes) -> None:
+            frame = json.loads(message)
+            if "messages" not in frame or len(routes) > 1:
+                server.send(message)
+                return
+            error = {"type": "RUN_ERROR", "code": "rate_limited", "message": ""}
+            chunk = error | {"metadata": {"runId": frame["runId"]}}
+            route.send(json.dumps({"id": "refused:1", "chunk": chunk}))
+
+        route.on_message(hear)
+
+    chat.ask("Hello")
+    chat.page.route_web_socket("**/ws/**", refuse)
+    chat.page.reload()
+    expect(chat.answers).to_have_count(1)
+    chat.send("What's my name?")
+    error = chat.page.locator(".error")
+    expect(error).to_contain_text("a lot in a short time")
+    # What the server says after a new connection replaces all that is shown.
+    chat.page.locator(".user").first.evaluate("element => element.id = 'old'")
+    routes[-1].close(code=4503)
+    expect(chat.page.locator("#banner")).to_be_visible()
+    chat.page.get_by_role("button", name="Connect now").click()
+    expect(chat.page.locator("#old")).to_have_count(0)
+    expect(chat.page.locator(".user").last).to_contain_text("What's my name?")
+    error.get_by_role("button", name="Retry").click()
+    expect(chat.answers).to_have_count(2)
+    expect(error).to_have_count(0)
+    expect(chat.page.locator(".user")).to_have_count(2)
 
 
 def test_two_tabs_show_the_same(chat: Chat, context: BrowserContext) -> None:

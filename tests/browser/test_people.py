@@ -118,6 +118,65 @@ def test_each_message_has_the_direction_of_its_script(chat: Chat) -> None:
     assert chat.box.evaluate(style) == "rtl"
 
 
+def test_each_paragraph_has_the_direction_of_its_script(chat: Chat) -> None:
+    """Text that begins at the right edge ends left of it."""
+    chat.ask("Hello\n\u05e9\u05dc\u05d5\u05dd")
+    chat.page.locator(".user .body").evaluate(
+        """body => {
+            const range = document.createRange();
+            range.setStart(body.firstChild, 6);
+            range.setEnd(body.firstChild, body.firstChild.length);
+            body.style.width = "30rem";
+            const [line, box] = [range, body].map(one => one.getBoundingClientRect());
+            window.gaps = [line.left - box.left, box.right - line.right];
+        }"""
+    )
+    left, right = chat.page.evaluate("window.gaps")
+    assert right < 40 < 200 < left
+
+
+def test_the_page_of_a_language_from_right_to_left(
+    demo: Demo, new_context: NewContext
+) -> None:
+    page = new_context(locale="ar").new_page()
+    page.goto(demo.url)
+    assert page.evaluate("document.documentElement.dir") == "rtl"
+    context = new_context(locale="ar")
+    log_in(demo, context, USERS[-2])
+    chat = Chat(demo, context.new_page()).open()
+    assert chat.page.evaluate("document.documentElement.dir") == "rtl"
+    chat.ask("Hello")
+    box = chat.page.locator(".user .body").bounding_box()
+    column = chat.page.locator("#log").bounding_box()
+    assert box is not None
+    assert column is not None
+    # One's own messages stand at the end of the line.
+    assert box["x"] - column["x"] < 10
+
+
+def test_an_id_stands_in_its_place_below_any_prefix(chat: Chat) -> None:
+    made = chat.page.evaluate(
+        """async () => {
+            const { page, url } = await import("/static/chat/text.js");
+            page.urls.messages = `/IDEAS${page.urls.messages}`;
+            page.urls.chat = "/IDEAS/";
+            return [url("messages", "x/y"), url("chat")];
+        }"""
+    )
+    assert made == ["/IDEAS/agents/sessions/x%2Fy/messages/", "/IDEAS/"]
+
+
+def test_what_was_written_is_not_shown_to_the_next_person(
+    chat: Chat, demo: Demo
+) -> None:
+    chat.box.fill("My secret")
+    chat.page.get_by_role("button", name="Sign out").click()
+    expect(chat.page).to_have_title("Sign in")
+    sign_in(demo, chat.page, USERS[-2])
+    expect(chat.page.locator(".who")).to_have_text(USERS[-2])
+    expect(chat.box).to_be_empty()
+
+
 def test_markup_stays_text(chat: Chat) -> None:
     chat.ask(f"My name is {NASTY}")
     chat.ask("What did I ask first?")

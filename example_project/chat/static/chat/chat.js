@@ -4,7 +4,7 @@ import { AgentClient, newId } from "./client.js";
 import { Composer } from "./composer.js";
 import { Scroll } from "./scroll.js";
 import { ask, Sidebar, toLogin } from "./sidebar.js";
-import { known, page, say, url } from "./text.js";
+import { around, known, say, url } from "./text.js";
 import { Transcript } from "./transcript.js";
 
 const $ = (id) => document.getElementById(id);
@@ -20,7 +20,7 @@ let current = "";
 // Conversations
 
 function idOfPage() {
-  const [before, after] = page.urls.conversation.split("ID");
+  const [before, after] = around("conversation");
   const path = location.pathname;
   if (!path.startsWith(before) || !path.endsWith(after)) return "";
   return decodeURIComponent(path.slice(before.length, -after.length));
@@ -30,8 +30,10 @@ function idOfPage() {
 function open(id) {
   client?.close();
   client = null;
+  composer.keep(current, transcript.unsent);
   current = id;
   transcript.reset();
+  composer.restore(id);
   composer.close("");
   banner("");
   sidebar.select(id);
@@ -127,10 +129,8 @@ function connection({ state, code, seconds }) {
   else if (state === "waiting") {
     const key = known(`closed${code}`) ? `closed${code}` : "reconnecting";
     banner(say(key, { seconds }));
-  } else if (code === 4401) {
-    composer.take(transcript.unsent);
-    toLogin();
-  } else {
+  } else if (code === 4401) toLogin();
+  else {
     banner(say(`closed${code}`), false);
     composer.close(say(`closed${code}`));
     if (code === 4404) $("empty").hidden = true;
@@ -224,7 +224,9 @@ $("theme").addEventListener("click", () => {
   theme(THEMES[(THEMES.indexOf(now) + 1) % THEMES.length]);
 });
 
-addEventListener("pagehide", () => composer.keep());
+addEventListener("pagehide", () => {
+  composer.keep(current, [...transcript.unsent, composer.text]);
+});
 addEventListener("popstate", () => open(idOfPage()));
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) return;
@@ -234,4 +236,3 @@ document.addEventListener("visibilitychange", () => {
 
 sidebar.refresh();
 open(idOfPage());
-composer.restore();

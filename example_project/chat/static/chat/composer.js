@@ -73,26 +73,27 @@ export class Composer extends EventTarget {
     this.#box.focus({ preventScroll: true });
   }
 
-  /** Take messages back that were not taken by the server. */
-  take(texts) {
-    this.#box.value = [...texts, this.#box.value].filter(Boolean).join("\n");
+  get text() {
+    return this.#box.value;
   }
 
-  /** Keep what is written until this page is opened again, as after a login. */
-  keep() {
-    if (this.#box.value) sessionStorage.setItem(this.#draft, this.#box.value);
+  /** Keep what the server has not taken until the conversation is opened again. */
+  keep(id, texts) {
+    const draft = texts.filter(Boolean).join("\n");
+    if (draft) sessionStorage.setItem(this.#draft(id), draft);
   }
 
-  restore() {
-    const draft = sessionStorage.getItem(this.#draft);
-    sessionStorage.removeItem(this.#draft);
+  restore(id) {
+    const draft = sessionStorage.getItem(this.#draft(id));
     if (!draft || this.#box.value) return;
+    sessionStorage.removeItem(this.#draft(id));
     this.#box.value = draft;
     this.#grow();
   }
 
-  get #draft() {
-    return `draft ${location.pathname}`;
+  /** Name a draft; the next person at this window has others. */
+  #draft(id) {
+    return `draft ${document.querySelector(".who").textContent} ${id}`;
   }
 
   #update() {

@@ -162,6 +162,7 @@ export class Approval {
     this.reason = make("input");
     this.reason.id = `${this.element.getAttribute("aria-labelledby")}-reason`;
     this.reason.maxLength = 500;
+    this.reason.dir = "auto";
     label.htmlFor = this.reason.id;
     const approve = make("button", "button", say("approve"));
     const refuse = make("button", "quiet", say("refuse"));

@@ -17,9 +17,17 @@ export function say(key, values = {}) {
 /** Tell whether there is a sentence of this name. */
 export const known = (key) => Object.hasOwn(page.strings, key);
 
+/** Return what stands before and after a conversation's id in an address. */
+export function around(name) {
+  const address = page.urls[name];
+  // The last one: the site's own prefix may hold these letters too.
+  const place = address.lastIndexOf("ID");
+  return [address.slice(0, place), address.slice(place + 2)];
+}
+
 /** Return the address of that name, for a conversation. */
 export function url(name, id = "") {
-  return page.urls[name].replace("ID", encodeURIComponent(id));
+  return id ? around(name).join(encodeURIComponent(id)) : page.urls[name];
 }
 
 const UNITS = [

@@ -27,6 +27,8 @@ export class Transcript extends EventTarget {
   #tools = new Map();
   #approvals = [];
   #waitingUsers = new Map();
+  /** Messages whose runs were refused, with what was said to that. */
+  #refused = new Map();
 
   constructor(log) {
     super();
@@ -48,7 +50,8 @@ export class Transcript extends EventTarget {
 
   /** What was sent and not taken by the server. */
   get unsent() {
-    return [...this.#waitingUsers.values()].map((message) => message.content);
+    const refused = [...this.#refused.values()].map(({ message }) => message);
+    return [...this.#waitingUsers.values(), ...refused].map(({ content }) => content);
   }
 
   get empty() {
@@ -66,6 +69,7 @@ export class Transcript extends EventTarget {
   reset() {
     this.clear();
     this.#waitingUsers.clear();
+    this.#refused.clear();
     Object.assign(this, { running: null, agent: "", before: null, ready: false });
     this.#tell("change");
   }
@@ -144,6 +148,10 @@ export class Transcript extends EventTarget {
     this.before = event.metadata?.before ?? null;
     for (const message of event.messages) this.#message(message);
     for (const message of this.#waitingUsers.values()) this.#user(message);
+    for (const [runId, { message, text }] of this.#refused) {
+      this.#user(message);
+      this.#fail(runId, message, text);
+    }
     this.#tell("change");
   }
 
@@ -164,7 +172,7 @@ export class Transcript extends EventTarget {
 
   RUN_ERROR(event) {
     const runId = event.metadata?.runId;
-    const message = this.#waitingUsers.get(runId) ?? this.#lastAsked();
+    const refused = this.#waitingUsers.get(runId);
     this.#waitingUsers.delete(runId);
     // A refusal is about another run than the one that goes on.
     if (!runId || runId === this.running) {
@@ -174,13 +182,20 @@ export class Transcript extends EventTarget {
     if (GONE.has(event.code)) this.#withdraw();
     const key = `error_${event.code}`;
     const text = known(key) ? say(key) : event.message || say("error_internal");
+    // Nobody else has it: a snapshot must not take it away.
+    if (refused) this.#refused.set(runId, { message: refused, text });
+    this.#fail(runId, refused ?? this.#lastAsked(), text);
+    this.#tell("notice", { text });
+    this.#tell("change");
+  }
+
+  #fail(runId, message, text) {
     const retry = () => {
       entry.remove();
+      this.#refused.delete(runId);
       this.#tell("retry", { message });
     };
     const entry = this.#add(entries.errorEntry(text, message && retry));
-    this.#tell("notice", { text });
-    this.#tell("change");
   }
 
   #lastAsked() {
