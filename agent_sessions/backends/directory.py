@@ -31,6 +31,8 @@ NO_RUN: dict[str, Any] = {
     "run_id": "",
     "run_owner": "",
     "run_seen_at": None,
+    "run_stop": "",
+    "run_listened_at": None,
     "state": AgentSession.State.IDLE,
 }
 
@@ -195,6 +197,8 @@ class Directory:
 def forget_histories(using: str, sessions: list[int], *, keep_lease: bool) -> None:
     """Reset what sessions' rows tell of their items, and withdraw open approvals.
 
+    What runs have told goes too.
+
     They go on with their main branch. A run that is going on loses its lease, unless it
     is the one that clears: else its late writes would bring back a part of what was
     cleared.
@@ -203,6 +207,7 @@ def forget_histories(using: str, sessions: list[int], *, keep_lease: bool) -> No
     runs = AgentRun._base_manager.using(using).filter(session_id__in=sessions)
     waiting = runs.filter(status=run_rows.Status.WAITING)
     run_rows.end(waiting, run_rows.Status.CANCELLED)
+    run_rows.remove_events_of(using, sessions)
     columns: dict[str, Any] = {}
     if not keep_lease:
         columns = {"fence": F("fence") + 1, **NO_RUN}

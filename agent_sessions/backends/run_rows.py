@@ -1,17 +1,23 @@
-"""Everything that writes rows of runs: a run begins, goes on, ends or is copied."""
+"""Everything that writes rows of runs: a run begins, goes on, ends or is copied.
+
+And what was told of it, which is kept for a while.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from agent_sessions.models import AgentRun
+from agent_sessions.models import AgentRun, RunEvents
 
 Runs = QuerySet[AgentRun]
 Status = AgentRun.Status
+# No events are kept for longer after a run's end.
+EVENTS_KEPT = timedelta(hours=1)
 
 
 def runs_of(using: str, session: int) -> Runs:
@@ -52,6 +58,40 @@ def end(runs: Runs, status: str, error_code: str = "", **columns: Any) -> int:
 def copy(using: str, runs: Iterable[AgentRun]) -> None:
     """Write rows of runs that come from another store or a file."""
     AgentRun._base_manager.using(using).bulk_create(runs, batch_size=200)
+
+
+def add_events(using: str, events: list[RunEvents]) -> None:
+    """Write events of runs; what is there already stays."""
+    if events:
+        rows = RunEvents._base_manager.using(using)
+        rows.bulk_create(events, ignore_conflicts=True)
+
+
+def remove_events(using: str, session: int, run: int, ended: datetime) -> None:
+    """Remove what was told of a run, and of those of its session that ended before."""
+    own = runs_of(using, session).filter(Q(finished_at__lte=ended) | Q(pk=run))
+    _events(using).filter(run_id__in=own.values("pk")).delete()
+
+
+def remove_events_of(using: str, sessions: Iterable[int]) -> None:
+    """Remove what was told of all runs of sessions, by the keys of their rows."""
+    runs = AgentRun._base_manager.using(using).filter(session_id__in=sessions)
+    _events(using).filter(run_id__in=runs.values("pk")).delete()
+
+
+def remove_old_events(using: str) -> None:
+    """Remove what no process has removed, be it that it died."""
+    since = timezone.now() - EVENTS_KEPT
+    alive = Q(run__status=Status.RUNNING, run__session__run_seen_at__gt=since)
+    old = _events(using).filter(written_at__lt=since)
+    old = old.exclude(alive | Q(run__finished_at__gt=since))
+    runs = list(old.values_list("run_id", flat=True).distinct())
+    _events(using).filter(run_id__in=runs).delete()
+
+
+def _events(using: str) -> QuerySet[RunEvents]:
+    events: QuerySet[RunEvents] = RunEvents._base_manager.using(using)
+    return events
 
 
 def _fitted(columns: dict[str, Any]) -> dict[str, Any]:

@@ -251,10 +251,10 @@ class Leases:
     def _mend(self) -> None:
         """Release the lease and end the runs that can't go on."""
         if self.row.run_id:
-            from agent_sessions.runs import Conversation, records
+            from agent_sessions.runs import Conversation, recovery
 
             conversation = Conversation(self.row.pk, self.backend, self._key)
-            records.abandon(conversation, self.row)
+            recovery.abandon(conversation, self.row)
         run_rows.end(self._unfinished, Status.INTERRUPTED, "interrupted")
         ended = self._waiting["expired"] + self._waiting["lost"]
         over = self._runs.filter(pk__in=[run.pk for run in ended])

@@ -84,6 +84,8 @@ class Migration(migrations.Migration):
                 ('run_id', agent_sessions.fields.ExactCharField(blank=True, max_length=64, verbose_name='active run')),
                 ('run_owner', models.CharField(blank=True, max_length=64, verbose_name="run's process")),
                 ('run_seen_at', models.DateTimeField(blank=True, null=True, verbose_name='run last seen')),
+                ('run_stop', models.CharField(blank=True, max_length=16, verbose_name='stop asked')),
+                ('run_listened_at', models.DateTimeField(blank=True, null=True, verbose_name='run last heard')),
                 ('fence', models.BigIntegerField(default=0, verbose_name='fencing number')),
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now, verbose_name='created')),
                 ('updated_at', models.DateTimeField(default=django.utils.timezone.now, verbose_name='last activity')),
@@ -157,6 +159,22 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'agent run',
                 'verbose_name_plural': 'agent runs',
+            },
+        ),
+        migrations.CreateModel(
+            name='RunEvents',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('first', models.BigIntegerField(verbose_name='first event')),
+                ('last', models.BigIntegerField(verbose_name='last event')),
+                ('body', agent_sessions.fields.WideTextField(verbose_name='events')),
+                ('written_at', models.DateTimeField(db_index=True, default=django.utils.timezone.now, verbose_name='written')),
+                ('run', models.ForeignKey(db_index=False, on_delete=agent_sessions.fields.cascade, related_name='events', to='agent_sessions.agentrun', verbose_name='run')),
+            ],
+            options={
+                'verbose_name': 'events of a run',
+                'verbose_name_plural': 'events of runs',
+                'constraints': [models.UniqueConstraint(fields=('run', 'first'), name='agent_sessions_unique_events')],
             },
         ),
         migrations.CreateModel(

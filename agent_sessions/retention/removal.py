@@ -16,6 +16,7 @@ from typing import Any
 from django.db import DatabaseError, connections, transaction
 
 from agent_sessions import approvals
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.engine import Engine
@@ -184,7 +185,12 @@ def finish_removals(
     progress: Callable[[int], None] | None = None,
     seconds: float = float("inf"),
 ) -> int:
-    """Delete what was removed, also in earlier calls; return how many items."""
+    """Delete what was removed, also in earlier calls; return how many items.
+
+    What runs have told goes too, where no process has removed it.
+    """
+    for using in databases():
+        run_rows.remove_old_events(using)
     stores = [sessions.database(using).in_database for using in databases()]
     until = time.monotonic() + seconds
     return sum(

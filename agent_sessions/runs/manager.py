@@ -15,12 +15,13 @@ from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import InvalidApproval, UnreadableState
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
-from agent_sessions.runs import records, sync
+from agent_sessions.runs import records, recovery, sync
 from agent_sessions.runs.active import ActiveRun
 from agent_sessions.runs.failures import refusal_code
 from agent_sessions.runs.log import ChannelRelay, Frame, Subscription
 from agent_sessions.runs.resuming import refuses_all, restore
 from agent_sessions.runs.setup import Conversation, RunSetup
+from agent_sessions.runs.writing import RunLog, Writer
 from agent_sessions.usage import model_of
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class RunManager:
         self._seats: dict[Hashable, dict[Seated, None]] = {}
         # What a user's sockets of this process may ask for together.
         self.rates = Rates()
+        self.writer = Writer(self._wrote)
         # Takes every frame to other processes, where there is a way.
         self.relay: ChannelRelay | None = None
 
@@ -222,7 +224,7 @@ class RunManager:
     ) -> bool:
         """Return whether a run of another process has its lease still."""
         threads = conversation.backend.threads
-        row = await threads.run(records.recover, conversation, stale_after)
+        row = await threads.run(recovery.recover, conversation, stale_after)
         return row is not None and row.run_id == run_id
 
     # -- inside --------------------------------------------------------------------
@@ -253,7 +255,7 @@ class RunManager:
             if isinstance(exc, UnreadableState) and may_wait:
                 return None
             withdraw = partial(
-                records.withdraw,
+                recovery.withdraw,
                 conversation,
                 waiting.fence,
                 error_code=refusal_code(exc) or "",
@@ -273,10 +275,16 @@ class RunManager:
             if self._runs.get(place) is run:
                 del self._runs[place]
             self._keep(place, run)
+            self.writer.done(run.rows, run.setup.limits.keep_log)
+        else:
+            self.writer.said(run.rows, frame)
         for listener in self._listeners.get(place, ()):
             listener.put(frame)
         if self.relay is not None:
             self.relay(run.conversation, frame)
+
+    def _wrote(self, log: RunLog) -> None:
+        """Tell other processes that a run has new rows."""
 
     def _keep(self, place: Place, run: ActiveRun) -> None:
         """Keep an ended run's log for those who reconnect."""

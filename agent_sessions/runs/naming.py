@@ -73,16 +73,20 @@ def pair(
     return found
 
 
-def named(page: Page, runs: Runs) -> Page:
-    """Return a page whose items have the ids and agents with which they streamed."""
+def named(page: Page, runs: Runs, ids: Sequence[Any] = ()) -> Page:
+    """Return a page whose items have the ids and agents with which they streamed.
+
+    `ids` are those that no run's row has yet.
+    """
     if not page.items:
         return page
     first, last = page.items[0].position, page.items[-1].position
     rows = runs.filter(first_position__lte=last, last_position__gte=first)
+    found = list(rows.order_by("pk").values_list("message_ids", flat=True))
     known = {
         (place, moment): {"message_id": name, "agent_name": agent}
-        for found in rows.order_by("pk").values_list("message_ids", flat=True)
-        for place, name, moment, agent in found
+        for own in (*found, ids)
+        for place, name, moment, agent in own
     }
     items = [replace(entry, **known.get(place_of(entry), {})) for entry in page.items]
     return replace(page, items=items)

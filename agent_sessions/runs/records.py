@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from django.db import IntegrityError
-from django.db.models import BigIntegerField, F, Q, Subquery, Value
+from django.db.models import BigIntegerField, F, Subquery, Value
 from django.db.models.functions import Greatest
 from django.views.decorators.debug import sensitive_variables
 
@@ -22,13 +22,9 @@ from agent_sessions.approvals import Paused, Pending
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.database.lineage import Lineages
 from agent_sessions.backends.database.usage import opening
+from agent_sessions.backends.directory import NO_RUN
 from agent_sessions.backends.leases import (
-    RUN_SILENCE,
     DatabaseNow,
-    is_dead,
-    is_over,
-    is_silent,
-    judged,
     this_process,
 )
 from agent_sessions.backends.run_rows import Status
@@ -42,6 +38,8 @@ from agent_sessions.exceptions import (
     UnknownInterrupt,
 )
 from agent_sessions.models import AgentRun, AgentSession, Branch
+from agent_sessions.runs import event_rows, recovery
+from agent_sessions.runs.event_rows import Unwritten
 from agent_sessions.runs.setup import Conversation
 from agent_sessions.times import stored
 from agent_sessions.usage import Spent
@@ -49,7 +47,6 @@ from agent_sessions.usage import Spent
 logger = logging.getLogger("agent_sessions.runs")
 
 State = AgentSession.State
-NO_RUN: dict[str, Any] = {"run_id": "", "run_owner": "", "run_seen_at": None}
 _UNANSWERED = frozenset({Status.FAILED, Status.CANCELLED, Status.INTERRUPTED})
 
 
@@ -148,9 +145,9 @@ def _take(
         if conversation.runs().filter(run_id=run_id).exists():
             return None
         if answers is None:
-            row = recover(conversation, stale_after)
+            row = recovery.recover(conversation, stale_after)
         else:
-            row = free(conversation, stale_after)
+            row = recovery.free(conversation, stale_after)
         if row is None:
             raise SessionDoesNotExist(conversation.session_id)
         if not _compare_and_set(conversation, run_id, state):
@@ -220,55 +217,6 @@ def _refusal(row: AgentSession) -> Exception:
     return UnknownInterrupt("Nothing waits for approval in this conversation.")
 
 
-def recover(conversation: Conversation, stale_after: float) -> AgentSession | None:
-    """Read the session's row, freed first of what ended without saying so.
-
-    Raise UnknownEncryptionKey.
-    """
-    row = free(conversation, stale_after)
-    if (
-        row is not None
-        and row.state == State.WAITING
-        and approvals.pending(conversation.backend, conversation.key, row.pk) is None
-    ):
-        if withdraw(conversation, row.fence):
-            logger.warning(
-                "Session %s waited for an approval that can't be given any more; it "
-                "was withdrawn",
-                row.pk,
-            )
-        row.refresh_from_db()
-    return row
-
-
-def free(conversation: Conversation, stale_after: float) -> AgentSession | None:
-    """Read the session's row, freed first from a run that ended without saying so."""
-    silence = timedelta(seconds=stale_after)
-    row: AgentSession | None = judged(conversation.rows(), silence).first()
-    if row is not None and row.run_id and is_over(row):
-        abandon(conversation, row, silence)
-        row.refresh_from_db()
-    return row
-
-
-def abandon(
-    conversation: Conversation, row: AgentSession, silence: timedelta = RUN_SILENCE
-) -> None:
-    """Free a session from the run that its row names, if that is over.
-
-    A run that has been heard of since the row was read keeps its lease.
-    """
-    gone = Q() if is_dead(row.run_owner) else is_silent("run_seen_at", silence)
-    held = conversation.rows().filter(gone, run_id=row.run_id, fence=row.fence)
-
-    def end() -> None:
-        if held.update(**NO_RUN, fence=F("fence") + 1, state=State.IDLE):
-            lost = conversation.runs().filter(run_id=row.run_id, status=Status.RUNNING)
-            run_rows.end(lost, Status.INTERRUPTED, "interrupted")
-
-    transact(conversation.using, end)
-
-
 def beat(conversation: Conversation, lease: Lease) -> bool:
     """Keep the lease alive; return False if it is lost."""
     held = conversation.rows().filter(run_id=lease.run.run_id, fence=lease.fence)
@@ -282,10 +230,12 @@ def finish(
     lease: Lease,
     outcome: Outcome,
     paused: Paused | None = None,
+    told: Unwritten | None = None,
 ) -> None:
     """Close the run's row, count its usage, give the lease back.
 
-    `paused` is kept until its tool calls are approved or refused.
+    `paused` is kept until its tool calls are approved or refused. `told` are the events
+    up to its last one; one that has lost its lease tells nothing any more.
     """
 
     def close() -> None:
@@ -305,9 +255,10 @@ def finish(
             **{name: F(name) + used for name, used in outcome.spent.counters().items()},
             **({"agent_name": outcome.agent_name[:255]} if outcome.agent_name else {}),
         )
-        rows.filter(run_id=lease.run.run_id, fence=lease.fence).update(
-            **NO_RUN, state=State.IDLE if paused is None else State.WAITING
-        )
+        state = State.IDLE if paused is None else State.WAITING
+        held = rows.filter(run_id=lease.run.run_id, fence=lease.fence)
+        if held.update(**NO_RUN | {"state": state}) and told is not None:
+            event_rows.insert(conversation.using, [told])
 
     transact(conversation.using, close)
 
@@ -360,10 +311,12 @@ def claimable(
     try:
         found = approvals.open_pending(backend, key, run)
     except InvalidApproval:
-        withdraw(conversation, run.session.fence, error_code="invalid_approval")
+        recovery.withdraw(
+            conversation, run.session.fence, error_code="invalid_approval"
+        )
         raise
     if found is None:
-        withdraw(conversation, run.session.fence)
+        recovery.withdraw(conversation, run.session.fence)
         raise InterruptExpired(
             "The time to approve this is over. Nothing was done; ask again."
         )
@@ -372,27 +325,6 @@ def claimable(
             "Answer every open approval of this conversation, and no other."
         )
     return found
-
-
-def withdraw(conversation: Conversation, fence: int, *, error_code: str = "") -> bool:
-    """Drop what waits for approval, so that the conversation can go on.
-
-    Only while the session's lease has the number `fence`: what was paused since stays.
-    """
-
-    def drop() -> int:
-        freed: int = (
-            conversation.rows()
-            .filter(state=State.WAITING, fence=fence)
-            # Counted on, so that what was sealed doesn't open if it is put back.
-            .update(state=State.IDLE, fence=F("fence") + 1)
-        )
-        if freed:
-            waiting = conversation.runs().filter(status=Status.WAITING)
-            run_rows.end(waiting, Status.CANCELLED, error_code)
-        return freed
-
-    return bool(transact(conversation.using, drop))
 
 
 def _sdk_version() -> str:

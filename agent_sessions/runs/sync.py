@@ -27,7 +27,7 @@ from agent_sessions.backends.run_rows import newest
 from agent_sessions.items import StoredItem
 from agent_sessions.items.kinds import CALL_OF, Key, call_key, own_key, type_and_role
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.runs import records
+from agent_sessions.runs import recovery
 from agent_sessions.runs.failures import message_for
 from agent_sessions.runs.log import Event, EventLog, Frame
 from agent_sessions.runs.naming import named
@@ -148,13 +148,18 @@ async def read_before(run: ActiveRun) -> Page:
     return await read_page(run.conversation, before=await run.base() + 1)
 
 
-async def read_page(conversation: Conversation, before: int | None = None) -> Page:
-    """Read the newest page of a history before a position, as a snapshot has it."""
+async def read_page(
+    conversation: Conversation, before: int | None = None, ids: Sequence[Any] = ()
+) -> Page:
+    """Read the newest page of a history before a position, as a snapshot has it.
+
+    `ids` are those of messages whose run has not written them down yet.
+    """
     read, key = conversation.backend.apage, conversation.key
     page = await read(key, before=before, limit=SNAPSHOT_LIMIT)
     if lacks_calls(page):
         page = await read(key, before=before, limit=SNAPSHOT_LIMIT * WIDER)
-    return await conversation.backend.threads.run(named, page, conversation.runs())
+    return await conversation.backend.threads.run(named, page, conversation.runs(), ids)
 
 
 def fresh_running(run: ActiveRun, page: Page, told: OpenRun) -> list[Frame]:
@@ -181,7 +186,7 @@ async def read_rest(
     """
 
     def read() -> tuple[list[dict[str, Any]], Event, str | None]:
-        row = records.recover(conversation, stale_after)
+        row = recovery.recover(conversation, stale_after)
         going_on = row is not None and row.state == AgentSession.State.RUNNING
         asked = None
         if not going_on:

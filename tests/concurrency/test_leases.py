@@ -26,7 +26,7 @@ from agent_sessions.backends.remote.erasure import CLAIM, add_pending, erase_pen
 from agent_sessions.exceptions import SessionBusy
 from agent_sessions.models import AgentRun, AgentSession, PendingClear
 from agent_sessions.retention import Removal
-from agent_sessions.runs import Conversation, records
+from agent_sessions.runs import Conversation, records, recovery
 from agent_sessions.transfer.copy import Copier
 
 pytestmark = [pytest.mark.django_db(transaction=True)]
@@ -77,7 +77,7 @@ class TestWrongClocks:
         where = conversation()
         lease = begin(where)
         with clock_off_by(wrong):
-            row = records.free(where, SILENCE)
+            row = recovery.free(where, SILENCE)
             assert row is not None
             assert row.run_id == "r-1"
             with pytest.raises(SessionBusy):
@@ -154,7 +154,7 @@ def test_a_run_that_beats_after_it_was_judged_keeps_its_lease() -> None:
     seen = judged(where.rows()).get()
     assert is_over(seen)
     assert records.beat(where, lease)
-    records.abandon(where, seen)
+    recovery.abandon(where, seen)
     assert records.beat(where, lease)
 
 

@@ -34,6 +34,7 @@ from agent_sessions.models import (
     Branch,
     KeyUse,
     PendingClear,
+    RunEvents,
     SessionItem,
     SessionSecret,
 )
@@ -319,12 +320,13 @@ def seed(user: Any, name: str) -> list[Any]:
     )
     SessionItem.objects.create(branch=old, position=1, data="{}", text=name)
     run = AgentRun.objects.create(session=row, branch=old, run_id=f"{name}-run")
+    told = RunEvents.objects.create(run=run, first=1, last=1, body=name)
     lone = SessionSecret.objects.create(
         backend="gone", session_id=f"{name}-lone", owner=str(user.pk), wrapped="x"
     )
     items = SessionItem.objects.filter(branch__session=row)
     pending = PendingClear.objects.get(session_id=f"{name}-remote")
-    return [row, branch, old, run, lone, pending, *items]
+    return [row, branch, old, run, told, lone, pending, *items]
 
 
 def named(model: Any, user: Any, name: str) -> Any:

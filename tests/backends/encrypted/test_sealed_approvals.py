@@ -37,7 +37,7 @@ from agent_sessions.models import (
     SessionItem,
     SessionSecret,
 )
-from agent_sessions.runs import Conversation, RunLimits, records
+from agent_sessions.runs import Conversation, RunLimits, records, recovery
 from agent_sessions.views import SessionListView
 from tests.backends.encrypted.test_encrypted import under
 from tests.encryption.test_encryption import NEW, OLD
@@ -443,7 +443,7 @@ async def test_what_was_paused_again_is_neither_claimed_nor_withdrawn(
         assert found is not None
         assert await answer(tab, "r-2") is None
         run = await ask(tab, "r-3")
-        assert not await sync_to_async(records.withdraw)(here, found.fence)
+        assert not await sync_to_async(recovery.withdraw)(here, found.fence)
         # As if the row of the first still waited.
         await put(found.run, status="waiting")
         with pytest.raises(UnknownInterrupt):

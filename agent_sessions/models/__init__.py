@@ -19,7 +19,22 @@ from agent_sessions.fields import (
     detach,
 )
 from agent_sessions.managers import OwnedManager, StoredModel
+from agent_sessions.models.keys import HistoryKey, KeyUse, PendingClear, SessionSecret
 from agent_sessions.times import today
+
+__all__ = [
+    "LABEL_MARK",
+    "MAIN_BRANCH",
+    "AgentRun",
+    "AgentSession",
+    "Branch",
+    "HistoryKey",
+    "KeyUse",
+    "PendingClear",
+    "RunEvents",
+    "SessionItem",
+    "SessionSecret",
+]
 
 MAIN_BRANCH = "main"
 # Stands in labels between a branch's name and its version, and in no name.
@@ -80,6 +95,10 @@ class AgentSession(StoredModel):
     run_id = ExactCharField(_("active run"), max_length=64, blank=True)
     run_owner = models.CharField(_("run's process"), max_length=64, blank=True)
     run_seen_at = models.DateTimeField(_("run last seen"), null=True, blank=True)
+    # How its run is asked to stop, by whichever process: a mode of RunManager.stop().
+    run_stop = models.CharField(_("stop asked"), max_length=16, blank=True)
+    # When a process last said that it has listeners of a run that isn't its own.
+    run_listened_at = models.DateTimeField(_("run last heard"), null=True, blank=True)
     fence = models.BigIntegerField(_("fencing number"), default=0)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     # Not indexed: every append changes it, and PostgreSQL would rewrite every index
@@ -327,74 +346,36 @@ class AgentRun(StoredModel):
         return str(self.run_id)
 
 
-class HistoryKey(models.Model):
-    """A row about the history of a session whose own row may be gone."""
+class RunEvents(StoredModel):
+    """Some events of a run in their order: what clients were told, to tell it again."""
 
-    backend = ExactCharField(_("backend"), max_length=64)
-    session_id = ExactCharField(_("session id"), max_length=255)
-    # Text, not a foreign key: the user may be deleted. Empty means no owner.
-    owner = ExactCharField(_("owner"), max_length=255, blank=True)
-    created_at = models.DateTimeField(_("created"), default=timezone.now)
+    owner_path = "run__session"
 
-    class Meta:
-        abstract = True
+    run = models.ForeignKey(
+        AgentRun,
+        verbose_name=_("run"),
+        on_delete=cascade,
+        related_name="events",
+        # The unique constraint below begins with this column.
+        db_index=False,
+    )
+    # The numbers of the first and the last one; none in between is left out.
+    first = models.BigIntegerField(_("first event"))
+    last = models.BigIntegerField(_("last event"))
+    # JSON, sealed for the run and the numbers: see runs/event_rows.py.
+    body = WideTextField(_("events"))
+    written_at = models.DateTimeField(_("written"), default=timezone.now, db_index=True)
 
-    def __str__(self) -> str:
-        return f"{self.session_id} in {self.backend}"
-
-
-class PendingClear(HistoryKey):
-    """A history that is to be removed from a store that could not be reached."""
-
-    remote_id = ExactCharField(_("remote id"), max_length=255, blank=True)
-    tried_at = models.DateTimeField(_("last tried"), null=True, blank=True)
-    attempts = models.PositiveIntegerField(_("attempts"), default=0)
-    error_code = WideCharField(_("error code"), max_length=64, blank=True)
+    objects = OwnedManager()
 
     class Meta:
-        verbose_name = _("pending clear")
-        verbose_name_plural = _("pending clears")
-
-
-class SessionSecret(HistoryKey):
-    """The key of one encrypted session, itself encrypted: without it nothing opens."""
-
-    key_id = models.CharField(_("key id"), max_length=64)
-    wrapped = models.TextField(_("wrapped key"))
-
-    class Meta:
-        verbose_name = _("session secret")
-        verbose_name_plural = _("session secrets")
+        verbose_name = _("events of a run")
+        verbose_name_plural = _("events of runs")
         constraints = (
             models.UniqueConstraint(
-                fields=("backend", "session_id", "owner"),
-                name="agent_sessions_unique_secret",
-            ),
-        )
-
-
-class KeyUse(models.Model):
-    """The use of one master key by an encrypted backend: who may write with it."""
-
-    backend = ExactCharField(_("backend"), max_length=64)
-    key_id = ExactCharField(_("key id"), max_length=64)
-    # Counted up by each process that may write with it for `seconds` from then on.
-    takings = models.BigIntegerField(_("times taken"), default=0)
-    seconds = models.FloatField(_("seconds"), default=0)
-    # Who did so last, for people: host and process id.
-    holder = models.CharField(_("last taken by"), max_length=255, blank=True)
-    taken_at = models.DateTimeField(_("last taken"), default=timezone.now)
-    # From then on nobody may.
-    retired_at = models.DateTimeField(_("retired"), null=True, blank=True)
-
-    class Meta:
-        verbose_name = _("use of a key")
-        verbose_name_plural = _("uses of keys")
-        constraints = (
-            models.UniqueConstraint(
-                fields=("backend", "key_id"), name="agent_sessions_unique_key_use"
+                fields=("run", "first"), name="agent_sessions_unique_events"
             ),
         )
 
     def __str__(self) -> str:
-        return f"{self.key_id} in {self.backend}"
+        return f"{self.first} to {self.last}"
