@@ -13,7 +13,11 @@ from urllib.parse import urlparse
 from django.conf import settings
 from django.db import DatabaseError
 from django.http import HttpRequest, parse_cookie
-from django.utils.translation import get_language_from_request, override
+from django.utils.translation import (
+    get_language_from_request,
+    get_supported_language_variant,
+    override,
+)
 
 from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist, extra
 from agent_sessions.mixins import AgentMixin, maybe_await
@@ -122,9 +126,17 @@ class GuardedSocket(AgentMixin, AsyncWebsocketConsumer):
         if await self._is_welcome() and (found := await self._find()):
             self.conversation = found
             self._sit_down(found)
-            self.language = await maybe_await(self.get_language())
+            self.language = await self._choose_language()
             work = (self._ping(), self._watch(), *self.background())
             self._tasks = [asyncio.create_task(self._keep_up(one)) for one in work]
+
+    async def _choose_language(self) -> str:
+        """Return the language that the hook chooses, if there is one of the kind."""
+        chosen = await maybe_await(self.get_language())
+        try:
+            return get_supported_language_variant(chosen)
+        except LookupError:
+            return language_of(self.scope)
 
     async def _find(self) -> Conversation | None:
         """Find the conversation, or close."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from inspect import isawaitable
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.utils.module_loading import import_string
@@ -24,7 +25,7 @@ from agent_sessions.exceptions import (
     SessionDoesNotExist,
 )
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
-from agent_sessions.items.kinds import opens_turn
+from agent_sessions.items.kinds import is_in_response, opens_turn
 from agent_sessions.models import AgentSession
 from agent_sessions.windows import (
     SessionInputCallback,
@@ -324,11 +325,18 @@ def _anew(window: SessionInputCallback, again: int) -> SessionInputCallback:
 def _whole(
     window: SessionInputCallback, limit: int, again: int
 ) -> SessionInputCallback:
-    """Begin with a user's message where a history was not read to its start."""
+    """Begin with a user's message where a history was not read to its start.
+
+    Where a turn is longer than what was read, begin after a whole response.
+    """
 
     def choose(history: list[Any], new: list[Any]) -> Any:
-        cut_short = len(history) >= limit and any(map(opens_turn, history))
-        chosen = chain(whole_turns(), window) if cut_short else window
+        chosen = window
+        if len(history) >= limit and any(map(opens_turn, history)):
+            chosen = chain(whole_turns(), window)
+        elif len(history) >= limit:
+            # A call that has lost its reasoning is refused by the API.
+            history = list(dropwhile(is_in_response, history))
         return _anew(chosen, again)(history, new)
 
     return choose

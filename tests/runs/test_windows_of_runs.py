@@ -87,3 +87,21 @@ async def test_a_limit_of_the_app_stays() -> None:
     sent = await asked(20, run_config=config)
     assert len(sent) == 9
     assert sent[0]["content"] == "question 18"
+
+
+async def test_a_turn_longer_than_what_is_read_loses_no_reasoning() -> None:
+    user, session_id = await conversation()
+    items: list[Any] = [{"role": "user", "content": "question"}]
+    for number in range(200):
+        thought = {"type": "reasoning", "id": f"rs_{number}", "summary": []}
+        items += [thought, *turn(number)[1:3]]
+    await DjangoSession(session_id, user=user).add_items(items)
+    model = ScriptedModel([[assistant_message("yes")]])
+    agent: Agent[Any] = Agent(name="a", model=model)
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        await tab.to_end()
+    kinds = [item.get("type", "message") for item in model.calls[0].input]
+    assert len(kinds) > WINDOW_ITEMS - 4
+    step = ["reasoning", "function_call", "function_call_output"]
+    assert kinds == step * (len(kinds) // 3) + ["message"]

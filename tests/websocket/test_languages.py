@@ -70,6 +70,19 @@ async def test_an_approval_is_asked_in_the_language_of_its_reader() -> None:
     assert ours == theirs
 
 
+@pytest.mark.parametrize("chosen", [None, "", "tlh", "../de"])
+async def test_a_hook_that_chooses_no_language_of_ours_leaves_it(chosen: Any) -> None:
+    class Chosen(AgentConsumer):
+        def get_language(self) -> Any:
+            return chosen
+
+    user, session_id = await conversation()
+    tab = Socket(session_id, user, broken(), consumer=Chosen, headers=ACCEPTS)
+    async with tab:
+        await tab.say("r-1", "Hi")
+        assert (await tab.to_end())[-1]["message"] != ENGLISH
+
+
 @pytest.mark.parametrize("later", [False, True])
 async def test_a_hook_may_choose(later: bool) -> None:
     class Chosen(AgentConsumer):
