@@ -32,6 +32,7 @@ class StreamOptions:
 
 IMAGE_NOTE = "[image]"
 FILE_NOTE = "[file]"
+AUDIO_NOTE = "[audio]"
 
 
 def as_dict(item: Any) -> dict[str, Any]:
@@ -146,8 +147,8 @@ def _user_part(
     kind = part.get("type")
     if kind in ("input_text", "output_text", "text"):
         return {"type": "text", "text": string(part.get("text"))}
-    if kind == "input_audio" and part.get("transcript"):
-        return {"type": "text", "text": string(part["transcript"])}
+    if kind == "input_audio":
+        return {"type": "text", "text": string(part.get("transcript")) or AUDIO_NOTE}
     if kind == "input_image":
         source = _source(part.get("image_url"), part.get("file_id"), options)
         return _media("image", source, IMAGE_NOTE)

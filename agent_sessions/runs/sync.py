@@ -79,8 +79,14 @@ def shown(
             key=lambda n: len(messages_from_items(items[n:], options)) <= fitting,
         )
     if first or page.has_earlier:
-        first = next((n for n in _beginnings(items) if n >= first), first)
+        found, fits = _beginnings(items), first
+        first = next((n for n in found if n >= fits), fits)
+        if found and found[-1] < fits < len(items):
+            # Calls at once whose outputs don't all fit.
+            first = found[-1]
         messages = messages_from_items(items[first:], options)
+        if first < fits:
+            _shorten(messages, room)
     if not items or not (page.has_earlier or first):
         return messages, None
     # Where not even the newest item fits, the cursor lies behind it.
@@ -122,6 +128,18 @@ def _fitting(messages: list[Event], room: int) -> int:
         if room < len("[]"):
             return count
     return len(messages)
+
+
+def _shorten(messages: list[Event], room: int) -> None:
+    """Leave out what the oldest tools were given and gave, until the messages fit."""
+    excess = len(_written(messages)) - room
+    for message in messages:
+        size = len(_written(message))
+        if excess > 0 and message["role"] == "tool":
+            message |= {"content": "", "metadata": {"truncated": True}}
+        for call in message.get("toolCalls", ()) if excess > 0 else ():
+            call["function"]["arguments"] = ""
+        excess -= size - len(_written(message))
 
 
 def _written(value: Any) -> str:

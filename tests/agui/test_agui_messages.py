@@ -102,6 +102,7 @@ def test_media_are_parts(part: dict[str, Any], expected: dict[str, Any]) -> None
         ({"type": "input_file", "filename": "a.pdf"}, "a.pdf"),
         ({"type": "input_file"}, "[file]"),
         ({"type": "input_audio", "transcript": "Hello"}, "Hello"),
+        ({"type": "input_audio", "input_audio": {"data": "aGk="}}, "[audio]"),
     ],
 )
 def test_media_that_can_not_be_shown_leave_a_note(

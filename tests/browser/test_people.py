@@ -166,6 +166,24 @@ def test_an_id_stands_in_its_place_below_any_prefix(chat: Chat) -> None:
     assert made == ["/IDEAS/agents/sessions/x%2Fy/messages/", "/IDEAS/"]
 
 
+def test_a_call_whose_id_comes_again_is_shown_too(chat: Chat) -> None:
+    shown = chat.page.evaluate(
+        """async () => {
+            const { Transcript } = await import("/static/chat/transcript.js");
+            const log = document.createElement("div");
+            const transcript = new Transcript(log);
+            for (const result of ["one", "two"]) {
+                const call = { toolCallId: "call_0", toolCallName: "f" };
+                transcript.apply({ type: "TOOL_CALL_START", ...call });
+                transcript.apply({ type: "TOOL_CALL_RESULT", ...call, content: result });
+            }
+            return [...log.querySelectorAll("pre")].map((pre) =>
+                pre.closest(".tool").querySelectorAll("pre").length + pre.textContent);
+        }"""
+    )
+    assert shown == ["1one", "1two"]
+
+
 def test_what_was_written_is_not_shown_to_the_next_person(
     chat: Chat, demo: Demo
 ) -> None:

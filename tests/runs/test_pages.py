@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from django.test import AsyncClient
 from django.urls import reverse
 
 from agent_sessions import DjangoSession
+from agent_sessions.agui import StreamOptions
+from agent_sessions.runs.sync import SNAPSHOT_BYTES
 from tests.support.chat import Socket
 from tests.websocket.test_consumer import conversation, speaker
 
@@ -93,6 +96,31 @@ async def pages_of(turns: list[Any]) -> list[Any]:
         pages.insert(0, answer["messages"])
         before = answer["before"]
     return pages
+
+
+@pytest.mark.parametrize("arguments", ["{}", json.dumps({"a": "y" * 15_000})])
+async def test_calls_at_once_stay_whole_though_their_outputs_are_too_long(
+    arguments: str,
+) -> None:
+    user, session_id = await conversation()
+    session = DjangoSession(session_id, user=user)
+    items = turn(1, 120, parallel=True)[:-1]
+    for item in items[1:]:
+        item |= {"arguments": arguments} if "name" in item else {"output": "x" * 15_000}
+    await session.add_items([*turn(0, 1, parallel=False), *items])
+    options = StreamOptions(expose_tools="full")
+    async with Socket(session_id, user, speaker(), stream_options=options) as tab:
+        await tab.sync()
+        _, snapshot, _ = await tab.to_end()
+    messages = snapshot["messages"]
+    assert_whole(messages)
+    assert len(messages) >= 240
+    assert len(json.dumps(messages)) <= SNAPSHOT_BYTES + 3 * 240
+    # The newest are there, and of the others a page says that they were cut.
+    assert messages[-1]["content"] == "x" * 15_000
+    cut = [each for each in messages if each["role"] == "tool" and not each["content"]]
+    assert cut
+    assert all(each["metadata"] == {"truncated": True} for each in cut)
 
 
 def found(number: int) -> list[Any]:

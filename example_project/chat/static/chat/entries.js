@@ -79,6 +79,10 @@ export class Tool {
     this.mark("toolRunning");
   }
 
+  get done() {
+    return this.element.dataset.state === "toolDone";
+  }
+
   mark(state) {
     this.element.dataset.state = state;
     this.state.textContent = say(state);

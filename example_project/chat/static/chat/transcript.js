@@ -315,11 +315,12 @@ export class Transcript extends EventTarget {
   }
 
   #tool(id, name) {
-    const tool = this.#tools.get(id) ?? new entries.Tool(name);
-    if (!this.#tools.has(id)) {
-      this.#tools.set(id, tool);
-      this.#add(tool.element, id);
-    }
+    const known = this.#tools.get(id);
+    // Some models count their calls anew in each answer.
+    if (known && !known.done) return known;
+    const tool = new entries.Tool(name);
+    this.#tools.set(id, tool);
+    this.#add(tool.element, id);
     return tool;
   }
 
