@@ -121,12 +121,12 @@ class UserNotLoaded(InvalidOwner, SynchronousOnlyOperation):
 
 
 class BlockingCall(AgentSessionError, SynchronousOnlyOperation):
-    """A method of `session.sync` was called in async code; nothing was done."""
+    """A synchronous form was called in async code; nothing was done."""
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, blocking: str, awaited: str) -> None:
         super().__init__(
-            f"session.sync.{method}() would block the event loop. In async code, call "
-            f"await session.{method}()."
+            f"{blocking} would block the event loop. In async code, call await "
+            f"{awaited}."
         )
 
 
@@ -279,6 +279,35 @@ class SessionBusy(AgentSessionError):
         self.run_id = run_id
 
 
+class ShuttingDown(AgentSessionError):
+    """This process ends and takes no new runs; another one does."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This process is shutting down and starts no more runs. Try again: another "
+            "process answers."
+        )
+
+
+class RunFailed(AgentSessionError):
+    """A run ended without an answer; `run_id` names it and `code` says why."""
+
+    def __init__(self, run_id: str, code: str) -> None:
+        super().__init__(
+            f"Run {run_id!r} failed: {code}. Its row has the code, and the logger "
+            "agent_sessions.runs the error's class."
+        )
+        self.run_id = run_id
+        self.code = code
+
+
+class RunStopped(RunFailed):
+    """A run was stopped before it had an answer."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(run_id, "cancelled")
+
+
 class LeaseLost(AgentSessionError):
     """A run wrote after it had lost its lease; nothing was written."""
 
@@ -291,6 +320,18 @@ class LeaseLost(AgentSessionError):
 
 class InterruptsPending(AgentSessionError):
     """A paused run waits for approval, so the session takes no new message."""
+
+
+class RunPaused(InterruptsPending):
+    """A run waits for an approval; `interrupts` are the calls, as AG-UI names them."""
+
+    def __init__(self, run_id: str, interrupts: list[dict[str, Any]]) -> None:
+        super().__init__(
+            f"Run {run_id!r} waits until {len(interrupts)} tool calls are approved or "
+            "refused. Answer them in the conversation."
+        )
+        self.run_id = run_id
+        self.interrupts = interrupts
 
 
 class UnknownInterrupt(AgentSessionError):

@@ -1,9 +1,30 @@
-"""Signals that agent_sessions sends."""
+"""Signals that agent_sessions sends, after commit, with ids and counts.
+
+Each has `session_id`, `backend` (the alias) and `user_id`; docs/reference.md has the rest.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+from django.db import transaction
 from django.dispatch import Signal
 
-# Sent after a session was emptied through its backend; arguments: session_id,
-# backend (alias), user_id, count (items removed).
+session_created = Signal()
+items_added = Signal()
 session_cleared = Signal()
+run_started = Signal()
+run_finished = Signal()
+approval_requested = Signal()
+approval_answered = Signal()
+
+
+def announce(signal: Signal, sender: type, using: str, **arguments: Any) -> None:
+    """Send a signal once what the running thread has written is committed.
+
+    A receiver that raises harms nothing: Django logs it.
+    """
+    if signal.has_listeners(sender):
+        send = partial(signal.send_robust, sender, **arguments)
+        transaction.on_commit(send, using=using)

@@ -1,7 +1,9 @@
-"""Times as columns and texts hold them: with an offset, and by day."""
+"""Times as columns and texts hold them: with an offset, and by day; and waiting."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 
 from django.conf import settings
@@ -39,6 +41,15 @@ def day_of(when: datetime) -> date:
     their reader, by the time of last activity.
     """
     return (when.astimezone(UTC) if timezone.is_aware(when) else when).date()
+
+
+def pauses(wait: float | None) -> Iterator[float | None]:
+    """Return how long to wait before each further try; None says that time is over."""
+    until, pause = time.monotonic() + (wait or 0), 0.05
+    while (left := until - time.monotonic()) > 0:
+        yield min(pause, left)
+        pause = min(2 * pause, 0.5)
+    yield None
 
 
 def today() -> date:

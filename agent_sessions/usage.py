@@ -127,6 +127,13 @@ def trace_of(trace: Trace | None) -> str:
     return trace_id if trace_id.startswith("trace_") else ""
 
 
+def sdk_version() -> str:
+    """Return the version of the SDK that runs use."""
+    from agents import __version__
+
+    return __version__
+
+
 # Which run a run context belongs to, so that no run is recorded twice.
 _runs: WeakKeyDictionary[RunContextWrapper[Any], str] = WeakKeyDictionary()
 

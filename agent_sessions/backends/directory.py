@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from django.db import router
 from django.db.models import Case, F, OuterRef, QuerySet, Subquery, Value, When
 from django.db.models.functions import Greatest
+from django.dispatch import Signal
 from django.utils import timezone
 
 from agent_sessions.backends import run_rows
@@ -24,6 +25,7 @@ from agent_sessions.models import (
     AgentSession,
     Branch,
 )
+from agent_sessions.signals import announce, session_created
 from agent_sessions.times import day_of
 
 # The columns of a session in which no run is going on.
@@ -116,7 +118,7 @@ class Directory:
             raise LeaseLost
         self.assert_own(key)
         sessions = AgentSession.objects.using(self.using)
-        session, _ = sessions.get_or_create(
+        session, created = sessions.get_or_create(
             backend=self.alias,
             session_id=key.session_id,
             defaults={"user_id": key.user_id},
@@ -127,6 +129,8 @@ class Directory:
             session=session, name=MAIN_BRANCH, version=0
         )
         sessions.filter(pk=session.pk, branch=None).update(branch=branch)
+        if created:
+            self.announce(session_created, AgentSession, key)
 
     def ensure(self, key: SessionKey) -> None:
         """Check that the key's session is its own; make its row if it has none.
@@ -188,6 +192,20 @@ class Directory:
                 forget_histories(self.using, [session], keep_lease=is_own)
 
         transact(self.using, reset)
+
+    def announce(
+        self, signal: Signal, sender: type, key: SessionKey, **more: Any
+    ) -> None:
+        """Send a signal about a session, once what was written is committed."""
+        announce(
+            signal,
+            sender,
+            self.using,
+            session_id=key.session_id,
+            backend=self.alias,
+            user_id=key.user_id,
+            **more,
+        )
 
     def _any_owner(self, key: SessionKey) -> QuerySet[AgentSession]:
         rows: Any = AgentSession.objects.using(self.using)

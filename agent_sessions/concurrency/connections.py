@@ -1,23 +1,24 @@
 """Which connection a call uses, how it plans, and whether a kept one is usable.
 
-Two parts of others are used here that are not documented. A test pins each; without
+Three parts of others are used here that are not documented. A test pins each; without
 them a call runs on a connection of the pool.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import select
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from asgiref.sync import AsyncToSync
+from asgiref.sync import AsyncToSync, SyncToAsync
 from django.db import Error, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -156,6 +157,35 @@ def sync_caller_waits() -> bool:
     """
     executors = getattr(AsyncToSync, "executors", None)
     return getattr(executors, "current", None) is not None
+
+
+def waiting_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the running loop that waits for the synchronous code of this thread.
+
+    asgiref notes it for async_to_sync(), which runs coroutines there.
+    """
+    noted = getattr(SyncToAsync, "threadlocal", None)
+    loop: asyncio.AbstractEventLoop | None = getattr(noted, "main_event_loop", None)
+    if loop is None or getattr(noted, "main_event_loop_pid", None) != os.getpid():
+        return None
+    return loop if loop.is_running() else None
+
+
+def without_caller() -> Context:
+    """Copy the context for work that outlives the synchronous caller that waits.
+
+    Synchronous middleware around an async view is such a caller, in a server's loop. A
+    loop that async_to_sync() has made ends with its caller, whose thread serves all.
+    """
+    context = copy_context()
+    loops = getattr(AsyncToSync, "loop_thread_executors", {})
+    try:
+        has_own_loop = asyncio.get_running_loop() in loops
+    except RuntimeError:
+        has_own_loop = False
+    if sync_caller_waits() and not has_own_loop:
+        context.run(setattr, AsyncToSync.executors, "current", None)
+    return context
 
 
 def own_connection(database: str) -> BaseDatabaseWrapper:

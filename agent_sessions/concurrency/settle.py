@@ -33,6 +33,19 @@ async def settle(awaitable: Awaitable[T]) -> T:
     return task.result()
 
 
+async def settle_or_undo(
+    awaitable: Awaitable[T], undo: Callable[[T], Awaitable[object]]
+) -> T:
+    """Wait as settle() does; undo what was done for a caller that is cancelled."""
+    task = asyncio.ensure_future(awaitable)
+    try:
+        return await settle(task)
+    except asyncio.CancelledError:
+        if not task.cancelled() and task.exception() is None:
+            await settle(undo(task.result()))
+        raise
+
+
 class Outcome(asyncio.Future[T]):
     """A future that can't be cancelled, which spares the task that settle() needs."""
 

@@ -30,7 +30,9 @@ from agent_sessions.backends.keys import (
 from agent_sessions.concurrency.connections import note_opening
 from agent_sessions.exceptions import BlockingCall, SessionClosed, SessionDoesNotExist
 from agent_sessions.items import as_sequence
+from agent_sessions.models import AgentSession
 from agent_sessions.reports import guard_public_methods, leave, unwrapped
+from agent_sessions.signals import items_added
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -149,8 +151,10 @@ class BackendSession(SessionABC):
         Raises InvalidItem, SessionDoesNotExist, LeaseLost and StorageError.
         """
         await self._admit(wrapper)
-        backend = self.backend
-        await self._call(backend.append, backend.aappend, as_sequence(items))
+        backend, batch = self.backend, as_sequence(items)
+        await self._call(backend.append, backend.aappend, batch)
+        if batch and items_added.has_listeners(AgentSession):
+            await self._announce(len(batch))
 
     async def pop_item(self, *, wrapper: Wrapper = None) -> TResponseInputItem | None:
         """Remove and return the newest readable item, or return None."""
@@ -178,6 +182,15 @@ class BackendSession(SessionABC):
     async def clear(self) -> None:
         """See clear_session()."""
         await self.clear_session()
+
+    async def _announce(self, count: int) -> None:
+        """Tell that items were added, on the connection on which they were."""
+        announce = self.backend.directory.announce
+        args = (items_added, AgentSession, self.key)
+        if _is_blocking.get():
+            announce(*args, count=count)
+        else:
+            await self.backend.threads.run(announce, *args, count=count)
 
     async def _call(
         self,
@@ -274,7 +287,8 @@ def twin(
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         except SynchronousOnlyOperation:
-            raise BlockingCall(method.__name__) from None
+            name = f"{method.__name__}()"
+            raise BlockingCall(f"session.sync.{name}", f"session.{name}") from None
         finally:
             _is_blocking.reset(token)
         raise AssertionError(f"{method.__name__}() waits for something.")

@@ -22,7 +22,7 @@ from agent_sessions.runs.failures import (
     log_failure,
     report_failure,
 )
-from agent_sessions.runs.heartbeat import Pulse, heart
+from agent_sessions.runs.heartbeat import Pulse, beating
 from agent_sessions.runs.opening import opened
 from agent_sessions.runs.resuming import refusals
 from agent_sessions.runs.setup import (
@@ -53,6 +53,11 @@ class ActiveRun(ToldRun):
     """A run that is going on, or has just ended: the task that drives the SDK."""
 
     task: asyncio.Task[None] | None = None
+
+    @property
+    def final_output(self) -> Any:
+        """What the last agent has answered."""
+        return self._result and self._result.final_output
 
     async def base(self) -> int:
         """Return the last position before the run, where a replay's snapshot ends."""
@@ -116,7 +121,8 @@ class ActiveRun(ToldRun):
         if not self._base.done():
             # Its positions may be given again, so not before what was dropped.
             self._base.set_result(await afind_head(store, key))
-        options = runner_options(setup, session, self.conversation.session_id, again)
+        names = self.conversation.session_id, self.run_id
+        options = runner_options(setup, session, names, again)
         if state is not None:
             result = Runner.run_streamed(setup.agent, state, **options)
         else:
@@ -141,16 +147,10 @@ class ActiveRun(ToldRun):
             self._lose,
             self.setup.limits.heartbeat,
         )
-        # A caller's own connection serves no other thread.
-        task = None if threads.serves_caller() else asyncio.create_task(pulse.run())
-        if task is None:
-            heart.start(pulse)
         try:
-            yield
+            with beating(pulse, in_thread=threads.serves_caller()):
+                yield
         finally:
-            heart.stop(pulse)
-            if task is not None:
-                task.cancel()
             if not self._base.done():
                 self._base.set_result(0)
             self._joining.flush()

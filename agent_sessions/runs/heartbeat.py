@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from agent_sessions.concurrency.forks import new_lock
@@ -27,7 +28,10 @@ class Pulse:
     # Called in the run's loop once a database that answers says that it is not.
     lost: Callable[[], None]
     interval: float
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    # None where the run's code blocks: then `lost` is called in the thread that beats.
+    loop: asyncio.AbstractEventLoop | None = field(
+        default_factory=asyncio.get_running_loop
+    )
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     due: float = 0
 
@@ -115,8 +119,29 @@ class Heart:
         with self._lock:
             is_awaited = pulse in self._pulses
             self._pulses.discard(pulse)
-        if is_awaited and not pulse.loop.is_closed():
+        if not is_awaited:
+            return
+        if pulse.loop is None:
+            pulse.lost()
+        elif not pulse.loop.is_closed():
             pulse.loop.call_soon_threadsafe(pulse.lost)
 
 
 heart = Heart()
+
+
+@contextlib.contextmanager
+def beating(pulse: Pulse, *, in_thread: bool) -> Iterator[None]:
+    """Beat in the block: from the thread, else in a task of the run's own loop."""
+    task = None
+    if in_thread:
+        heart.start(pulse)
+    else:
+        # A caller's own connection serves no other thread.
+        task = asyncio.create_task(pulse.run())
+    try:
+        yield
+    finally:
+        heart.stop(pulse)
+        if task is not None:
+            task.cancel()

@@ -11,8 +11,10 @@ from weakref import WeakKeyDictionary
 from agent_sessions.agui import OpenRun, RunRequest, StreamOptions
 from agent_sessions.approvals import Pending
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.concurrency.settle import settle
+from agent_sessions.concurrency.connections import without_caller
+from agent_sessions.concurrency.settle import settle, settle_or_undo
 from agent_sessions.exceptions import InvalidApproval, UnreadableState
+from agent_sessions.models import AgentRun
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
 from agent_sessions.runs import records, recovery, sync
@@ -22,7 +24,7 @@ from agent_sessions.runs.log import ChannelRelay, Frame, Subscription
 from agent_sessions.runs.resuming import refuses_all, restore
 from agent_sessions.runs.setup import Conversation, RunSetup
 from agent_sessions.runs.writing import RunLog, Writer
-from agent_sessions.usage import model_of
+from agent_sessions.usage import Spent, model_of
 
 if TYPE_CHECKING:
     from agents import RunState
@@ -82,8 +84,9 @@ class RunManager:
                 return None
             # Rebuilt before it is claimed. None: it can't be, and need not be.
             state = await self._restore(conversation, waiting, request, setup)
-        lease = await settle(
-            threads.run(
+
+        async def take() -> records.Lease | None:
+            lease = await threads.run(
                 records.begin,
                 conversation,
                 run_id,
@@ -91,14 +94,23 @@ class RunManager:
                 stale_after=setup.limits.stale_after,
                 answers=waiting,
             )
-        )
+            if lease is not None:
+                await self._last_words(conversation)
+            return lease
+
+        async def give_back(lease: records.Lease | None) -> None:
+            if lease is not None:
+                stopped = records.Outcome(AgentRun.Status.CANCELLED, Spent())
+                await threads.run(records.finish, conversation, lease, stopped)
+
+        lease = await settle_or_undo(take(), give_back)
         if lease is None:
             return None
-        await self._last_words(conversation)
         run = ActiveRun(conversation, request, setup, lease, self._tell)
         run.waiting = waiting
         self._runs[_place(conversation)] = run
-        task = asyncio.create_task(run.run(state), name=f"agent run {run.run_id}")
+        name = f"agent run {run.run_id}"
+        task = asyncio.create_task(run.run(state), name=name, context=without_caller())
         run.task = task
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._over(run, task))
@@ -322,9 +334,10 @@ class RunManager:
             self._detached.pop(place, None)
             run.abort("after_turn")
 
-        loop = asyncio.get_running_loop()
         delay = run.setup.limits.detach_timeout
-        self._detached[place] = loop.call_later(delay, abandon)
+        if delay is not None:
+            loop = asyncio.get_running_loop()
+            self._detached[place] = loop.call_later(delay, abandon)
 
 
 def get_run_manager() -> RunManager:

@@ -17,7 +17,7 @@ from django.db.models import BigIntegerField, F, Subquery, Value
 from django.db.models.functions import Greatest
 from django.views.decorators.debug import sensitive_variables
 
-from agent_sessions import approvals
+from agent_sessions import approvals, signals
 from agent_sessions.approvals import Paused, Pending
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.database.lineage import Lineages
@@ -38,11 +38,11 @@ from agent_sessions.exceptions import (
     UnknownInterrupt,
 )
 from agent_sessions.models import AgentRun, AgentSession, Branch
-from agent_sessions.runs import event_rows, recovery
+from agent_sessions.runs import announcing, event_rows, recovery
 from agent_sessions.runs.event_rows import Unwritten
 from agent_sessions.runs.setup import Conversation
 from agent_sessions.times import stored
-from agent_sessions.usage import Spent
+from agent_sessions.usage import Spent, sdk_version
 
 logger = logging.getLogger("agent_sessions.runs")
 
@@ -77,6 +77,8 @@ class Outcome:
     agent_name: str = ""
     error_code: str = ""
     trace_id: str = ""
+    # Of a run whose agent was not known when it began.
+    model: str = ""
     # The last positions before and after it, of a store that is not the database.
     base: int | None = None
     head: int | None = None
@@ -109,17 +111,18 @@ def begin(
             using,
             row.pk,
             run_id,
-            branch=row.branch,
+            branch=_branch_of(conversation, row),
             agent_name=row.agent_name,
             model=model,
-            sdk_version=_sdk_version(),
+            sdk_version=sdk_version(),
         )
+        announcing.tell(signals.run_started, conversation, run_id)
         if answers is not None:
-            _claim(using, answers, row, run)
+            _claim(conversation, answers, row, run)
         return Lease(
             run,
             row.fence,
-            base=_head_of(row) if conversation.backend.in_database else None,
+            base=_head_of(run) if conversation.backend.in_database else None,
             agent_name=row.agent_name,
             last_status=last_status,
         )
@@ -162,23 +165,32 @@ def _take(
     return taken, taken.last_status
 
 
-def _head_of(row: AgentSession) -> int:
-    return 0 if row.branch is None else row.branch.head
+def _branch_of(conversation: Conversation, row: AgentSession) -> Branch | None:
+    """Return the branch that a run writes to: the current one, or the key's own."""
+    if conversation.key.branch is None:
+        return row.branch
+    return conversation.backend.directory.branches(conversation.key).first()
 
 
-def _claim(using: str, answers: Pending, row: AgentSession, run: AgentRun) -> None:
+def _head_of(run: AgentRun) -> int:
+    return 0 if run.branch is None else run.branch.head
+
+
+def _claim(
+    conversation: Conversation, answers: Pending, row: AgentSession, run: AgentRun
+) -> None:
     """Close the paused run, which `run` goes on from, if it is still as it was read."""
     # The lease that was just taken follows the one that paused it, and no other.
     is_next = row.fence == answers.fence + 1
-    paused = run_rows.runs_of(using, row.pk).filter(
-        pk=answers.run.pk, status=Status.WAITING
-    )
+    paused = conversation.runs().filter(pk=answers.run.pk, status=Status.WAITING)
     if not is_next or not run_rows.write(
         paused, status=Status.COMPLETED, resumed_by=run, state=""
     ):
         raise UnknownInterrupt(
             "This approval has been answered already. Reload the conversation."
         )
+    waited, ids = answers.run.run_id, {"resumed_by": run.run_id}
+    announcing.tell(signals.approval_answered, conversation, waited, **ids)
 
 
 def _compare_and_set(conversation: Conversation, run_id: str, state: str) -> bool:
@@ -239,6 +251,10 @@ def finish(
     """
 
     def close() -> None:
+        if paused is None:
+            announcing.tell_finished(conversation, lease, outcome)
+        else:
+            announcing.tell_paused(conversation, lease.run.run_id, paused)
         _close(conversation, lease, outcome)
         if paused is not None:
             key, run = conversation.key, lease.run
@@ -284,6 +300,7 @@ def _close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
         outcome.error_code,
         agent_name=outcome.agent_name,
         trace_id=outcome.trace_id,
+        **({"model": outcome.model} if outcome.model else {}),
         first_position=base + 1 if base is not None and wrote else None,
         last_position=head if wrote else None,
         turn=opened.turn if opened else 0,
@@ -325,9 +342,3 @@ def claimable(
             "Answer every open approval of this conversation, and no other."
         )
     return found
-
-
-def _sdk_version() -> str:
-    from agents import __version__
-
-    return __version__

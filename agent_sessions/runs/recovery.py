@@ -8,7 +8,6 @@ from datetime import timedelta
 from django.db.models import F, Q
 
 from agent_sessions import approvals
-from agent_sessions.backends import run_rows
 from agent_sessions.backends.directory import NO_RUN
 from agent_sessions.backends.leases import (
     RUN_SILENCE,
@@ -20,6 +19,7 @@ from agent_sessions.backends.leases import (
 from agent_sessions.backends.run_rows import Status
 from agent_sessions.concurrency.connections import transact
 from agent_sessions.models import AgentSession
+from agent_sessions.runs import announcing
 from agent_sessions.runs.setup import Conversation
 
 logger = logging.getLogger("agent_sessions.runs")
@@ -71,7 +71,7 @@ def abandon(
     def end() -> None:
         if held.update(**NO_RUN, fence=F("fence") + 1):
             lost = conversation.runs().filter(run_id=row.run_id, status=Status.RUNNING)
-            run_rows.end(lost, Status.INTERRUPTED, "interrupted")
+            announcing.tell_ended(conversation, lost, Status.INTERRUPTED, "interrupted")
 
     transact(conversation.using, end)
 
@@ -91,7 +91,7 @@ def withdraw(conversation: Conversation, fence: int, *, error_code: str = "") ->
         )
         if freed:
             waiting = conversation.runs().filter(status=Status.WAITING)
-            run_rows.end(waiting, Status.CANCELLED, error_code)
+            announcing.tell_ended(conversation, waiting, Status.CANCELLED, error_code)
         return freed
 
     return bool(transact(conversation.using, drop))

@@ -17,6 +17,7 @@ from agent_sessions import handler
 from agent_sessions.agui import RunRequest, StreamOptions
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey, make_key
 from agent_sessions.backends.leases import RUN_SILENCE
+from agent_sessions.backends.remote.erasure import enroll
 from agent_sessions.backends.run_rows import Runs, runs_of
 from agent_sessions.concurrency.connections import transact
 from agent_sessions.exceptions import (
@@ -76,6 +77,22 @@ class Conversation:
             raise SessionDoesNotExist(session_id)
         return cls(pk, store, key, using)
 
+    @classmethod
+    def ensure(cls, backend: BaseSessionBackend, key: SessionKey) -> Conversation:
+        """Find a session by its key, or make its row; it blocks.
+
+        Raises SessionDoesNotExist for someone else's.
+        """
+        directory = backend.directory
+
+        def find() -> int:
+            if not directory.rows(key).exists():
+                enroll(backend, key)
+            pk: int = directory.rows(key).values_list("pk", flat=True).get()
+            return pk
+
+        return cls(transact(directory.using, find), backend, key, directory.using)
+
     @property
     def using(self) -> str:
         """The alias of the database that has the session's row."""
@@ -120,8 +137,10 @@ class RunLimits:
     max_turns: int | None = None
     # None is for ever.
     run_timeout: float | None = 600
-    # A run that nobody listens to is cancelled after its turn.
-    detach_timeout: float = 60
+    # A run that nobody listens to is cancelled after its turn; None lets it go on.
+    detach_timeout: float | None = 60
+    # How long a run may go on with its turn when its process is told to end.
+    grace: float = 5
     heartbeat: float = 20
     stale_after: float = 60
     # How long an ended run's events are kept for replays.
@@ -150,8 +169,11 @@ class RunLimits:
                 continue
             if not _is_number(value) or not value > 0:
                 raise _wrong(name, value, "seconds, more than 0")
-        for name in ("detach_timeout", "keep_log", "merge_interval"):
-            if not _is_number(value := getattr(self, name)) or not value >= 0:
+        for name in ("detach_timeout", "grace", "keep_log", "merge_interval"):
+            value = getattr(self, name)
+            if value is None and name == "detach_timeout":
+                continue
+            if not _is_number(value) or not value >= 0:
                 raise _wrong(name, value, "seconds")
         for name in ("max_turns", "log_events", "log_bytes", "merge_size"):
             value = getattr(self, name)
@@ -226,18 +248,17 @@ async def open_session(
 
 
 def runner_options(
-    setup: RunSetup, session: Session, session_id: str, again: int = 0
+    setup: RunSetup, session: Session, names: tuple[str, str], again: int = 0
 ) -> dict[str, Any]:
     """Return the arguments that the Runner gets beside agent, input and context.
 
-    The newest `again` items of the history are those of a turn that a retry goes on
-    with: a window gets them as new.
+    `names` are the ids of session and run, for traces. The newest `again` items of the
+    history are those of a turn that a retry goes on with: a window gets them as new.
     """
+    traced = _traced(setup.run_config, *names)
     options: dict[str, Any] = {
         "session": session,
-        "run_config": _with_window(
-            _in_group(setup.run_config, session_id), setup.window, session, again
-        ),
+        "run_config": _with_window(traced, setup.window, session, again),
         "hooks": setup.hooks,
         "error_handlers": setup.error_handlers,
     }
@@ -276,16 +297,21 @@ def _check_session(name: str, session: Any) -> None:
         )
 
 
-def _in_group(config: Any, session_id: str) -> Any:
-    """Name the session as the traces' group, unless the app names another."""
+def _traced(config: Any, session_id: str, run_id: str) -> Any:
+    """Name the session and the run in traces, unless the app names others."""
     from agents import RunConfig
 
-    if config is None:
-        return RunConfig(group_id=session_id)
+    changes = {
+        "group_id": _of(config, "group_id") or session_id,
+        "trace_metadata": {
+            "agent_sessions_run_id": run_id,
+            **(_of(config, "trace_metadata") or {}),
+        },
+    }
     if isinstance(config, dict):
         # The Runner takes one too.
-        return {**config, "group_id": config.get("group_id") or session_id}
-    return config if config.group_id else replace(config, group_id=session_id)
+        return config | changes
+    return replace(config or RunConfig(), **changes)
 
 
 def _with_window(

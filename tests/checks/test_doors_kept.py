@@ -18,6 +18,7 @@ from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import async_to_sync
 from cryptography.fernet import Fernet
 from django.contrib.auth.models import AnonymousUser
+from django.test import TestCase
 
 import agent_sessions
 from agent_sessions import get_session, sessions, usage
@@ -147,7 +148,8 @@ def tells_no_contents(pair: Pair, name: str) -> None:
 
     session_cleared.connect(hear)
     try:
-        get_session("ours-id", user=pair.us).sync.clear_session()
+        with TestCase.captureOnCommitCallbacks(execute=True):
+            get_session("ours-id", user=pair.us).sync.clear_session()
     finally:
         session_cleared.disconnect(hear)
     (about,) = told

@@ -111,7 +111,7 @@ def test_the_states_are_those_of_the_models() -> None:
         assert re.findall(r"\w+", told) == states
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_the_receiver_hears_of_a_clear(caplog: pytest.LogCaptureFixture) -> None:
     user = make_user()
     session = get_session("s", user=user)

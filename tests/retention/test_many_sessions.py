@@ -92,7 +92,7 @@ def test_one_of_many_runs_is_deleted_by_itself() -> None:
     assert not AgentSession._base_manager.exists()
 
 
-@pytest.mark.django_db
+@pytest.mark.django_db(transaction=True)
 def test_each_of_them_is_told_to_whoever_listens() -> None:
     make(3)
     heard: list[tuple[str, int]] = []

@@ -236,6 +236,7 @@ class TestGuards:
         AgentSession.objects.all().delete()
         assert take_out(row) is None
 
+    @pytest.mark.django_db(transaction=True)
     def test_the_signal_is_sent(self) -> None:
         told: list[tuple[Any, ...]] = []
 

@@ -185,13 +185,7 @@ def rest(using: str, began: float) -> None:
 
 
 def _tell_cleared(engine: Engine, key: SessionKey, count: int) -> None:
-    session_cleared.send(
-        engine.sender,
-        session_id=key.session_id,
-        backend=engine.alias,
-        user_id=key.user_id,
-        count=count,
-    )
+    engine.directory.announce(session_cleared, engine.sender, key, count=count)
 
 
 def _hold(

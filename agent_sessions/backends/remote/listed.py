@@ -256,13 +256,7 @@ class ListedBackend(BaseSessionBackend):
     def _cleared(self, key: SessionKey, count: int) -> None:
         with self._as_storage_error():
             self.directory.cleared(key)
-        session_cleared.send(
-            type(self),
-            session_id=key.session_id,
-            backend=self.alias,
-            user_id=key.user_id,
-            count=count,
-        )
+        self.directory.announce(session_cleared, type(self), key, count=count)
 
     def close(self) -> None:
         self._pools.close()

@@ -1,0 +1,256 @@
+"""Runs that your own code starts, hears and stops; open tabs of the session see them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import uuid
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
+
+from asgiref.sync import async_to_sync
+
+from agent_sessions.agui import RunRequest, StreamOptions
+from agent_sessions.backends.base import make_key
+from agent_sessions.concurrency.connections import waiting_loop, without_caller
+from agent_sessions.concurrency.forks import new_lock
+from agent_sessions.exceptions import (
+    BlockingCall,
+    RunFailed,
+    RunPaused,
+    RunStopped,
+    SessionBusy,
+)
+from agent_sessions.handler import DEFAULT_ALIAS, sessions
+from agent_sessions.runs.active import ActiveRun
+from agent_sessions.runs.failures import in_words
+from agent_sessions.runs.log import Event, Subscription
+from agent_sessions.runs.manager import RunManager, get_run_manager
+from agent_sessions.runs.setup import Conversation, RunLimits, RunSetup
+from agent_sessions.times import pauses
+
+if TYPE_CHECKING:
+    from agents import Agent, RunConfig, RunErrorHandlers, RunHooks
+    from django.contrib.auth.base_user import AbstractBaseUser
+
+    from agent_sessions.windows import SessionInputCallback
+
+T = TypeVar("T")
+Mode = Literal["immediate", "after_turn"]
+
+
+class RunOptions(TypedDict, total=False):
+    """What start_run() takes beside the message and the session."""
+
+    backend: str
+    # Seconds to wait for a session that is busy; None raises SessionBusy at once.
+    wait: float | None
+    limits: RunLimits
+    context: Any
+    run_config: RunConfig | None
+    hooks: RunHooks[Any] | None
+    error_handlers: RunErrorHandlers[Any] | None
+    max_turns: int | None
+    options: StreamOptions
+    window: SessionInputCallback | None
+
+
+class Run:
+    """A run of this process, as the code that has started it sees it."""
+
+    def __init__(self, manager: RunManager, run: ActiveRun) -> None:
+        self._manager = manager
+        self._run = run
+        self.run_id = run.run_id
+        self.session_id = run.conversation.session_id
+
+    async def events(self) -> AsyncGenerator[Event]:
+        """Hear the AG-UI events of the run from its start to its end.
+
+        They are those that a socket gets. A reader that falls behind gets a snapshot in
+        place of what it has missed.
+        """
+        manager, conversation = self._manager, self._run.conversation
+        setup, listener = self._run.setup, Subscription()
+        sync = partial(
+            manager.sync,
+            conversation,
+            listener,
+            options=setup.options,
+            stale_after=setup.limits.stale_after,
+        )
+        try:
+            await sync(offset=f"{self.run_id}:0")
+            while True:
+                frame = await listener.get()
+                if frame is None:
+                    last = listener.last if listener.open.run_id else None
+                    await sync(offset=last.id if last else None, begins=False)
+                    continue
+                yield in_words(frame.event)
+                if frame.is_last:
+                    return
+        finally:
+            manager.unsubscribe(conversation, listener)
+
+    async def result(self) -> Any:
+        """Wait for the end of the run and return its final output.
+
+        Raises RunFailed, RunStopped, and RunPaused if it waits for an approval.
+        """
+        await self._ended()
+        last = self._run.log.frames()[-1].event
+        outcome = last.get("outcome") or {}
+        if outcome.get("type") == "success":
+            return self._run.final_output
+        if outcome.get("type") == "cancelled":
+            raise RunStopped(self.run_id)
+        if outcome.get("type") == "interrupt":
+            raise RunPaused(self.run_id, outcome["interrupts"])
+        raise RunFailed(self.run_id, last.get("code", "interrupted"))
+
+    async def stop(self, mode: Mode = "immediate") -> None:
+        """Stop the run, at once or after its turn, and wait for its end."""
+        self._run.abort(mode)
+        await self._ended()
+
+    async def _ended(self) -> None:
+        if self._run.task is not None:
+            await asyncio.wait({self._run.task})
+
+
+async def start_run(
+    agent: Agent[Any],
+    message: str | list[dict[str, Any]],
+    *,
+    session_id: str,
+    user: AbstractBaseUser | None = None,
+    **options: Unpack[RunOptions],
+) -> Run:
+    """Start a run in this process and return at once; open tabs see it.
+
+    `message` is text, or a list of AG-UI's content parts. The session is made if it isn't
+    there. The run goes on without listeners, as long as the event loop runs. Raises
+    SessionBusy, InterruptsPending, ShuttingDown, SessionDoesNotExist and StorageError.
+    """
+    given: dict[str, Any] = {**options}
+    store = sessions[given.pop("backend", DEFAULT_ALIAS)]
+    wait = given.pop("wait", None)
+    key = make_key(session_id, user)
+    limits = replace(given.pop("limits", RunLimits()), detach_timeout=None)
+    setup = RunSetup(agent, limits=limits, **given)
+    conversation = await store.threads.run(Conversation.ensure, store, key)
+    run_id = uuid.uuid4().hex
+    asked = {"id": f"user-{run_id}", "role": "user", "content": message}
+    request = RunRequest(session_id, run_id, [asked])
+    manager = get_run_manager()
+    for pause in pauses(wait):
+        try:
+            run = await manager.start(conversation, request, setup)
+            break
+        except SessionBusy:
+            if pause is None:
+                raise
+        await asyncio.sleep(pause)
+    if run is None:
+        raise RuntimeError("a random id was used before")
+    return Run(manager, run)
+
+
+# -- without an event loop -------------------------------------------------------------
+
+
+class SyncRun:
+    """A run as synchronous code sees it; it goes on in another thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, run: Run) -> None:
+        self._loop = loop
+        self._run = run
+        self.run_id = run.run_id
+        self.session_id = run.session_id
+
+    def events(self) -> Iterator[Event]:
+        """See Run.events()."""
+        end = object()
+        events = self._run.events()
+        try:
+            while (event := _wait(self._loop, anext, events, end)) is not end:
+                yield event
+        finally:
+            _wait(self._loop, events.aclose)
+
+    def result(self) -> Any:
+        """See Run.result()."""
+        return _wait(self._loop, self._run.result)
+
+    def stop(self, mode: Mode = "immediate") -> None:
+        """See Run.stop()."""
+        _wait(self._loop, self._run.stop, mode)
+
+
+def start_run_sync(
+    agent: Agent[Any],
+    message: str | list[dict[str, Any]],
+    *,
+    session_id: str,
+    user: AbstractBaseUser | None = None,
+    **options: Unpack[RunOptions],
+) -> SyncRun:
+    """Start a run from a plain view, a command or a task; see start_run().
+
+    It goes on in the event loop that serves the view, else in a thread of this process,
+    with which it ends. Raises BlockingCall in async code.
+    """
+    loop = waiting_loop() or _background.loop()
+    start = partial(start_run, agent, message, session_id=session_id, user=user)
+    return SyncRun(loop, _wait(loop, partial(start, **options)))
+
+
+def _wait(
+    loop: asyncio.AbstractEventLoop,
+    function: Callable[..., Coroutine[Any, Any, T]],
+    *args: Any,
+) -> T:
+    """Call a coroutine function in a loop of another thread, and wait for its result."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise BlockingCall("start_run_sync()", "start_run()")
+
+    async def call() -> T:
+        return await function(*args)
+
+    if loop is waiting_loop():
+        # What needs the thread that waits here gets it.
+        return async_to_sync(call)()
+    begin = partial(asyncio.run_coroutine_threadsafe, call(), loop)
+    return without_caller().run(begin).result()
+
+
+class _Background:
+    """The event loop of a process that has no other; its thread ends with the process."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop; a forked child makes one of its own."""
+        with self._lock:
+            if self._loop is None or self._pid != os.getpid():
+                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+                threading.Thread(
+                    target=self._loop.run_forever,
+                    name="agent_sessions-runs",
+                    daemon=True,
+                ).start()
+            return self._loop
+
+
+_background = _Background()
