@@ -17,9 +17,9 @@ from functools import wraps
 from types import FrameType
 from typing import Any, TypeVar, cast
 
-from django.db import Error
+from django.db import Error, InterfaceError, OperationalError
 
-from agent_sessions.exceptions import StorageError
+from agent_sessions.exceptions import StorageError, StoreUnavailable
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
@@ -186,10 +186,16 @@ def as_storage_error(using: str, what: str) -> Iterator[None]:
     try:
         yield
     except Error as exc:
-        raise StorageError(
+        raise storage_error_of(exc)(
             f"The database {using!r} refused to {what} ({told(exc)}). See that it is "
             "up, migrated and reachable, then try again."
         ) from None
+
+
+def storage_error_of(exc: Exception) -> type[StorageError]:
+    """Return StoreUnavailable for a database that may be back soon, or StorageError."""
+    is_away = isinstance(exc, InterfaceError | OperationalError)
+    return StoreUnavailable if is_away else StorageError
 
 
 def _facts(error: BaseException) -> str:

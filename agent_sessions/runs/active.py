@@ -8,10 +8,7 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from agent_sessions.agui import (
-    LAST,
-    user_items,
-)
+from agent_sessions.agui import user_items
 from agent_sessions.backends.reading import afind_head
 from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun
@@ -31,10 +28,7 @@ from agent_sessions.runs.setup import (
     runner_options,
 )
 from agent_sessions.runs.telling import ToldRun
-from agent_sessions.runs.turns import (
-    newest_turn,
-    take_up,
-)
+from agent_sessions.runs.turns import newest_turn, take_up
 from agent_sessions.usage import remember, snapshot
 
 if TYPE_CHECKING:
@@ -43,10 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("agent_sessions.runs")
 
 Status = AgentRun.Status
-# Seconds between the attempts to write a run's end while the database is away.
-FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 5.0
-_AT_END = LAST | {"MESSAGES_SNAPSHOT"}
 
 
 class ActiveRun(ToldRun):
@@ -84,12 +74,12 @@ class ActiveRun(ToldRun):
                 await self._conclude(self._end_cancelled())
                 raise
             except LeaseLost:
-                await self._conclude(self._end_failed("interrupted"))
+                await self._conclude(self._end_failed("interrupted"), "interrupted")
             except Exception as exc:
                 code = "timeout" if limit.expired() else failure_code(exc)
                 failure = exc
                 log_failure(self.run_id, code, exc)
-                await self._conclude(self._end_failed(code))
+                await self._conclude(self._end_failed(code), code)
             else:
                 await self._conclude(self._end())
         if failure is not None:

@@ -315,6 +315,12 @@ class RunManager:
         place = _place(run.conversation)
         if self._runs.get(place) is run:
             del self._runs[place]
+        if run.told_early:
+            # The rows say more by now: they are told instead of the log.
+            self._ended.pop(place, None)
+            self.writer.done(run.rows, 0)
+            for listener in self._listeners.get(place, ()):
+                listener.give_up()
         if not task.cancelled() and (error := task.exception()) is not None:
             # What it was caused by may quote the conversation.
             error.__cause__ = error.__context__ = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.db import InterfaceError, OperationalError
@@ -22,6 +23,7 @@ from agent_sessions.approvals import Paused, Pending
 from agent_sessions.backends.reading import find_newest
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.concurrency.settle import settle
+from agent_sessions.exceptions import StoreBusy, StoreUnavailable
 from agent_sessions.models import AgentRun
 from agent_sessions.runs import records
 from agent_sessions.runs.event_rows import About
@@ -38,11 +40,7 @@ from agent_sessions.runs.setup import (
     RunSetup,
 )
 from agent_sessions.runs.sync import read_page, restated, shown
-from agent_sessions.runs.turns import (
-    Words,
-    checks_answers,
-    clear_blocked,
-)
+from agent_sessions.runs.turns import Block, Words, checks_answers
 from agent_sessions.runs.writing import RunLog
 from agent_sessions.times import aware
 from agent_sessions.usage import Spent, since, trace_of
@@ -55,6 +53,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("agent_sessions.runs")
 
 Status = AgentRun.Status
+# What a database or another store raises that is away for a while.
+AWAY = (InterfaceError, OperationalError, StoreUnavailable, StoreBusy)
 # Seconds between the attempts to write a run's end while the database is away.
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 5.0
@@ -107,9 +107,12 @@ class ToldRun:
         # The last events, as long as clients haven't heard them.
         self._last: list[Event] | None = None
         self._is_told = False
+        # Whether clients were told of an end before it was written.
+        self.told_early = False
         limits = setup.limits
         self._joining = Joining(self._say, limits.merge_interval, limits.merge_size)
         self._words = Words()
+        self._block = Block(user_items(request), setup.blocked_messages)
 
     @property
     def run_id(self) -> str:
@@ -125,16 +128,18 @@ class ToldRun:
 
     # -- ending --------------------------------------------------------------------
 
-    async def _conclude(self, end: Coroutine[Any, Any, None]) -> None:
+    async def _conclude(
+        self, end: Coroutine[Any, Any, None], code: str = "internal"
+    ) -> None:
         """End the run; clients are told in any case, also if that can't be written."""
         try:
             await end
         except Exception as exc:
-            log_failure(self.run_id, "internal", exc)
-            self._fail()
+            log_failure(self.run_id, code, exc)
+            self._fail(code)
             if self._unwritten is None and not self._is_written:
-                self._unwritten = (Status.FAILED, "internal", None)
-            elif not isinstance(exc, OperationalError | InterfaceError):
+                self._unwritten = (Status.FAILED, code, None)
+            elif not isinstance(exc, AWAY):
                 # It would fail again: the lease ends by its age.
                 self._unwritten = None
 
@@ -152,27 +157,21 @@ class ToldRun:
             await self._finish(Status.COMPLETED)
 
     async def _end_cancelled(self) -> None:
-        await self._keep_words()
         await self._finish(Status.CANCELLED)
 
     async def _end_failed(self, code: str) -> None:
-        session = self._session
-        if code != "guardrail":
-            await self._keep_words()
-        elif session is not None:
-            items, action = user_items(self.request), self.setup.blocked_messages
-            await clear_blocked(session, self._asked, items, action)
         status = Status.INTERRUPTED if code == "interrupted" else Status.FAILED
         await self._finish(status, code)
 
-    def _fail(self) -> None:
-        """Tell clients that the run's end can't be written, unless they know an end."""
+    def _fail(self, code: str) -> None:
+        """Tell clients of a run whose end can't be written, unless they know an end."""
         if self._is_told:
             return
-        failed = self._mapper.error("internal", message_for("internal"), self._usage())
+        self.told_early = True
+        failed = self._mapper.error(code, message_for(code), self._usage())
         if self._last is not None:
             # What was open has been closed for an end that isn't told.
-            end = run_error("internal", message_for("internal"), run_id=self.run_id)
+            end = run_error(code, message_for(code), run_id=self.run_id)
             closing = [event for event in self._last if event["type"] not in _AT_END]
             failed = [*closing, end]
         self._is_told = True
@@ -187,6 +186,8 @@ class ToldRun:
         """
         self._joining.flush()
         self._unwritten = (status, code, paused)
+        if status not in {Status.COMPLETED, Status.WAITING}:
+            await self._end_turn(code)
         outcome = await self._outcome(status, code)
         if self._last is None:
             self._last = await self._last_events(outcome, paused)
@@ -195,10 +196,10 @@ class ToldRun:
             events = [] if self._is_told else self._last
             frames = self.rows.number_next(events)
             told = self.rows.unwritten(*frames)
-            finish = self._in_thread(
+            finish = partial(
                 records.finish, self.conversation, self.lease, outcome, paused, told
             )
-            await finish
+            await settle(self.conversation.backend.threads.run(finish))
             self.rows.settled(told)
         self._unwritten, self._is_written, self._is_told = None, True, True
         for event in events:
@@ -240,20 +241,29 @@ class ToldRun:
         paused = Paused(state, asked, aware(expires_at).timestamp(), self._asked)
         await self._finish(Status.WAITING, paused=paused)
 
-    async def _keep_words(self) -> None:
-        """Store what was said, unless guardrails were still to see it."""
+    async def _end_turn(self, code: str) -> None:
+        """Store what was said, unless guardrails refused it or were still to see it.
+
+        While the database is away that is tried again; to take out what was refused,
+        also while another store is.
+        """
         session, result, setup = self._session, self._result, self.setup
         if self._lost or session is None:
             return
-        marked = innermost(self.conversation.backend).keeps_marks
+        store = innermost(self.conversation.backend)
         try:
             # Through what wraps the session, if anything does: it may change items.
-            if result and not checks_answers(result.current_agent, setup.run_config):
-                await self._words.keep(session, marked=marked)
+            if code == "guardrail":
+                await self._block.apply(session, self._asked)
+            elif result and not checks_answers(result.current_agent, setup.run_config):
+                await self._words.keep(session, marked=store.keeps_marks)
         except Exception as exc:
+            is_needed = code == "guardrail" or store.in_database
+            if is_needed and isinstance(exc, AWAY):
+                raise
             # The run has ended all the same, and its row is to say so.
-            logger.info(
-                "Run %r: the words of its answer were not kept (%s)",
+            logger.warning(
+                "Run %r: its turn could not be brought to an end (%s)",
                 self.run_id,
                 type(exc).__name__,
             )
@@ -264,20 +274,15 @@ class ToldRun:
         asked = [] if self.goes_on else self.request.user_messages
         start = self._base.result() if self._base.done() and not self._lost else None
         ids = await find_ids(self.conversation, start, asked, self._words.told)
-        known: dict[str, Any] = {}
-        if result is not None and used is not None:
-            known = {
-                "agent_name": result.current_agent.name,
-                "trace_id": trace_of(result.trace),
-            }
         return records.Outcome(
             status,
             Spent() if used is None else Spent.of(used),
+            agent_name=result.current_agent.name if result else "",
             error_code=code,
+            trace_id=trace_of(result.trace) if result else "",
             base=base,
             head=head,
             message_ids=ids,
-            **known,
         )
 
     async def _place(self) -> tuple[int | None, int | None]:
@@ -295,10 +300,6 @@ class ToldRun:
         if self._result is None:
             return None
         return since(self._result.context_wrapper.usage, self._before)
-
-    async def _in_thread(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        threads = self.conversation.backend.threads
-        return await settle(threads.run(function, *args, **kwargs))
 
     # -- telling -------------------------------------------------------------------
 

@@ -71,10 +71,9 @@ async def take_up(
     model answers anew. Only a person who stopped an answer asks anew by the same words.
     """
     asked, after = await newest_turn(session)
-    same = len(items) <= len(asked) and list(map(_said, items)) == list(
-        map(_said, asked[-len(items) :])
-    )
-    if not same or (after and stopped and after[-1].get("role") == "assistant"):
+    if not _are_same(asked[-len(items) :], items) or (
+        after and stopped and after[-1].get("role") == "assistant"
+    ):
         return 0
     words = list(takewhile(ended_early, reversed(after)))
     for _ in words:
@@ -150,23 +149,47 @@ def checks_answers(agent: Agent[Any], config: RunConfig | None) -> bool:
     return bool(agent.output_guardrails or of_run)
 
 
-async def clear_blocked(
-    session: Session, count: int, items: Sequence[dict[str, Any]], action: Blocked
-) -> None:
-    """Take the messages whose turn a guardrail has blocked out of the history.
+class Block:
+    """Takes the messages whose turn a guardrail has blocked out of the history.
 
-    They are the newest `count` ones, and `items` unless the run answered approvals.
     What tools have done in the turn stays, below a note.
     """
-    if action == "keep":
-        return
-    asked, after = await newest_turn(session)
-    if items and list(map(_said, asked[-count:])) != list(map(_said, items)):
-        return
-    done = after if any(item.get("type") in OUTPUTS for item in after) else []
-    note: Any = {"role": "user", "content": BLOCKED_NOTE}
-    left = [note, *done] if action == "redact" or done else []
-    await _replace_newest(session, min(count, len(asked)) + len(after), left)
+
+    def __init__(self, items: list[dict[str, Any]], action: Blocked) -> None:
+        # The run's messages; none where it answers approvals.
+        self._items = items
+        self._action = action
+        # What is taken out, and what is put in its place.
+        self._turn: list[Any] | None = None
+        self._left: list[Any] = []
+
+    async def apply(self, session: Session, count: int) -> None:
+        """Take the newest `count` messages out; go on where that broke off before."""
+        if self._action == "keep":
+            return
+        if self._turn is None:
+            self._turn = await self._find(session, count)
+        turn, left = self._turn, self._left
+        stored: list[Any] = list(await session.get_items(limit=len(turn)))
+        if left and _are_same(stored[-len(left) :], left):
+            return
+        sizes = range(min(len(turn), len(stored)), -1, -1)
+        size = next(n for n in sizes if _are_same(stored[len(stored) - n :], turn[:n]))
+        await _replace_newest(session, size, left)
+
+    async def _find(self, session: Session, count: int) -> list[Any]:
+        asked, after = await newest_turn(session)
+        blocked = asked[-count:]
+        if self._items and not _are_same(blocked, self._items):
+            return []
+        done = after if any(item.get("type") in OUTPUTS for item in after) else []
+        if self._action == "redact" or done:
+            self._left = [{"role": "user", "content": BLOCKED_NOTE}, *done]
+        return [*blocked, *after]
+
+
+def _are_same(items: Sequence[Any], others: Sequence[Any]) -> bool:
+    return list(map(_said, items)) == list(map(_said, others))
 
 
 async def _replace_newest(session: Session, count: int, items: list[Any]) -> None:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
 import pytest
-from agents import Agent, function_tool
+from agents import (
+    Agent,
+    GuardrailFunctionOutput,
+    function_tool,
+    output_guardrail,
+)
 from agents.testing import ScriptedModel, assistant_message, function_call
 from asgiref.sync import sync_to_async
 from django.core.cache import cache
 from django.db import OperationalError
 
+from agent_sessions import get_session
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.runs import RunLimits
+from agent_sessions.runs import Conversation, RunLimits, get_run_manager, telling
+from tests.runs.test_runs import approve
 from tests.settings import DATABASE_KIND
-from tests.support.away import database_away
-from tests.support.chat import Socket, text_of
+from tests.support.approvals import refund
+from tests.support.away import Outage, database_away
+from tests.support.chat import Closed, Socket, text_of
 from tests.support.gated import gated
-from tests.support.usages import agent, say
-from tests.websocket.test_consumer import conversation
+from tests.support.usages import agent, call, say
+from tests.websocket.test_consumer import conversation, items_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -133,14 +142,11 @@ async def test_the_session_can_be_written_to_once_the_database_is_back() -> None
         with database_away():
             model.gate.set()
             assert (await tab.to_end())[-1]["type"] == "RUN_ERROR"
-        async with asyncio.timeout(10):
-            code = "session_busy"
-            number = 1
-            while code == "session_busy":
-                number += 1
-                await asyncio.sleep(0.2)
-                await tab.say(f"r-{number}", "Hi")
-                code = (await tab.frame())["chunk"].get("code", "")
+            await tab.say("r-2", "Hi")
+            assert await tab.closed() == 4503
+        assert (await settled(session_id)).state == "idle"
+    async with Socket(session_id, user, speaker) as tab:
+        await tab.say("r-3", "Hi")
         assert text_of(await tab.to_end()) == "Hello you"
 
 
@@ -188,3 +194,162 @@ async def test_a_tool_that_blocks_the_loop_keeps_the_lease() -> None:
     [(run_id, moment)] = seen
     assert run_id == "r-1"
     assert moment.timestamp() > begun + 1
+
+
+# -- the end of a run in an outage, and each moment before it ----------------------------
+
+
+def refusing(outage: contextlib.ExitStack) -> Agent[Any]:
+    """Make an agent whose answer is refused as the database goes away."""
+
+    @output_guardrail
+    async def refuse(*args: Any) -> GuardrailFunctionOutput:
+        outage.enter_context(database_away())
+        return GuardrailFunctionOutput(None, tripwire_triggered=True)
+
+    return agent(say("a secret"), output_guardrails=[refuse])
+
+
+@pytest.mark.parametrize(
+    ("action", "left"), [("keep", ["Hi"]), ("redact", ["[blocked]"]), ("remove", [])]
+)
+async def test_what_was_refused_is_taken_back_once_the_database_is_back(
+    action: Any, left: list[str]
+) -> None:
+    user, session_id = await conversation()
+    with contextlib.ExitStack() as outage:
+        speaker = refusing(outage)
+        options: Any = {"recheck_after": 60, "blocked_messages": action}
+        async with Socket(session_id, user, speaker, **options) as tab:
+            await tab.say("r-1", "Hi")
+            events = await tab.to_end()
+            assert text_of(events) == "a secret"
+            assert (events[-1]["type"], events[-1]["code"]) == (
+                "RUN_ERROR",
+                "guardrail",
+            )
+            offset = tab.frames[-1]["id"]
+            outage.close()
+            (told,) = [
+                e for e in await tab.to_end(10) if e["type"] == "MESSAGES_SNAPSHOT"
+            ]
+        assert [m["content"] for m in told["messages"]] == left
+        # So is it for a page that was not there then.
+        async with Socket(session_id, user, speaker, **options) as tab:
+            await tab.sync(offset)
+            (told,) = [
+                e for e in await tab.to_end() if e["type"] == "MESSAGES_SNAPSHOT"
+            ]
+        assert [m["content"] for m in told["messages"]] == left
+    assert [text for *_, text in await items_of(session_id)] == left
+    run = await AgentRun.objects.aget(run_id="r-1")
+    assert (run.status, run.error_code) == ("failed", "guardrail")
+
+
+async def test_words_of_a_stopped_answer_are_kept_once_the_database_is_back() -> None:
+    user, session_id = await conversation()
+    speaker, model = gated("one two three")
+    async with Socket(session_id, user, speaker, recheck_after=60) as tab:
+        await tab.say("r-1", "Hi")
+        await model.paused.wait()
+        await tab.until("TEXT_MESSAGE_CONTENT")
+        run = get_run_manager().active(await Conversation.find(session_id, user=user))
+        assert run is not None
+        with database_away():
+            run.abort()
+            assert (await tab.to_end())[-1]["type"] == "RUN_ERROR"
+        events = await tab.to_end(10)
+    (told,) = [e for e in events if e["type"] == "MESSAGES_SNAPSHOT"]
+    assert told["messages"][-1]["metadata"] == {"stopped": True}
+    texts = [text for *_, text in await items_of(session_id)]
+    assert [texts[0], texts[1].strip()] == ["Hi", "one two"]
+
+
+async def settled(session_id: str) -> AgentSession:
+    """Wait until a session has no run any more."""
+    async with asyncio.timeout(10):
+        while True:
+            row = await AgentSession.objects.aget(session_id=session_id)
+            if not row.run_id:
+                return row
+            await asyncio.sleep(0.02)
+
+
+async def asks_in_an_outage(at: int) -> bool:
+    """Run a tool that asks first, in an outage from statement `at` on.
+
+    Return whether the outage has come in time.
+    """
+    cache.clear()
+    user, session_id = await conversation()
+    outage = Outage(at)
+    cashier = agent(call("refund", order="1"), say("done"), tools=[refund])
+    options: Any = {"recheck_after": 60, "recheck_interval": 60}
+    with outage.watched():
+        async with Socket(session_id, user, cashier, **options) as tab:
+            await tab.say("r-1", "Refund order 1")
+            if await ends(tab, outage):
+                await tab.answer("r-2", approve())
+                await ends(tab, outage)
+        outage.end()
+        row = await settled(session_id)
+    assert row.state != "running"
+    await assert_it_goes_on(row, user, cashier)
+    return outage.began
+
+
+async def ends(tab: Socket, outage: Outage) -> bool:
+    """Wait until a tab is told the end; return whether all is well."""
+    try:
+        end = (await tab.to_end(10))[-1]
+    except Closed as closed:
+        code: Any = closed.code
+    else:
+        code = end.get("code")
+    assert code is None or (code in {4503, "internal"} and outage.began)
+    return code is None
+
+
+async def assert_it_goes_on(row: AgentSession, user: Any, cashier: Agent[Any]) -> None:
+    """Assert that a person comes to an answer, and nothing is there twice."""
+    again = call("refund", "call_2", order="1")
+    runs = AgentRun.objects.filter(session=row).order_by("-pk")
+    status = await runs.values_list("status", flat=True).afirst()
+    model = cashier.model = ScriptedModel([say("ok")])
+    async with Socket(row.session_id, user, cashier) as tab:
+        if status != "waiting" and status != "completed":
+            model = cashier.model = ScriptedModel([again, say("ok")])
+            await tab.say("r-9", "Refund order 1")
+            await tab.to_end()
+        else:
+            await tab.sync()
+            await tab.to_end()
+        if tab.asked:
+            await tab.answer("r-10", approve(*tab.asked))
+            assert (await tab.to_end())[-1]["outcome"] == {"type": "success"}
+    items = await stored_items(row.session_id, user)
+    assert [i["content"] for i in items if i.get("role") == "user"] == [
+        "Refund order 1"
+    ]
+    assert items[-1]["role"] == "assistant"
+    for sent in [items, *(each.input for each in model.calls)]:
+        made = [i["call_id"] for i in sent if i.get("type") == "function_call"]
+        got = [i["call_id"] for i in sent if i.get("type") == "function_call_output"]
+        assert len(set(made)) == len(made)
+        assert len(set(got)) == len(got)
+        assert sent is items or made == got
+
+
+async def stored_items(session_id: str, user: Any) -> list[Any]:
+    return list(await get_session(session_id, user=user).get_items())
+
+
+async def test_each_moment_of_a_run_may_lose_the_database(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(telling, "FIRST_PAUSE", 0.02)
+    at = 1
+    while await asks_in_an_outage(at):
+        at += 2
+    # It came to the end.
+    assert at > 20

@@ -419,7 +419,7 @@ async def test_nothing_is_forgotten_where_a_block_breaks_off(
     monkeypatch.setattr(DatabaseBackend, "aappend", afail)
     async with Socket(session_id, user, agent, blocked_messages="redact") as tab:
         await tab.say("r-1", "Hi")
-        assert (await tab.to_end())[-1]["code"] == "internal"
+        assert (await tab.to_end())[-1]["code"] == "guardrail"
     kinds = [kind for kind, *_ in await items_of(session_id)]
     assert kinds == ["message", "function_call", "function_call_output"]
 

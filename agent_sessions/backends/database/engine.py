@@ -23,7 +23,7 @@ from agent_sessions.backends.directory import Directory
 from agent_sessions.concurrency.connections import is_shared, transact
 from agent_sessions.concurrency.threads import DatabaseThreads
 from agent_sessions.exceptions import StorageError
-from agent_sessions.reports import told
+from agent_sessions.reports import storage_error_of, told
 
 if TYPE_CHECKING:
     from agent_sessions.backends.database.transport.postgresql import (
@@ -142,7 +142,7 @@ class Engine:
 
     def storage_error(self, exc: Exception) -> StorageError:
         """Return the error that says that the database refused an operation."""
-        error = StorageError(
+        error = storage_error_of(exc)(
             f"The database {self.using!r} refused the session's operation "
             f"({told(exc)}). Nothing was half-written. See that it is up, migrated and "
             "reachable, then try again."

@@ -31,6 +31,7 @@ from agent_sessions.exceptions import (
     LeaseLost,
     SessionDoesNotExist,
     StorageError,
+    StoreUnavailable,
 )
 from agent_sessions.items import TEXT_LENGTH
 from agent_sessions.models import AgentSession, SessionItem
@@ -209,7 +210,7 @@ def test_a_locked_database_is_told_to_all_and_waited_for_once() -> None:
             backend().engine,
             [Append(SessionKey(name, None), said(name)) for name in "ab"],
         )
-    assert [type(error) for error in errors] == [StorageError, StorageError]
+    assert [type(error) for error in errors] == [StoreUnavailable, StoreUnavailable]
     assert count(queries, "BEGIN") == 1
     assert (stored("a"), stored("b")) == (["first"], ["first"])
     connection.close()
