@@ -44,17 +44,20 @@ def lines(items: int) -> Iterator[str]:
     sizes = {"long": items // 2}
     sizes |= {f"short-{number}": SHORT for number in range(items // 2 // SHORT)}
     for session_id, size in sizes.items():
-        line: dict[str, Any] = {
-            "format": "agent-sessions/1",
-            "session": {"id": session_id},
-            "branches": [{"name": "main"}],
-            "runs": [],
-            "items": [
+        values: list[dict[str, Any]] = [
+            {
+                "format": "agent-sessions/1",
+                "session": {"id": session_id},
+                "branches": [{"name": "main"}],
+                "runs": [],
+            },
+            *(
                 {"branch": "main", "position": number, "turn": 1, "item": item}
                 for number, item in enumerate(history(size), 1)
-            ],
-        }
-        yield f"{json.dumps(line)}\n"
+            ),
+            {"items": size},
+        ]
+        yield from (f"{json.dumps(value)}\n" for value in values)
 
 
 def measure(name: str, *args: str) -> None:

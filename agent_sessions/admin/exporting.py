@@ -45,7 +45,7 @@ class ExportMixin(SessionRules):
     def export_json(
         self, request: HttpRequest, queryset: Rows
     ) -> HttpResponseBase | None:
-        """Send the selected sessions, a JSON object a line."""
+        """Send the selected sessions as lines of JSON."""
         return self._export(request, queryset, "json")
 
     @admin.action(

@@ -55,7 +55,7 @@ _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",",
 
 
 def export_session(row: AgentSession, report: Report | None = None) -> Iterator[str]:
-    """Return the pieces of a session's line, its newline included.
+    """Return the pieces of a session's lines, their newlines included.
 
     Memory doesn't grow with the history. What other stores than Django's databases
     have is read through their backend: encrypted items come out in clear where
@@ -83,18 +83,18 @@ def export_session(row: AgentSession, report: Report | None = None) -> Iterator[
         shapes = [{"name": MAIN_BRANCH, "created_at": _time(row.created_at)}]
         stored = _begun(_with_turns(backend, key))
         items = (describe_item(item, MAIN_BRANCH) for item in stored)
-    yield f'{{"format":{_encode(FORMAT)},"session":'
-    yield _encode(described)
-    yield ',"branches":'
-    yield _encode(shapes)
-    yield ',"runs":['
-    yield from _joined(_encode(_run(run, labels)) for run in _read_runs(using, row))
-    yield '],"items":['
-    count = 0
-    for piece in _joined(items):
-        yield piece
-        count += 1
+    head = {"format": FORMAT, "session": described, "branches": shapes}
+    yield f'{_encode(head)[:-1]},"runs":['
+    separator = ""
+    for run in _read_runs(using, row):
+        yield separator + _encode(_run(run, labels))
+        separator = ","
     yield "]}\n"
+    count = 0
+    for item in items:
+        yield f"{item}\n"
+        count += 1
+    yield f'{{"items":{count}}}\n'
     if report is not None:
         report.items += count
         report.opened += backend.encrypts
@@ -183,13 +183,6 @@ def describe_session(row: AgentSession) -> dict[str, Any]:
 
 def _encode(value: Any) -> str:
     return ascii_json(_encoder.encode(value))
-
-
-def _joined(pieces: Iterator[str]) -> Iterator[str]:
-    separator = ""
-    for piece in pieces:
-        yield separator + piece
-        separator = ","
 
 
 def _begun(items: Iterator[StoredItem]) -> Iterator[StoredItem]:

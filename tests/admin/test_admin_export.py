@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from django.urls import reverse
 from agent_sessions.models import AgentSession
 from agent_sessions.transfer.export import FORMAT
 from tests.support.admin_pages import LIST, XSS, make, messages, page, staff, url
+from tests.support.exports import read_export
 
 pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
 
@@ -53,7 +53,7 @@ class TestOne:
         )
         assert response["Content-Type"] == "application/jsonl"
         assert "no-store" in response["Cache-Control"]
-        found = json.loads(body(response))
+        (found,) = read_export(body(response))
         assert found["format"] == FORMAT
         assert found["session"]["id"] == "chat/1 é"
         assert [item["item"]["role"] for item in found["items"]] == [
@@ -82,7 +82,9 @@ class TestOne:
     def test_a_history_without_items(self, reader: Client) -> None:
         row = AgentSession.objects.create(session_id="new")
         assert body(reader.get(url("export", row, "markdown"))).startswith("# `new`")
-        assert json.loads(body(reader.get(url("export", row, "json"))))["items"] == []
+        assert (
+            read_export(body(reader.get(url("export", row, "json"))))[0]["items"] == []
+        )
 
     @pytest.mark.parametrize("form", FORMS)
     def test_a_store_that_fails_is_told_before_anything_is_sent(
@@ -130,11 +132,11 @@ class TestOne:
 
 
 class TestAction:
-    def test_json_has_a_line_a_session(self, reader: Client) -> None:
+    def test_json_has_each_session(self, reader: Client) -> None:
         rows = [make(f"s{n}") for n in range(3)]
         response = export(reader, "json", *rows[:2])
         assert response["Content-Disposition"].endswith('"agent-sessions.jsonl"')
-        found = [json.loads(line) for line in body(response).splitlines()]
+        found = read_export(body(response))
         assert {one["session"]["id"] for one in found} == {"s0", "s1"}
         assert {name for name, _text in logged()} == {"s0", "s1"}
 
@@ -149,7 +151,7 @@ class TestAction:
     def test_what_fails_is_named_and_the_rest_is_sent(self, reader: Client) -> None:
         gone = AgentSession.objects.create(session_id="old", backend="gone")
         response = export(reader, "json", gone, make())
-        assert json.loads(body(response))["session"]["id"] == "chat"
+        assert read_export(body(response))[0]["session"]["id"] == "chat"
         assert [name for name, _text in logged()] == ["chat"]
         told = messages(reader.get(reverse(LIST)))
         assert len(told) == 1
@@ -166,7 +168,7 @@ class TestAction:
         assert logged() == []
         rows[0].delete()
         response = export(reader, "json", rows[1], select_across="1")
-        assert len(body(response).splitlines()) == 100
+        assert len(read_export(body(response))) == 100
 
     @pytest.mark.parametrize("form", FORMS)
     def test_needs_the_right_to_read(self, form: str) -> None:

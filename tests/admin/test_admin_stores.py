@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from typing import Any
 
@@ -18,6 +17,7 @@ from tests.servers import Server
 from tests.servers.process import free_port
 from tests.servers.redis import url as redis_url
 from tests.support.admin_pages import LIST, make_run, messages, page, staff, url
+from tests.support.exports import read_export
 
 pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
 
@@ -76,7 +76,7 @@ class TestRedis:
             f"m{n}." for n in range(450)
         ]
         response = reader.get(url("export", row, "json"))
-        found = json.loads(b"".join(response.streaming_content))
+        (found,) = read_export(b"".join(response.streaming_content).decode())
         assert len(found["items"]) == 450
 
     def test_clear_and_delete(self, reader: Client) -> None:

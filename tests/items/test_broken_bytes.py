@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 
 import pytest
 from django.core.management import call_command
@@ -15,6 +14,7 @@ from agent_sessions.models import AgentSession, SessionItem
 from agent_sessions.retention import store_of
 from agent_sessions.transfer.export import FORMS
 from tests.doctor.test_doctor import answer, user
+from tests.support.exports import read_export
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.one_database]
 
@@ -93,7 +93,7 @@ def test_an_export_has_it(form: str) -> None:
     text = export(form)
     assert SECRET in text
     if form == "json":
-        assert json.loads(text)["items"][-1]["raw"] == "{SECRET \udcff}"
+        assert read_export(text)[0]["items"][-1]["raw"] == "{SECRET \udcff}"
 
 
 @pytest.mark.parametrize(

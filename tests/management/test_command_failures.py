@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agent_sessions.transfer.export import FORMAT
+from tests.support.exports import as_export
 
 pytestmark = pytest.mark.one_database
 
@@ -77,7 +78,7 @@ def answers(
     file = tmp_path / "export.jsonl"
     session = {"id": "chat", "branch": "main"}
     line = {"format": FORMAT, "session": session, "branches": [], "runs": []}
-    file.write_text(f"{json.dumps(line | {'items': []})}\n")
+    file.write_text(as_export(line | {"items": []}))
     calls = [(name, *each) for name, some in CALLS.items() for each in some]
     given = [
         (name, [str(file).join(each.split("EXPORT")) for each in arguments])

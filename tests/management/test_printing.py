@@ -30,6 +30,7 @@ from agent_sessions.models import AgentSession, Branch, SessionItem
 from tests.backends.remote.test_pending import FailingBackend
 from tests.encryption.test_encryption import NEW
 from tests.items.test_characters import HOSTILE, READABLE, leaks
+from tests.support.exports import as_export
 from tests.support.import_sources import write_sqlite
 
 pytestmark = pytest.mark.one_database
@@ -175,7 +176,7 @@ def call_import(folder: Path) -> Iterator[Called]:
         "runs": [],
         "items": [],
     }
-    export.write_text(f"{HOSTILE}\n{json.dumps(line)}\n{json.dumps(line)}\n")
+    export.write_text(f"{HOSTILE}\n{as_export(line, line)}")
     yield Called(command, "export", "--from", str(export))
     yield Called(command, "export", "--from", str(folder / HOSTILE.replace("/", "")))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import signal
 import stat
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from agent_sessions.exceptions import StorageError
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import AgentSession, Branch, SessionItem
 from agent_sessions.transfer.export import FORMS
+from tests.support.exports import as_export, read_export
 from tests.support.list_backend import ListBackend
 
 pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
@@ -73,18 +73,18 @@ def run(*args: str, code: int = 0, **options: Any) -> tuple[str, str]:
     return out.getvalue(), err.getvalue()
 
 
-def contents(line: str) -> list[str]:
-    return [each["item"]["content"] for each in json.loads(line)["items"]]
+def contents(session: dict[str, Any]) -> list[str]:
+    return [each["item"]["content"] for each in session["items"]]
 
 
-def test_all_sessions_of_all_stores_a_line_each() -> None:
+def test_all_sessions_of_all_stores_one_after_the_other() -> None:
     make("one", 3)
     make("two", 2, backend="lists")
     out, err = run()
-    one, two = out.splitlines()
+    one, two = read_export(out)
     assert contents(one) == ["message 0 é", "message 1 é", "message 2 é"]
     assert contents(two) == ["message 0 é", "message 1 é"]
-    (branch,) = json.loads(two)["branches"]
+    (branch,) = two["branches"]
     assert branch | {"created_at": ""} == {"name": "main", "created_at": ""}
     assert err == "Exported 2 sessions with 5 items.\n"
     assert run(verbosity=0)[1] == ""
@@ -101,8 +101,8 @@ def test_the_options_choose_as_everywhere() -> None:
         (("nobodys", "hers"), ["nobodys", "hers"]),
         (("--older-than", "1d"), []),
     ):
-        lines = run(*args)[0].splitlines()
-        assert [json.loads(line)["session"]["id"] for line in lines] == names
+        found = read_export(run(*args)[0])
+        assert [each["session"]["id"] for each in found] == names
     assert "no such session: 'x'. Nothing was exported." in run("x", code=1)[1]
 
 
@@ -156,7 +156,7 @@ def test_a_file_that_is_there_is_replaced_only_if_that_is_wanted(
     assert "is there already" in run("--output", str(path), code=1)[1]
     assert path.read_text() == "mine"
     run("--output", str(path), "--overwrite")
-    assert contents(path.read_text())
+    assert contents(*read_export(path.read_text()))
 
 
 def test_a_path_that_can_t_be_written_is_an_error(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_session_that_breaks_off_is_left_out_whole(tmp_path: Path) -> None:
     make("half", 1_050, backend="broken")
     make("two", backend="lists")
     out, err = run(code=3)
-    ids = [json.loads(line)["session"]["id"] for line in out.splitlines()]
+    ids = [each["session"]["id"] for each in read_export(out)]
     assert ids == ["one", "two"]
     assert "half: The store is down.\n" in err
     assert err.endswith("1 session could not be exported.")
@@ -220,7 +220,7 @@ def test_items_of_every_branch_are_counted() -> None:
     )
     SessionItem.objects.create(branch=fork, position=2, data="no JSON")
     out, err = run()
-    assert len(json.loads(out)["items"]) == 4
+    assert len(read_export(out)[0]["items"]) == 4
     assert err == "Exported 1 session with 4 items.\n"
 
 
@@ -254,7 +254,7 @@ def test_what_was_encrypted_is_imported_in_clear_only_on_request(
         make("open", backend="other")
         err = run("--output", str(path))[1]
         assert "1 session of these: encrypted in the store, and in clear in" in err
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = read_export(path.read_text())
         facts = {line["session"]["id"]: line["session"] for line in lines}
         assert facts["secret"]["encrypted"] is True
         assert "encrypted" not in facts["open"]
@@ -272,9 +272,9 @@ def test_what_was_encrypted_is_imported_in_clear_only_on_request(
 def test_a_line_that_names_no_alias_is_read(tmp_path: Path) -> None:
     path = tmp_path / "all.jsonl"
     make("one", backend="lists")
-    line = json.loads(run()[0])
+    (line,) = read_export(run()[0])
     del line["session"]["backend"]
-    path.write_text(f"{json.dumps(line)}\n")
+    path.write_text(as_export(line))
     assert imported(path) == ""
     assert AgentSession.objects.get(backend="default").item_count == 2
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from agent_sessions import DjangoSession, sessions
 from agent_sessions.doctor import examine
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.transfer.export import FORMAT, export_session
-from agent_sessions.transfer.import_.export_file import Broken, Stream
-from tests.support.import_sources import conversation, imported, run_import
+from tests.support.exports import as_export, read_export
+from tests.support.import_sources import conversation, imported, refused, run_import
 
 pytestmark = pytest.mark.django_db
 
@@ -72,17 +71,17 @@ def make() -> Any:
     return user
 
 
-def test_the_format_is_a_json_object_a_line(path: Path) -> None:
+def test_the_format_is_a_line_a_session_and_one_an_item(path: Path) -> None:
     make()
     one, other = export(path)
-    assert one.count("\n") == other.count("\n") == 1
     assert one.isascii()
-    line = json.loads(other)
-    assert list(line) == ["format", "session", "branches", "runs", "items"]
-    assert line["format"] == FORMAT == "agent-sessions/1"
-    assert (line["session"]["id"], line["session"]["user"]) == ("nobody's", None)
-    assert line["items"][0]["item"] == {"role": "user", "content": "Hi"}
-    assert json.loads(one)["items"][2]["raw"] == '{"cut":'
+    head, item, end = map(json.loads, other.splitlines())
+    assert list(head) == ["format", "session", "branches", "runs"]
+    assert head["format"] == FORMAT == "agent-sessions/1"
+    assert (head["session"]["id"], head["session"]["user"]) == ("nobody's", None)
+    assert item["item"] == {"role": "user", "content": "Hi"}
+    assert end == {"items": 1}
+    assert read_export(one)[0]["items"][2]["raw"] == '{"cut":'
 
 
 def test_a_round_trip_changes_nothing(path: Path) -> None:
@@ -124,7 +123,7 @@ def test_what_was_replaced_and_quarantined_comes_along(path: Path) -> None:
     assert session.get_items() == said[:1] + said[2:]
     (row,) = examine().quarantined
     assert (row.branch, row.position) == (archived, 2)
-    branches = json.loads(lines[0])["branches"]
+    branches = read_export(lines[0])[0]["branches"]
     assert [(b["name"], b.get("quarantine", False)) for b in branches] == [
         ("main~1", False),
         ("main", False),
@@ -189,12 +188,12 @@ def test_an_owner_who_is_not_here_is_refused(path: Path) -> None:
     ]
 
 
-def broken(line: str) -> str:
-    """Cut a line in the middle of its items."""
-    return line[: len(line) // 2] + "\n"
+def broken(text: str) -> str:
+    """Cut a session in the middle of an item."""
+    return text[: len(text) // 2] + "\n"
 
 
-def test_a_cut_line_goes_on_when_it_is_whole(path: Path) -> None:
+def test_a_cut_session_goes_on_when_it_is_whole(path: Path) -> None:
     for name in ("a", "b"):
         DjangoSession(name).sync.add_items(conversation(300))  # type: ignore[arg-type]
     lines = export(path)
@@ -208,6 +207,18 @@ def test_a_cut_line_goes_on_when_it_is_whole(path: Path) -> None:
     path.write_text("".join(lines))
     assert run_import("export", path)[0].startswith(f"Imported {1_200 - written} items")
     assert imported("a") == conversation(300)
+
+
+def test_a_missing_last_line_is_told(path: Path) -> None:
+    for name in ("a", "b"):
+        DjangoSession(name).sync.add_items(conversation(1))  # type: ignore[arg-type]
+    first, second = export(path)
+    AgentSession.objects.all().delete()
+    path.write_text("".join(first.splitlines(keepends=True)[:-1]) + second)
+    assert "a: refused: line 5 breaks off" in refused("export", path)
+    assert imported("a") == imported("b") == conversation(1)
+    path.write_text(first + second)
+    assert "grown 0, unchanged 2" in run_import("export", path)[0]
 
 
 @pytest.mark.parametrize(
@@ -233,35 +244,9 @@ def test_what_is_no_export_is_refused(path: Path, change: Any) -> None:
         DjangoSession(name).sync.add_items(conversation(1))  # type: ignore[arg-type]
     first, second = export(path)
     AgentSession.objects.all().delete()
-    line = json.loads(first)
+    (line,) = read_export(first)
     change(line)
-    path.write_text(json.dumps(line) + "\n" + second)
+    path.write_text(as_export(line) + second)
     with pytest.raises(CommandError, match="1 session was not imported"):
         run_import("export", path)
     assert imported("b") == conversation(1)
-
-
-def test_a_long_line_is_read_piece_by_piece() -> None:
-    class File(io.StringIO):
-        most = 0
-
-        def read(self, size: int | None = -1, /) -> str:
-            self.most = max(self.most, size or 0)
-            return super().read(size)
-
-    values = [{"text": "x" * 1_000, "n": n} for n in range(5_000)]
-    file = File(json.dumps(values)[1:-1] + "\n12\n")
-    stream = Stream(file)
-    found = []
-    while True:
-        found.append(stream.value())
-        if stream.peek() != ",":
-            break
-        stream.take(",")
-    assert found == values
-    assert file.most < 2_000_000
-    assert stream.more_lines()
-    assert stream.value() == 12
-    assert not stream.more_lines()
-    with pytest.raises(Broken):
-        Stream(io.StringIO('{"a": \n 1}')).value()

@@ -18,6 +18,7 @@ from django.core.management import CommandError
 
 from agent_sessions import DjangoSession
 from agent_sessions.models import AgentSession
+from tests.support.exports import as_export
 from tests.support.import_sources import (
     imported,
     read_sqlite,
@@ -51,7 +52,7 @@ def write_export(path: Path, *contents: str, session_id: str = "chat") -> None:
         "runs": [],
         "items": items,
     }
-    path.write_text(f"{json.dumps(line)}\n")
+    path.write_text(as_export(line))
 
 
 # -- two conversations ---------------------------------------------------------------

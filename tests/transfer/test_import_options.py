@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sqlite3
 import time
 from contextlib import closing
@@ -19,6 +18,7 @@ from django.utils import translation
 from agent_sessions.management.printing import Progress
 from agent_sessions.models import AgentSession
 from agent_sessions.transfer.import_ import open_source
+from tests.support.exports import as_export
 from tests.support.import_sources import (
     conversation,
     imported,
@@ -155,7 +155,7 @@ class TestOptions:
             "runs": [],
             "items": items,
         }
-        path.write_text(json.dumps(line))
+        path.write_text(as_export(line))
         source = open_source("export", str(path))
         try:
             session = next(source.sessions())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from agent_sessions.doctor import examine
 from agent_sessions.handler import DATABASE_BACKEND, open_session
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.transfer.export import export_session
+from tests.support.exports import as_export, read_export
 from tests.support.import_sources import (
     Item,
     conversation,
@@ -82,7 +82,7 @@ def line(session_id: Any, **changes: Any) -> Any:
 
 
 def write_lines(path: Path, *lines: Any) -> None:
-    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    path.write_text(as_export(*lines))
 
 
 class TestBackends:
@@ -91,10 +91,10 @@ class TestBackends:
         sessions["default"].append(key, said("a"))
         sessions["two"].append(key, said("x", "y"))
         export(path, *AgentSession.objects.order_by("pk"))
-        alias = json.loads(path.read_text().splitlines()[1])["session"]["backend"]
+        alias = read_export(path.read_text())[1]["session"]["backend"]
         assert alias == "two"
         reason = refused("export", path, "--backend", "into")
-        assert "line 2: refused: the session 'one' of the backend 'two'" in reason
+        assert "line 4: refused: the session 'one' of the backend 'two'" in reason
         assert sessions["into"].latest(key, None) == said("a")
 
     def test_another_backend_s_later_export_is_refused(self, path: Path) -> None:
@@ -262,7 +262,7 @@ def test_an_export_beside_a_change_keeps_the_turns(path: Path, change: str) -> N
     session.sync.add_items(said("a", "b", "c"))
     pieces = export_session(AgentSession.objects.get())
     # Up to the branches.
-    written = [next(pieces) for _ in range(4)]
+    written = [next(pieces)]
     if change == "append":
         session.sync.add_items(said("d"))
     else:
@@ -329,14 +329,14 @@ class TestWrongExports:
         wrong = line("a")
         wrong["items"][0].update(place)
         write_lines(path, wrong, line("b"))
-        assert "a: refused: line 1 breaks off" in refused("export", path)
+        assert "a: refused: line 2 breaks off" in refused("export", path)
         assert imported("b") == said("q")
 
     def test_bytes_that_are_no_utf_8_break_their_line(self, path: Path) -> None:
-        good = [json.dumps(line(name)).encode() for name in ("a", "b")]
-        bad = json.dumps(line("x")).encode().replace(b'"x"', b'"\xff"')
-        path.write_bytes(b"\n".join([good[0], bad, good[1]]))
-        assert "line 2: refused: line 2 is no session" in refused("export", path)
+        good = [as_export(line(name)).encode() for name in ("a", "b")]
+        bad = as_export(line("x")).encode().replace(b'"x"', b'"\xff"')
+        path.write_bytes(good[0] + bad + good[1])
+        assert "line 4: refused: line 4 is no session" in refused("export", path)
         assert imported("a") == imported("b") == said("q")
         path.write_bytes(b"\xff\xfe" * 99)
         assert "line 1 is no session" in refused("export", path)

@@ -33,7 +33,7 @@ _HELD = 4 * 1024 * 1024
 
 class Command(PrintingCommand):
     help = (
-        "Export sessions of all backends: as JSON, an object a line, which "
+        "Export sessions of all backends: as JSON, which "
         "import_agent_sessions reads, or as Markdown for people. A session that can't "
         "be read whole is left out and named. Exit codes: 0 all done, 1 nothing "
         "exported, 3 some were left out."

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from datetime import tzinfo
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from django.utils.timezone import get_default_timezone
 
@@ -36,14 +36,18 @@ from agent_sessions.transfer.import_.records import (
 )
 from agent_sessions.usage import COUNTERS
 
-# What is raised by values that aren't of the format.
-_WRONG = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
-# Characters of a line before its items, with all of its branches and runs.
-HEADER_LENGTH = 16 * 1024 * 1024
-_KEYS = frozenset({"format", "session", "branches", "runs"})
+# What is raised by lines and values that aren't of the format.
+_WRONG = (
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
+# How a session's first line begins.
+_HEAD = b'{"format"'
 _CHUNK = 256 * 1024
-_NO_BLANK = re.compile(r"[^ \t\r]")
-_decoder = json.JSONDecoder()
 
 
 class ExportSource(Source):
@@ -58,59 +62,61 @@ class ExportSource(Source):
         # The lines that ids were found on: a second one would pass for growth.
         self._seen: dict[str, int] = {}
         self.name = as_text(f"export:{text_file(path).resolve()}")
-        # Closed by close(). A byte that is no UTF-8 breaks its own line only: what it
-        # becomes is no JSON.
-        self._file = Path(path).open(  # noqa: SIM115
-            encoding="utf-8", errors="backslashreplace", newline="\n"
-        )
-        self._stream = Stream(self._file)
+        self._file = Path(path).open("rb")  # noqa: SIM115 - closed by close()
         self._size = Path(path).stat().st_size
-        # Where the line's items begin, once they were asked for.
-        self._items_at: tuple[int, str] | None = None
+        # Where the last line that was taken begins and ends, and its number.
+        self._begin = self._end = self._line = 0
+        # Whether lines of a session follow.
+        self._is_inside = False
+        # Items that follow, and the first of them once it was looked at.
+        self._rows: Iterator[dict[str, Any]] = iter(())
         self._next: dict[str, Any] | None = None
-        self._first = True
 
     def total(self, done: int) -> int:
         # As many items to a byte as there were so far.
-        share = self._stream.position() / self._size if self._size else 1
-        return max(done, round(done / share)) if share else done
+        return max(done, round(done * self._size / self._end)) if self._end else done
 
     def sessions(self) -> Iterator[SourceSession]:
-        while self._stream.more_lines():
-            line = self._stream.line
+        while text := self._take():
+            if self._is_inside and not text.startswith(_HEAD):
+                # Of a session that was refused or broke off.
+                self._is_inside = not text.startswith(b'{"items"')
+                continue
+            self._is_inside, line = text.startswith(_HEAD), self._line
             try:
-                session = self._header()
-            except (Broken, *_WRONG) as exc:
+                session = _session(_read(text), self.zone)
+            except _WRONG:
                 problem = f"line {line} is no session of {FORMAT}."
-                if isinstance(exc, TooLong):
-                    problem = (
-                        f"line {line} has more than {HEADER_LENGTH:,} characters "
-                        "before its items."
-                    )
+                if len(text) > ITEM_BYTES:
+                    problem = f"line {line} has more than {ITEM_BYTES:,} bytes."
                 yield SourceSession(f"line {line}", problem=problem)
-            else:
-                if not self.only or session.session_id in self.only:
-                    yield self._once(session)
-            self._stream.next_line()
+                continue
+            session.key = self._end, line
+            if not self.only or session.session_id in self.only:
+                yield self._once(session)
 
     def items(
         self, session: SourceSession, branch: SourceBranch, after: int = 0
     ) -> Iterator[list[SourceItem]]:
         if branch is session.branches[0]:
-            self._begin_items()
+            self._end, self._line = session.key
+            self._file.seek(self._end)
+            self._rows, self._next = self._read_rows(), None
         page: list[SourceItem] = []
         size = 0
-        for number, item in enumerate(self._own(branch)):
-            if number < after:
-                continue
-            page.append(item)
-            size += len(item.row.data)
-            if len(page) == PAGE_ROWS or size > PAGE_BYTES:
-                yield page
-                page, size = [], 0
+        try:
+            for item in islice(self._own(branch), after, None):
+                page.append(item)
+                size += len(item.row.data)
+                if len(page) == PAGE_ROWS or size > PAGE_BYTES:
+                    yield page
+                    page, size = [], 0
+        except BreaksOff:
+            yield page
+            raise
         if branch is session.branches[-1] and self._next is not None:
             raise ImportProblem(
-                f"line {self._stream.line}: its items aren't in its branches' order."
+                f"line {self._line}: its items aren't in its branches' order."
             )
         yield page
 
@@ -119,7 +125,7 @@ class ExportSource(Source):
 
     def _once(self, session: SourceSession) -> SourceSession:
         """Refuse an id that another line of the file has."""
-        line = self._stream.line
+        line = self._line
         first = self._seen.setdefault(session.session_id, line)
         if first == line:
             return session
@@ -131,75 +137,78 @@ class ExportSource(Source):
             "into different ones.",
         )
 
-    # -- a line ----------------------------------------------------------------------
+    def _take(self) -> bytes:
+        """Take the next line that isn't blank; b"" at the file's end.
 
-    def _header(self) -> SourceSession:
-        """Read a line up to its items."""
-        stream, found = self._stream, dict[str, Any]()
-        before = stream.taken
-        stream.take("{")
-        while True:
-            left = HEADER_LENGTH - (stream.taken - before)
-            key = stream.value(left)
-            stream.take(":")
-            if key == "items":
+        One that is too long is skipped, but for what shows that it is.
+        """
+        while text := self._file.readline(ITEM_BYTES + 1):
+            self._line += 1
+            self._begin, self._end = self._end, self._end + len(text)
+            rest = text
+            while rest and not rest.endswith(b"\n"):
+                rest = self._file.readline(_CHUNK)
+                self._end += len(rest)
+            if text.strip():
+                return text
+        return b""
+
+    def _read_rows(self) -> Iterator[dict[str, Any]]:
+        """Return a session's items up to its last line, which counts them."""
+        first = self._line
+        while text := self._take():
+            if text.startswith(_HEAD):
+                # It is taken once more, as the next session's.
+                self._file.seek(self._begin)
+                self._end, self._line = self._begin, self._line - 1
                 break
-            value = stream.value(left)
-            if key in _KEYS:
-                found[key] = value
-            stream.take(",")
-        if found["format"] != FORMAT:
-            raise Broken
-        stream.take("[")
-        self._items_at = None
-        return _session(found, self.zone)
-
-    def _begin_items(self) -> None:
-        """Go to the line's first item, from wherever in it."""
-        if self._items_at is None:
-            self._items_at = self._stream.place()
-        else:
-            self._stream.go_back(self._items_at)
-        self._first, self._next = True, None
+            if len(text) > ITEM_BYTES:
+                raise BreaksOff(
+                    f"line {self._line} has an item of more than {ITEM_BYTES:,} bytes. "
+                    "What came before is imported."
+                )
+            try:
+                found = _read(text)
+            except _WRONG:
+                break
+            if "branch" not in found:
+                self._is_inside = "items" not in found
+                if found.get("items") == self._line - first - 1:
+                    return
+                break
+            yield found
+        raise self._broken()
 
     def _own(self, branch: SourceBranch) -> Iterator[SourceItem]:
         """Return the items that follow, as long as they are the branch's."""
-        while (found := self._look()) is not None and found["branch"] == branch.name:
-            self._next = None
+        while True:
+            found = self._next = self._next or next(self._rows, None)
+            if found is None:
+                return
             try:
-                yield _item(found, self.zone)
+                if found["branch"] != branch.name:
+                    return
+                item = _item(found, self.zone)
             except _WRONG:
                 raise self._broken() from None
-
-    def _look(self) -> dict[str, Any] | None:
-        """Look at the next item; None after the last one."""
-        if self._next is not None:
-            return self._next
-        stream = self._stream
-        try:
-            if stream.peek() == "]":
-                return None
-            if not self._first:
-                stream.take(",")
-            found = stream.value(ITEM_BYTES)
-        except TooLong:
-            raise BreaksOff(
-                f"line {stream.line} has an item of more than {ITEM_BYTES:,} "
-                "characters. What came before is imported."
-            ) from None
-        except Broken:
-            raise self._broken() from None
-        if not isinstance(found, dict) or not isinstance(found.get("branch"), str):
-            raise self._broken()
-        self._first = False
-        self._next = found
-        return found
+            self._next = None
+            yield item
 
     def _broken(self) -> BreaksOff:
         return BreaksOff(
-            f"line {self._stream.line} breaks off, or is no {FORMAT}. What came before "
-            "is imported; with a whole file the rest follows."
+            f"line {self._line} breaks off, or is no {FORMAT}. What came before is "
+            "imported; with a whole file the rest follows."
         )
+
+
+def _read(text: bytes) -> dict[str, Any]:
+    """Return the object of a line. Raises one of _WRONG."""
+    if len(text) > ITEM_BYTES:
+        raise ValueError
+    found = json.loads(text.decode())
+    if not isinstance(found, dict):
+        raise TypeError
+    return found
 
 
 def _item(found: dict[str, Any], zone: tzinfo) -> SourceItem:
@@ -218,6 +227,8 @@ def _item(found: dict[str, Any], zone: tzinfo) -> SourceItem:
 
 
 def _session(found: dict[str, Any], zone: tzinfo) -> SourceSession:
+    if found["format"] != FORMAT:
+        raise ValueError
     row = found["session"]
     session_id = _word(row["id"])
     if session_id is None:
@@ -281,104 +292,3 @@ def _run(found: dict[str, Any], zone: tzinfo) -> SourceRun:
         {**columns, **times, "finished_at": finished_at or started_at},
         opening=opening and (str(opening["branch"]), int(opening["position"])),
     )
-
-
-class Broken(Exception):
-    """The line is no JSON, or ends too early."""
-
-
-class TooLong(Broken):
-    """A value, or what comes before the items, has more characters than it may."""
-
-
-class Stream:
-    """A file of one JSON object a line."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-        self._text = ""
-        self._at = 0
-        self.line = 1
-        # Characters of the values that were taken.
-        self.taken = 0
-
-    def more_lines(self) -> bool:
-        """Skip empty lines; return whether another one follows."""
-        while (character := self.peek()) == "\n":
-            self._at += 1
-            self.line += 1
-        return bool(character)
-
-    def next_line(self) -> None:
-        """Skip the rest of the line."""
-        while (end := self._text.find("\n", self._at)) < 0:
-            self._at = len(self._text)
-            if not self._fill(_CHUNK):
-                return
-        self._at = end + 1
-        self.line += 1
-
-    def position(self) -> int:
-        """Return how many bytes were read, about."""
-        return self._file.buffer.tell() - len(self._text) + self._at
-
-    def place(self) -> tuple[int, str]:
-        """Return where it is, for a later `go_back` within the same line."""
-        return self._file.tell(), self._text[self._at :]
-
-    def go_back(self, place: tuple[int, str]) -> None:
-        """Go back to a place of the same line."""
-        position, self._text = place
-        self._file.seek(position)
-        self._at = 0
-
-    def peek(self) -> str:
-        """Look at the next character that isn't blank; "" at the file's end."""
-        while True:
-            if found := _NO_BLANK.search(self._text, self._at):
-                self._at = found.start()
-                return found[0]
-            self._at = len(self._text)
-            if not self._fill(_CHUNK):
-                return ""
-
-    def take(self, wanted: str) -> str:
-        """Take the next character, one of those wanted. Raises Broken."""
-        found = self.peek()
-        if not found or found not in wanted:
-            raise Broken
-        self._at += 1
-        return found
-
-    def value(self, most: int = ITEM_BYTES) -> Any:
-        """Take a whole value of up to so many characters. Raises Broken."""
-        self.peek()
-        size = _CHUNK
-        while True:
-            try:
-                value, end = _decoder.raw_decode(self._text, self._at)
-            except RecursionError:
-                raise Broken from None
-            except ValueError:
-                end = len(self._text)
-                # A value that a line's end cuts will never be whole.
-                if self._text.find("\n", self._at) >= 0:
-                    raise Broken from None
-            # A number may go on in what hasn't been read.
-            if end < len(self._text):
-                if end - self._at > most:
-                    raise TooLong
-                self.taken += end - self._at
-                self._at = end
-                return value
-            if len(self._text) - self._at > most:
-                raise TooLong
-            size = min(size * 2, most + 1)
-            if not self._fill(size):
-                raise Broken
-
-    def _fill(self, size: int) -> bool:
-        more = self._file.read(size)
-        self._text = self._text[self._at :] + more
-        self._at = 0
-        return bool(more)

@@ -27,6 +27,7 @@ from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import AgentRun, AgentSession, PendingClear, SessionItem
 from tests.support.admin_pages import LIST, page, url
+from tests.support.exports import read_export
 
 OVERVIEW = "admin:agent_sessions_agentsession_overview"
 RUN = "admin:agent_sessions_agentrun_change"
@@ -148,7 +149,7 @@ class TestALaggingReplica:
         converse(user=ann)
         file = tmp_path / "all.jsonl"
         run("export_agent_sessions", output=str(file))
-        found = json.loads(file.read_text())
+        (found,) = read_export(file.read_text())
         assert (found["session"]["branch"], found["session"]["user"]) == ("fork", "ann")
         assert [each["parent"] for each in found["branches"]] == [None, "main"]
         assert found["runs"][0]["branch"] == "fork"
