@@ -1,9 +1,14 @@
-"""Checks of the settings: AGENT_SESSIONS, its databases, passwords in addresses."""
+"""System checks: mistakes in the settings, each with a hint and an id.
+
+docs/checks.md has the table of ids.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import wraps
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from django.conf import settings
@@ -22,10 +27,34 @@ from agent_sessions.backends.options import (
     is_misread,
 )
 from agent_sessions.backends.wrapping import innermost
+from agent_sessions.characters import printable
 from agent_sessions.exceptions import InvalidBackend
 from agent_sessions.handler import CHAT_BACKEND, DEFAULT_ALIAS, sessions
 
+_REDIS_LAYER = "channels_redis.core.RedisChannelLayer"
+_IN_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
+Check = Callable[..., list[CheckMessage]]
 
+
+def _printed(check: Check) -> Check:
+    """Decorate a check whose messages are to be lines of what may be printed.
+
+    Django's own `check` command prints them, too, and they quote settings, the errors
+    of other people's modules and what lies in stores.
+    """
+
+    @wraps(check)
+    def clean(*args: Any, **kwargs: Any) -> list[CheckMessage]:
+        messages = check(*args, **kwargs)
+        for message in messages:
+            message.msg = printable(message.msg)
+            message.hint = message.hint and printable(message.hint)
+        return messages
+
+    return clean
+
+
+@_printed
 def check_backends(**kwargs: Any) -> list[CheckMessage]:
     """Build each configured backend and ask it for its own findings."""
     try:
@@ -50,6 +79,7 @@ def check_backends(**kwargs: Any) -> list[CheckMessage]:
     return messages
 
 
+@_printed
 def check_databases(
     *, databases: Sequence[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
@@ -66,6 +96,7 @@ def check_databases(
     return [message for using in found for message in check_columns(using)]
 
 
+@_printed
 def check_session_classes(**kwargs: Any) -> list[CheckMessage]:
     """Import the classes behind SDKBackend, which takes seconds: `check --deploy`."""
     messages: list[CheckMessage] = []
@@ -157,6 +188,7 @@ def _error(exc: InvalidBackend) -> Error:
 # -- passwords -------------------------------------------------------------------------
 
 
+@_printed
 def check_layers(**kwargs: Any) -> list[CheckMessage]:
     """Report addresses of channel layers that are misread."""
     layers = getattr(settings, "CHANNEL_LAYERS", None)
@@ -171,6 +203,7 @@ def check_layers(**kwargs: Any) -> list[CheckMessage]:
     ]
 
 
+@_printed
 def check_shown_passwords(**kwargs: Any) -> list[CheckMessage]:
     """Report passwords that Django's error reports show: `check --deploy`.
 
@@ -212,3 +245,91 @@ def _addresses(where: str, value: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple):
         for number, each in enumerate(value):
             yield from _addresses(f"{where}[{number}]", each)
+
+
+# -- what is fine on a developer's machine only: `check --deploy` ----------------------
+
+
+@_printed
+def check_deployment(**kwargs: Any) -> list[CheckMessage]:
+    """Report what loses messages or lets strangers in, once there is a server."""
+    uses_channels = not {"channels", "daphne"}.isdisjoint(settings.INSTALLED_APPS)
+    if not (getattr(settings, "ASGI_APPLICATION", None) or uses_channels):
+        return []
+    messages = _check_channel_layer()
+    if "*" in settings.ALLOWED_HOSTS:
+        messages.append(
+            Warning(
+                'AgentConsumer takes sockets from any web site, since "*" in '
+                "ALLOWED_HOSTS allows every origin.",
+                hint="A page of someone else's could then talk to the agent as the "
+                "user who is logged in. Name the hosts in ALLOWED_HOSTS; or wrap the "
+                "routes in channels.security.websocket.OriginValidator with the "
+                "origins of your pages, and silence this warning.",
+                id="agent_sessions.W026",
+            )
+        )
+    return messages
+
+
+def _check_channel_layer() -> list[CheckMessage]:
+    layers = getattr(settings, "CHANNEL_LAYERS", None)
+    layer = layers.get("default") if isinstance(layers, dict) else None
+    if not layer:
+        return [
+            Warning(
+                "CHANNEL_LAYERS has no default layer, so a websocket sees only the "
+                "runs of its own server process.",
+                hint="With more than one process, set CHANNEL_LAYERS['default'] to "
+                "channels_redis.core.RedisChannelLayer; the extra is channels-redis.",
+                id="agent_sessions.W021",
+            )
+        ]
+    if isinstance(layer, dict) and layer.get("BACKEND") == _IN_MEMORY_LAYER:
+        return [
+            Warning(
+                "CHANNEL_LAYERS['default'] is in memory, so a websocket sees only the "
+                "runs of its own server process.",
+                hint="Use channels_redis.core.RedisChannelLayer; the extra is "
+                "channels-redis.",
+                id="agent_sessions.W022",
+            )
+        ]
+    return _check_redis_layer(layer) if isinstance(layer, dict) else []
+
+
+def _check_redis_layer(layer: dict[str, Any]) -> list[CheckMessage]:
+    """Find the layer whose sockets would break every five seconds.
+
+    redis-py 8 gives up reading after 5 s, just as long as channels_redis waits for a
+    message (django/channels_redis issue 422).
+    """
+    if layer.get("BACKEND") != _REDIS_LAYER or not _redis_gives_up():
+        return []
+    config = layer.get("CONFIG")
+    hosts = config.get("hosts") if isinstance(config, dict) else None
+    if not isinstance(hosts, list | tuple):
+        hosts = [None]
+    if all(_has_timeout(host) for host in hosts):
+        return []
+    return [
+        Warning(
+            "CHANNEL_LAYERS['default'] leaves redis-py its time-out of 5 seconds, after "
+            "which every idle websocket breaks off.",
+            hint='Give each host as {"address": "redis://…", "socket_timeout": None}.',
+            id="agent_sessions.W025",
+        )
+    ]
+
+
+def _has_timeout(host: Any) -> bool:
+    if isinstance(host, dict):
+        return "socket_timeout" in host or _has_timeout(host.get("address"))
+    return isinstance(host, str) and "socket_timeout=" in host
+
+
+def _redis_gives_up() -> bool:
+    try:
+        return int(version("redis").partition(".")[0]) >= 8
+    except (PackageNotFoundError, ValueError):
+        return False
