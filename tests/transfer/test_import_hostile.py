@@ -14,6 +14,7 @@ from django.core.management import CommandError
 from agent_sessions import transfer
 from agent_sessions.models import SessionItem
 from agent_sessions.transfer.import_ import records
+from tests.support import import_sources
 from tests.support.import_sources import (
     conversation,
     imported,
@@ -234,19 +235,19 @@ class TestSchemas:
 
 
 class TestSizes:
-    def test_a_message_that_is_too_long_is_named_before_anything_is_written(
-        self, path: Path
-    ) -> None:
+    def test_a_message_that_is_too_long_ends_its_session(self, path: Path) -> None:
         write_sqlite(path, "s", conversation(2))
-        # Longer than what SQLite is asked for, so it can't even be measured.
+        write_sqlite(path, "t", conversation(2))
         for size in (records.ITEM_BYTES + 1, 2 * records.ITEM_BYTES):
             update = (
-                "UPDATE agent_messages SET message_data = zeroblob({}) WHERE id = 7"
+                "UPDATE agent_messages SET message_data = CAST(zeroblob({}) AS TEXT) "
+                "WHERE id = 7"
             )
             write(path, update.format(size))
-            assert "s: refused: its message 7 has more than 33,554,432 bytes" in (
-                refused("sqlite", path)
-            )
+            told = import_sources.refused("sqlite", path)
+            assert "s: refused: one of its messages has more than 33,554,432" in told
+            assert imported("s") == conversation(2)[:6]
+            assert imported("t") == conversation(2)
 
     def test_long_messages_are_read_a_few_at_a_time(self, path: Path) -> None:
         items = [
@@ -366,10 +367,3 @@ class TestDamage:
         os.mkfifo(path)
         for place in (path, path.parent, "/dev/zero", "/dev/null", "a\0b", "x" * 5_000):
             refused(kind, place)
-
-    def test_owners_come_from_a_file(self, path: Path) -> None:
-        write_sqlite(path, "s", conversation(1))
-        os.mkfifo(fifo := path.with_name("fifo"))
-        for place in (fifo, "/dev/zero", "a\0b"):
-            said = refused("sqlite", path, "--owners-csv", str(place))
-            assert said.startswith("--owners-csv: can't read ")

@@ -216,7 +216,7 @@ def test_long_cells_take_bounded_memory(
     )
     ended = limited(database_environment, "sqlite", str(path))
     assert ended.returncode == 1
-    assert b"its message 11 has more than" in ended.stderr
+    assert b"one of its messages has more than" in ended.stderr
     assert b"Traceback" not in ended.stderr
 
 

@@ -13,10 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from django.contrib.auth import get_user_model
 from django.core.management import CommandError
 
-from agent_sessions import DjangoSession
 from agent_sessions.models import AgentSession
 from tests.support.exports import as_export
 from tests.support.import_sources import (
@@ -113,23 +111,6 @@ def test_what_has_grown_is_known_again(tmp_path: Path, kind: str) -> None:
             write_sqlite(path, "chat", say(*said[:size]))
         run_import(kind, path, "--batch-size", str(size))
         assert texts() == said[:size]
-
-
-# -- owners --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("second", ["bob", "alice", ""])
-def test_an_id_twice_in_the_list_of_owners_is_refused(
-    tmp_path: Path, second: str
-) -> None:
-    for name in ("alice", "bob"):
-        get_user_model().objects.create_user(name)
-    path, owners = tmp_path / "source.db", tmp_path / "owners.csv"
-    write_sqlite(path, "chat", say("a1"))
-    owners.write_text(f"chat,alice\nroom,bob\nchat,{second}\n")
-    with pytest.raises(CommandError, match="rows 1 and 3 are of the same session"):
-        run_import("sqlite", path, "--owners-csv", str(owners))
-    assert not AgentSession.objects.exists()
 
 
 # -- the source's folder -------------------------------------------------------------
@@ -292,16 +273,3 @@ def test_kinds_that_are_mixed_up_are_told(tmp_path: Path) -> None:
     path.unlink()
     write_export(path, "a1")
     assert "Name the KIND export if it is one" in failure("sqlite", path)
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
-def test_a_list_of_owners_in_utf_16_is_refused(tmp_path: Path, encoding: str) -> None:
-    path, owners = tmp_path / "source.db", tmp_path / "owners.csv"
-    write_sqlite(path, "chat", say("a1"))
-    owners.write_bytes("chat,alice\n".encode(encoding))
-    said = failure("sqlite", path, "--owners-csv", str(owners))
-    assert "is no text in UTF-8" in said
-    owners.write_bytes(gzip.compress(b"chat,alice\n"))
-    said = failure("sqlite", path, "--owners-csv", str(owners))
-    assert "is no text in UTF-8" in said
-    assert DjangoSession("chat").sync.get_items() == []

@@ -80,21 +80,11 @@ class TestOwners:
             run_import("sqlite", path, "--user-from", "user:")
         assert self.owners() == {"user:alice": "alice"}
 
-    def test_a_file_tells(self, path: Path, alice: Any) -> None:
-        for name in ("one", "two", "three"):
-            write_sqlite(path, name, conversation(1))
-        owners = path.with_name("owners.csv")
-        owners.write_text("one,alice\ntwo,\n")
-        with pytest.raises(CommandError, match="1 session was not imported"):
-            run_import("sqlite", path, "--owners-csv", str(owners))
-        assert self.owners() == {"one": "alice", "two": None}
-
     @pytest.mark.parametrize(
         ("args", "message"),
         [
             (("--user", "nobody"), "no user whose username is 'nobody'"),
             (("--user-from", "{pk}{email}"), "takes one of"),
-            (("--owners-csv", "nowhere.csv"), "can't read nowhere.csv"),
         ],
     )
     def test_wrong_options_are_told_before_anything_is_read(

@@ -51,9 +51,6 @@ class Command(PrintingCommand):
             help="how the id tells the owner: 'user:{username}:*', with {email} or "
             "{pk} likewise; or what comes before the name: 'user:'",
         )
-        owners.add_argument(
-            "--owners-csv", metavar="FILE", help="rows of a session's id and a name"
-        )
         parser.add_argument(
             "--session-id",
             action="append",
@@ -116,7 +113,7 @@ class Command(PrintingCommand):
         importer = Importer(
             source,
             backend.in_database,
-            owners=Owners(options["user"], options["user_from"], options["owners_csv"]),
+            owners=Owners(options["user"], options["user_from"]),
             batch_size=options["batch_size"],
             dry_run=options["dry_run"],
         )

@@ -10,6 +10,7 @@ from django.db import connections, transaction
 
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.models import AgentSession, Branch
+from agent_sessions.transfer.import_.records import PAGE_BYTES
 
 if TYPE_CHECKING:
     from agent_sessions.transfer.import_.target import Target
@@ -33,6 +34,8 @@ class Batches(ExitStack):
         self._left = 0
         self._targets: dict[int, Target] = {}
         self._items: list[tuple[Any, ...]] = []
+        # Characters of these items, so that memory stays bounded.
+        self._bytes = 0
 
     def begin(self) -> None:
         """Open a transaction where none is open."""
@@ -56,11 +59,14 @@ class Batches(ExitStack):
         if not self.dry_run:
             self._targets[id(target)] = target
             self._items += ((branch, *row) for row in rows)
+            self._bytes += sum(len(row[2]) for row in rows)
+            if self._bytes > PAGE_BYTES:
+                self.flush()
 
     def flush(self) -> None:
         """Write what was added: sessions, branches and items, who is named first."""
         targets, self._targets = list(self._targets.values()), {}
-        items, self._items = self._items, []
+        items, self._items, self._bytes = self._items, [], 0
         new = [target for target in targets if target.row._state.adding]
         self._insert([target.row for target in new])
         self._insert([target.changed.pop(0) for target in new if target.changed])

@@ -8,7 +8,6 @@ be, and no query goes on for longer than a file of this size can need.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sqlite3
 from abc import ABC, abstractmethod
@@ -37,7 +36,6 @@ _STEPS_PER_BYTE = 4
 # Steps between two looks at how many there were.
 _LOOK = 10_000
 _FUNCTIONS = frozenset({"count", "length", "max", "min"})
-_TABLE = re.compile(r"CREATE\s+TABLE\b", re.IGNORECASE)
 # What is wrong with a value, whatever the driver makes of it.
 _ERRORS = (sqlite3.Error, ValueError, TypeError, OverflowError)
 
@@ -82,6 +80,13 @@ class Database(ABC):
         with self.query(sql, params, longest=longest) as cursor:
             return list(cursor.fetchall())
 
+    def stream(
+        self, sql: str, params: Sequence[Any] = (), *, longest: int = CELL_BYTES
+    ) -> Iterator[tuple[Any, ...]]:
+        """Return the rows of a query one by one, before another query is run."""
+        with self.query(sql, params, longest=longest) as cursor:
+            yield from cursor
+
     def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
         """Return whole numbers that may be very many."""
         with self.query(sql, params) as cursor:
@@ -91,15 +96,6 @@ class Database(ABC):
         """Name a table's columns. Raises UnreadableSource."""
         with self.query(f"SELECT * FROM {table} WHERE 1 = 0") as cursor:
             return {column[0].lower() for column in cursor.description}
-
-    def size(self, column: str) -> str:
-        """Return an expression for the bytes of a text."""
-        if self.vendor == "sqlite":
-            return f"length(CAST({column} AS BLOB))"
-        if self.vendor == "postgresql":
-            # It may be of type jsonb.
-            column = f"CAST({column} AS text)"
-        return f"octet_length({column})"
 
     def marks(self, values: Sequence[Any]) -> str:
         """Return the places of several parameters."""
@@ -233,7 +229,8 @@ class SQLiteFile(Database):
         if not columns:
             # There is none, which is told where it is read.
             return
-        if not self._is_table(name):
+        kinds = {row[2] for row in self.rows(f"PRAGMA table_list({quoted})")}
+        if kinds != {"table"}:
             raise UnreadableSource(
                 f"{table} of {self.name} is a view or a virtual table. Only tables are "
                 "read: copy what it shows into one."
@@ -243,30 +240,11 @@ class SQLiteFile(Database):
                 f"{table} of {self.name} has computed columns or indexes, which aren't "
                 "read. Copy it into a table without them."
             )
-        ((found, *_), *_) = self.rows(f"PRAGMA integrity_check({quoted})") or [
-            ("no answer",)
-        ]
-        if found != "ok":
+        if self.rows(f"PRAGMA integrity_check({quoted})") != [("ok",)]:
             raise UnreadableSource(
-                f"{self.name} is damaged: {as_text(found)}. Let SQLite's shell recover "
+                f"{self.name} is damaged. Let SQLite's shell recover "
                 "what is left, with .recover, into a new file."
             )
-
-    def _is_table(self, name: str) -> bool:
-        """Return whether a name is a table's, in the schema's text and as it is read."""
-        made = self.rows(
-            "SELECT sql FROM sqlite_master WHERE type IN ('table', 'view') "
-            "AND name = ? COLLATE NOCASE",
-            [name],
-        )
-        # Releases of SQLite before 3.37 don't know it, and give nothing.
-        kinds = {row[2] for row in self.rows(f"PRAGMA table_list({_quote(name)})")}
-        return (
-            len(made) == 1
-            and isinstance(made[0][0], str)
-            and _TABLE.match(made[0][0]) is not None
-            and kinds <= {"table"}
-        )
 
     def _has_computed_index(self, quoted: str) -> bool:
         """Return whether a table has a partial index, or one of expressions."""

@@ -14,7 +14,7 @@ from agent_sessions.transfer.import_.records import (
     ITEM_BYTES,
     PAGE_BYTES,
     PAGE_ROWS,
-    ImportProblem,
+    BreaksOff,
     Source,
     SourceBranch,
     SourceItem,
@@ -117,8 +117,34 @@ class TableSource(Source):
         )
 
     def pages(self, ids: array[int]) -> Iterator[list[SourceItem]]:
-        """Return pages of messages. Raises ImportProblem before the first one."""
-        return self._read(ids, self._sizes(ids))
+        """Return pages of messages, short ones where they are long."""
+        for start in range(0, len(ids), PAGE_ROWS):
+            wanted = ids[start : start + PAGE_ROWS]
+            page: list[SourceItem] = []
+            size = 0
+            rows = self.database.stream(
+                f"SELECT {self.data}, created_at FROM {self._messages} "
+                f"WHERE id IN ({self.database.marks(wanted)}) ORDER BY {self.order}",
+                wanted,
+                longest=ITEM_BYTES,
+            )
+            try:
+                for data, created_at in rows:
+                    text = as_text(data)
+                    if len(text) > ITEM_BYTES:
+                        raise TooLong
+                    page.append(read_item(text, as_time(created_at, self.zone)))
+                    size += len(text)
+                    if size > PAGE_BYTES:
+                        yield page
+                        page, size = [], 0
+            except TooLong:
+                yield page
+                raise BreaksOff(
+                    f"one of its messages has more than {ITEM_BYTES:,} bytes. What came "
+                    "before is imported."
+                ) from None
+            yield page
 
     def _of(self, session_ids: Sequence[Any]) -> str:
         """Return the condition for the messages of sessions."""
@@ -160,67 +186,6 @@ class TableSource(Source):
                 last = [last[0].encode("utf-8", "surrogateescape")]
                 mark = f"CAST({mark} AS TEXT)"
             after = f" AND {key} > {mark}"
-
-    def _sizes(self, ids: array[int]) -> array[int]:
-        """Return the bytes of messages. Raises ImportProblem if one is too long."""
-        sizes = array("q")
-        for start in range(0, len(ids), PAGE_ROWS):
-            page = ids[start : start + PAGE_ROWS]
-            try:
-                found = self._sizes_of(page)
-            except TooLong:
-                # By itself, each tells whether it is the one.
-                found = {}
-                for pk in page:
-                    try:
-                        found |= self._sizes_of((pk,))
-                    except TooLong:
-                        found[pk] = ITEM_BYTES + 1
-            for pk in page:
-                size = found.get(pk) or 0
-                if size > ITEM_BYTES:
-                    raise ImportProblem(
-                        f"its message {pk} has more than {ITEM_BYTES:,} bytes. Shorten "
-                        "or delete it in the source."
-                    )
-                sizes.append(size)
-        return sizes
-
-    def _sizes_of(self, ids: Sequence[int]) -> dict[int, int]:
-        rows = self.database.rows(
-            f"SELECT id, {self.database.size(self.data)} "
-            f"FROM {self._messages} WHERE id IN ({self.database.marks(ids)})",
-            ids,
-            longest=ITEM_BYTES,
-        )
-        return dict(rows)
-
-    def _read(self, ids: array[int], sizes: array[int]) -> Iterator[list[SourceItem]]:
-        """Read items, few at a time where they are long: memory stays bounded."""
-        start = 0
-        while start < len(ids):
-            end, length = start + 1, sizes[start]
-            while end < len(ids) and end - start < PAGE_ROWS:
-                length += sizes[end]
-                if length > PAGE_BYTES:
-                    break
-                end += 1
-            yield self._items_of(ids[start:end])
-            start = end
-
-    def _items_of(self, ids: Sequence[int]) -> list[SourceItem]:
-        rows = self.database.rows(
-            f"SELECT id, {self.data}, created_at FROM {self._messages} "
-            f"WHERE id IN ({self.database.marks(ids)})",
-            ids,
-            longest=ITEM_BYTES,
-        )
-        found = {
-            pk: read_item(as_text(data), as_time(created_at, self.zone))
-            for pk, data, created_at in rows
-        }
-        # Removed since the ids were read: as if it had been before.
-        return [found[pk] for pk in ids if pk in found]
 
 
 class SQLAlchemySource(TableSource):

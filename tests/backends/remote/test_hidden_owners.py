@@ -16,6 +16,7 @@ from django.urls import reverse
 from agent_sessions import DjangoSession
 from agent_sessions.models import AgentSession
 from tests.support.admin_pages import LIST, page, staff
+from tests.support.exports import read_export
 
 pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
 
@@ -68,7 +69,7 @@ def test_they_are_erased(ann: User) -> None:
 
 def test_they_are_listed_exported_checked_and_cleared(ann: User) -> None:
     assert json.loads(run("list_agent_sessions", user="ann", json=True))
-    assert json.loads(run("export_agent_sessions", user="ann"))["session"]["id"]
+    assert read_export(run("export_agent_sessions", user="ann"))[0]["session"]["id"]
     assert json.loads(run("check_agent_sessions", user="ann", json=True))
     run("clear_agent_sessions", user="ann", delete=True, interactive=False)
     assert not AgentSession.objects.exists()
@@ -76,18 +77,16 @@ def test_they_are_listed_exported_checked_and_cleared(ann: User) -> None:
 
 @pytest.mark.parametrize(
     "owner",
-    [("--user", "ann"), ("--user-from", "{username}:*"), ("--owners-csv", "FILE"), ()],
+    [("--user", "ann"), ("--user-from", "{username}:*"), ()],
 )
 def test_an_import_finds_them(
     ann: User, owner: tuple[str, ...], tmp_path: Path
 ) -> None:
-    file, names = tmp_path / "all.jsonl", tmp_path / "owners.csv"
+    file = tmp_path / "all.jsonl"
     AgentSession.objects.update(session_id="ann:1")
     run("export_agent_sessions", output=str(file))
     AgentSession.objects.all().delete()
-    names.write_text("ann:1,ann\n")
-    args = [str(names) if part == "FILE" else part for part in owner]
-    run("import_agent_sessions", "export", "--from", str(file), *args)
+    run("import_agent_sessions", "export", "--from", str(file), *owner)
     assert AgentSession.objects.get().user_id == ann.pk
 
 
