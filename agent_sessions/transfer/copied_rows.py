@@ -1,4 +1,4 @@
-"""What the rows say of a copied session: owner, title, metadata, usage, runs."""
+"""Where a session's items lie in a copy of it, and what its runs are there."""
 
 from __future__ import annotations
 
@@ -9,24 +9,17 @@ from datetime import datetime
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
-from django.db.models import F
 
-from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import BaseSessionBackend
-from agent_sessions.backends.directory import active
 from agent_sessions.backends.reading import place_of
 from agent_sessions.items import StoredItem
 from agent_sessions.items.kinds import OPENING
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.times import aware, stored
-from agent_sessions.transfer.export import MARKER as IMPORTED
 from agent_sessions.transfer.export import RUN_COLUMNS, ended
-from agent_sessions.usage import COUNTERS
 
 # The key of a copy's metadata: of which backend it is, and what was counted then.
 MARKER = "copied_from"
-# Times that are written at once.
-_PAGE = 500
 
 
 def mark_of(row: AgentSession | None) -> dict[str, Any]:
@@ -70,13 +63,10 @@ class Pairs:
             when = aware(here.created_at)
             if when != aware(there.created_at):
                 self._late.append((stored(when), there.position))
-                if len(self._late) == _PAGE:
-                    self.write_times()
 
     def write_times(self) -> None:
         """Write the times that differ."""
-        late, self._late = self._late, []
-        if not late or self.copy is None:
+        if not self._late or self.copy is None:
             return
         connection = connections[self.copy._state.db or DEFAULT_DB_ALIAS]
         table = connection.ops.quote_name(SessionItem._meta.db_table)
@@ -85,7 +75,7 @@ class Pairs:
             cursor.executemany(
                 f"UPDATE {table} SET created_at = %s "  # noqa: S608 - of the model
                 "WHERE branch_id = %s AND position = %s",
-                [(adapt(when), branch, position) for when, position in late],
+                [(adapt(when), branch, position) for when, position in self._late],
             )
 
     def span(self, run: AgentRun) -> Sequence[int] | None:
@@ -96,75 +86,35 @@ class Pairs:
         last = bisect_right(self.here, run.last_position) - 1
         return (self.there[first], self.there[last]) if first <= last else None
 
-
-def copy_row(
-    target: BaseSessionBackend,
-    here: AgentSession,
-    there: AgentSession,
-    runs: Sequence[AgentRun],
-    pairs: Pairs,
-) -> bool:
-    """Copy what a session's row and its runs say; tell whether anything was new."""
-    using = target.directory.using
-    marker = mark_of(there)
-    if not marker:
-        # A session of its own that says the same: its row is left alone.
-        return False
-    if runs:
-        known = run_rows.runs_of(using, there.pk).values_list("run_id", flat=True)
-        runs = [run for run in runs if run.run_id not in set(known)]
-    # What an import wrote down is true of the source's branches alone.
-    metadata = {k: v for k, v in here.metadata.items() if k not in {MARKER, IMPORTED}}
-    counted = {name: getattr(here, name) for name in COUNTERS}
-    wanted = {
-        # Titles of encrypted sessions are not told.
-        "title": "" if target.encrypts else here.title,
-        "agent_name": here.agent_name,
-        "expires_at": here.expires_at,
-        "created_at": here.created_at,
-        "metadata": {**metadata, MARKER: {"backend": here.backend, "usage": counted}},
-    }
-    if not runs and all(getattr(there, name) == wanted[name] for name in wanted):
-        return False
-    before = marker.get("usage") or {}
-    more = {name: F(name) + counted[name] - before.get(name, 0) for name in COUNTERS}
-    rows = None
-    if target.in_database is not None:
-        rows = SessionItem._base_manager.using(using).filter(branch_id=there.branch_id)
-    with transaction.atomic(using):
-        AgentSession.objects.using(using).filter(pk=there.pk).update(
-            **wanted, **more, **active(here.updated_at)
+    def copied(self, run: AgentRun, there: AgentSession) -> AgentRun:
+        """Return a run as it is of the copy."""
+        columns = {name: getattr(run, name) for name in RUN_COLUMNS}
+        columns["status"] = ended(run.status)
+        columns["message_ids"] = [
+            [place[0], name, place[1], agent]
+            for at, name, when, agent in run.message_ids
+            if (place := self.named.get((at, when)))
+        ]
+        copy = AgentRun(
+            session_id=there.pk,
+            branch_id=there.branch_id,
+            run_id=run.run_id,
+            started_at=run.started_at,
+            finished_at=run.finished_at,
+            **columns,
         )
-        run_rows.copy(using, [_copy_run(run, there, pairs, rows) for run in runs])
-    return True
-
-
-def _copy_run(run: AgentRun, there: AgentSession, pairs: Pairs, rows: Any) -> AgentRun:
-    columns = {name: getattr(run, name) for name in RUN_COLUMNS}
-    columns["status"] = ended(run.status)
-    columns["message_ids"] = [
-        [place[0], name, place[1], agent]
-        for at, name, when, agent in run.message_ids
-        if (place := pairs.named.get((at, when)))
-    ]
-    copy = AgentRun(
-        session_id=there.pk,
-        branch_id=there.branch_id,
-        run_id=run.run_id,
-        started_at=run.started_at,
-        finished_at=run.finished_at,
-        **columns,
-    )
-    span = pairs.span(run)
-    copy.first_position, copy.last_position = span or (None, None)
-    if span is None:
+        span = self.span(run)
+        copy.first_position, copy.last_position = span or (None, None)
+        if span is None:
+            return copy
+        copy.turn = run.turn
+        if self._in_database:
+            items = SessionItem._base_manager.using(there._state.db)
+            rows = items.filter(branch_id=there.branch_id)
+            # A resumed run begins after its message, any other one with it.
+            openings = rows.filter(**OPENING).values_list("pk", "turn")
+            before = openings.filter(position__lte=span[0]).order_by("-position")
+            within = openings.filter(position__lte=span[1]).order_by("position")
+            if found := before.first() or within.first():
+                copy.turn_item, copy.turn = found
         return copy
-    copy.turn = run.turn
-    if rows is not None:
-        # A resumed run begins after its message, any other one with it.
-        openings = rows.filter(**OPENING).values_list("pk", "turn")
-        before = openings.filter(position__lte=span[0]).order_by("-position")
-        within = openings.filter(position__lte=span[1]).order_by("position")
-        if found := before.first() or within.first():
-            copy.turn_item, copy.turn = found
-    return copy

@@ -14,7 +14,7 @@ from django.db.models import F
 
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.directory import NO_RUN
+from agent_sessions.backends.directory import NO_RUN, active
 from agent_sessions.backends.leases import DatabaseNow
 from agent_sessions.backends.reading import read_history
 from agent_sessions.backends.remote.erasure import enroll
@@ -37,7 +37,9 @@ from agent_sessions.retention import (
 )
 from agent_sessions.retention.selection import is_storable
 from agent_sessions.transfer import Report
-from agent_sessions.transfer.copied_rows import MARKER, Pairs, copy_row, mark_of
+from agent_sessions.transfer.copied_rows import MARKER, Pairs, mark_of
+from agent_sessions.transfer.export import MARKER as IMPORTED
+from agent_sessions.usage import COUNTERS
 
 # How often a history is read again that grows while it is copied.
 _ROUNDS = 5
@@ -135,22 +137,21 @@ class Copier:
         return self.report
 
     def _copy(self, chosen: Chosen) -> None:
-        key = chosen.key
-        there = self._check(chosen)
-        held = self._hold(key) if self.move and chosen.row is not None else None
+        key, row = chosen.key, chosen.row
+        self._check(chosen)
+        held = self._hold(key) if self.move and row is not None else None
         runs: list[AgentRun] = []
-        if chosen.row is not None:
-            found = run_rows.runs_of(self.source.directory.using, chosen.row.pk)
+        if row is not None:
+            found = run_rows.runs_of(self.source.directory.using, row.pk)
             runs = list(found.order_by("pk").defer("state"))
         try:
-            had_items, written, pairs = self._copy_items(key, there, runs)
-            done = False
-            if chosen.row is not None:
-                # An empty session's copy is made here.
-                there = pairs.copy or self._begin(key, None)
-                done = copy_row(self.target, chosen.row, there, runs, pairs)
+            had_items, written, pairs = self._copy_items(key, runs)
+            # An empty session's copy is made here.
+            is_new = row is not None and self._copy_row(
+                row, pairs.copy or self._begin(key, None), runs, pairs
+            )
             self.report.items += written
-            if not written and not done:
+            if not written and not is_new:
                 self.report.unchanged += 1
             elif had_items:
                 self.report.grown += 1
@@ -160,18 +161,17 @@ class Copier:
                 self._remove(chosen, held)
         finally:
             if held is not None:
-                self._release(key, held)
+                self.source.directory.rows(key).filter(run_id=held).update(**NO_RUN)
 
     def _row(self, key: SessionKey) -> AgentSession | None:
         row: AgentSession | None = self.target.directory.rows(key).first()
         return row
 
-    def _check(self, chosen: Chosen) -> AgentSession | None:
-        """Return the target's row. Raises CopyProblem where nothing can be copied."""
+    def _check(self, chosen: Chosen) -> None:
+        """Raise CopyProblem where nothing can be copied."""
         if chosen.row is not None:
             chosen.row.refresh_from_db()
-        found = self._row(chosen.key)
-        for row in (chosen.row, found):
+        for row in (chosen.row, self._row(chosen.key)):
             if row is not None and (reason := Removal().why_spared(row)):
                 raise CopyProblem(f"{reason} in {row.backend!r}.")
         here, there = self.source.directory.using, self.target.directory.using
@@ -180,7 +180,7 @@ class Copier:
             if not owners.using(there).filter(pk=chosen.key.user_id).exists():
                 raise CopyProblem(f"its owner is not in the database {there!r}.")
         if chosen.row is None:
-            return found
+            return
         branches = Branch._base_manager.using(here)
         own = branches.filter(session_id=chosen.row.pk, head__gt=0)
         if own.exclude(pk=chosen.row.branch_id).exists():
@@ -190,24 +190,21 @@ class Copier:
                     "without --move."
                 )
             self.report.branched.append(chosen.key.session_id)
-        return found
 
     # -- items ---------------------------------------------------------------------
 
     def _copy_items(
-        self, key: SessionKey, there: AgentSession | None, runs: Sequence[AgentRun]
+        self, key: SessionKey, runs: Sequence[AgentRun]
     ) -> tuple[bool, int, Pairs]:
         """Copy what the target lacks: whether it had items, how many, where all lie."""
-        written = 0
-        had_items = False
+        written, had_items = 0, False
         for number in range(_ROUNDS):
+            pairs = Pairs(self.target, self._row(key), runs)
             more = 0
-            there = self._row(key) if number else there
-            pairs = Pairs(self.target, there, runs)
             found = self._missing(key, pairs, tell=not number)
             for batch in _batches(found, self.batch_size):
                 if not more:
-                    self._begin(key, there, has_items=bool(pairs.there))
+                    self._begin(key, pairs.copy, has_items=bool(pairs.there))
                 self.target.append(key, batch)
                 more += len(batch)
                 self.progress(len(batch))
@@ -272,6 +269,51 @@ class Copier:
             rows.update(metadata=made.metadata)
         return made
 
+    def _copy_row(
+        self,
+        here: AgentSession,
+        there: AgentSession,
+        runs: Sequence[AgentRun],
+        pairs: Pairs,
+    ) -> bool:
+        """Copy what a session's row and its runs say; tell whether anything was new."""
+        using = self.target.directory.using
+        marker = mark_of(there)
+        if not marker:
+            # A session of its own that says the same: its row is left alone.
+            return False
+        if runs:
+            known = run_rows.runs_of(using, there.pk).values_list("run_id", flat=True)
+            runs = [run for run in runs if run.run_id not in set(known)]
+        # What an import wrote down is true of the source's branches alone.
+        metadata = {
+            k: v for k, v in here.metadata.items() if k not in {MARKER, IMPORTED}
+        }
+        counted = {name: getattr(here, name) for name in COUNTERS}
+        wanted = {
+            # Titles of encrypted sessions are not told.
+            "title": "" if self.target.encrypts else here.title,
+            "agent_name": here.agent_name,
+            "expires_at": here.expires_at,
+            "created_at": here.created_at,
+            "metadata": {
+                **metadata,
+                MARKER: {"backend": here.backend, "usage": counted},
+            },
+        }
+        if not runs and all(getattr(there, name) == wanted[name] for name in wanted):
+            return False
+        before = marker.get("usage") or {}
+        more = {
+            name: F(name) + counted[name] - before.get(name, 0) for name in COUNTERS
+        }
+        with transaction.atomic(using):
+            AgentSession.objects.using(using).filter(pk=there.pk).update(
+                **wanted, **more, **active(here.updated_at)
+            )
+            run_rows.copy(using, [pairs.copied(run, there) for run in runs])
+        return True
+
     # -- moving --------------------------------------------------------------------
 
     def _hold(self, key: SessionKey) -> str:
@@ -288,9 +330,6 @@ class Copier:
         ):
             raise CopyProblem("a run holds it. It is free once that has ended.")
         return held
-
-    def _release(self, key: SessionKey, held: str) -> None:
-        self.source.directory.rows(key).filter(run_id=held).update(**NO_RUN)
 
     def _remove(self, chosen: Chosen, held: str | None) -> None:
         """Remove the source's history, if it is still what was copied."""

@@ -27,6 +27,7 @@ from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.retention import Selection
 from agent_sessions.times import aware, day_of, iso, stored
 from tests.support.admin_pages import LIST, make, make_run, page, staff, url
+from tests.support.exports import read_export
 
 pytestmark = pytest.mark.django_db
 
@@ -91,7 +92,7 @@ class TestWithoutTimeZones:
         self.make()
         file = tmp_path / "all.jsonl"
         run("export_agent_sessions", output=str(file))
-        found = list(times_of(json.loads(file.read_text())))
+        found = list(times_of(read_export(file.read_text())[0]))
         assert len(found) >= 6
         assert set(found) == {"2026-05-01T13:37:00+09:00"}
         AgentSession.objects.all().delete()

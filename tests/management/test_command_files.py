@@ -19,6 +19,7 @@ from django.core.management import CommandError, call_command
 from agent_sessions import sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.management.files import open_exclusively, writing
+from tests.support.exports import read_export
 
 pytestmark = [pytest.mark.django_db, pytest.mark.one_database]
 
@@ -110,7 +111,7 @@ def test_what_replaces_a_file_is_private(tmp_path: Path) -> None:
     other.hardlink_to(path)
     assert export(path, "--overwrite") == ""
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert json.loads(path.read_text())["session"]["id"] == "s"
+    assert read_export(path.read_text())[0]["session"]["id"] == "s"
     assert other.read_text() == "old"
 
 
