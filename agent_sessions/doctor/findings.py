@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-from agent_sessions.models import Branch
 
 
 class Code(NamedTuple):
@@ -81,21 +78,6 @@ CODES = {
         "The session says that it is {found}, and is {expected}.", "correct the state"
     ),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What an examiner has found in a session, and what mends it.
-
-    `mend` is None where nothing has to be done, or where it is done with others once
-    all are found. `told` are the values of the code's message.
-    """
-
-    code: str
-    branch: Branch | None = None
-    position: int | None = None
-    mend: Callable[[], object] | None = None
-    told: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

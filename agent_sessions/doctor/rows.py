@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from agent_sessions.backends.database.numbering import (
     shown_rows,
     turns_before,
 )
-from agent_sessions.doctor.findings import Fault, Quarantined
+from agent_sessions.doctor.findings import Quarantined
 from agent_sessions.exceptions import InvalidItem
 from agent_sessions.items import EncodedItem, Item, decode, encode_batch
 from agent_sessions.items.kinds import (
@@ -34,6 +34,11 @@ from agent_sessions.models import AgentSession, Branch, SessionItem
 # A hosted tool's own calls need no output from here.
 _ANSWERED_HERE = frozenset(t for t, kind in KINDS.items() if kind.answered_here)
 _DRAWN = ("type", "role", "call_id", "tool_name", "text")
+
+
+# Told the code of what is wrong, the branch and position, what mends it now, and by
+# name the values of the code's message.
+Found = Callable[..., None]
 
 
 class Row(NamedTuple):
@@ -59,9 +64,15 @@ class Reader:
     """
 
     def __init__(
-        self, using: str, branch: Branch, inherited: tuple[Segment, ...], size: int
+        self,
+        using: str,
+        branch: Branch,
+        inherited: tuple[Segment, ...],
+        size: int,
+        found: Found,
     ) -> None:
         self.using = using
+        self.found = found
         self.branch = branch
         self.size = size
         self.turn = turns_before(using, inherited)
@@ -78,22 +89,22 @@ class Reader:
         if inherited:
             self._inherit(inherited)
 
-    def faults(self, progress: Callable[[int], None]) -> Iterator[Fault]:
-        """Return what is wrong with rows; `progress` hears how many a page had."""
+    def look(self, progress: Callable[[int], None]) -> None:
+        """Tell what is wrong with rows; `progress` hears how many a page had."""
         for page in read_pages(
             shown_rows(self.using, self.branch), Row._fields, self.size
         ):
             for values in page:
-                yield from self._read(Row(*values))
+                self._read(Row(*values))
             progress(len(page))
-        if self.first_wrong_turn is not None:
-            told = {"count": self.wrong_turns}
-            yield Fault("wrong_turn", self.branch, self.first_wrong_turn, told=told)
-        elif self.branch.archived_at is None and self.branch.turn != self.turn:
-            told = {"found": self.branch.turn, "expected": self.turn}
-            yield Fault("wrong_branch_turn", self.branch, told=told)
+        branch = self.branch
+        if (first := self.first_wrong_turn) is not None:
+            self.found("wrong_turn", branch, first, count=self.wrong_turns)
+        elif branch.archived_at is None and branch.turn != self.turn:
+            told = {"found": branch.turn, "expected": self.turn}
+            self.found("wrong_branch_turn", branch, **told)
 
-    def _read(self, row: Row) -> Iterator[Fault]:
+    def _read(self, row: Row) -> None:
         self.items += 1
         self.last = row.position
         item = decode(row.data)
@@ -106,14 +117,14 @@ class Reader:
             if self.first_wrong_turn is None:
                 self.first_wrong_turn = row.position
         if item is None:
-            yield self._misplaced(_why_unreadable(row.data), row)
+            self._misplaced(_why_unreadable(row.data), row)
             return
         if drawn is not None and (columns := _columns(row, drawn)):
             mend = partial(self._rows.filter(pk=row.pk).update, **columns)
-            yield Fault("wrong_columns", self.branch, row.position, mend)
+            self.found("wrong_columns", self.branch, row.position, mend)
         if type_and_role(item)[0] in CALL_OF:
             if self._is_orphan(item):
-                yield self._misplaced("orphan_output", row)
+                self._misplaced("orphan_output", row)
                 return
             self.open.pop(hash(call_key(item)), None)
         else:
@@ -121,12 +132,12 @@ class Reader:
         if not asks:
             self._asked = None
         elif self._asked is not None and self._asked[0] == item.get("content"):
-            yield self._misplaced("duplicate_turn", row, instead=self._asked[1])
+            self._misplaced("duplicate_turn", row, instead=self._asked[1])
         else:
             self._asked = (item.get("content"), row.pk)
 
-    def _misplaced(self, code: str, row: Row, instead: Any = None) -> Fault:
-        """Return a fault whose row has to go; `instead` is the row that it repeats."""
+    def _misplaced(self, code: str, row: Row, instead: Any = None) -> None:
+        """Tell of a row that has to go; `instead` is the row that it repeats."""
 
         def mend() -> None:
             put_away(self.using, self.branch, row.pk)
@@ -135,7 +146,7 @@ class Reader:
                 runs = run_rows.runs_of(self.using, self.branch.session_id)
                 run_rows.write(runs.filter(turn_item=row.pk), turn_item=instead)
 
-        return Fault(code, self.branch, row.position, mend)
+        self.found(code, self.branch, row.position, mend)
 
     def _is_orphan(self, output: Item) -> bool:
         key = call_key(output)
@@ -237,7 +248,6 @@ def list_quarantined(using: str, row: AgentSession) -> list[Quarantined]:
 
 
 def _quarantined(using: str, session: Any) -> Any:
-    """Return the rows that a session has in quarantine."""
     return SessionItem._base_manager.using(using).filter(
         branch__session_id=session, branch__is_quarantine=True
     )

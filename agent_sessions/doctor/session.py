@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property, partial
 from typing import Any
@@ -16,8 +16,8 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.lineage import Lineages, visible
 from agent_sessions.backends.database.numbering import renumber
-from agent_sessions.doctor.findings import CODES, Fault, Finding
-from agent_sessions.doctor.rows import Reader
+from agent_sessions.doctor.findings import CODES, Finding
+from agent_sessions.doctor.rows import Found, Reader
 from agent_sessions.exceptions import InvalidApproval
 from agent_sessions.items import title_of
 from agent_sessions.items.kinds import OPENING
@@ -78,36 +78,49 @@ class Examination:
         """Look at everything."""
         # Before it is mended: it explains calls without an output.
         self._waiting_from = self._leases.waiting_from()
-        for examiner in (
-            partial(self._leases.faults, repair=self.repair),
-            self._current_branch,
-            self._histories,
-            self._item_count,
-            self._title,
-        ):
-            for fault in examiner():
-                self._add(fault)
-                if self.repair and fault.mend is not None:
-                    fault.mend()
+        self._leases.look(self._found, repair=self.repair)
+        self._look_at_current_branch()
+        self._look_at_histories()
+        # Quarantined rows count too: they are stored, and cleared with the others.
+        expected = self._items.filter(branch__session_id=self.row.pk).count()
+        if (count := self.row.item_count) != expected:
+            mend = partial(self._session.update, item_count=expected)
+            told = {"found": count, "expected": expected}
+            self._found("wrong_item_count", mend=mend, **told)
+        self._look_at_title()
 
-    def _add(self, fault: Fault) -> None:
-        kind = CODES[fault.code]
+    def _found(
+        self,
+        code: str,
+        branch: Branch | None = None,
+        position: int | None = None,
+        mend: Callable[[], object] | None = None,
+        **told: Any,
+    ) -> None:
+        """Write down what is wrong, and mend it if that is wanted.
+
+        `mend` is None where nothing has to be done, or where it is done with others
+        once all are found.
+        """
+        kind = CODES[code]
         self.findings.append(
             Finding(
-                code=fault.code,
+                code=code,
                 session=self.row.pk,
                 session_id=self.row.session_id,
-                branch=None if fault.branch is None else fault.branch.label,
-                position=fault.position,
-                message=kind.message.format(**fault.told),
+                branch=None if branch is None else branch.label,
+                position=position,
+                message=kind.message.format(**told),
                 repair=kind.repair,
                 repaired=self.repair and bool(kind.repair),
             )
         )
+        if self.repair and mend is not None:
+            mend()
 
     # -- examiners -----------------------------------------------------------------
 
-    def _current_branch(self) -> Iterator[Fault]:
+    def _look_at_current_branch(self) -> None:
         branches = list(self._branches)
         for branch in branches:
             if branch.pk == self.row.branch_id and branch.archived_at is None:
@@ -115,7 +128,7 @@ class Examination:
                 return
         main = [b for b in branches if b.name == MAIN_BRANCH and not b.version]
         self._current = next(iter(main), None)
-        yield Fault("no_branch", mend=self._make_main_current)
+        self._found("no_branch", mend=self._make_main_current)
 
     def _make_main_current(self) -> None:
         if self._current is None:
@@ -125,58 +138,44 @@ class Examination:
         self._branches.filter(pk=self._current.pk).update(archived_at=None)
         self._session.update(branch=self._current)
 
-    def _histories(self) -> Iterator[Fault]:
+    def _look_at_histories(self) -> None:
         # Parents are older than their children, so mended before they are inherited.
         for branch in self._branches.filter(is_quarantine=False).order_by("pk"):
             if self._current is not None and branch.pk == self._current.pk:
                 # It is looked at as it will be, without a repair too.
                 branch.archived_at = None
-            yield from self._history(branch)
+            self._look_at_history(branch)
         if self.repair and any(found.code in _RENUMBERED for found in self.findings):
             renumber(self.using, self.row.pk, self.batch_size)
 
-    def _history(self, branch: Branch) -> Iterator[Fault]:
+    def _look_at_history(self, branch: Branch) -> None:
         inherited = self._lineages.of(branch.pk)[1:]
-        reader = Reader(self.using, branch, inherited, self.batch_size)
-        yield from reader.faults(self.progress)
+        reader = Reader(self.using, branch, inherited, self.batch_size, self._found)
+        reader.look(self.progress)
         self.items += reader.items
         for position in sorted(reader.open.values()):
             if self._waiting_from is None or position < self._waiting_from:
-                yield Fault("dangling_call", branch, position)
+                self._found("dangling_call", branch, position)
         begin = branch.fork_position or 0
         hidden = self._items.filter(branch_id=branch.pk, position__lte=begin).aggregate(
             count=Count("pk"), first=Min("position")
         )
         if count := hidden["count"]:
-            told = {"count": count}
-            yield Fault("hidden_rows", branch, hidden["first"], told=told)
+            self._found("hidden_rows", branch, hidden["first"], count=count)
         last = max(reader.last, begin)
         if last > branch.head:
-            yield Fault(
-                "wrong_head",
-                branch,
-                mend=partial(self._branches.filter(pk=branch.pk).update, head=last),
-                told={"found": branch.head, "expected": last},
-            )
+            mend = partial(self._branches.filter(pk=branch.pk).update, head=last)
+            told = {"found": branch.head, "expected": last}
+            self._found("wrong_head", branch, mend=mend, **told)
 
-    def _item_count(self) -> Iterator[Fault]:
-        # Quarantined rows count too: they are stored, and cleared with the others.
-        expected = self._items.filter(branch__session_id=self.row.pk).count()
-        if self.row.item_count != expected:
-            yield Fault(
-                "wrong_item_count",
-                mend=partial(self._session.update, item_count=expected),
-                told={"found": self.row.item_count, "expected": expected},
-            )
-
-    def _title(self) -> Iterator[Fault]:
+    def _look_at_title(self) -> None:
         if self.row.title or self._current is None:
             return
         rows = visible(self.using, self._lineages.of(self._current.pk))
         texts = rows.filter(**OPENING).order_by("position")
         if title := title_of(texts.values_list("text", flat=True)[:100]):
             mend = partial(self._session.update, title=title)
-            yield Fault("missing_title", mend=mend)
+            self._found("missing_title", mend=mend)
 
 
 # -- leases, runs and approvals --------------------------------------------------------
@@ -227,8 +226,8 @@ class Leases:
         firsts = [run.first_position or 0 for run in self._waiting["open"]]
         return min(firsts, default=None)
 
-    def faults(self, *, repair: bool) -> Iterator[Fault]:
-        """Return what is wrong; with `repair`, mend all of it together at the end."""
+    def look(self, found: Found, *, repair: bool) -> None:
+        """Tell what is wrong; with `repair`, mend all of it together at the end."""
         stale = bool(self.row.run_id)
         expired, lost = self._waiting["expired"], self._waiting["lost"]
         counts = {
@@ -238,13 +237,13 @@ class Leases:
             "lost_state": len(lost),
         }
         for code, count in counts.items():
-            yield from [Fault(code)] * count
+            for _ in range(count):
+                found(code)
         # An approval that ends by itself leaves the state to its own finding.
         expected = self._state()
         is_wrong = not (stale or expired or lost) and self.row.state != expected
         if is_wrong:
-            told = {"found": self.row.state, "expected": expected}
-            yield Fault("wrong_state", told=told)
+            found("wrong_state", found=self.row.state, expected=expected)
         if repair and (is_wrong or any(counts.values())):
             self._mend()
 

@@ -43,17 +43,15 @@ def writing(path: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if overwrite:
-            part.replace(path)
-        else:
-            _take(part, path)
+        # Somebody may have taken the place meanwhile.
+        _check_place(path, overwrite=overwrite)
+        part.replace(path)
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
 
 
 def unwritable(path: object, exc: Exception) -> CommandError:
-    """Return the error to raise where a file can't be written."""
     return CommandError(
         f"Can't write to {path}: {getattr(exc, 'strerror', None) or exc}."
     )
@@ -71,20 +69,4 @@ def _check_place(path: Path, *, overwrite: bool) -> None:
             f"{path} is no regular file. Name a file, or - for standard output."
         )
     if not overwrite:
-        raise _taken(path)
-
-
-def _take(part: Path, path: Path) -> None:
-    """Rename a file, unless another one has the name by now."""
-    try:
-        path.hardlink_to(part)
-    except FileExistsError:
-        raise _taken(path) from None
-    except OSError:
-        # A file system without hard links.
-        _check_place(path, overwrite=False)
-        part.replace(path)
-
-
-def _taken(path: Path) -> CommandError:
-    return CommandError(f"{path} is there already. Use --overwrite to replace it.")
+        raise CommandError(f"{path} is there already. Use --overwrite to replace it.")

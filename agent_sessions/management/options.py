@@ -6,6 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from django.contrib.auth import get_user_model
@@ -24,24 +25,14 @@ MOST = 2**31 - 1
 
 
 def age(text: str) -> timedelta:
-    """Read an option that is a length of time."""
     try:
         return parse_age(text)
     except ValueError as exc:
         raise ArgumentTypeError(str(exc)) from None
 
 
-def count(text: str) -> int:
-    """Read an option that is a whole number of 1 or more."""
-    return _number(text, least=1)
-
-
-def whole(text: str) -> int:
-    """Read an option that is a whole number of 0 or more."""
-    return _number(text, least=0)
-
-
-def _number(text: str, *, least: int) -> int:
+def count(text: str, *, least: int = 1) -> int:
+    """Read an option that is a whole number of 1 or more, or of `least`."""
     # Longer ones aren't even read: that takes long.
     short = text.isascii() and text.isdigit() and len(text) <= len(str(MOST))
     number = int(text) if short else -1
@@ -68,7 +59,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     },
     "--dry-run": {"action": "store_true", "help": "write nothing, say what would be"},
     "--json": {"action": "store_true"},
-    "--limit": {"type": whole, "default": 100, "metavar": "N"},
+    "--limit": {"type": partial(count, least=0), "default": 100, "metavar": "N"},
     "--noinput": {"action": "store_false", "dest": "interactive", "help": "don't ask"},
     "--progress": {
         "action": BooleanOptionalAction,
@@ -76,18 +67,35 @@ _SHARED: dict[str, dict[str, Any]] = {
     },
     "--user": {"metavar": "NAME", "help": "only sessions of the user of this name"},
 }
-_OTHER_NAMES = {"--noinput": ["--no-input"]}
+
+
+# Those that choose sessions, beside their ids and owners.
+_CHOOSING: dict[str, dict[str, Any]] = {
+    "--older-than": {
+        "type": age,
+        "metavar": "AGE",
+        "help": "only sessions whose last activity is longer ago: 30d, 12h, 1d12h",
+    },
+    "--idle": {
+        "action": "store_true",
+        "help": "only sessions idle for longer than the max_idle of their backend",
+    },
+    "--expired": {
+        "action": "store_true",
+        "help": "only sessions whose time is over, or that are older than the max_age "
+        "of their backend; with --idle, one of both is enough",
+    },
+}
 
 
 def add_options(parser: Any, *flags: str, **changes: Any) -> None:
     """Add options that several commands have; `changes` are arguments of each."""
     for flag in flags:
-        names = [flag, *_OTHER_NAMES.get(flag, [])]
+        names = [flag, *(["--no-input"] if flag == "--noinput" else [])]
         parser.add_argument(*names, **(_SHARED[flag] | changes))
 
 
 def add_selection(parser: ArgumentParser, *, verb: str) -> None:
-    """Add the options that choose sessions."""
     parser.add_argument(
         "session_ids", nargs="*", metavar="SESSION_ID", help=f"a session to {verb}"
     )
@@ -97,35 +105,19 @@ def add_selection(parser: ArgumentParser, *, verb: str) -> None:
         "--unowned", action="store_true", help="only sessions without an owner"
     )
     add_options(parser, "--backend")
-    parser.add_argument(
-        "--older-than",
-        type=age,
-        metavar="AGE",
-        help="only sessions whose last activity is longer ago: 30d, 12h, 1d12h",
-    )
-    parser.add_argument(
-        "--idle",
-        action="store_true",
-        help="only sessions idle for longer than the max_idle of their backend",
-    )
-    parser.add_argument(
-        "--expired",
-        action="store_true",
-        help="only sessions whose time is over, or that are older than the max_age of "
-        "their backend; with --idle, one of both is enough",
-    )
+    for flag, arguments in _CHOOSING.items():
+        parser.add_argument(flag, **arguments)
 
 
 def read_selection(options: dict[str, Any], **more: Any) -> Selection:
     """Read what the options choose. Raises CommandError for an unknown user."""
     return Selection(
-        session_ids=tuple(options["session_ids"]),
-        backends=tuple(options["backend"]),
-        user=None if options["user"] is None else find_user(options["user"]),
-        unowned=options["unowned"],
-        older_than=options["older_than"],
-        idle=options["idle"],
-        expired=options["expired"],
+        tuple(options["session_ids"]),
+        tuple(options["backend"]),
+        None if options["user"] is None else find_user(options["user"]),
+        **{
+            name: options[name] for name in ("unowned", "older_than", "idle", "expired")
+        },
         **more,
     )
 
@@ -180,5 +172,4 @@ def find_user(name: str) -> Any:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

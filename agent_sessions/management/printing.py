@@ -19,7 +19,7 @@ from django.core.management.base import (
     SystemCheckError,
 )
 from django.core.management.color import no_style
-from django.db import DatabaseError, InterfaceError, OperationalError, connections
+from django.db import DatabaseError, InterfaceError, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.utils.connection import ConnectionDoesNotExist
 
@@ -49,8 +49,8 @@ class Output(OutputWrapper):
         super().__init__(out)
         # For a progress bar, which redraws its line with numbers only.
         self.stream = out
-        # Whether messages come with their own line ends, as Django's checks do.
-        self.has_lines = False
+        # A line end within a line is shown, not obeyed, but in contents and checks.
+        self.clean: Callable[[str], str] = _clean_line
 
     def write(  # type: ignore[override]  # as Django's own
         self,
@@ -58,28 +58,19 @@ class Output(OutputWrapper):
         style_func: Callable[[str], str] | None = None,
         ending: str | None = None,
     ) -> None:
-        """Write one line; a line end within it is shown, not obeyed."""
-        if self.has_lines:
-            self.write_lines(msg, style_func, ending)
-            return
-        end = "\n" if msg.endswith("\n") else ""
-        self._write(printable(msg.removesuffix("\n")) + end, style_func, ending)
-
-    def write_lines(
-        self,
-        text: str,
-        style_func: Callable[[str], str] | None = None,
-        ending: str | None = None,
-    ) -> None:
-        """Write contents, whose line ends and tabs stay."""
-        self._write(printable_lines(text), style_func, ending)
-
-    def _write(
-        self, text: str, style_func: Callable[[str], str] | None, ending: str | None
-    ) -> None:
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        text = text.encode(encoding, "backslashreplace").decode(encoding)
+        text = self.clean(msg).encode(encoding, "backslashreplace").decode(encoding)
         super().write(text, style_func, ending)
+
+    def write_lines(self, text: str, ending: str | None = None) -> None:
+        """Write contents, whose line ends and tabs stay."""
+        self.clean, before = printable_lines, self.clean
+        self.write(text, ending=ending)
+        self.clean = before
+
+
+def _clean_line(text: str) -> str:
+    return printable(text.removesuffix("\n")) + "\n" * text.endswith("\n")
 
 
 class PrintingCommand(BaseCommand):
@@ -138,10 +129,10 @@ class PrintingCommand(BaseCommand):
     def check(self, *args: Any, **kwargs: Any) -> None:
         """Make Django print its checks in many lines, without their colours."""
         style, self.style = self.style, no_style()
-        self.stdout.has_lines = self.stderr.has_lines = True
+        self.stdout.clean = self.stderr.clean = printable_lines
         super().check(*args, **kwargs)
         # Where a check is an error, it is what is printed next, and the last.
-        self.stdout.has_lines = self.stderr.has_lines = False
+        self.stdout.clean = self.stderr.clean = _clean_line
         self.style = style
 
     # -- for the commands ----------------------------------------------------------
@@ -157,7 +148,6 @@ class PrintingCommand(BaseCommand):
             return ""
 
     def confirm(self, question: str, *, undone: str = "written") -> None:
-        """Raise CommandError unless the answer is yes."""
         try:
             answer = self.ask(question)
         except EOFError:
@@ -186,14 +176,9 @@ class PrintingCommand(BaseCommand):
     def _explain(self, exc: Exception) -> Exception:
         """Return the error to print instead of one, or that one itself."""
         code = self.incomplete if self.begun else self.nothing_done
-        found = next(
-            (each for each in _chain(exc) if isinstance(each, _OF_DATABASES)), None
-        )
-        if found is not None and (lacking := _find_unmigrated()) is not None:
-            words, is_bare = lacking
-            return CommandError(
-                words, returncode=self.nothing_done if is_bare else code
-            )
+        found = next((e for e in _chain(exc) if isinstance(e, _OF_DATABASES)), None)
+        if found is not None and (lacking := _find_unmigrated()):
+            return CommandError(lacking, returncode=self.nothing_done)
         if isinstance(exc, CommandError):
             # 1 is what an error has that brings none.
             if exc.returncode == 1:
@@ -208,20 +193,18 @@ class PrintingCommand(BaseCommand):
         if found is None:
             return exc
         # The driver's own words may quote contents, so only its kind is told.
-        kind, advice = type(found).__name__, "Its own log says why."
-        if self.begun:
-            advice = "Run the same command again to go on."
-        elif isinstance(found, OperationalError | InterfaceError):
-            advice = (
-                "See that it runs, that DATABASES says where, and that it takes writes."
-            )
+        advice = (
+            "Its own log says why. Run the same command again to go on."
+            if self.begun
+            else "See that it runs, that DATABASES says where, and that it takes writes."
+        )
         return CommandError(
-            f"The database could not be used ({kind}). {advice}", returncode=code
+            f"The database could not be used ({type(found).__name__}). {advice}",
+            returncode=code,
         )
 
 
 def moment(when: datetime | None) -> str:
-    """Return a time to the second, with its offset."""
     return "" if when is None else iso(when, " ", "seconds")
 
 
@@ -239,7 +222,6 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """Return a value as JSON in printable ASCII."""
     return ascii_json(json.dumps(value, indent=indent))
 
 
@@ -253,7 +235,6 @@ def json_list(values: Iterable[Any]) -> Iterator[str]:
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:
-    """Return an error and what it was caused by."""
     seen: set[int] = set()
     found: BaseException | None = exc
     while found is not None and id(found) not in seen:
@@ -274,26 +255,21 @@ def _clean_messages(exc: BaseException) -> None:
         )
 
 
-def _find_unmigrated() -> tuple[str, bool] | None:
-    """Return what to say of a database that lacks migrations; None where none does.
-
-    Also whether it has no table of ours at all.
-    """
+def _find_unmigrated() -> str:
+    """Return what to say of a database that lacks migrations, or ""."""
     for using in databases(skip_broken=True):
         # Out of order, or in a transaction that is lost: nobody can tell.
         with suppress(Exception):
             executor = MigrationExecutor(connections[using])
             targets = executor.loader.graph.leaf_nodes(AgentSession._meta.app_label)
             if plan := executor.migration_plan(targets):
-                tables = connections[using].introspection.table_names()
                 where = "" if using == DEFAULT_ALIAS else f" --database {using}"
                 are = "migration is" if len(plan) == 1 else "migrations are"
-                words = (
+                return (
                     f"The database {using!r} is not migrated: {len(plan)} {are} not "
                     f"applied. Run manage.py migrate{where} first."
                 )
-                return words, AgentSession._meta.db_table not in tables
-    return None
+    return ""
 
 
 def _widths(page: list[list[str]]) -> list[int]:
@@ -326,7 +302,6 @@ class Progress:
             self._draw(now)
 
     def close(self) -> None:
-        """Draw the end, and leave the line."""
         self._draw(time.monotonic())
         self._write("\n")
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 from agent_sessions.retention.removal import (
     Removal,
     Spared,
-    count_trimmed,
     finish_later,
     finish_removals,
     foresee,
-    is_waiting,
     remove,
     remove_all,
     store_of,
-    trim,
     unfinished_items,
 )
 from agent_sessions.retention.selection import (
@@ -31,16 +28,13 @@ __all__ = [
     "Selection",
     "Spared",
     "Totals",
-    "count_trimmed",
     "databases",
     "finish_later",
     "finish_removals",
     "foresee",
     "has_retention",
-    "is_waiting",
     "remove",
     "remove_all",
     "store_of",
-    "trim",
     "unfinished_items",
 ]

@@ -78,7 +78,6 @@ class Receipt:
 
     @classmethod
     def of(cls, user: AbstractBaseUser) -> Receipt:
-        """Begin the receipt of a user."""
         return cls(user.get_username(), str(user.pk), iso(timezone.now()))
 
     def leave(self, row: AgentSession | PendingClear, code: str, reason: str) -> None:
@@ -87,11 +86,9 @@ class Receipt:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether it came to its end and nothing is left."""
         return bool(self.finished_at) and not self.left
 
     def as_json(self) -> dict[str, Any]:
-        """Return the receipt as plain values."""
         return {
             "format": FORMAT,
             **asdict(self),
@@ -246,7 +243,6 @@ def _blank_log(find: Callable[[type[Model], set[int]], set[int]]) -> int:
 
 
 def _key(object_id: str | None) -> int | None:
-    """Read the key of a row, as the log has it."""
     try:
         key = AgentSession._meta.pk.to_python(object_id)
     except (ValidationError, ValueError):

@@ -36,8 +36,6 @@ COMMIT_SECONDS = 5.0
 
 @dataclass(slots=True)
 class RetryReport:
-    """What retry_pending() has done."""
-
     # Histories that are gone now, and their items.
     cleared: int = 0
     items: int = 0
@@ -130,7 +128,6 @@ def _keeps_outside(row: AgentSession, using: str) -> bool:
 
 
 def _pending() -> Iterator[QuerySet[PendingClear]]:
-    """Return what is to be removed, a query for each Django database."""
     for using in databases(skip_broken=True):
         yield PendingClear.objects.using(using)
 

@@ -86,7 +86,7 @@ class Removal:
             return self.why_kept(row)
         if not self.running and holds_a_run(row):
             return f"run {row.run_id} is active"
-        if not self.waiting and is_waiting(row):
+        if not self.waiting and _is_waiting(row):
             return "it waits for an approval"
         return ""
 
@@ -127,7 +127,7 @@ def foresee(row: AgentSession, how: Removal) -> Outcome:
         store_of(row)
         if not how.keep_turns:
             return row.item_count
-        return count_trimmed(row, how.keep_turns)
+        return _trim(row, how, count_older)
     except AgentSessionError as exc:
         return exc
 
@@ -142,36 +142,6 @@ def remove(row: AgentSession, how: Removal) -> int | None:
     if isinstance(found, AgentSessionError):
         raise found
     return found
-
-
-def trim(row: AgentSession, keep: int, how: Removal | None = None) -> int | None:
-    """Remove all but the last `keep` turns of a session, and of each of its branches.
-
-    Return how many items, None where the session has changed. Raises Spared, also where
-    the store can't remove single turns, and what the store raises.
-    """
-    how = how or Removal()
-    options: Any = {"guard": how.guard, "batch_size": how.batch_size}
-    return _trimming(row, partial(trim_history, **options), keep)
-
-
-def count_trimmed(row: AgentSession, keep: int) -> int | None:
-    """Return how many items trim() would remove. Raises what it does."""
-    return _trimming(row, count_older, keep)
-
-
-def _trimming(
-    row: AgentSession, act: Callable[[Engine, SessionKey, int], int], keep: int
-) -> int | None:
-    backend, key = store_of(row)
-    if (rows := backend.in_database) is None:
-        raise Spared(f"{type(backend).__name__} can't remove single turns")
-    try:
-        return act(rows.engine, key, keep)
-    except SessionDoesNotExist:
-        return None
-    except InvalidBranch as exc:
-        raise Spared(str(exc).rstrip(".")) from exc
 
 
 def unfinished_items() -> int:
@@ -226,7 +196,7 @@ def store_of(row: AgentSession) -> tuple[BaseSessionBackend, SessionKey]:
     return backend, SessionKey(row.session_id, row.user_id)
 
 
-def is_waiting(row: AgentSession) -> bool:
+def _is_waiting(row: AgentSession) -> bool:
     """Return whether an approval of the session can still be given."""
     if row.state != AgentSession.State.WAITING:
         return False
@@ -244,6 +214,21 @@ def is_waiting(row: AgentSession) -> bool:
 
 
 # -- inside ----------------------------------------------------------------------------
+
+
+def _trim(
+    row: AgentSession, how: Removal, act: Callable[[Engine, SessionKey, int], int]
+) -> int | None:
+    """Do something to all but the last turns of a session, and of each branch."""
+    backend, key = store_of(row)
+    if (rows := backend.in_database) is None:
+        raise Spared(f"{type(backend).__name__} can't remove single turns")
+    try:
+        return act(rows.engine, key, how.keep_turns)
+    except SessionDoesNotExist:
+        return None
+    except InvalidBranch as exc:
+        raise Spared(str(exc).rstrip(".")) from exc
 
 
 def _finish() -> None:
@@ -280,7 +265,8 @@ def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:
     """Remove sessions of one backend. Raises what their store raises."""
     backend, key = store_of(batch[0])
     if how.keep_turns:
-        return {batch[0].pk: trim(batch[0], how.keep_turns, how)}
+        act = partial(trim_history, guard=how.guard, batch_size=how.batch_size)
+        return {batch[0].pk: _trim(batch[0], how, act)}
     found: dict[int, Outcome] = {}
 
     def may_go(row: AgentSession) -> bool:

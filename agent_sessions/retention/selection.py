@@ -28,8 +28,6 @@ M = TypeVar("M", bound=Model)
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """How many sessions there are, with how many items."""
-
     sessions: int = 0
     items: int = 0
 
@@ -180,7 +178,6 @@ def databases(*, skip_broken: bool = False) -> list[str]:
 
 
 def has_retention(backends: tuple[str, ...] = ()) -> bool:
-    """Return whether a backend has `max_idle` or `max_age`. Raises InvalidBackend."""
     return any(sessions[alias].retention for alias in backends or sessions)
 
 
@@ -199,7 +196,6 @@ def _inactive(since: datetime) -> Q:
 
 
 def _before(now: datetime, age: timedelta) -> datetime:
-    """Go back in time, at most to its beginning."""
     try:
         return now - age
     except OverflowError:

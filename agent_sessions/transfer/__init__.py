@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-# Sessions that a report names, and the characters of each name.
-MOST_REFUSED = 10_000
+# Characters of a session's name that are told.
 _NAME_LENGTH = 255
 
 
@@ -15,6 +14,9 @@ _NAME_LENGTH = 255
 class Report:
     """Counts of one call; what a call doesn't do stays 0."""
 
+    # Told a line for each session that was left as it is.
+    tell: Callable[[str], object] = lambda line: None
+    refused: int = 0
     # Sessions that were made, that were completed, and that had nothing new.
     made: int = 0
     grown: int = 0
@@ -30,35 +32,11 @@ class Report:
     unreadable: int = 0
     # Items that the source itself shows nowhere.
     left_out: int = 0
-    # Sessions that were left as they are, and why.
-    refused: dict[str, str] = field(default_factory=dict)
-    # How many more there were, once as many as MOST_REFUSED are named.
-    more_refused: int = 0
-    # Sessions that were asked for by id, and that the source doesn't have.
-    missing: set[str] = field(default_factory=set)
-    # Sessions with other branches than the one that was copied.
-    branched: list[str] = field(default_factory=list)
-
-    @property
-    def failures(self) -> int:
-        """Count the sessions that were wanted and not transferred."""
-        return len(self.refused) + self.more_refused + len(self.missing)
 
     def refuse(self, session_id: Any, reason: str) -> None:
-        """Name a session that is left, and why; memory stays bounded."""
+        """Name a session that is left, and why."""
+        self.refused += 1
         name = str(session_id)
         if len(name) > _NAME_LENGTH:
             name = f"{name[:_NAME_LENGTH]}…"
-        if name in self.refused or len(self.refused) >= MOST_REFUSED:
-            self.more_refused += 1
-        else:
-            self.refused[name] = reason
-
-    def refusals(self) -> Iterator[str]:
-        """Return a line for each session that is left."""
-        for session_id, reason in self.refused.items():
-            yield f"{session_id}: refused: {reason}"
-        if self.more_refused:
-            yield f"and {self.more_refused} more: refused."
-        for session_id in sorted(self.missing):
-            yield f"{session_id}: the source has no such session."
+        self.tell(f"{name}: refused: {reason}")

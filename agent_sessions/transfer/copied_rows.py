@@ -53,7 +53,6 @@ class Pairs:
         self._late: list[tuple[datetime, int]] = []
 
     def add(self, here: StoredItem, there: StoredItem) -> None:
-        """Note an item and its copy."""
         self.here.append(here.position)
         self.there.append(there.position)
         if self._names and (name := place_of(here)) in self._names:
@@ -65,7 +64,6 @@ class Pairs:
                 self._late.append((stored(when), there.position))
 
     def write_times(self) -> None:
-        """Write the times that differ."""
         if not self._late or self.copy is None:
             return
         connection = connections[self.copy._state.db or DEFAULT_DB_ALIAS]

@@ -84,8 +84,6 @@ def find_sources(
 
 
 class Copier:
-    """Copies histories between two backends."""
-
     def __init__(
         self,
         source: BaseSessionBackend,
@@ -161,7 +159,7 @@ class Copier:
                 self._remove(chosen, held)
         finally:
             if held is not None:
-                self.source.directory.rows(key).filter(run_id=held).update(**NO_RUN)
+                self._release(key, held)
 
     def _row(self, key: SessionKey) -> AgentSession | None:
         row: AgentSession | None = self.target.directory.rows(key).first()
@@ -189,7 +187,10 @@ class Copier:
                     "it has other branches, which only the source can keep. Copy it "
                     "without --move."
                 )
-            self.report.branched.append(chosen.key.session_id)
+            self.report.tell(
+                f"{chosen.key.session_id}: only its current branch is copied; it has "
+                "others."
+            )
 
     # -- items ---------------------------------------------------------------------
 
@@ -330,6 +331,9 @@ class Copier:
         ):
             raise CopyProblem("a run holds it. It is free once that has ended.")
         return held
+
+    def _release(self, key: SessionKey, held: str) -> None:
+        self.source.directory.rows(key).filter(run_id=held).update(**NO_RUN)
 
     def _remove(self, chosen: Chosen, held: str | None) -> None:
         """Remove the source's history, if it is still what was copied."""

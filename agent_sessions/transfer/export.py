@@ -162,7 +162,6 @@ def ended(status: Any) -> AgentRun.Status:
 
 
 def describe_session(row: AgentSession) -> dict[str, Any]:
-    """Return what the directory knows of a session."""
     metadata = row.metadata if isinstance(row.metadata, dict) else {}
     # Read where the row lies: a replica may lag behind.
     branches = Branch._base_manager.using(row._state.db).filter(pk=row.branch_id)

@@ -21,15 +21,14 @@ from agent_sessions.retention import (
     Removal,
     Selection,
     Spared,
-    count_trimmed,
     finish_removals,
     remove,
     store_of,
-    trim,
     unfinished_items,
 )
 from tests.backends.remote.test_pending import FailingBackend
 from tests.support.selections import AskedSelection
+from tests.support.trimming import count_trimmed, trim
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.one_database]
 

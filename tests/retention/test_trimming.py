@@ -15,8 +15,9 @@ from agent_sessions import DjangoSession, sessions
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.doctor import examine
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
-from agent_sessions.retention import Removal, Spared, count_trimmed, trim
+from agent_sessions.retention import Removal, Spared
 from tests.support.selections import AskedSelection
+from tests.support.trimming import count_trimmed, trim
 
 pytestmark = pytest.mark.django_db
 

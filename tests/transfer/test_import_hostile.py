@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError
 
-from agent_sessions import transfer
 from agent_sessions.models import SessionItem
 from agent_sessions.transfer.import_ import records
 from tests.support import import_sources
@@ -273,16 +272,6 @@ class TestSizes:
             assert "more than 65,536 bytes" in refused("sqlite", path)
         else:
             assert refused("sqlite", path).startswith("Can't read")
-
-    def test_a_report_names_so_many_sessions(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(transfer, "MOST_REFUSED", 2)
-        path.write_text("x\n" * 5 + '{"format": "agent-sessions/1", "session": {"id"')
-        told = refused("export", path)
-        assert told.count("is no session of") == 2
-        assert "and 4 more: refused." in told
-        assert "6 sessions were not imported" in told
 
 
 def page(kind: int, cells: list[bytes], size: int, last: int = 0) -> bytes:

@@ -160,7 +160,6 @@ class Command(PrintingCommand):
         return replace(selection, backends=tuple(can))
 
     def _is_governed(self, selection: Selection) -> bool:
-        """Return whether the settings say which sessions are meant."""
         return not selection.session_ids and (selection.idle or selection.expired)
 
     def _ask(

@@ -79,28 +79,21 @@ class Command(PrintingCommand):
             )
         chosen = Selection(session_ids=ids, backends=(source.alias,), user=user)
         self.begun = True
-        self.stopped = partial(_stopped, copier.report)
+        report = copier.report
+        report.tell = self.stderr.write
+        self.stopped = partial(_stopped, report)
         with self.progress(lambda: chosen.totals().items) as copier.progress:
             copier.run(find_sources(source, chosen))
-        self._tell(copier.report, options)
-
-    def _tell(self, report: Report, options: dict[str, Any]) -> None:
-        for line in report.refusals():
-            self.stderr.write(line)
-        for session_id in report.branched:
-            self.stderr.write(
-                f"{session_id}: only its current branch was copied; it has others."
-            )
         if options["verbosity"]:
             moved = f", moved {report.moved}" if options["move"] else ""
             self.stdout.write(
                 f"Copied {counted(report.items, 'item')}: sessions new {report.made}, "
                 f"grown {report.grown}, unchanged {report.unchanged}{moved}, refused "
-                f"{report.failures}."
+                f"{report.refused}."
             )
-        if report.failures:
+        if report.refused:
             raise CommandError(
-                f"{counted(report.failures, 'session')} could not be copied."
+                f"{counted(report.refused, 'session')} could not be copied."
             )
 
 

@@ -74,10 +74,10 @@ class Command(PrintingCommand):
                     f"{counted(report.opened, 'session')} of these: encrypted in the "
                     "store, and in clear in the export."
                 )
-        if report.failures:
+        if report.refused:
             self.begun = True
             raise CommandError(
-                f"{counted(report.failures, 'session')} could not be exported."
+                f"{counted(report.refused, 'session')} could not be exported."
             )
 
     def _export(self, report: Report, options: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class Command(PrintingCommand):
                         for piece in make(row, report):
                             whole.write(piece.encode("utf-8", "replace"))
                     except AgentSessionError as exc:
-                        report.refuse(row.session_id, str(exc))
+                        report.refused += 1
                         self.stderr.write(f"{row.session_id}: {exc}")
                         continue
                     whole.seek(0)
@@ -102,7 +102,6 @@ class Command(PrintingCommand):
     def _target(
         self, options: dict[str, Any]
     ) -> Iterator[Callable[[AgentSession, IO[bytes]], None]]:
-        """Yield what takes each session's text."""
         output, overwrite = options["output"], options["overwrite"]
         path = Path(output)
         if output == "-":

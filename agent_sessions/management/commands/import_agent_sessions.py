@@ -87,20 +87,19 @@ class Command(PrintingCommand):
         try:
             importer = self._importer(source, options)
             self.begun = True
+            importer.report.tell = self.stderr.write
             self.stopped = partial(_stopped, importer.report)
             with self.progress(lambda: source.total) as importer.progress:
                 report = importer.run(options["session_id"])
         finally:
             source.close()
-        for line in report.refusals():
-            self.stderr.write(line)
         if options["verbosity"]:
             for line in _lines(report, dry_run=options["dry_run"]):
                 self.stdout.write(line)
-        if report.failures:
-            were = "was" if report.failures == 1 else "were"
+        if report.refused:
+            were = "was" if report.refused == 1 else "were"
             raise CommandError(
-                f"{counted(report.failures, 'session')} {were} not imported."
+                f"{counted(report.refused, 'session')} {were} not imported."
             )
 
     def _importer(self, source: Source, options: dict[str, Any]) -> Importer:
@@ -152,7 +151,7 @@ def _lines(report: Report, *, dry_run: bool) -> list[str]:
     lines = [
         f"{done} {counted(report.items, 'item')}: sessions new {report.made}, grown "
         f"{report.grown}, unchanged {report.unchanged}, refused "
-        f"{len(report.refused) + report.more_refused}; branches {report.branches}, runs "
+        f"{report.refused}; branches {report.branches}, runs "
         f"{report.runs}."
     ]
     if report.unreadable:

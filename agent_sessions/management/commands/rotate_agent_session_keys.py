@@ -27,7 +27,6 @@ _PAUSE = 0.5
 
 
 def _seconds(text: str) -> float:
-    """Read how long to wait, for argparse."""
     seconds = float(text)
     if not 0 <= seconds < math.inf:
         raise ArgumentTypeError("0 or more seconds")
@@ -35,8 +34,6 @@ def _seconds(text: str) -> float:
 
 
 class Job:
-    """What is done for one alias."""
-
     def __init__(self, alias: str) -> None:
         self.alias = alias
         self.backend = cast("EncryptedBackend", sessions[alias])

@@ -110,14 +110,16 @@ class Importer:
         It may be run again after any end: it goes on where it stopped. The report
         names those of `only` that the source doesn't have.
         """
-        self.report.missing.update(only)
+        missing = set(only)
         with self._batches:
             for session in self.source.sessions():
-                self.report.missing.discard(session.session_id)
+                missing.discard(session.session_id)
                 try:
                     self._import(session)
                 except ImportProblem as exc:
                     self.report.refuse(session.session_id, str(exc))
+        for session_id in sorted(missing):
+            self.report.refuse(session_id, "the source has no such session.")
         return self.report
 
     def _import(self, session: SourceSession) -> None:

@@ -196,7 +196,6 @@ def _alike(names: list[str]) -> str:
 
 
 def _own_name(name: str) -> str:
-    """Return the name that a branch has here, where names lack one character."""
     return name.replace(LABEL_MARK, "-")
 
 

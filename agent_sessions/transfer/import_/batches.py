@@ -38,7 +38,6 @@ class Batches(ExitStack):
         self._bytes = 0
 
     def begin(self) -> None:
-        """Open a transaction where none is open."""
         if self._left > 0 or self.dry_run:
             return
         self.number += 1

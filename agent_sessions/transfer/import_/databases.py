@@ -76,7 +76,6 @@ class Database(ABC):
     def rows(
         self, sql: str, params: Sequence[Any] = (), *, longest: int = CELL_BYTES
     ) -> list[tuple[Any, ...]]:
-        """Return the rows of a query."""
         with self.query(sql, params, longest=longest) as cursor:
             return list(cursor.fetchall())
 
@@ -93,12 +92,10 @@ class Database(ABC):
             return array("q", (row[0] for row in cursor))
 
     def columns(self, table: str) -> set[str]:
-        """Name a table's columns. Raises UnreadableSource."""
         with self.query(f"SELECT * FROM {table} WHERE 1 = 0") as cursor:
             return {column[0].lower() for column in cursor.description}
 
     def marks(self, values: Sequence[Any]) -> str:
-        """Return the places of several parameters."""
         return ", ".join([self.mark] * len(values))
 
     def _problem(self, exc: Exception) -> UnreadableSource:
@@ -109,8 +106,6 @@ class Database(ABC):
 
 
 class Alias(Database):
-    """An alias of DATABASES."""
-
     mark = "%s"
 
     def __init__(self, alias: str) -> None:
@@ -222,7 +217,6 @@ class SQLiteFile(Database):
         return int(self._steps > self._most)
 
     def _check_table(self, table: str) -> None:
-        """Refuse what is computed, and what is damaged."""
         name = table.rpartition(".")[2]
         quoted = _quote(name)
         columns = self.rows(f"PRAGMA table_xinfo({quoted})")
@@ -297,7 +291,6 @@ class _Place:
         self.uri = f"file:{quote(os.fsencode(path))}?mode=ro"
 
     def close(self) -> None:
-        """Remove the copy, if there is one."""
         if self._copy is not None:
             self._copy.cleanup()
 

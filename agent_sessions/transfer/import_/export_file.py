@@ -124,7 +124,6 @@ class ExportSource(Source):
         self._file.close()
 
     def _once(self, session: SourceSession) -> SourceSession:
-        """Refuse an id that another line of the file has."""
         line = self._line
         first = self._seen.setdefault(session.session_id, line)
         if first == line:
@@ -202,7 +201,6 @@ class ExportSource(Source):
 
 
 def _read(text: bytes) -> dict[str, Any]:
-    """Return the object of a line. Raises one of _WRONG."""
     if len(text) > ITEM_BYTES:
         raise ValueError
     found = json.loads(text.decode())

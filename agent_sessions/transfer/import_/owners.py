@@ -75,7 +75,6 @@ def _read_rule(rule: str) -> tuple[str, re.Pattern[str]]:
 
 
 def _find(field: str, value: str) -> Any:
-    """Find one user's primary key. Raises ImportProblem."""
     model: Any = get_user_model()
     names = {"username": model.USERNAME_FIELD, "email": model.get_email_field_name()}
     try:

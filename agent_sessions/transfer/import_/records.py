@@ -156,7 +156,6 @@ class Source(Protocol):
 
 
 def text_file(path: str) -> Path:
-    """Return the path of a regular file of text. Raises UnreadableSource."""
     try:
         # Pipes and devices may never end, or never begin.
         if not Path(path).is_file():
@@ -210,7 +209,6 @@ def as_time(value: Any, zone: tzinfo) -> datetime | None:
 
 
 def read_item(text: str, created_at: datetime | None) -> SourceItem:
-    """Return the item that a text of a source holds."""
     try:
         row = encode_batch([decode(text)]).rows[0]
     except InvalidItem:
@@ -219,7 +217,6 @@ def read_item(text: str, created_at: datetime | None) -> SourceItem:
 
 
 def keep_text(text: str, created_at: datetime | None) -> SourceItem:
-    """Return what can't be read as an item."""
     row = EncodedItem(text, 0, "", "", "", "", "")
     return SourceItem(row, created_at, is_readable=False)
 
@@ -335,7 +332,6 @@ def _cleaned(
 
 
 def sum_of(runs: Iterable[SourceRun], name: str) -> int:
-    """Add up a counter of runs."""
     return sum(run.columns.get(name) or 0 for run in runs)
 
 

@@ -147,11 +147,9 @@ class TableSource(Source):
             yield page
 
     def _of(self, session_ids: Sequence[Any]) -> str:
-        """Return the condition for the messages of sessions."""
         return f"session_id IN ({self.database.marks(session_ids)})"
 
     def _probe(self) -> None:
-        """Raise UnreadableSource unless the tables are of the kind."""
         messages = self.database.columns(self._messages)
         lacking = {
             self._sessions: _SESSION_COLUMNS - self.database.columns(self._sessions),

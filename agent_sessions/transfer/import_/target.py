@@ -135,7 +135,6 @@ class Target:
             self.branches[name] = ImportedBranch(branch, count)
 
     def count_of(self, name: str) -> int:
-        """Return how many items of a branch were imported."""
         return self.branches[name].count if name in self.branches else 0
 
     # -- what is here already --------------------------------------------------------
@@ -324,7 +323,6 @@ class Target:
         self.batches.count(1)
 
     def save_branches(self) -> None:
-        """Write the branches that have changed."""
         for branch in self.changed:
             old = None if branch._state.adding else ("head", "turn", "archived_at")
             branch.save(using=self.using, update_fields=old)
