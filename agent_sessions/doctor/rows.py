@@ -101,8 +101,8 @@ class Reader:
         if (first := self.first_wrong_turn) is not None:
             self.found("wrong_turn", branch, first, count=self.wrong_turns)
         elif branch.archived_at is None and branch.turn != self.turn:
-            told = {"found": branch.turn, "expected": self.turn}
-            self.found("wrong_branch_turn", branch, **told)
+            code = "wrong_branch_turn"
+            self.found(code, branch, found=branch.turn, expected=self.turn)
 
     def _read(self, row: Row) -> None:
         self.items += 1

@@ -85,8 +85,8 @@ class Examination:
         expected = self._items.filter(branch__session_id=self.row.pk).count()
         if (count := self.row.item_count) != expected:
             mend = partial(self._session.update, item_count=expected)
-            told = {"found": count, "expected": expected}
-            self._found("wrong_item_count", mend=mend, **told)
+            code = "wrong_item_count"
+            self._found(code, mend=mend, found=count, expected=expected)
         self._look_at_title()
 
     def _found(
@@ -165,8 +165,8 @@ class Examination:
         last = max(reader.last, begin)
         if last > branch.head:
             mend = partial(self._branches.filter(pk=branch.pk).update, head=last)
-            told = {"found": branch.head, "expected": last}
-            self._found("wrong_head", branch, mend=mend, **told)
+            head = branch.head
+            self._found("wrong_head", branch, mend=mend, found=head, expected=last)
 
     def _look_at_title(self) -> None:
         if self.row.title or self._current is None:

@@ -1,8 +1,7 @@
 """Reading a source's tables: a file of SQLite, or an alias of DATABASES.
 
-The schema of a file is somebody's program. So only tables are read, whose columns are
-stored and not computed; their pages are checked before; no text is longer than it may
-be, and no query goes on for longer than a file of this size can need.
+The schema of a file is somebody's program. So only tables are read, whose pages are
+checked before, and no text is longer than it may be.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import sqlite3
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,12 +28,7 @@ from agent_sessions.transfer.import_.records import (
     as_text,
 )
 
-# Steps of SQLite's virtual machine that each query may take, and for each byte of the
-# file: reading a row takes about ten.
-_STEPS = 20_000_000
-_STEPS_PER_BYTE = 4
-# Steps between two looks at how many there were.
-_LOOK = 10_000
+# What queries call: the file's own expressions may call anything.
 _FUNCTIONS = frozenset({"count", "length", "max", "min"})
 # What is wrong with a value, whatever the driver makes of it.
 _ERRORS = (sqlite3.Error, ValueError, TypeError, OverflowError)
@@ -84,7 +78,9 @@ class Database(ABC):
     ) -> Iterator[tuple[Any, ...]]:
         """Return the rows of a query one by one, before another query is run."""
         with self.query(sql, params, longest=longest) as cursor:
-            yield from cursor
+            # Not `yield from`: its end closes a cursor whose connection may be closed.
+            for row in cursor:  # noqa: UP028
+                yield row
 
     def ids(self, sql: str, params: Sequence[Any]) -> array[int]:
         """Return whole numbers that may be very many."""
@@ -140,8 +136,6 @@ class SQLiteFile(Database):
 
     def __init__(self, path: Path) -> None:
         self.name = as_text(path.resolve())
-        self._most = _STEPS + _STEPS_PER_BYTE * path.stat().st_size
-        self._steps = 0
         self._place = _Place(path.resolve(), self.name)
         try:
             self._connection = sqlite3.connect(
@@ -155,7 +149,6 @@ class SQLiteFile(Database):
             "utf-8", "surrogateescape"
         )
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        self._connection.set_progress_handler(self._look, _LOOK)
         for pragma in (
             "trusted_schema = OFF",
             "query_only = ON",
@@ -172,9 +165,22 @@ class SQLiteFile(Database):
                 f"{self.name} has its texts in UTF-16. Copy it into a file in UTF-8: "
                 "sqlite3 OLD .dump | sqlite3 NEW."
             )
-        for table in tables:
-            self._check_table(table)
         names = {table.rpartition(".")[2].lower() for table in tables}
+        for name in names:
+            # There may be none, which is told where it is read.
+            kinds = {row[2] for row in self.rows(f"PRAGMA table_list({_quote(name)})")}
+            if not kinds <= {"table"}:
+                raise UnreadableSource(
+                    f"{name} of {self.name} is a view or a virtual table. Only tables "
+                    "are read: copy what it shows into one."
+                )
+            if kinds and self.rows(f"PRAGMA integrity_check({_quote(name)})") != [
+                ("ok",)
+            ]:
+                raise UnreadableSource(
+                    f"{self.name} is damaged. Let SQLite's shell recover what is left, "
+                    "with .recover, into a new file."
+                )
 
         def authorize(
             action: int,
@@ -196,12 +202,10 @@ class SQLiteFile(Database):
     def query(
         self, sql: str, params: Sequence[Any] = (), *, longest: int = CELL_BYTES
     ) -> Iterator[Any]:
-        self._steps = 0
         # A row counts as one text, and has some bytes of its own.
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest + CELL_BYTES)
         try:
-            with closing(self._connection.execute(sql, tuple(params))) as cursor:
-                yield cursor
+            yield self._connection.execute(sql, tuple(params))
         except _ERRORS as exc:
             raise self._problem(exc) from None
 
@@ -212,49 +216,7 @@ class SQLiteFile(Database):
         self._connection.close()
         self._place.close()
 
-    def _look(self) -> int:
-        self._steps += _LOOK
-        return int(self._steps > self._most)
-
-    def _check_table(self, table: str) -> None:
-        name = table.rpartition(".")[2]
-        quoted = _quote(name)
-        columns = self.rows(f"PRAGMA table_xinfo({quoted})")
-        if not columns:
-            # There is none, which is told where it is read.
-            return
-        kinds = {row[2] for row in self.rows(f"PRAGMA table_list({quoted})")}
-        if kinds != {"table"}:
-            raise UnreadableSource(
-                f"{table} of {self.name} is a view or a virtual table. Only tables are "
-                "read: copy what it shows into one."
-            )
-        if any(column[-1] for column in columns) or self._has_computed_index(quoted):
-            raise UnreadableSource(
-                f"{table} of {self.name} has computed columns or indexes, which aren't "
-                "read. Copy it into a table without them."
-            )
-        if self.rows(f"PRAGMA integrity_check({quoted})") != [("ok",)]:
-            raise UnreadableSource(
-                f"{self.name} is damaged. Let SQLite's shell recover "
-                "what is left, with .recover, into a new file."
-            )
-
-    def _has_computed_index(self, quoted: str) -> bool:
-        """Return whether a table has a partial index, or one of expressions."""
-        for _, name, _, _, is_partial in self.rows(f"PRAGMA index_list({quoted})"):
-            columns = self.rows(f"PRAGMA index_xinfo({_quote(name)})")
-            # An expression is column -2, the row's own number -1.
-            if is_partial or any(column[1] == -2 for column in columns):
-                return True
-        return False
-
     def _problem(self, exc: Exception) -> UnreadableSource:
-        if isinstance(exc, sqlite3.OperationalError) and self._steps > self._most:
-            return UnreadableSource(
-                f"Can't read {self.name}: a query takes more steps than a file of this "
-                "size can need. It is damaged, or was made to do so."
-            )
         if isinstance(exc, sqlite3.DataError):
             return TooLong(
                 f"Can't read {self.name}: it has an id, a name or a time of more than "
