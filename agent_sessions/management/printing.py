@@ -19,7 +19,7 @@ from django.core.management.base import (
     SystemCheckError,
 )
 from django.core.management.color import no_style
-from django.db import DatabaseError, InterfaceError, connections
+from django.db import DatabaseError, InterfaceError, OperationalError, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.utils.connection import ConnectionDoesNotExist
 
@@ -193,11 +193,13 @@ class PrintingCommand(BaseCommand):
         if found is None:
             return exc
         # The driver's own words may quote contents, so only its kind is told.
-        advice = (
-            "Its own log says why. Run the same command again to go on."
-            if self.begun
-            else "See that it runs, that DATABASES says where, and that it takes writes."
-        )
+        advice = "Its own log says why."
+        if self.begun:
+            advice = "Run the same command again to go on."
+        elif isinstance(found, OperationalError | InterfaceError):
+            advice = (
+                "See that it runs, that DATABASES says where, and that it takes writes."
+            )
         return CommandError(
             f"The database could not be used ({type(found).__name__}). {advice}",
             returncode=code,
@@ -222,7 +224,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    return ascii_json(json.dumps(value, indent=indent))
+    return ascii_json(json.dumps(value, indent=indent, default=iso))
 
 
 def json_list(values: Iterable[Any]) -> Iterator[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -35,16 +35,6 @@ from agent_sessions.retention.pending import retry_pending
 from agent_sessions.retention.removal import Outcome
 
 NOTHING_WRITTEN = "Nothing was written."
-
-
-@dataclass(slots=True)
-class Done:
-    """What became of the sessions: numbers of sessions and of items, by alias."""
-
-    sessions: Counter[str] = field(default_factory=Counter)
-    items: Counter[str] = field(default_factory=Counter)
-    spared: int = 0
-    failed: int = 0
 
 
 class Command(PrintingCommand):
@@ -83,8 +73,14 @@ class Command(PrintingCommand):
     @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity: int = options["verbosity"]
-        self.done = Done()
+        # What became of the sessions: their numbers and those of their items, by alias.
+        self.cleared, self.items = Counter[str](), Counter[str]()
+        self.spared = self.failed = 0
         selection = self._selection()
+        # Whether the settings say which sessions are meant.
+        governed = not selection.session_ids and (selection.idle or selection.expired)
+        if governed and not options["delete"]:
+            selection = replace(selection, filled=True)
         how = Removal(
             delete=options["delete"],
             waiting=options["waiting"],
@@ -97,18 +93,15 @@ class Command(PrintingCommand):
             for row in rows:
                 self._count(row, foresee(row, how))
         else:
-            if options["interactive"]:
+            if options["interactive"] and (how.delete or not governed):
                 self._ask(selection, rows, how)
             self.begun, self.stopped = True, self._stopped
-            self.done.failed = self._finish()
+            self._finish()
             self._remove(selection, rows, how)
         if self.verbosity:
             for line in self._lines():
                 self.stdout.write(line)
-        left = self.done.failed
-        if not self._is_governed(selection):
-            left += self.done.spared
-        if left:
+        if left := self.failed + (0 if governed else self.spared):
             left_as = "was left as it is" if left == 1 else "were left as they are"
             raise CommandError(
                 f"{counted(left, 'session')} {left_as}.", returncode=self.incomplete
@@ -126,48 +119,38 @@ class Command(PrintingCommand):
             selection = self._trimmable(selection)
             if not selection.session_ids:
                 selection = replace(selection, more_turns_than=keep)
-        if not (selection.narrows or self.options["all"]):
-            if self.verbosity and not has_retention(selection.backends):
-                self.stdout.write(
-                    "No backend has max_idle or max_age in its OPTIONS: only sessions "
-                    "whose own time is over are looked for."
-                )
-            selection = replace(selection, idle=True, expired=True)
-        if self._is_governed(selection) and not self.options["delete"]:
-            selection = replace(selection, filled=True)
-        return selection
+        if selection.narrows or self.options["all"]:
+            return selection
+        if self.verbosity and not has_retention(selection.backends):
+            self.stdout.write(
+                "No backend has max_idle or max_age in its OPTIONS: only sessions "
+                "whose own time is over are looked for."
+            )
+        return replace(selection, idle=True, expired=True)
 
     def _trimmable(self, selection: Selection) -> Selection:
         """Leave out backends that can't remove single turns."""
-        can: list[str] = []
-        for alias in selection.backends or sessions:
-            if sessions[alias].in_database:
-                can.append(alias)
-                continue
-            kind = type(sessions[alias]).__name__
-            told = f"{alias}: {kind} can't remove single turns"
-            if alias in selection.backends:
+        every = selection.backends or tuple(sessions)
+        can = tuple(alias for alias in every if sessions[alias].in_database)
+        for alias in sorted(set(every) - set(can)):
+            told = (
+                f"{alias}: {type(sessions[alias]).__name__} can't remove single turns"
+            )
+            if selection.backends:
                 raise CommandError(f"{told}. {NOTHING_WRITTEN}")
+            # Those that are named are told of by their own names.
             if not selection.session_ids:
                 self.stderr.write(f"{told}; its sessions are left out.")
-        if selection.session_ids:
-            # Each is told of by its own name.
+        if selection.session_ids or len(can) == len(every):
             return selection
         if not can:
             raise CommandError(f"No backend can remove single turns. {NOTHING_WRITTEN}")
-        if len(can) == len(selection.backends or list(sessions)):
-            return selection
-        return replace(selection, backends=tuple(can))
-
-    def _is_governed(self, selection: Selection) -> bool:
-        return not selection.session_ids and (selection.idle or selection.expired)
+        return replace(selection, backends=can)
 
     def _ask(
         self, selection: Selection, rows: Iterable[AgentSession], how: Removal
     ) -> None:
-        """Ask before more than one session, where settings haven't decided it."""
-        if self._is_governed(selection) and not how.delete:
-            return
+        """Ask before more than one session."""
         if isinstance(rows, list):
             meant = [row for row in rows if not how.why_spared(row)]
             number, items = len(meant), sum(row.item_count for row in meant)
@@ -186,17 +169,16 @@ class Command(PrintingCommand):
 
     # -- what is done --------------------------------------------------------------
 
-    def _finish(self) -> int:
-        """Go on with what earlier calls were kept from; tell how many are still left."""
+    def _finish(self) -> None:
+        """Go on with what earlier calls were kept from."""
         report = retry_pending()
         if self.verbosity and report.cleared:
             self.stdout.write(
                 f"Removed {counted(report.items, 'item')} of "
                 f"{counted(report.cleared, 'session')} deleted earlier."
             )
-        failed = 0
         for alias, reason in sorted(report.reasons.items()):
-            failed += report.left[alias]
+            self.failed += report.left[alias]
             self.stderr.write(
                 f"{alias}: what {counted(report.left[alias], 'deleted session')} held "
                 f"is still there ({reason})."
@@ -208,7 +190,6 @@ class Command(PrintingCommand):
                     f"Deleted {counted(items, 'item')} that an earlier call had "
                     "removed."
                 )
-        return failed
 
     def _remove(
         self, selection: Selection, rows: Iterable[AgentSession], how: Removal
@@ -226,27 +207,28 @@ class Command(PrintingCommand):
 
     def _count(self, row: AgentSession, outcome: Outcome) -> None:
         if isinstance(outcome, Spared):
-            self.done.spared += 1
+            self.spared += 1
             self.stderr.write(f"{row.session_id}: left out, because {outcome}.")
         elif isinstance(outcome, AgentSessionError):
-            self.done.failed += 1
+            self.failed += 1
             self.stderr.write(f"{row.session_id}: {outcome}")
         elif outcome is not None:
-            self.done.sessions[row.backend] += 1
-            self.done.items[row.backend] += outcome
+            self.cleared[row.backend] += 1
+            self.items[row.backend] += outcome
 
     def _lines(self) -> Iterator[str]:
         """Return what was done, or would be, a line for each backend."""
-        verb = "Delete" if self.options["delete"] else "Clear"
-        if self.options["keep_last_turns"]:
+        options = self.options
+        verb = "Delete" if options["delete"] else "Clear"
+        if options["keep_last_turns"]:
             verb = "Remove"
-        is_tried = self.options["dry_run"]
-        verb = f"Would {verb.lower()}" if is_tried else f"{verb.rstrip('e')}ed"
-        several = len(self.done.sessions) > 1
-        for alias in sorted(self.done.sessions) or [""]:
-            sessions = counted(self.done.sessions[alias], "session")
-            items = counted(self.done.items[alias], "item")
+        verb = (
+            f"Would {verb.lower()}" if options["dry_run"] else f"{verb.rstrip('e')}ed"
+        )
+        for alias in sorted(self.cleared) or [""]:
+            sessions = counted(self.cleared[alias], "session")
+            items = counted(self.items[alias], "item")
             what = f"{sessions} with {items}"
-            if self.options["keep_last_turns"]:
+            if options["keep_last_turns"]:
                 what = f"{items} of {sessions}"
-            yield f"{f'{alias}: ' if several else ''}{verb} {what}."
+            yield f"{f'{alias}: ' if len(self.cleared) > 1 else ''}{verb} {what}."

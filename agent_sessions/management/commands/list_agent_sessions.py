@@ -16,17 +16,16 @@ from agent_sessions.management.printing import PrintingCommand, json_list, momen
 from agent_sessions.models import AgentSession
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
-from agent_sessions.times import iso
 
-# The heads of the table, by what is beneath each.
+# The columns of the table, and the heads of those that have another name.
+COLUMNS = (
+    *("id", "user", "backend", "items", "input_tokens", "output_tokens", "state"),
+    *("updated_at", "created_at"),
+)
 HEADS = {
     "id": "session",
-    "user": "user",
-    "backend": "backend",
-    "items": "items",
     "input_tokens": "tokens in",
     "output_tokens": "out",
-    "state": "state",
     "updated_at": "used",
     "created_at": "made",
 }
@@ -58,24 +57,23 @@ class Command(PrintingCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         limit = options["limit"]
         rows = _rows(read_selection(options, state=options["state"] or ""))
-        self._print(islice(rows, limit or None), options)
+        facts = (
+            _facts(row, titles=options["titles"]) for row in islice(rows, limit or None)
+        )
+        if options["json"]:
+            for line in json_list(facts):
+                self.stdout.write(line)
+        elif (first := next(facts, None)) is None:
+            self.stdout.write("There are no such sessions.")
+        else:
+            names = [*COLUMNS, *(["title"] if options["titles"] else [])]
+            cells = (
+                [_cell(each[name]) for name in names] for each in chain([first], facts)
+            )
+            for line in table([HEADS.get(name, name) for name in names], cells):
+                self.stdout.write(line)
         if limit and next(rows, None) is not None:
             self.stderr.write(f"There are more than {limit}; --limit 0 lists all.")
-
-    def _print(self, rows: Iterator[AgentSession], options: dict[str, Any]) -> None:
-        facts = (_facts(row, titles=options["titles"]) for row in rows)
-        if options["json"]:
-            for line in json_list(_as_json(each) for each in facts):
-                self.stdout.write(line)
-            return
-        heads = HEADS | ({"title": "title"} if options["titles"] else {})
-        cells = (tuple(_cell(each[name]) for name in heads) for each in facts)
-        first = next(cells, None)
-        if first is None:
-            self.stdout.write("There are no such sessions.")
-            return
-        for line in table(tuple(heads.values()), chain([first], cells)):
-            self.stdout.write(line)
 
 
 def _rows(selection: Selection) -> Iterator[AgentSession]:
@@ -88,25 +86,14 @@ def _rows(selection: Selection) -> Iterator[AgentSession]:
 
 
 def _facts(row: AgentSession, *, titles: bool) -> dict[str, Any]:
+    names = ("input_tokens", "output_tokens", "state", "updated_at", "created_at")
     return {
         "id": row.session_id,
         "backend": row.backend,
         "user": None if row.user is None else row.user.get_username(),
         "items": row.item_count,
-        "input_tokens": row.input_tokens,
-        "output_tokens": row.output_tokens,
-        "state": row.state,
-        "updated_at": row.updated_at,
-        "created_at": row.created_at,
-        "expires_at": row.expires_at,
+        **{name: getattr(row, name) for name in (*names, "expires_at")},
         **({"title": row.title} if titles else {}),
-    }
-
-
-def _as_json(facts: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: iso(value) if isinstance(value, datetime) else value
-        for name, value in facts.items()
     }
 
 

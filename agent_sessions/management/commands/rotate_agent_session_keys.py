@@ -168,7 +168,35 @@ class Command(PrintingCommand):
             time.sleep(_PAUSE)
 
     def _tell(self, job: Job) -> None:
-        done, last = job.done, job.last
+        done, last, said = job.done, job.last, list[str]()
+        for key_id, missing in sorted(last.unknown.items()):
+            said.append(
+                f"{counted(missing, 'row')} under key {key_id}, which is not among the "
+                "keys."
+            )
+        if last.fixed:
+            said.append(
+                f"{counted(last.fixed, 'item')} under other keys, which "
+                f"{type(job.backend.inner).__name__} can't rewrite. Copy the sessions "
+                "to an alias of the new key with copy_agent_sessions."
+            )
+        if last.unreadable:
+            said.append(
+                f"{counted(last.unreadable, 'row')} that don't open: they were not "
+                "encrypted, were changed, or moved here."
+            )
+        for key_id, writers in sorted(job.retirement.writers.items()):
+            if holders := ", ".join(sorted(writers.holders)):
+                said.append(
+                    f"key {key_id} was written with meanwhile, by {holders} "
+                    "(host:process). Give these the current keys, the newest first, "
+                    "and restart them."
+                )
+            else:
+                said.append(
+                    f"key {key_id} may be written with for another "
+                    f"{writers.left:.0f} seconds."
+                )
         if self.options["verbosity"]:
             keys = f", and {counted(done.keys, 'session key')}" if done.keys else ""
             self.stdout.write(
@@ -176,39 +204,8 @@ class Command(PrintingCommand):
                 f"{counted(job.sessions, 'session')} put under key "
                 f"{job.retirement.first}."
             )
-        for key_id, missing in sorted(last.unknown.items()):
-            self.stderr.write(
-                f"{job.alias}: {counted(missing, 'row')} under key "
-                f"{key_id}, which is not among the keys."
-            )
-        if last.fixed:
-            self.stderr.write(
-                f"{job.alias}: {counted(last.fixed, 'item')} under other keys, which "
-                f"{type(job.backend.inner).__name__} can't rewrite. Copy the sessions "
-                "to an alias of the new key with copy_agent_sessions."
-            )
-        if last.unreadable:
-            self.stderr.write(
-                f"{job.alias}: {counted(last.unreadable, 'row')} that don't open: they "
-                "were not encrypted, were changed, or moved here."
-            )
-        self._tell_keys(job)
-
-    def _tell_keys(self, job: Job) -> None:
-        """Return which older keys may still be written with, and which may go."""
-        for key_id, writers in sorted(job.retirement.writers.items()):
-            holders = ", ".join(sorted(writers.holders))
-            if holders:
-                self.stderr.write(
-                    f"{job.alias}: key {key_id} was written with meanwhile, "
-                    f"by {holders} (host:process). Give these the current keys, the "
-                    "newest first, and restart them."
-                )
-            else:
-                self.stderr.write(
-                    f"{job.alias}: key {key_id} may be written with for "
-                    f"another {writers.left:.0f} seconds."
-                )
+        for line in said:
+            self.stderr.write(f"{job.alias}: {line}")
         if not job.is_complete or not self.options["verbosity"]:
             return
         retired = job.retirement.retired()
