@@ -111,7 +111,6 @@ def test_branches_are_forks_and_nothing_is_stored_twice(path: Path) -> None:
         "b2": ("b1", 12),
         "b3": ("main", 4),
         "fresh": ("main", 0),
-        "empty": ("main", 0),
     }
     with closing(sqlite3.connect(path)) as source:
         (count,) = source.execute("SELECT COUNT(*) FROM agent_messages").fetchone()
@@ -125,14 +124,12 @@ def test_branches_are_forks_and_nothing_is_stored_twice(path: Path) -> None:
         "b2": (16, 4),
         "b3": (8, 2),
         "fresh": (4, 1),
-        "empty": (0, 0),
     }
 
 
-def test_a_reserved_name_stays_taken_until_its_branch_has_items(path: Path) -> None:
+def test_branches_that_grow_are_completed(path: Path) -> None:
     write(path, grow_branches)
     run_import("advanced-sqlite", path)
-    assert Branch.objects.get(name="empty").archived_at is not None
 
     async def fill(session: Any) -> None:
         await session.create_branch_from_turn(2, "b4")
@@ -147,31 +144,7 @@ def test_a_reserved_name_stays_taken_until_its_branch_has_items(path: Path) -> N
     assert "unchanged 1" in run_import("advanced-sqlite", path)[0]
 
 
-def test_a_branch_that_was_empty_is_shown_when_it_has_items(path: Path) -> None:
-    async def fork(session: Any) -> None:
-        await session.add_items(conversation(2))
-        await session.create_branch_from_turn(1, "late")
-
-    write(path, fork)
-    run_import("advanced-sqlite", path)
-    assert ours().keys() == {"main"}
-    with closing(sqlite3.connect(path)) as source, source:
-        added = source.execute(
-            "INSERT INTO agent_messages (session_id, message_data) VALUES "
-            """('one', '{"role": "user", "content": "late"}')"""
-        )
-        source.execute(
-            "INSERT INTO message_structure (session_id, message_id, branch_id, "
-            "message_type, sequence_number, user_turn_number, branch_turn_number) "
-            "VALUES ('one', ?, 'late', 'user', 99, 1, 1)",
-            [added.lastrowid],
-        )
-    run_import("advanced-sqlite", path)
-    assert ours() == read(path)
-    assert len(ours()["late"]) == 1
-
-
-def test_deleted_branches_leave_their_name_and_nothing_else(path: Path) -> None:
+def test_deleted_branches_leave_nothing(path: Path) -> None:
     async def delete(session: Any) -> None:
         await grow_branches(session)
         await session.delete_branch("b2")
@@ -181,7 +154,7 @@ def test_deleted_branches_leave_their_name_and_nothing_else(path: Path) -> None:
     assert ours() == read(path)
     assert SessionItem.objects.count() == 36
     assert "left out" not in out
-    assert Branch.objects.get(name="b2").archived_at is not None
+    assert not Branch.objects.filter(name="b2").exists()
 
 
 def test_messages_of_no_branch_are_counted_and_left_out(path: Path) -> None:

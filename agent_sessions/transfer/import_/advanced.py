@@ -18,7 +18,6 @@ from agent_sessions.transfer.import_.records import (
     SourceItem,
     SourceRun,
     SourceSession,
-    UnreadableSource,
     as_time,
 )
 from agent_sessions.transfer.import_.tables import TableSource
@@ -34,23 +33,21 @@ class AdvancedSource(TableSource):
     """
 
     kind = "advanced-sqlite"
-    more_tables = ("message_structure", "turn_usage", "branch_reservations")
+    more_tables = ("message_structure", "turn_usage")
 
     def sessions(self) -> Iterator[SourceSession]:
         for session in super().sessions():
-            if not isinstance(session.session_id, str) or not is_text(
-                session.session_id
-            ):
+            session_id = session.session_id
+            if not isinstance(session_id, str) or not is_text(session_id):
                 # Refused for its id.
                 yield session
                 continue
-            names = self._names(session.session_id)
-            reserved = self._reserved(session.session_id)
-            if problem := _wrong(names) or _wrong(reserved) or _alike(names):
-                yield SourceSession(session.session_id, problem=problem)
+            names = self._names(session_id)
+            if problem := _wrong(names):
+                yield SourceSession(session_id, problem=problem)
                 continue
-            histories = self._histories(session.session_id, names)
-            everything = self.ids_of(session.session_id)
+            histories = self._histories(session_id, names)
+            everything = self.ids_of(session_id)
             if not histories:
                 # Written by a plain SQLiteSession on the same file.
                 yield replace(session, key={MAIN_BRANCH: everything})
@@ -59,8 +56,8 @@ class AdvancedSource(TableSource):
             yield replace(
                 session,
                 key=histories,
-                branches=list(self._branches(session.session_id, histories, reserved)),
-                runs=list(self._runs(session.session_id)),
+                branches=list(self._branches(session_id, histories)),
+                runs=list(self._runs(session_id)),
                 left_out=len(everything) - len(shown),
             )
 
@@ -95,7 +92,7 @@ class AdvancedSource(TableSource):
         }
 
     def _branches(
-        self, session_id: Any, histories: dict[str, array[int]], reserved: list[str]
+        self, session_id: Any, histories: dict[str, array[int]]
     ) -> Iterator[SourceBranch]:
         # Rows that a fork copied are as old as the fork.
         rows = self.database.rows(
@@ -115,59 +112,27 @@ class AdvancedSource(TableSource):
                 branch.fork_position = _shared(histories[branch.parent], ids)
             yield branch
             placed.append(name)
-        for name in dict.fromkeys(map(_own_name, reserved)):
-            if name not in histories:
-                # Empty or deleted, which looks the same; its name stays taken.
-                yield SourceBranch(name, MAIN_BRANCH, 0, archived=True)
-
-    def _reserved(self, session_id: Any) -> list[str]:
-        try:
-            self.database.columns("branch_reservations")
-        except UnreadableSource:
-            # Files of older releases of the SDK have no such table.
-            return []
-        rows = self.database.rows(
-            "SELECT branch_id FROM branch_reservations "
-            f"WHERE session_id = {self.database.mark} ORDER BY branch_id",
-            [session_id],
-        )
-        return [name for (name,) in rows]
 
     def _runs(self, session_id: Any) -> Iterator[SourceRun]:
         """Return the usage of each turn as a run: the source keeps no single runs."""
-        for (
-            branch,
-            turn,
-            requests,
-            input_tokens,
-            output_tokens,
-            total,
-            input_details,
-            output_details,
-            created_at,
-        ) in self.database.rows(
-            "SELECT branch_id, user_turn_number, requests, input_tokens, "
-            "output_tokens, total_tokens, input_tokens_details, "
-            "output_tokens_details, created_at FROM turn_usage "
+        counts = ("requests", "input_tokens", "output_tokens", "total_tokens")
+        for branch, turn, into, out, created_at, *numbers in self.database.rows(
+            "SELECT branch_id, user_turn_number, input_tokens_details, "
+            f"output_tokens_details, created_at, {', '.join(counts)} FROM turn_usage "
             f"WHERE session_id = {self.database.mark} ORDER BY id LIMIT {MOST_RUNS + 1}",
             [session_id],
         ):
-            into, out = _object(input_details), _object(output_details)
-            used = {
-                "requests": requests or 0,
-                "input_tokens": input_tokens or 0,
-                "output_tokens": output_tokens or 0,
-                "total_tokens": total or 0,
-            }
+            details = _object(into), _object(out)
+            used = dict(zip(counts, (each or 0 for each in numbers), strict=True))
             columns = {
                 "status": AgentRun.Status.COMPLETED,
                 **used,
-                "cached_tokens": _number(into.get("cached_tokens")),
-                "reasoning_tokens": _number(out.get("reasoning_tokens")),
+                "cached_tokens": _number(details[0].get("cached_tokens")),
+                "reasoning_tokens": _number(details[1].get("reasoning_tokens")),
                 "usage": {
                     **used,
-                    "input_tokens_details": [into],
-                    "output_tokens_details": [out],
+                    "input_tokens_details": [details[0]],
+                    "output_tokens_details": [details[1]],
                     "request_usage_entries": [],
                 },
             }
@@ -183,16 +148,12 @@ def _wrong(names: list[Any]) -> str:
         return f"it has more than {MOST_BRANCHES:,} branches. Delete some there."
     if not all(isinstance(name, str) and is_text(name) for name in names):
         return "one of its branches has a name that is no text. Change it there."
+    if len({*map(_own_name, names)}) < len(names):
+        return (
+            f"two of its branches have names that differ only in {LABEL_MARK} and -, "
+            f"and {LABEL_MARK} becomes - here. Delete one of them in the source."
+        )
     return ""
-
-
-def _alike(names: list[str]) -> str:
-    if len({*map(_own_name, names)}) == len(names):
-        return ""
-    return (
-        f"two of its branches have names that differ only in {LABEL_MARK} and -, and "
-        f"{LABEL_MARK} becomes - here. Delete one of them in the source."
-    )
 
 
 def _own_name(name: str) -> str:

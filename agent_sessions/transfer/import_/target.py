@@ -145,22 +145,25 @@ class Target:
         What both have got since can't be put together. Raises ImportProblem.
         """
         has_more = not self.is_complete
+        names = {branch.name for branch in self.session.branches}
+        for name, known in self.branches.items():
+            if known.count and name not in names:
+                raise _lost(name)
         # What comes before a break is imported, and told then.
         try:
             for branch in self.session.branches:
-                known = self.branches.get(branch.name)
-                if known is None:
+                here = self.branches.get(branch.name)
+                row = here.branch if here else None
+                if here is None:
                     self._check_new(branch)
                     has_more = True
-                elif known.branch and known.branch.fork_position != (
-                    branch.fork_position
-                ):
+                elif row and row.fork_position != branch.fork_position:
                     raise ImportProblem(
                         f"branch {branch.name!r} begins elsewhere than when it was "
                         "imported. Delete the imported session and import again."
                     )
                 pages = source.items(self.session, branch)
-                has_more |= self._compare_items(branch.name, known, pages)
+                has_more |= self._compare_items(branch.name, here, pages)
         except BreaksOff:
             return True
         return has_more
@@ -188,10 +191,7 @@ class Target:
             left -= len(before)
             count += len(page)
         if left:
-            raise ImportProblem(
-                f"the source no longer has all items of branch {name!r} that were "
-                "imported before. Delete the imported session and import again."
-            )
+            raise _lost(name)
         has_grown = known is not None and count > known.count
         if has_grown and (is_changed_here or next(here, None) is not None):
             raise _gone_on(name)
@@ -222,19 +222,16 @@ class Target:
     # -- writing -------------------------------------------------------------------
 
     def open_branch(self, source: SourceBranch) -> None:
-        """Make a branch that isn't here; show one that has got items."""
+        """Make a branch that isn't here."""
         self.hold()
-        known = self.branches.get(source.name)
-        if known is None:
-            branch = self._new_branch(source)
-            self.branches[source.name] = ImportedBranch(branch)
-            # What is there can be read before the session is complete.
-            if self.row.branch_id is None:
-                self._current = self._current or branch
-            self._change(branch)
-        elif known.branch is not None and not (known.count or source.archived):
-            known.branch.archived_at = None
-            self._change(known.branch)
+        if source.name in self.branches:
+            return
+        branch = self._new_branch(source)
+        self.branches[source.name] = ImportedBranch(branch)
+        # What is there can be read before the session is complete.
+        if self.row.branch_id is None:
+            self._current = self._current or branch
+        self._change(branch)
 
     def _new_branch(self, source: SourceBranch) -> Branch:
         fork = source.fork_position or 0
@@ -324,7 +321,7 @@ class Target:
 
     def save_branches(self) -> None:
         for branch in self.changed:
-            old = None if branch._state.adding else ("head", "turn", "archived_at")
+            old = None if branch._state.adding else ("head", "turn")
             branch.save(using=self.using, update_fields=old)
         self.changed = []
 
@@ -349,6 +346,13 @@ class Target:
         marker = {"source": self.origin, "complete": self.is_complete, "items": counts}
         self.row.metadata = {**self.row.metadata, MARKER: marker}
         self.batches.add(self, branch, rows)
+
+
+def _lost(name: str) -> ImportProblem:
+    return ImportProblem(
+        f"the source no longer has all items of branch {name!r} that were imported "
+        "before. Delete the imported session and import again."
+    )
 
 
 def _gone_on(name: str | None) -> ImportProblem:
