@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from django.db.models import OuterRef, Subquery
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.backends.database.numbering import read_pages
 from agent_sessions.backends.reading import read_history
 from agent_sessions.characters import ascii_json
 from agent_sessions.exceptions import InvalidItem
@@ -50,6 +51,7 @@ RUN_COLUMNS = (
     "sdk_version",
 )
 _PAGE = 200
+T = TypeVar("T")
 
 _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
@@ -90,14 +92,12 @@ def export_session(row: AgentSession, report: Report | None = None) -> Iterator[
         yield separator + _encode(_run(run, labels))
         separator = ","
     yield "]}\n"
-    count = 0
-    for item in items:
+    report = report or Report()
+    before = report.items
+    for item in _counted(items, report):
         yield f"{item}\n"
-        count += 1
-    yield f'{{"items":{count}}}\n'
-    if report is not None:
-        report.items += count
-        report.opened += backend.encrypts
+    yield f'{{"items":{report.items - before}}}\n'
+    report.opened += backend.encrypts
 
 
 def export_markdown(row: AgentSession, report: Report | None = None) -> Iterator[str]:
@@ -109,20 +109,11 @@ def export_markdown(row: AgentSession, report: Report | None = None) -> Iterator
         ("Created", iso(row.created_at)),
         ("Last activity", iso(row.updated_at)),
     )
-    items = _begun(read_history(backend, key))
-    count = 0
-
-    def counted() -> Iterator[StoredItem]:
-        nonlocal count
-        for item in items:
-            count += 1
-            yield item
-
-    for line in markdown(counted(), title=row.session_id, facts=facts):
+    report = report or Report()
+    items = _counted(_begun(read_history(backend, key)), report)
+    for line in markdown(items, title=row.session_id, facts=facts):
         yield f"{line}\n"
-    if report is not None:
-        report.items += count
-        report.opened += backend.encrypts
+    report.opened += backend.encrypts
 
 
 class Form(NamedTuple):
@@ -142,16 +133,10 @@ FORMS = {
 def read_branch(using: str, branch_id: int) -> Iterator[StoredItem]:
     """Read the items that a branch has of its own, a page at a time."""
     rows = SessionItem._base_manager.using(using).filter(branch_id=branch_id)
-    last = -1
-    while True:
-        page = list(rows.filter(position__gt=last).order_by("position")[:_PAGE])
-        for row in page:
-            yield StoredItem(
-                row.position, row.turn, decode(row.data), row.data, row.created_at
-            )
-        if len(page) < _PAGE:
-            return
-        last = page[-1].position
+    columns = ("position", "turn", "data", "created_at")
+    for page in read_pages(rows, columns, _PAGE):
+        for position, turn, data, created_at in page:
+            yield StoredItem(position, turn, decode(data), data, created_at)
 
 
 def ended(status: Any) -> AgentRun.Status:
@@ -182,6 +167,12 @@ def describe_session(row: AgentSession) -> dict[str, Any]:
 
 def _encode(value: Any) -> str:
     return ascii_json(_encoder.encode(value))
+
+
+def _counted(items: Iterable[T], report: Report) -> Iterator[T]:
+    for item in items:
+        report.items += 1
+        yield item
 
 
 def _begun(items: Iterator[StoredItem]) -> Iterator[StoredItem]:

@@ -86,12 +86,14 @@ class Command(PrintingCommand):
         make = FORMS[options["format"]].make
         with self._target(options) as take:
             for row in rows:
+                before = report.items
                 with SpooledTemporaryFile(max_size=_HELD) as whole:
                     try:
                         for piece in make(row, report):
                             whole.write(piece.encode("utf-8", "replace"))
                     except AgentSessionError as exc:
                         report.refused += 1
+                        report.items = before
                         self.stderr.write(f"{row.session_id}: {exc}")
                         continue
                     whole.seek(0)

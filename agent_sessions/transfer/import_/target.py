@@ -10,6 +10,7 @@ from typing import Any
 from django.utils import timezone
 
 from agent_sessions.backends.database import DatabaseBackend
+from agent_sessions.backends.database.numbering import read_pages
 from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.items import first_line
 from agent_sessions.items.kinds import is_opening
@@ -18,6 +19,7 @@ from agent_sessions.times import day_of
 from agent_sessions.transfer.export import MARKER
 from agent_sessions.transfer.import_.batches import Batches
 from agent_sessions.transfer.import_.records import (
+    PAGE_ROWS,
     BreaksOff,
     ImportProblem,
     Source,
@@ -25,9 +27,6 @@ from agent_sessions.transfer.import_.records import (
     SourceItem,
     SourceSession,
 )
-
-# Rows of one query.
-_PAGE = 500
 
 
 @dataclass(slots=True)
@@ -198,16 +197,9 @@ class Target:
         return has_grown
 
     def _read_texts(self, branch: Branch) -> Iterator[tuple[int, str]]:
-        """Read the places and texts of a branch's own items, a page at a time."""
         rows = SessionItem._base_manager.using(self.using).filter(branch_id=branch.pk)
-        last = -1
-        while True:
-            found = rows.filter(position__gt=last).order_by("position")
-            page = list(found.values_list("position", "data")[:_PAGE])
+        for page in read_pages(rows, ("position", "data"), PAGE_ROWS):
             yield from page
-            if len(page) < _PAGE:
-                return
-            last = page[-1][0]
 
     def _check_new(self, source: SourceBranch) -> None:
         if source.name in self._names:
