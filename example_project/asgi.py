@@ -16,21 +16,23 @@ http = ASGIStaticFilesHandler(get_asgi_application())
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
+from django.conf import settings  # noqa: E402
 from django.urls import path  # noqa: E402
 
 from agent_sessions.consumers import AgentConsumer  # noqa: E402
 from example_project.options import STREAM_OPTIONS  # noqa: E402
 from example_project.support import build_support_agent  # noqa: E402
 
+# path() is Django's and knows of views only; Channels borrows it.
+consumer: Any = AgentConsumer.as_asgi(
+    agent=build_support_agent(), stream_options=STREAM_OPTIONS
+)
+# As Django does over HTTP, take the prefix of FORCE_SCRIPT_NAME or go without: some
+# proxies pass it on.
+prefixes = {"", (settings.FORCE_SCRIPT_NAME or "").strip("/")}
 websocket_urlpatterns: list[Any] = [
-    path(
-        "ws/agents/<str:session_id>/",
-        # path() is Django's and knows of views only; Channels borrows it.
-        AgentConsumer.as_asgi(
-            agent=build_support_agent(),
-            stream_options=STREAM_OPTIONS,
-        ),
-    )
+    path(f"{prefix}/ws/agents/<str:session_id>/".lstrip("/"), consumer)
+    for prefix in prefixes
 ]
 
 application = ProtocolTypeRouter(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +48,20 @@ def test_addresses_are_below_the_prefix() -> None:
         set_script_prefix("/")
     assert urls["socket"] == "/shop/ws/agents/ID/"
     assert all(url.startswith("/shop/") for url in urls.values())
+
+
+def test_sockets_are_found_below_the_prefix_and_without(tmp_path: Path) -> None:
+    settings = "from example_project.settings import *; FORCE_SCRIPT_NAME = '/shop'"
+    (tmp_path / "below.py").write_text(settings)
+    code = (
+        "from example_project.asgi import websocket_urlpatterns as routes\n"
+        "for path in ('ws/agents/x/', 'shop/ws/agents/x/'):\n"
+        "    assert any(route.pattern.match(path) for route in routes), path\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    env = os.environ | {
+        "DEMO_FOLDER": str(tmp_path),
+        "DJANGO_SETTINGS_MODULE": "below",
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}",
+    }
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
