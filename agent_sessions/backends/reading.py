@@ -14,8 +14,6 @@ from agent_sessions.times import moment
 
 logger = logging.getLogger("agent_sessions.backends")
 
-_PAGE = 500
-
 
 def read_history(
     backend: BaseSessionBackend, key: SessionKey, *, after: int = 0
@@ -26,8 +24,7 @@ def read_history(
     of an envelope that was read before has no item.
     """
     seen: set[str] = set()
-    while True:
-        page = backend.page(key, after=after, limit=_PAGE)
+    for page in pages(backend, key, after=after):
         page.assert_open()
         for stored in page.items:
             if stored.envelope_id in seen:
@@ -36,6 +33,15 @@ def read_history(
             if stored.envelope_id:
                 seen.add(stored.envelope_id)
             yield stored
+
+
+def pages(
+    backend: BaseSessionBackend, key: SessionKey, *, after: int = 0, size: int = 500
+) -> Iterator[Page]:
+    """Read what lies after a position page by page, oldest first."""
+    while True:
+        page = backend.page(key, after=after, limit=size)
+        yield page
         if not page.items or not page.has_later:
             return
         after = page.items[-1].position

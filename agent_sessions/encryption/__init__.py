@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from agent_sessions.encryption.cache import Memory
-from agent_sessions.encryption.envelopes import Carrier, carrier_for, is_envelope
+from agent_sessions.encryption.envelopes import is_envelope
 from agent_sessions.encryption.keys import KeyRing, MasterKey, session_context
 from agent_sessions.encryption.reading import adrive, drive, looking, popping, reading
 from agent_sessions.encryption.vault import Vault
 
 __all__ = [
-    "Carrier",
     "KeyRing",
     "MasterKey",
     "Memory",
     "Vault",
     "adrive",
-    "carrier_for",
     "drive",
     "is_envelope",
     "looking",

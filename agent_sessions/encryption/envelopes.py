@@ -1,17 +1,16 @@
-"""The envelopes in which items lie encrypted, and how these lie in a store."""
+"""The envelopes in which items lie encrypted."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from agent_sessions.items import Item, decode
+from agent_sessions.items import Item
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -33,13 +32,6 @@ _KEYS = _SDK_KEYS | {"id"}
 _TOKEN = re.compile(r"[A-Za-z0-9_-]*(?:[A-Za-z0-9_-]|[AEIMQUYcgkosw048]=|[AQgw]==)")
 
 _ID = re.compile(f"[0-9a-f]{{{2 * _ID_BYTES}}}")
-
-
-# Not the user: a user's message would open a turn and give the session its title.
-_ROLE = "developer"
-_PART = "input_text"
-# An envelope's first mark, without which a text needn't be read as JSON.
-_MARK = '{"__enc__":1,'
 
 
 def is_envelope(item: Any) -> bool:
@@ -85,14 +77,19 @@ def id_of(envelope: Any) -> str:
     return _id(made, digest[: _ID_BYTES - _TIME_BYTES])
 
 
-def may_have_copies(ids: Sequence[str]) -> bool:
-    """Return whether copies may be among envelopes whose originals lie further back.
+def ids_of(found: Iterable[Any]) -> list[str]:
+    """Return the ids of the envelopes among what was found."""
+    return [each for each in map(id_of, found) if each]
 
-    `ids` are those of a stretch of a history. They rise, but for writers side by side:
-    one that is lower than one before it may be a copy. Its original would be in sight
-    too if the stretch began well before the time in its id.
+
+def may_have_copies(ids: list[str]) -> bool:
+    """Return whether copies may be in a stretch of a history, with originals before it.
+
+    Ids rise, but for writers side by side: one that is lower than one before it may be
+    that of a copy. Its original would be in sight too if the stretch began well before
+    the time in its id.
     """
-    if sorted(ids) == list(ids):
+    if sorted(ids) == ids:
         return False
     highest = lowest = ""
     for each in ids:
@@ -166,66 +163,3 @@ def _id(microseconds: int, tail: bytes) -> str:
 
 def _time(envelope_id: str) -> int:
     return int(envelope_id[: 2 * _TIME_BYTES], 16)
-
-
-# -- how they lie in a store -----------------------------------------------------------
-
-
-class Carrier:
-    """Envelopes as they are, for a store that takes any item."""
-
-    def load(self, envelope: Item) -> Item:
-        """Return what is stored of an envelope."""
-        return envelope
-
-    def unload(self, stored: Any) -> Any:
-        """Return the envelope in what was stored; what carries none stays as it is."""
-        return stored
-
-    def again(self, stored: Item) -> Item:
-        """Make what a store gave back fit to be stored there again."""
-        return stored
-
-
-class MessageCarrier(Carrier):
-    """Envelopes as the text of messages, for a store of items of the API's types.
-
-    What is found is the envelope, no more: whether it opens says whose it is.
-    """
-
-    def load(self, envelope: Item) -> Item:
-        content = [{"type": _PART, "text": _write(envelope)}]
-        return {"type": "message", "role": _ROLE, "content": content}
-
-    def unload(self, stored: Any) -> Any:
-        match stored:
-            case {
-                "type": "message",
-                "role": role,
-                "content": [{"type": part, "text": str(text)}],
-            } if (role, part) == (_ROLE, _PART) and text.startswith(_MARK):
-                envelope = decode(text)
-                # To the letter: there is one way to write an envelope.
-                if is_envelope(envelope) and _write(envelope) == text:
-                    return envelope
-        return stored
-
-    def again(self, stored: Item) -> Item:
-        envelope = self.unload(stored)
-        if is_envelope(envelope):
-            return self.load(envelope)
-        # The store gives each item an id of its own.
-        return {name: value for name, value in stored.items() if name != "id"}
-
-
-def _write(envelope: Any) -> str:
-    return json.dumps(envelope, separators=(",", ":"))
-
-
-AS_IS = Carrier()
-IN_MESSAGES = MessageCarrier()
-
-
-def carrier_for(store: Any) -> Carrier:
-    """Choose how envelopes lie in a store, by its `keeps_exactly`."""
-    return AS_IS if getattr(store, "keeps_exactly", True) else IN_MESSAGES

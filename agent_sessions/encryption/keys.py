@@ -122,10 +122,6 @@ class KeyRing:
         """Find a key by its id."""
         return self._keys.get(key_id)
 
-    def beside(self, other: KeyRing) -> KeyRing:
-        """Return a ring that writes as this one and reads with the other's keys too."""
-        return KeyRing([*self, *other])
-
     def under(self, key: MasterKey) -> KeyRing:
         """Return a ring that writes with another key and reads with all."""
         return KeyRing([key, *self])

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from agent_sessions.encryption.envelopes import may_have_copies
+from agent_sessions.encryption.envelopes import ids_of, may_have_copies
 from agent_sessions.encryption.vault import Vault
 from agent_sessions.exceptions import EncryptionError, ScanLimitReached
 from agent_sessions.items import Item
@@ -126,7 +126,7 @@ def popping(vault: Vault, in_one_step: bool) -> Steps[Item | None]:
     except EncryptionError:
         # Somebody was faster, with a key that isn't ours.
         if taken is not None:
-            yield "append", [vault.carrier.again(taken)]
+            yield "append", [taken]
         raise
 
 
@@ -152,7 +152,7 @@ class PopGuard:
     def look(self, found: Sequence[Any]) -> bool:
         """Look at what the store has; return whether that was enough to find copies."""
         self._recent = found
-        if len(found) < self.window or not self._vault.may_have_copies(found):
+        if len(found) < self.window or not may_have_copies(ids_of(found)):
             return True
         self.window *= 2
         return False

@@ -9,25 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_sessions.encryption.cache import Memory
 from agent_sessions.encryption.envelopes import (
-    AS_IS,
     SDK_KEY_ID,
     SDK_VERSION,
     VERSION,
-    Carrier,
     id_of,
     is_envelope,
-    may_have_copies,
     new_ids,
     seal,
     unseal,
     unseal_token,
 )
-from agent_sessions.encryption.keys import (
-    KeyRing,
-    MasterKey,
-    read_sdk_key,
-    session_key,
-)
+from agent_sessions.encryption.keys import KeyRing, MasterKey, read_sdk_key, session_key
 from agent_sessions.exceptions import (
     EncryptionError,
     UnacceptedEnvelope,
@@ -60,10 +52,9 @@ class Opened(NamedTuple):
 class Vault:
     """What the keys of one session open and close.
 
-    `context` says which session it is, `lifetime` for how many seconds a turn is shown
-    and `carrier` how envelopes lie in the store: what is given and taken here is what
-    is stored. `assert_writable` raises where it may not write any more. Its errors name key ids,
-    and nothing of the contents.
+    `context` says which session it is, and `lifetime` for how many seconds a turn is
+    shown. `assert_writable` raises where it may not write any more. Its errors name key
+    ids, and nothing of the contents.
 
     It lives for one operation: the keys that it derives go with it.
     """
@@ -79,14 +70,12 @@ class Vault:
         *,
         lifetime: float | None = None,
         memory: Memory | None = None,
-        carrier: Carrier = AS_IS,
         assert_writable: Callable[[], None] | None = None,
     ) -> None:
         self.ring = ring
         self.context = context
         self.session_id = session_id
         self.lifetime = lifetime
-        self.carrier = carrier
         self._assert_writable = assert_writable
         self._memory = Memory(0) if memory is None else memory
         self._ciphers: dict[str, Fernet] = {}
@@ -113,15 +102,15 @@ class Vault:
         # The next turn reads them.
         for envelope, text in zip(envelopes, texts, strict=True):
             self._memory.keep(self.context, envelope, text, now)
-        return [self.carrier.load(envelope) for envelope in envelopes]
+        return envelopes
 
-    def reseal(self, stored: Any) -> Item | None:
+    def reseal(self, envelope: Any) -> Item | None:
         """Put an envelope's item under the first key; its id and its time stay.
 
         None where that is done already, or where the envelope doesn't open. Raises
         UnknownEncryptionKey.
         """
-        first, envelope = self.ring.first, self.carrier.unload(stored)
+        first = self.ring.first
         if not is_envelope(envelope):
             return None
         if envelope["v"] == VERSION and envelope["kid"] == first.id:
@@ -129,25 +118,23 @@ class Vault:
         found = self._unseal(envelope)
         if found is None or decode(found[0]) is None:
             return None
-        new = seal(self._cipher(self._first()), first.id, id_of(envelope), *found)
-        return self.carrier.load(new)
+        return seal(self._cipher(self._first()), first.id, id_of(envelope), *found)
 
     # -- out -----------------------------------------------------------------------
 
-    def open(self, stored: Any) -> Opened | None:
+    def open(self, envelope: Any) -> Opened | None:
         """Return the item of an envelope.
 
         Return None if there is no envelope, or it doesn't open although its key is known:
         it was changed, or is another session's. Raises UnknownEncryptionKey.
         """
-        return self.open_each((stored,))[0]
+        return self.open_each((envelope,))[0]
 
-    def open_each(self, found: Iterable[Any]) -> list[Opened | None]:
+    def open_each(self, envelopes: Sequence[Any]) -> list[Opened | None]:
         """Open what one read found, oldest first.
 
         The second time that an envelope comes it doesn't open: it is a copy.
         """
-        envelopes = [self.carrier.unload(each) for each in found]
         find, context, ring = self._memory.find, self.context, self.ring
         known = [find(context, each, ring) for each in envelopes]
         # All at once, which is faster. What was kept has been read before.
@@ -173,20 +160,12 @@ class Vault:
 
         Only its own like is opened.
         """
-        wanted = self.id_of(stored)
+        wanted = id_of(stored)
         return sum(
-            self.id_of(other) == wanted and self.open(other) is not None
+            id_of(other) == wanted and self.open(other) is not None
             for other in found
             if wanted
         )
-
-    def id_of(self, stored: Any) -> str:
-        """Return an envelope's id, or ""; nothing says that it opens."""
-        return id_of(self.carrier.unload(stored))
-
-    def may_have_copies(self, found: Iterable[Any]) -> bool:
-        """Return whether copies may be among what a read found, see envelopes.py."""
-        return may_have_copies([each for each in map(self.id_of, found) if each])
 
     def _open(self, envelope: Any) -> Opened | None:
         if not is_envelope(envelope) or (found := self._unseal(envelope)) is None:

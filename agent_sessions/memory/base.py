@@ -221,6 +221,14 @@ class BackendSession(SessionABC):
             raise SessionDoesNotExist(self.session_id)
 
 
+def stores_plain_items(session: object, base: Any) -> bool:
+    """Return whether no subclass of `base` changes items on their way in or out."""
+    kind: Any = type(session)
+    return isinstance(session, base) and (
+        (kind.add_items, kind.get_items) == (base.add_items, base.get_items)
+    )
+
+
 class ClosableSession(BackendSession):
     """A session that close() ends, unless its client was given to it.
 

@@ -15,7 +15,12 @@ from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.keys import check_branch, check_limit
 from agent_sessions.handler import sessions
 from agent_sessions.items import encode_batch
-from agent_sessions.memory.base import BackendSession, SyncSession, twin
+from agent_sessions.memory.base import (
+    BackendSession,
+    SyncSession,
+    stores_plain_items,
+    twin,
+)
 from agent_sessions.models import MAIN_BRANCH
 from agent_sessions.reports import guard_public_methods, guarded, unwrapped
 from agent_sessions.usage import Spent, model_of, recorded_as, trace_of
@@ -240,7 +245,7 @@ class DjangoSession(BackendSession):
             from agents.memory.session import _CompactionSnapshot as Snapshot
         except ImportError:
             return None
-        if not self._stores_plain_items():
+        if not stores_plain_items(self, DjangoSession):
             return None
         tail = await self._ask(rewriting.read_tail, limit)
         if tail is None:
@@ -256,7 +261,7 @@ class DjangoSession(BackendSession):
     @guarded
     async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
         """Replace the whole history in one transaction."""
-        if not self._stores_plain_items():
+        if not stores_plain_items(self, DjangoSession):
             return False
         batch = encode_batch(items)
         return await self._change(rewriting.swap_all, batch)
@@ -297,14 +302,6 @@ class DjangoSession(BackendSession):
         # Only a session that was opened on a branch of its own remembers one.
         if self.key.branch is not None:
             self.key = replace(self.key, branch=branch_id)
-
-    def _stores_plain_items(self) -> bool:
-        """Return whether no subclass changes items on their way in or out."""
-        kind = type(self)
-        return (
-            kind.add_items is BackendSession.add_items
-            and kind.get_items is DjangoSession.get_items
-        )
 
 
 @guard_public_methods

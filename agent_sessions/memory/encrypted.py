@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
-from weakref import WeakKeyDictionary
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 from agents.memory import (
     OpenAIConversationsSession,
@@ -26,19 +25,17 @@ from agent_sessions.encryption import (
     KeyRing,
     Vault,
     adrive,
-    carrier_for,
     looking,
     popping,
     reading,
     session_context,
 )
-from agent_sessions.encryption.envelopes import IN_MESSAGES
+from agent_sessions.encryption.envelopes import ids_of, may_have_copies
 from agent_sessions.encryption.keys import require_cryptography
 from agent_sessions.handler import open_session
-from agent_sessions.items import as_sequence, encode_batch
-from agent_sessions.memory import sdk, wrapping
-from agent_sessions.memory.base import BackendSession
-from agent_sessions.reports import guard_public_methods
+from agent_sessions.items import as_sequence
+from agent_sessions.memory.base import BackendSession, stores_plain_items
+from agent_sessions.reports import guard_public_methods, guarded
 
 if TYPE_CHECKING:
     from agents.items import TResponseInputItem
@@ -53,25 +50,101 @@ logger = logging.getLogger("agent_sessions.backends")
 
 # What reads and writes items of the inner session past the encryption.
 _PAST = frozenset({"sync", "fenced"})
+_METHODS = ("get_items", "add_items", "pop_item", "clear_session")
+# The order of positional arguments: ours, and the SDK's, whose first one is a text.
+_OURS = ("inner_session", "encryption_key")
+_SDKS = ("session_id", "underlying_session", "encryption_key", "ttl", "max_scan_items")
 
 
-class EncryptedBackendSession(wrapping.SealedCompaction, BackendSession):
-    """A session of EncryptedBackend."""
+class Arguments(TypedDict, total=False):
+    """The arguments of EncryptedSession by their names: ours and the SDK's."""
+
+    inner_session: Session
+    encryption_key: str | bytes | None
+    keys: Iterable[str | bytes] | None
+    lifetime: float | None
+    session_id: str | None
+    underlying_session: Session
+    ttl: float | None
+    max_scan_items: int | None
+    accept_sdk_envelopes: bool
+
+
+class SealedCompaction:
+    """The SDK's compaction hooks over a store that keeps envelopes.
+
+    Without the store's own hooks the SDK reads, clears and adds; that goes through
+    the session, and is encrypted too. memory/django.py tells what the hooks are.
+    """
+
+    async def _sealed(self) -> tuple[Any, Vault]:
+        """Return the session that stores envelopes, and what opens them."""
+        raise NotImplementedError
+
+    @guarded
+    async def _get_compaction_snapshot(
+        self, limit: int, *, prune_prefix: Callable[[Any], bool] | None = None
+    ) -> Any:
+        """Read the newest `limit` items, and how to replace them.
+
+        Returns None where it can't be done safely. What lies before one that doesn't
+        open, or whose time is over, stays where it is, and that one too.
+        """
+        inner, vault = await self._sealed()
+        reader = getattr(inner, "_get_compaction_snapshot", None)
+        if reader is None or not self._stores_plain_items():
+            return None
+        found = await reader(limit)
+        if found is None:
+            return None
+        if not found.complete and may_have_copies(ids_of(found.items)):
+            return None
+        opened = vault.open_each(found.items)
+        newest = takewhile(lambda each: each is not None, reversed(opened))
+        items = [each for each in newest if each is not None][::-1]
+        items = items[vault.count_hidden(items) :]
+        hidden = len(found.items) - len(items)
+
+        async def replace_suffix(start: int, output: list[Any]) -> bool:
+            # The model has summarized meanwhile, and the key may have changed.
+            _, newest = await self._sealed()
+            replaced = await found.replace_suffix(hidden + start, newest.seal(output))
+            return bool(replaced)
+
+        return type(found)(
+            [each.item for each in items], found.complete and not hidden, replace_suffix
+        )
+
+    @guarded
+    async def _atomic_replace_items(self, items: list[TResponseInputItem]) -> bool:
+        """Replace the whole history in one step, where the store can."""
+        inner, vault = await self._sealed()
+        # Looked up on the type, as the SDK does.
+        replace = getattr(type(inner), "_atomic_replace_items", None)
+        if replace is None or not self._stores_plain_items():
+            return False
+        return bool(await replace(inner, vault.seal(items)))
 
     def _stores_plain_items(self) -> bool:
-        return wrapping.has_methods_of(BackendSession, self)
+        return any(
+            stores_plain_items(self, kind)
+            for kind in (EncryptedSession, EncryptedBackendSession)
+        )
+
+
+class EncryptedBackendSession(SealedCompaction, BackendSession):
+    """A session of EncryptedBackend."""
 
     async def _sealed(self) -> tuple[Any, Vault]:
         backend = cast("EncryptedBackend", self.backend)
-        inner = open_session(backend.inner, self.key)
-        if backend.settings.session_keys:
-            # A key that another process may destroy meanwhile: no hook.
-            return None, await backend.avault(self.key)
+        # A session's own key may be destroyed meanwhile by another process: no hook.
+        has_hook = not backend.settings.session_keys
+        inner = open_session(backend.inner, self.key) if has_hook else None
         return inner, await backend.avault(self.key)
 
 
 @guard_public_methods
-class EncryptedSession(wrapping.SealedCompaction, SessionABC):
+class EncryptedSession(SealedCompaction, SessionABC):
     """Encrypt what another session object stores: `EncryptedSession(inner, key)`.
 
     `keys` in the place of `encryption_key` is a list: the first one writes, all read.
@@ -85,20 +158,16 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
     items a read may look at. Other attributes are the inner session's.
 
     Raises TypeError around OpenAIResponsesCompactionSession, which would compact
-    envelopes: put that one around this.
+    envelopes: put that one around this. And around OpenAIConversationsSession, whose
+    service takes no envelopes.
     """
 
     inner_session: Session
 
-    def __init__(self, *given: Any, **named: Unpack[wrapping.Arguments]) -> None:
+    def __init__(self, *given: Any, **named: Unpack[Arguments]) -> None:
         require_cryptography(type(self).__name__)
-        arguments = wrapping.read_arguments(given, dict(named))
-        inner_session = self.inner_session = arguments["inner_session"]
-        if isinstance(inner_session, OpenAIResponsesCompactionSession):
-            raise TypeError(
-                "OpenAIResponsesCompactionSession can't read what is encrypted around "
-                "it. Put it around EncryptedSession."
-            )
+        arguments = _read_arguments(given, dict(named))
+        self.inner_session = arguments["inner_session"]
         key = arguments.get("encryption_key")
         keys = arguments.get("keys") or ()
         self._ring = KeyRing.parse(keys if key is None else [key])
@@ -106,16 +175,9 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         self.max_scan_items = arguments.get("max_scan_items")
         self.ttl = arguments.get("lifetime")
         self._accepts_sdk_envelopes = arguments.get("accept_sdk_envelopes", False)
-        self._is_conversation = isinstance(inner_session, OpenAIConversationsSession)
-        store = getattr(inner_session, "backend", None)
-        self._carrier = IN_MESSAGES if self._is_conversation else carrier_for(store)
-        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
-            WeakKeyDictionary()
-        )
 
     def __repr__(self) -> str:
-        name = self.session_id if self._has_id() else "not made yet"
-        return f"<{type(self).__name__} {name!r}>"
+        return f"<{type(self).__name__} {self.session_id!r}>"
 
     @property
     def session_id(self) -> str:
@@ -167,7 +229,7 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         ScanLimitReached.
         """
         limit = check_limit(resolve_session_limit(limit, self.session_settings))
-        if limit == 0 or not self._has_id():
+        if limit == 0:
             return []
         steps = reading(self._vault(), limit, self.max_scan_items)
         found = await adrive(steps, self._asked(wrapper))
@@ -181,24 +243,23 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         self, items: list[TResponseInputItem], *, wrapper: Wrapper = None
     ) -> None:
         """Store a batch, each item in an envelope of its own. Raises InvalidItem."""
-        async with self._in_turn():
-            batch = as_sequence(items)
-            if batch and not self._has_id():
-                await self._begin(batch)
-            sealed = self._vault().seal(batch)
-            await self._call(self.inner_session.add_items, wrapper, sealed)
+        sealed = self._vault().seal(as_sequence(items))
+        await self._call(self.inner_session.add_items, wrapper, sealed)
 
     async def pop_item(self, *, wrapper: Wrapper = None) -> TResponseInputItem | None:
         """Remove and return the newest item.
 
         Raises EncryptionError where it doesn't open; it then stays.
         """
-        async with self._in_turn():
-            if not self._has_id():
-                return None
-            steps = popping(self._vault(), self._pops_in_one_step())
-            taken = await settle(adrive(steps, self._asked(wrapper)))
-            return cast("TResponseInputItem | None", taken)
+        inner = self.inner_session
+        in_one_step = (
+            isinstance(inner, BackendSession)
+            and inner.backend.supports_pop_if
+            and type(inner).pop_item is BackendSession.pop_item
+        )
+        steps = popping(self._vault(), in_one_step)
+        taken = await settle(adrive(steps, self._asked(wrapper)))
+        return cast("TResponseInputItem | None", taken)
 
     async def clear_session(self, *, wrapper: Wrapper = None) -> None:
         """Remove every item.
@@ -206,22 +267,12 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         Raises UnknownEncryptionKey where the newest one needs another key: nothing is
         removed then. Clear `inner_session` to do it nevertheless.
         """
-        async with self._in_turn():
-            if self._has_id():
-                await adrive(looking(self._vault()), self._asked(wrapper))
-            await self._call(self.inner_session.clear_session, wrapper)
+        await adrive(looking(self._vault()), self._asked(wrapper))
+        await self._call(self.inner_session.clear_session, wrapper)
 
     async def clear(self) -> None:
         """See clear_session()."""
         await self.clear_session()
-
-    def _pops_in_one_step(self) -> bool:
-        inner = self.inner_session
-        return (
-            isinstance(inner, BackendSession)
-            and inner.backend.supports_pop_if
-            and type(inner).pop_item is BackendSession.pop_item
-        )
 
     def _asked(self, wrapper: Wrapper) -> Callable[[tuple[str, Any]], Awaitable[Any]]:
         """Return what asks the inner session for what the steps ask of a store."""
@@ -230,7 +281,9 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
         def ask(request: tuple[str, Any]) -> Awaitable[Any]:
             match request:
                 case "latest", window:
-                    return self._read(window, wrapper)
+                    # Without a limit there is none in the settings either.
+                    arguments = () if window is None else (window,)
+                    return self._call(inner.get_items, wrapper, *arguments)
                 case "pop_if", asking:
                     popped: Awaitable[Any] = inner.pop_if(asking, wrapper=wrapper)
                     return popped
@@ -240,59 +293,85 @@ class EncryptedSession(wrapping.SealedCompaction, SessionABC):
 
         return ask
 
-    async def _read(self, window: int | None, wrapper: Wrapper) -> Sequence[Any]:
-        # Without a limit there is none in the settings either.
-        arguments = () if window is None else (window,)
-        found: Sequence[Any] = await self._call(
-            self.inner_session.get_items, wrapper, *arguments
-        )
-        return found
-
     async def _call(
         self, method: Callable[..., Awaitable[T]], wrapper: Wrapper, *arguments: Any
     ) -> T:
-        # The SDK's own rule: all four methods take it, or none is given it.
-        if wrapper is not None and wrapping.takes_wrapper(self.inner_session):
+        if wrapper is not None and _takes_wrapper(self.inner_session):
             return await method(*arguments, wrapper=wrapper)
         return await method(*arguments)
-
-    def _stores_plain_items(self) -> bool:
-        return wrapping.has_methods_of(EncryptedSession, self)
 
     async def _sealed(self) -> tuple[Any, Vault]:
         return self.inner_session, self._vault()
 
-    # A conversation gets its id, by which its items are bound, from OpenAI with its
-    # first item, and another one after each clear.
-
-    def _has_id(self) -> bool:
-        if not self._is_conversation:
-            return True
-        try:
-            return bool(self.session_id)
-        except ValueError:
-            return False
-
-    async def _begin(self, items: Sequence[Any]) -> None:
-        """Make the conversation; what is no JSON is told before that."""
-        encode_batch(items)
-        await sdk.begin_conversation(self.inner_session)
-
-    def _in_turn(self) -> AbstractAsyncContextManager[Any]:
-        """Return a lock: a clear must not change the id between sealing and storing."""
-        if not self._is_conversation:
-            return nullcontext()
-        return self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-
     def _vault(self) -> Vault:
         owner = getattr(getattr(self.inner_session, "key", None), "user_id", None)
-        session_id = self.session_id if self._has_id() else ""
-        context = session_context("", None if owner is None else str(owner), session_id)
-        vault = Vault(
-            self._ring, context, session_id, lifetime=self.ttl, carrier=self._carrier
-        )
+        name = None if owner is None else str(owner)
+        context = session_context("", name, self.session_id)
+        vault = Vault(self._ring, context, self.session_id, lifetime=self.ttl)
         vault.accepts_sdk_envelopes = self._accepts_sdk_envelopes
         return vault
 
 
 EncryptSession = EncryptedSession
+
+
+def _takes_wrapper(session: Any) -> bool:
+    """Return whether all four methods of a session take the run's context.
+
+    That is the SDK's own rule: all of them take it, or none is given it.
+    """
+    kinds = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    for name in _METHODS:
+        parameters = inspect.signature(getattr(session, name)).parameters
+        if "wrapper" not in parameters or parameters["wrapper"].kind not in kinds:
+            return False
+    return True
+
+
+def _read_arguments(given: Sequence[Any], named: dict[str, Any]) -> Arguments:
+    """Put positional arguments under their names, and the SDK's names under ours.
+
+    Raises TypeError, and ValueError if a number is too small.
+    """
+    order = _SDKS if given and isinstance(given[0], str) else _OURS
+    found = dict(zip(order, given, strict=False))
+    unknown = named.keys() - Arguments.__annotations__.keys()
+    if len(given) > len(order) or found.keys() & named.keys() or unknown:
+        raise TypeError(
+            "EncryptedSession takes (inner_session, encryption_key) or the SDK's "
+            "(session_id, underlying_session, encryption_key, ttl, max_scan_items), "
+            "and keys, lifetime and accept_sdk_envelopes by name."
+        )
+    found = {
+        name: value for name, value in (found | named).items() if value is not None
+    }
+    for theirs, ours in (("underlying_session", "inner_session"), ("ttl", "lifetime")):
+        if theirs in found and ours in found:
+            raise TypeError(f"Give one of {ours} and {theirs}.")
+        if theirs in found:
+            found[ours] = found.pop(theirs)
+    if ("encryption_key" in found) == ("keys" in found):
+        raise TypeError("Give either encryption_key or keys.")
+    # What would fail, or hide everything, only when items are read.
+    inner = found.get("inner_session")
+    if isinstance(inner, type) or not callable(getattr(inner, "get_items", None)):
+        raise TypeError("Give the session to encrypt, as inner_session.")
+    if isinstance(inner, OpenAIConversationsSession):
+        raise TypeError("OpenAI's Conversations take no items that are encrypted.")
+    if isinstance(inner, OpenAIResponsesCompactionSession):
+        raise TypeError(
+            "OpenAIResponsesCompactionSession can't read what is encrypted around "
+            "it. Put it around EncryptedSession."
+        )
+    if not isinstance(found.get("session_id", ""), str):
+        raise TypeError("session_id is a str, or None for the inner session's own.")
+    _check_number("lifetime (or ttl)", found.get("lifetime", 0), 0, int | float)
+    _check_number("max_scan_items", found.get("max_scan_items", 1), 1, int)
+    return found  # type: ignore[return-value]
+
+
+def _check_number(name: str, value: Any, least: int, kinds: Any) -> None:
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise TypeError(f"{name} is a number, or None.")
+    if not value >= least:
+        raise ValueError(f"{name} must be {least} or more, or None.")

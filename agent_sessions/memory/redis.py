@@ -11,7 +11,7 @@ from django.dispatch import receiver
 from agent_sessions.backends.base import make_key
 from agent_sessions.backends.redis import RedisBackend
 from agent_sessions.backends.redis.clients import GivenClient
-from agent_sessions.memory.base import BackendSession, ClosableSession
+from agent_sessions.memory.base import ClosableSession, stores_plain_items
 from agent_sessions.reports import guard_public_methods, guarded
 
 if TYPE_CHECKING:
@@ -93,12 +93,8 @@ class RedisSession(ClosableSession):
         The SDK's private hook (0.24), which it looks up on the class. Without it, a
         crash between its clear and its add would lose the history.
         """
-        kind = type(self)
-        if (kind.add_items, kind.get_items) != (
-            BackendSession.add_items,
-            BackendSession.get_items,
-        ):
-            return False  # a subclass changes items on their way
+        if not stores_plain_items(self, RedisSession):
+            return False
         self._assert_open()
         backend = cast("RedisBackend", self.backend)
         await backend.areplace(self.key, items)  # type: ignore[arg-type]

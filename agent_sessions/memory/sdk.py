@@ -11,11 +11,6 @@ from typing import Any
 from django.views.decorators.debug import sensitive_variables
 
 
-async def begin_conversation(session: Any) -> str:
-    """Return the id of a session's remote conversation, which is made if need be."""
-    return await session._get_session_id()  # type: ignore[no-any-return]
-
-
 def handoff_target(handoff: Any) -> Any:
     """Return the agent that a handoff leads to; None where that can't be told."""
     reference = getattr(handoff, "_agent_ref", None)

@@ -13,17 +13,10 @@ from django.core import checks
 
 from agent_sessions.backends.base import Page, Sealer, SessionKey
 from agent_sessions.backends.encrypted.keyed import KeyedBackend
-from agent_sessions.backends.encrypted.rotation import confirm
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.concurrency.settle import settle
-from agent_sessions.encryption import (
-    Vault,
-    adrive,
-    drive,
-    looking,
-    popping,
-    reading,
-)
+from agent_sessions.encryption import Vault, adrive, drive, looking, popping, reading
+from agent_sessions.encryption.envelopes import id_of, ids_of, may_have_copies
 from agent_sessions.encryption.keys import TEXTS
 from agent_sessions.encryption.reading import Readable, Steps
 from agent_sessions.encryption.vault import Opened
@@ -72,11 +65,8 @@ class EncryptedBackend(KeyedBackend):
             await super().aappend(key, items)
         elif items:
             texts = encode_texts(items)
-            permit = await self.permits.atake(self.threads)
-            vault = self._vault(key, permit=permit)
+            vault = await self.avault(key)
             await self.inner.aappend(key, vault.seal_encoded(texts))
-            if permit.is_over or not self.threads.serves_caller():
-                await self.threads.run(confirm, self, key, permit)
 
     def latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         return self._told(self._use(key, lambda vault: reading(vault, limit)))
@@ -255,16 +245,16 @@ def is_closed(page: Page) -> bool:
 
 def _originals(vault: Vault, page: Page) -> Steps[set[str]]:
     """Return the ids of a page's envelopes that lie before it, as far as may be."""
-    wanted = {vault.id_of(stored.item) for stored in page.items} - {""}
+    wanted = {id_of(stored.item) for stored in page.items} - {""}
     found: list[Any] = [stored.item for stored in page.items]
     seen: set[str] = set()
-    while page.has_earlier and page.items and vault.may_have_copies(found):
+    while page.has_earlier and page.items and may_have_copies(ids_of(found)):
         page = yield {"before": page.items[0].position, "limit": _BACK}
         items = [stored.item for stored in page.items]
         found = [*items, *found]
         # What opens nowhere is no original.
-        originals = (each for each in items if vault.id_of(each) in wanted)
-        seen |= {vault.id_of(each) for each in originals if _opens(vault, each)}
+        originals = (each for each in items if id_of(each) in wanted)
+        seen |= {id_of(each) for each in originals if _opens(vault, each)}
     return seen
 
 
@@ -281,9 +271,8 @@ def _open(
     try:
         opened = vault.open(stored.item)
     except EncryptionError:
-        envelope = vault.carrier.unload(stored.item)
-        key_id = envelope["kid"]
-        return replace(stored, item=envelope, is_closed=True, missing_key=key_id), None
+        key_id = (stored.item or {})["kid"]
+        return replace(stored, is_closed=True, missing_key=key_id), None
     if opened is None or opened.envelope_id in seen:
         return replace(stored, item=None, is_closed=True), None
     seen.add(opened.envelope_id)

@@ -7,26 +7,18 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.db import connections, transaction
 from django.db.models import F
 
-from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.encrypted.keys import KeySource, Permit, Permits
-from agent_sessions.backends.encrypted.rotation import confirm
 from agent_sessions.backends.options import EXAMPLES, parse_age
 from agent_sessions.backends.wrapping import WrappingBackend
-from agent_sessions.encryption import (
-    KeyRing,
-    MasterKey,
-    Memory,
-    Vault,
-    carrier_for,
-    session_context,
-)
-from agent_sessions.encryption.envelopes import AS_IS
+from agent_sessions.encryption import KeyRing, MasterKey, Memory, Vault, session_context
 from agent_sessions.encryption.keys import SECRETS, require_cryptography
 from agent_sessions.exceptions import (
     EncryptionError,
@@ -113,9 +105,7 @@ class SessionSecrets:
     def rows(self, key: SessionKey) -> Any:
         """Return a session's row, as a query set."""
         return SessionSecret.objects.using(self.using).filter(
-            backend=self.alias,
-            session_id=key.session_id,
-            owner=_owner(key),
+            backend=self.alias, session_id=key.session_id, owner=_owner(key)
         )
 
     def find(
@@ -232,6 +222,20 @@ class KeyedBackend(WrappingBackend):
         # By database: a router may have one for each tenant.
         self._permits: dict[str, Permits] = {}
 
+    @cached_property
+    def inner(self) -> BaseSessionBackend:
+        """The backend that stores envelopes. Raises InvalidBackend."""
+        inner = super().inner
+        if inner.keeps_exactly:
+            return inner
+        self.close()
+        raise InvalidBackend(
+            f"AGENT_SESSIONS[{self.alias!r}] can't encrypt what {type(inner).__name__} "
+            "stores: its service takes only items that it knows.",
+            hint="Wrap an alias that stores any item.",
+            id="agent_sessions.E013",
+        )
+
     @property
     def _is_threaded(self) -> bool:
         """Whether async callers run the synchronous form in a thread.
@@ -285,15 +289,13 @@ class KeyedBackend(WrappingBackend):
             sealing = self._vault(key, purpose=SECRETS, permit=permit)
             with self.secrets.held(key, sealing) as secret:
                 yield self._vault(key, permit.ring.under(secret), purpose)
-        confirm(self, key, permit)
 
-    def rewrap(self, key: SessionKey, permit: Permit | None = None) -> bool:
+    def rewrap(self, key: SessionKey) -> bool:
         """Encrypt a session's own key with the first one; return whether that was due.
 
         One that has none, being older than `session_keys`, gets one.
         """
-        permit = permit or self.permits.take()
-        vault = self._vault(key, purpose=SECRETS, permit=permit)
+        vault = self._vault(key, purpose=SECRETS, permit=self.permits.take())
         if self.settings.session_keys and self.secrets.ensure(key, vault):
             return True
         # Those of the time when `session_keys` was on are there too.
@@ -367,8 +369,6 @@ class KeyedBackend(WrappingBackend):
             lifetime=self.settings.lifetime,
             # A session's own key is read from its row each time.
             memory=None if purpose else self._memory,
-            # What lies beside items is a text of ours.
-            carrier=AS_IS if purpose else carrier_for(self.inner),
             assert_writable=None if permit is None else permit.assert_valid,
         )
         # The SDK seals items only: what is bound to the id alone is no text or key.

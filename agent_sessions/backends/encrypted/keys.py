@@ -163,10 +163,9 @@ guard_methods(KeySource, ["__init__", "renew", "check"])
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """The right to write with the first key of a ring, asked for since `began`.
+    """The right to encrypt with the first key of a ring, for `seconds` from `began`.
 
-    Times are clock()'s. For `seconds` something may be encrypted; what was encrypted is
-    stored before other `seconds` are over, or came too late.
+    Times are clock()'s.
     """
 
     ring: KeyRing
@@ -182,11 +181,6 @@ class Permit:
     def is_valid(self) -> bool:
         """Return whether something may be encrypted now."""
         return clock() < self.began + self.seconds
-
-    @property
-    def is_over(self) -> bool:
-        """Return whether what is stored only now came too late."""
-        return clock() >= self.began + 2 * self.seconds
 
     def assert_valid(self) -> None:
         """Raise EncryptionError unless something may be encrypted now."""
@@ -217,12 +211,6 @@ class Permits(Refreshed[Permit]):
         return as_storage_error(
             self.using, "read or write which encryption keys are in use"
         )
-
-    def is_retired(self, key_id: str) -> bool:
-        """Return whether a key is retired, so that no process may write with it."""
-        with self.asking():
-            rows = self.rows().filter(key_id=key_id)
-            return bool(rows.exclude(retired_at=None).exists())
 
     def take(self) -> Permit:
         """Return a permit to write with the newest key.
@@ -292,9 +280,7 @@ class Permits(Refreshed[Permit]):
         if self._update(rows):
             return
         rows.get_or_create(
-            backend=self.alias,
-            key_id=key_id,
-            defaults={"seconds": self._lasts},
+            backend=self.alias, key_id=key_id, defaults={"seconds": self._lasts}
         )
         if not self._update(rows):
             raise RetiredEncryptionKey(self.alias, key_id)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from django.db import connections, transaction
 from django.utils import timezone
 
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.encrypted.refreshed import clock
-from agent_sessions.encryption import KeyRing, Vault, carrier_for
+from agent_sessions.backends.reading import pages
+from agent_sessions.encryption import Vault
 from agent_sessions.encryption.keys import TEXTS
-from agent_sessions.exceptions import EncryptionError, UnknownEncryptionKey
+from agent_sessions.exceptions import UnknownEncryptionKey
 from agent_sessions.items import Item, decode
 from agent_sessions.models import AgentRun, AgentSession, KeyUse, SessionSecret
 from agent_sessions.reports import guarded
@@ -24,9 +23,6 @@ from agent_sessions.reports import guarded
 if TYPE_CHECKING:
     from agent_sessions.backends.encrypted.keyed import KeyedBackend
     from agent_sessions.backends.encrypted.keys import Permit
-
-# Rows of one transaction where nobody chooses.
-_BATCH = 500
 
 
 @dataclass(slots=True)
@@ -73,18 +69,10 @@ class Rotation:
     goes on where it was. Writers needn't wait: each row is compared before it changes.
     """
 
-    def __init__(
-        self,
-        backend: KeyedBackend,
-        row: AgentSession,
-        former: KeyRing | None = None,
-    ) -> None:
-        """Take a session; `former` keys read too, though they may be gone by now."""
+    def __init__(self, backend: KeyedBackend, row: AgentSession) -> None:
         self._backend = backend
         self._row = row
-        self._former = former
         self._key = SessionKey(row.session_id, row.user_id)
-        self._taken: Permit | None = None
         self._permit: Permit | None = None
         self._vaults: dict[bytes, Vault] = {}
         self.done = Rotated()
@@ -93,7 +81,7 @@ class Rotation:
     def run(self, *, batch_size: int) -> Rotated:
         """Rotate what is there now. Raises StorageError."""
         try:
-            self.done.keys += self._backend.rewrap(self._key, self._take())
+            self.done.keys += self._backend.rewrap(self._key)
             first = self._vault().ring.first.id
         except UnknownEncryptionKey as exc:
             # The session's own key doesn't open, so nothing of the session does.
@@ -112,20 +100,11 @@ class Rotation:
         self._rotate_texts()
         return self.done
 
-    def _take(self) -> Permit:
-        taken = self._backend.permits.take()
-        if self._permit is None or taken is not self._taken:
-            self._taken = self._permit = taken
-            if self._former is not None:
-                ring = taken.ring.beside(self._former)
-                self._permit = replace(taken, ring=ring)
-        return self._permit
-
     def _vault(self, purpose: bytes = b"") -> Vault:
         """Return what writes now: a long session outlives a permit."""
-        before, permit = self._permit, self._take()
-        if permit is not before:
-            self._vaults = {}
+        permit = self._backend.permits.take()
+        if permit is not self._permit:
+            self._permit, self._vaults = permit, {}
         if purpose not in self._vaults:
             vault = self._backend.writer(self._key, purpose, permit)
             self._vaults[purpose] = vault
@@ -138,7 +117,7 @@ class Rotation:
         except UnknownEncryptionKey as exc:
             self.done.miss(exc.key_id)
             return None
-        kid = vault.carrier.unload(item).get("kid")
+        kid = item.get("kid")
         if new is not None:
             self.done.older.add(str(kid))
         elif kid != vault.ring.first.id:
@@ -182,53 +161,14 @@ def rotate_rest(backend: KeyedBackend, batch_size: int) -> Rotated:
     return done
 
 
-def confirm(backend: KeyedBackend, key: SessionKey, permit: Permit) -> None:
-    """Put what was stored too late under the key of now, if its own was retired.
-
-    A process or a transaction may stand still between encrypting and storing; an open
-    transaction is waited for. Raises EncryptionError where it can't be done: the
-    retired key must then be kept.
-    """
-    using = backend.permits.using
-    if connections[using].in_atomic_block:
-        call = partial(_confirm, backend, key, permit)
-        transaction.on_commit(call, using=using)
-    else:
-        _confirm(backend, key, permit)
-
-
-def _confirm(backend: KeyedBackend, key: SessionKey, permit: Permit) -> None:
-    if not permit.is_over or not backend.permits.is_retired(permit.key_id):
-        return
-    cause: EncryptionError | None = None
-    row = backend.directory.rows(key).first()
-    try:
-        if row is not None:
-            rotation = Rotation(backend, row, permit.ring)
-            if not rotation.run(batch_size=_BATCH).left:
-                return
-    except EncryptionError as exc:
-        cause = exc
-    raise EncryptionError(
-        f"What was written to session {key.session_id!r} is stored under key "
-        f"{permit.key_id}, which was retired while the process was held up. Keep that "
-        "key behind the others, and call manage.py rotate_agent_session_keys again."
-    ) from cause
-
-
 def _kids(
     backend: KeyedBackend, key: SessionKey, batch_size: int
 ) -> Iterator[str | None]:
     """Return the id of the key of each item that is stored; None for one without."""
-    carrier, after = carrier_for(backend.inner), 0
-    while True:
-        page = backend.inner.page(key, after=after, limit=batch_size)
+    for page in pages(backend.inner, key, size=batch_size):
         for stored in page.items:
             if stored.item is not None:
-                yield carrier.unload(stored.item).get("kid")
-        if not page.items or not page.has_later:
-            return
-        after = page.items[-1].position
+                yield stored.item.get("kid")
 
 
 @dataclass(slots=True)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.core.checks import ERROR, run_checks
 from django.test import override_settings
+from openai import AsyncOpenAI
 
-from agent_sessions import RedisSession, get_session, sessions
-from agent_sessions.backends.openai import OpenAIConversationsBackend
+from agent_sessions import (
+    EncryptedSession,
+    OpenAIConversationsSession,
+    RedisSession,
+    get_session,
+    sessions,
+)
 from agent_sessions.backends.wrapping import innermost
+from agent_sessions.exceptions import InvalidBackend
 from tests.backends.encrypted.test_encrypted_contract import DATABASE, ENCRYPTED, KEY
 from tests.encryption.test_encryption import said
 from tests.servers import Server
-from tests.servers.conversations import KEY as API_KEY
-from tests.servers.conversations import ConversationsServer, conversations_server
 from tests.servers.dapr import STORE, DaprSidecar
 from tests.servers.redis import url
 from tests.support.chat import make_user
@@ -35,14 +40,7 @@ def over(inner: Any) -> Any:
     )
 
 
-@pytest.fixture(scope="module")
-def conversations() -> Iterator[ConversationsServer]:
-    with conversations_server() as server:
-        server.knows_types = True
-        yield server
-
-
-@pytest.fixture(params=["redis", "valkey", "cluster", "dapr", "sdk", "openai", "orm"])
+@pytest.fixture(params=["redis", "valkey", "cluster", "dapr", "sdk", "orm"])
 def inner(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Return the settings of a store; only what is asked for is started."""
     redis = "agent_sessions.backends.redis.RedisBackend"
@@ -66,10 +64,6 @@ def inner(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
             }
             path = "agent_sessions.backends.sdk.SDKBackend"
             return {"BACKEND": path, "OPTIONS": options}
-        case "openai":
-            service = request.getfixturevalue("conversations")
-            options = {"base_url": service.url, "api_key": API_KEY}
-            return {"BACKEND": OpenAIConversationsBackend, "OPTIONS": options}
     return {"BACKEND": DATABASE}
 
 
@@ -87,10 +81,7 @@ async def test_aliases_over_one_store_share_nothing(inner: Any, owned: bool) -> 
             await session.add_items([said(f"in {alias}"), said("last")])
         for alias, session in opened.items():
             texts = [i["content"] for i in await session.get_items()]  # type: ignore[typeddict-item]
-            if inner["BACKEND"] is OpenAIConversationsBackend and alias == "default":
-                assert len(texts) == 2  # written anew by the service
-            else:
-                assert texts == [f"in {alias}", "last"]
+            assert texts == [f"in {alias}", "last"]
         assert (await opened["private"].pop_item()) == said("last")
         await opened["secret"].clear_session()
         await opened["secret"].add_items([said("anew")])
@@ -124,3 +115,16 @@ async def test_no_id_reaches_what_another_alias_encrypted(
             listed[alias] = await sync_to_async(lambda s=store: list(s.list_ids()))()
         assert listed == {"default": [session_id], "private": ["a"], "secret": []}
         assert await get_session("a", backend="private").get_items() == [said("hidden")]
+
+
+def test_a_store_that_takes_only_items_that_it_knows_is_refused() -> None:
+    path = "agent_sessions.backends.openai.OpenAIConversationsBackend"
+    with over({"BACKEND": path, "OPTIONS": {"api_key": "sk-1"}}):
+        errors = [message.id for message in run_checks() if message.level >= ERROR]
+        assert errors == ["agent_sessions.E013"] * 2
+        for _ in range(2):
+            with pytest.raises(InvalidBackend, match="can't encrypt what"):
+                get_session("a", backend="private").sync.get_items()
+    conversation = OpenAIConversationsSession("conv_1", AsyncOpenAI(api_key="sk-1"))
+    with pytest.raises(TypeError, match="take no items that are encrypted"):
+        EncryptedSession(conversation, "a text of 32 characters or more 1")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from django.test import override_settings
 
-from agent_sessions.backends.openai import OpenAIConversationsBackend
 from agent_sessions.backends.wrapping import innermost
 from tests.backends.dapr.test_dapr_contract import damage
 from tests.backends.encrypted.test_encrypted_contract import (
@@ -17,21 +16,11 @@ from tests.backends.encrypted.test_encrypted_contract import (
 )
 from tests.backends.redis.test_redis_contract import sentinel_cache
 from tests.servers import Server
-from tests.servers.conversations import KEY, ConversationsServer, conversations_server
 from tests.servers.dapr import STORE, DaprSidecar
 from tests.servers.redis import Watched, url
 
-TEXT = "the service keeps whole messages: another text is one that nobody encrypted"
-UNREADABLE = ("cut_off", "not_json", "empty", "null", "number", "string", "list")
 BACKEND = "agent_sessions.backends.redis.RedisBackend"
 pytestmark = [pytest.mark.one_database, pytest.mark.another_store]
-
-
-@pytest.fixture(scope="module")
-def conversations() -> Iterator[ConversationsServer]:
-    with conversations_server() as server:
-        server.knows_types = True
-        yield server
 
 
 def over_redis(**options: Any) -> Any:
@@ -104,38 +93,3 @@ class TestOverDapr(EncryptedContract):
 
     async def corrupt(self, session: Any, nth: int, data: str) -> str:
         return damage(self.sidecar, session.key, nth, data, "private")
-
-
-class TestOverConversations(EncryptedContract):
-    """Items come back as they were given: the service sees its own messages only."""
-
-    __test__ = True
-    known_gaps: ClassVar[dict[str, str]] = dict.fromkeys(
-        [
-            "test_add_after_an_unreadable_tail",
-            "test_all_rows_unreadable",
-            "test_pop_where_nothing_is_readable",
-            *(
-                f"test_pop_passes_over_an_unreadable_tail[{case}]"
-                for case in UNREADABLE
-            ),
-        ],
-        TEXT,
-    )
-
-    @pytest.fixture(autouse=True)
-    def _configured(self, conversations: ConversationsServer) -> Iterator[None]:
-        self.server = conversations
-        inner = {
-            "BACKEND": OpenAIConversationsBackend,
-            "OPTIONS": {"base_url": conversations.url, "api_key": KEY},
-        }
-        with override_settings(AGENT_SESSIONS=encrypted(inner)):
-            yield
-
-    async def corrupt(self, session: Any, nth: int, data: str) -> str:
-        inner: Any = innermost(session.backend)
-        remote = (await inner.find(session.key)).id
-        part = self.server.conversations[remote][nth]["content"][0]
-        original, part["text"] = part["text"], data
-        return str(original)
