@@ -19,12 +19,7 @@ from agent_sessions.backends.remote.base import (
     read_readable,
     translated,
 )
-from agent_sessions.backends.sdk.opening import (
-    Maker,
-    Opened,
-    OpenSessions,
-    name_of,
-)
+from agent_sessions.backends.sdk.opening import Maker, Opened, OpenSessions, name_of
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.exceptions import InvalidBackend, StorageError
 from agent_sessions.items import Batch, Item, decode_all
@@ -157,19 +152,13 @@ class SDKBackend(RemoteBackend):
         async def write(opened: Opened) -> None:
             # Copies: some classes keep what they are given.
             await opened.session.add_items(decode_all(row.data for row in batch.rows))
-            if (view := opened.view(key.fence)) is not None:
-                view.wrote(decode_all(row.data for row in batch.rows))
 
         await self._use(key, write, writes=True)
 
     async def store_latest(self, key: SessionKey, limit: int | None) -> list[Item]:
         async def read(opened: Opened) -> list[Item]:
             # Some classes give their own lists away.
-            items = copy.deepcopy(await _latest(opened, limit))
-            if (view := opened.view(key.fence)) is not None:
-                is_all = limit is None or len(items) < limit
-                view.read(items, is_all=is_all, alias=self.alias)
-            return items
+            return copy.deepcopy(await _latest(opened, limit))
 
         return await self._use(key, read)
 
@@ -179,8 +168,6 @@ class SDKBackend(RemoteBackend):
             while item is not None and not isinstance(item, dict):
                 # Some classes take any JSON value for an item.
                 item = await opened.session.pop_item()
-            if (view := opened.view(key.fence)) is not None and item is not None:
-                view.popped()
             return item  # type: ignore[no-any-return]
 
         return await self._use(key, pop, writes=True)
@@ -189,8 +176,6 @@ class SDKBackend(RemoteBackend):
         async def clear(opened: Opened) -> int:
             count = len(await opened.session.get_items())
             await opened.session.clear_session()
-            if (view := opened.view(key.fence)) is not None:
-                view.cleared()
             return count
 
         return await self._use(key, clear, writes=True)

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
-import logging
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from hashlib import blake2b
 from pkgutil import resolve_name
 from typing import Any
 
 from agent_sessions.backends.options import did_you_mean
 from agent_sessions.exceptions import InvalidBackend
-from agent_sessions.items import Item
 
-logger = logging.getLogger("agent_sessions.backends")
-
-# How many of the newest items a run's view knows.
-_VIEWED = 100
 # The method of SQLAlchemySession that makes an engine for each session.
 _ENGINE_MAKER = "agents.extensions.memory.sqlalchemy_session"
 # What misspelt paths are compared with.
@@ -35,58 +27,6 @@ _KNOWN = (
 )
 
 
-class RunView:
-    """The newest items as one run has read and written them.
-
-    A session class can't compare a lease in the same step as it writes. A run that has
-    lost its lease in another process may therefore write once more, after the next run
-    has read: that is noticed here.
-    """
-
-    def __init__(self, fence: int) -> None:
-        self.fence = fence
-        # Digests, oldest first; `is_all` says that there are no others.
-        self._known: list[bytes] = []
-        self._is_all = False
-
-    def wrote(self, items: Sequence[Item]) -> None:
-        """Note what the run has added."""
-        self._keep([*self._known, *map(_digest, items)], is_all=self._is_all)
-
-    def popped(self) -> None:
-        """Note that the run has taken the newest item."""
-        self._known = self._known[:-1]
-
-    def cleared(self) -> None:
-        """Note that the run has removed everything."""
-        self._keep([], is_all=True)
-
-    def read(self, items: Sequence[Item], *, is_all: bool, alias: str) -> None:
-        """Compare what the run reads with what it knows, and know that from now on."""
-        known, was_all = self._known, self._is_all
-        self._keep([_digest(item) for item in items], is_all=is_all)
-        found = self._known
-        if not (was_all and self._is_all):
-            length = min(len(known), len(found))
-            known, found = known[len(known) - length :], found[len(found) - length :]
-        if known != found:
-            logger.warning(
-                "The history of a session in %r changed beside the run under lease %d: "
-                "by hand, or by a run that was writing as it lost its lease",
-                alias,
-                self.fence,
-            )
-
-    def _keep(self, digests: list[bytes], *, is_all: bool) -> None:
-        self._known = digests[-_VIEWED:]
-        self._is_all = is_all and len(digests) <= _VIEWED
-
-
-def _digest(item: Item) -> bytes:
-    text = json.dumps(item, sort_keys=True, default=str)
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
 class Opened:
     """One open session, and who uses it."""
 
@@ -94,15 +34,6 @@ class Opened:
         self.session = session
         self.lock = asyncio.Lock()
         self.users = 0
-        self.run: RunView | None = None
-
-    def view(self, fence: int | None) -> RunView | None:
-        """Return what the run under a lease knows; None outside a run."""
-        if fence is None:
-            return None
-        if self.run is None or self.run.fence != fence:
-            self.run = RunView(fence)
-        return self.run
 
 
 class OpenSessions:

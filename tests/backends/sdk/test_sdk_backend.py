@@ -508,63 +508,6 @@ async def test_a_write_that_waited_while_its_lease_was_lost_is_refused(
         assert texts(await session.get_items()) == ["item 1"]
 
 
-def beside(records: Any) -> int:
-    return sum("beside the run" in record.getMessage() for record in records)
-
-
-@pytest.mark.parametrize("limit", [None, 2])
-@pytest.mark.parametrize("writes", [True, False])
-@pytest.mark.django_db
-async def test_a_run_notices_what_was_written_beside_it(
-    lists: type[ListSession],
-    caplog: pytest.LogCaptureFixture,
-    limit: int | None,
-    writes: bool,
-) -> None:
-    session = get_session("s")
-    await session.add_items(said(1, 1, 1))
-    await AgentSession.objects.filter(session_id="s").aupdate(fence=7)
-    run = session.fenced(7)
-    await run.get_items(limit)
-    # As a run of another process does that had looked at its lease before.
-    (history,) = ListSession.histories.values()
-    history.append(said(9)[0])
-    if writes:
-        await run.add_items(said(3))
-    found = await run.get_items(limit)
-    assert "item 9" in texts(found)
-    assert beside(caplog.records) == 1
-    await run.get_items(limit)
-    assert beside(caplog.records) == 1
-
-
-@pytest.mark.django_db
-async def test_a_run_alone_notices_nothing(
-    lists: type[ListSession], caplog: pytest.LogCaptureFixture
-) -> None:
-    session = get_session("s")
-    await AgentSession.objects.filter(session_id="s").aupdate(fence=7)
-    await session.add_items(said(1))
-    await AgentSession.objects.filter(session_id="s").aupdate(fence=7)
-    run = session.fenced(7)
-    for limit in (None, 1, 3, None):
-        await run.get_items(limit)
-        await run.add_items(said(2, 3))
-        await run.get_items(limit)
-        await run.pop_item()
-        await run.get_items()
-        await run.pop_item()
-        await run.pop_item()
-        await run.get_items(2)
-        await run.add_items(said(*range(150)))
-        await run.get_items(120)
-        await run.get_items()
-        await run.clear_session()
-        await run.add_items(said(1))
-        await run.get_items()
-    assert beside(caplog.records) == 0
-
-
 @pytest.mark.django_db(transaction=True)
 def test_deleting_a_user_deletes_the_histories(tmp_path: Path) -> None:
     path = tmp_path / "x.sqlite3"
