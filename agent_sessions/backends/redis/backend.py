@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,7 +21,7 @@ from agent_sessions.backends.redis.clients import (
     GivenClient,
     is_cluster,
 )
-from agent_sessions.backends.redis.errors import CallTooLate, named_errors, unanswered
+from agent_sessions.backends.redis.errors import named_errors, unanswered
 from agent_sessions.backends.redis.scripts import (
     Names,
     Script,
@@ -31,11 +30,7 @@ from agent_sessions.backends.redis.scripts import (
     pattern,
     unowned,
 )
-from agent_sessions.backends.remote.base import (
-    RemoteBackend,
-    Stretch,
-    read_readable,
-)
+from agent_sessions.backends.remote.base import RemoteBackend, Stretch, read_readable
 from agent_sessions.backends.remote.listed import in_one_database
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
@@ -52,7 +47,7 @@ _PLACES = ("cache", "url", "client", "key_prefix")
 # How many texts a pop looks at where the newest has no mark; then all of them.
 _WINDOW = 32
 # The arguments of a script that writes nothing: no token, fence or ttl.
-_READ = ("", 0, "", 0, 0)
+_READ = ("", "", 0, 0)
 
 
 class RedisBackend(RemoteBackend):
@@ -99,8 +94,6 @@ class RedisBackend(RemoteBackend):
         if client is not None and not callable(client):
             self.given = GivenClient(client)
         self._clients = PerLoop(self._connect, Client.aclose)
-        # How far the server's clock is ahead of this one. The server has the last word.
-        self._ahead_ms = 0
 
     # -- configuration -----------------------------------------------------------
 
@@ -229,19 +222,10 @@ class RedisBackend(RemoteBackend):
 
         Raises StoreUnavailable where the server doesn't answer in time.
         """
-        try:
-            return await self._send(script, names, *args)
-        except CallTooLate as exc:
-            # The clocks differ. None of its tries was done, so another call may be.
-            self._ahead_ms = exc.server_ms - _now_ms()
-            return await self._send(script, names, *args)
-
-    async def _send(self, script: Script, names: Names, *args: Any) -> Any:
         token = (b"p" if script is scripts.POP else b"w") + os.urandom(8)
         try:
             async with asyncio.timeout(scripts.SENDING_S):
-                stamp = _now_ms() + self._ahead_ms
-                return await self._run(script, names, token, stamp, *args)
+                return await self._run(script, names, token, *args)
         except TimeoutError as exc:
             raise unanswered(self.alias, scripts.SENDING_S) from exc
 
@@ -277,7 +261,7 @@ class RedisBackend(RemoteBackend):
         ttl *= sliding
         texts: list[bytes]
         if fence or ttl:
-            terms = ("", 0, fence, ttl, sliding, window)
+            terms = ("", fence, ttl, sliding, window)
             texts = await self._run(scripts.LATEST, names, *terms)
             return texts
         # Nothing to write down: a plain command does, on a replica too.
@@ -350,10 +334,6 @@ class RedisBackend(RemoteBackend):
                 if session_id is not None and session_id not in seen:
                     seen.add(session_id)
                     yield session_id
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _read(text: bytes) -> Item | None:

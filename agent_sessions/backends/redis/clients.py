@@ -187,8 +187,7 @@ def from_url(
         )
     if is_misread(url):
         raise _invalid(
-            f"{name} has characters that are taken for something else.",
-            ENCODE,
+            f"{name} has characters that are taken for something else.", ENCODE
         )
     return Endpoint(url, options, cluster)
 
@@ -289,12 +288,7 @@ def _connection_options(given: dict[str, Any]) -> dict[str, Any]:
     """Translate OPTIONS of django-redis into redis-py's."""
     options: dict[str, Any] = {
         name.lower(): given[name]
-        for name in (
-            "USERNAME",
-            "PASSWORD",
-            "SOCKET_TIMEOUT",
-            "SOCKET_CONNECT_TIMEOUT",
-        )
+        for name in ("USERNAME", "PASSWORD", "SOCKET_TIMEOUT", "SOCKET_CONNECT_TIMEOUT")
         if given.get(name)
     }
     pool = given.get("CONNECTION_POOL_KWARGS") or {}

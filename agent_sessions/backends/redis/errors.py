@@ -22,8 +22,6 @@ from agent_sessions.exceptions import (
     WrongKeyType,
 )
 
-# What scripts refuse a call with that is too old; the server's time follows.
-TOO_LATE = "CALLTOOLATE"
 # The first word of what the server says -> the error, and what to do.
 _WORDS: dict[str, Advice] = {
     "NOAUTH": (StoreRefused, "it wants a password. Set it in the URL or the cache."),
@@ -39,10 +37,7 @@ _WORDS: dict[str, Advice] = {
         "it is a replica and takes no writes. Connect to the primary, or through "
         "Sentinel, which finds it.",
     ),
-    "OOM": (
-        StoreFull,
-        "its memory is full. Raise maxmemory, or clear sessions.",
-    ),
+    "OOM": (StoreFull, "its memory is full. Raise maxmemory, or clear sessions."),
     "MISCONF": (StoreFull, "it can't save to disk. Make room there."),
     "NOREPLICAS": (StoreUnavailable, "it has too few replicas to take writes."),
     "CLUSTERDOWN": (StoreUnavailable, "its cluster is down. Try again when it is up."),
@@ -66,14 +61,6 @@ _ADVICE = _WORDS | {
     "ClusterDownError": _WORDS["CLUSTERDOWN"],
     "TryAgainError": _WORDS["TRYAGAIN"],
 }
-
-
-class CallTooLate(StorageError):
-    """The server took a write for too old and has done none of its tries."""
-
-    def __init__(self, server_ms: int) -> None:
-        super().__init__("Redis refused a write that was sent long ago.")
-        self.server_ms = server_ms
 
 
 def unanswered(alias: str, seconds: float) -> StoreUnavailable:
@@ -104,8 +91,6 @@ def _named(alias: str, exc: Exception) -> Exception:
     words = text.replace(":", " ").split()
     if "LEASELOST" in words:
         return LeaseLost()
-    if TOO_LATE in words:
-        return CallTooLate(int(words[words.index(TOO_LATE) + 1]))
     if isinstance(exc, AuthenticationError):
         words = ["WRONGPASS"]
     elif "ACL failure in script" in text:

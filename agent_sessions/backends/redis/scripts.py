@@ -8,8 +8,8 @@ wraps hold that one's alias, also without an owner.
 
 Scripts are run by their digest. Their KEYS are Names.keys: the list of items, the notes
 (a hash), the times (a sorted set: where each batch begins -> "position:milliseconds"),
-the calls (a sorted set: the token of each write -> when it was first sent, in
-milliseconds) and the answers (a hash: the token of a pop or clear -> what it was told);
+the calls (a sorted set: the token of each write -> when it was done, in milliseconds)
+and the answers (a hash: the token of a pop or clear -> what it was told);
 then, where they matter, the two that the SDK keeps beside its items, which expire with
 these. Notes:
 
@@ -19,10 +19,7 @@ these. Notes:
 
 A client sends a command again when its connection breaks, though the first may have
 arrived. Each write is done once: a token that is known does nothing and gets the answer
-of the first time. A write that was first sent longer than ACCEPTED_MS ago, by the
-server's clock, is refused, so tokens needn't be kept for ever. They are kept so much
-longer (KEPT_MS) that a client which is refused, and tried no longer than SENDING_S,
-knows that none of its tries was done.
+of the first time. Tokens are kept for KEPT_MS, three times as long as a client tries.
 
 Every script looks at the kinds of keys and at the fence before it writes, and Redis
 refuses a script for lack of memory before its first write: nothing is half-written.
@@ -38,17 +35,13 @@ from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from agent_sessions.backends.redis.errors import TOO_LATE
-
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
 
 # For how many seconds a client goes on sending one call.
 SENDING_S = 60
-# How old, or how far in the future, a call may be that is done, in milliseconds.
-ACCEPTED_MS = 60_000
-# For how long a token is known: what was accepted is known to each later try.
-KEPT_MS = ACCEPTED_MS + 2 * SENDING_S * 1000
+# For how long a token is known, in milliseconds.
+KEPT_MS = 3 * SENDING_S * 1000
 # For how long positions of a session without items are remembered.
 EMPTY_MS = 600_000
 # Ends the texts that are written here, which are readable for certain: a pop needn't
@@ -144,12 +137,12 @@ def _beside(items: bytes) -> tuple[bytes, ...]:
     )
 
 
-# All scripts begin so. ARGV: token, when it was first sent, fence, ttl in ms, whether it
-# slides, and what the script says. Reads have no token.
+# All scripts begin so. ARGV: token, fence, ttl in ms, whether it slides, and what the
+# script says. Reads have no token.
 _BEGIN = f"""
 local items, notes, times, calls, answers = unpack(KEYS, 1, 5)
-local token, stamp, fence = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local ttl, sliding = tonumber(ARGV[4] or 0), ARGV[5] == '1'
+local token, fence = ARGV[1], ARGV[2]
+local ttl, sliding = tonumber(ARGV[3] or 0), ARGV[4] == '1'
 local call = redis.call
 
 for index, kind in ipairs({{'list', 'hash', 'zset', 'zset', 'hash'}}) do
@@ -167,8 +160,6 @@ local known = token ~= '' and call('ZSCORE', calls, token)
 if token == '' then
   -- A server that refuses writes, such as a replica, is read all the same.
   call = redis.pcall
-elseif not known and math.abs(now - stamp) > {ACCEPTED_MS} then
-  return redis.error_reply(string.format('{TOO_LATE} %.0f', now))
 end
 if fence ~= '' and not known then
   local newest = tonumber(call('HGET', notes, 'fence') or -1)
@@ -184,10 +175,10 @@ local function remember(answer)
     call('ZREM', calls, unpack(over))
     call('HDEL', answers, unpack(over))
   end
-  call('ZADD', calls, stamp, token)
+  call('ZADD', calls, now, token)
   if answer then call('HSET', answers, token, answer) end
   for _, key in ipairs({{calls, answers}}) do
-    call('PEXPIRE', key, {KEPT_MS + ACCEPTED_MS})
+    call('PEXPIRE', key, {KEPT_MS})
   end
 end
 
@@ -244,7 +235,7 @@ class Script:
 # many items there are.
 APPEND = Script("""
 if known then return count end
-local most, goes, first = tonumber(ARGV[6]), ARGV[7] == '1', 8
+local most, goes, first = tonumber(ARGV[5]), ARGV[6] == '1', 7
 local left = call('PTTL', items)
 if goes then
   unlink_all()
@@ -277,7 +268,7 @@ return count
 # ARGV: how many of the newest. Returns their texts.
 LATEST = Script("""
 expire()
-return call('LRANGE', items, '-' .. ARGV[6], -1)
+return call('LRANGE', items, '-' .. ARGV[5], -1)
 """)
 
 # ARGV: how many texts to return where the newest has no mark, and of the one that the
@@ -287,10 +278,10 @@ return call('LRANGE', items, '-' .. ARGV[6], -1)
 POP = Script(f"""
 -- A clear takes the text along.
 if known then return {{1, call('HGET', answers, token) or '', count}} end
-local window, place, mark = ARGV[6], tonumber(ARGV[7]), '{MARK}'
+local window, place, mark = ARGV[5], tonumber(ARGV[6]), '{MARK}'
 local text = call('LINDEX', items, -math.max(place, 1))
 if not text then return {{0, count, {{}}}} end
-if place > 0 and not (count == tonumber(ARGV[8]) and text == ARGV[9])
+if place > 0 and not (count == tonumber(ARGV[7]) and text == ARGV[8])
   or place < 0 or place == 0 and string.sub(text, -#mark) ~= mark then
   return {{0, count, call('LRANGE', items, '-' .. window, -1)}}
 end
@@ -327,7 +318,7 @@ return count
 # ARGV: the position before or after which to read, "" for none, and how many.
 # Gives base, count, the first text's index, the times of batches, and the texts.
 PAGE = Script("""
-local before, after, limit = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local before, after, limit = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local start, stop
 if after then
   start = math.min(math.max(after - base, 0), count)
