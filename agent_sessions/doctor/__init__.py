@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.backends.database.numbering import BATCH_SIZE, renumber
+from agent_sessions.backends.database.lineage import BATCH_SIZE, renumber
 from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.doctor.findings import CODES, Finding, Quarantined, Report, Skipped
 from agent_sessions.doctor.rows import list_quarantined, take_back

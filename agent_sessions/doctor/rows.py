@@ -11,11 +11,12 @@ from django.utils import timezone
 
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.database.branches import next_version
-from agent_sessions.backends.database.lineage import Segment, visible
-from agent_sessions.backends.database.numbering import (
+from agent_sessions.backends.database.lineage import (
+    Segment,
     read_pages,
     shown_rows,
     turns_before,
+    visible,
 )
 from agent_sessions.doctor.findings import Quarantined
 from agent_sessions.exceptions import InvalidItem

@@ -14,8 +14,7 @@ from agent_sessions import approvals
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.backends.database.lineage import Lineages, visible
-from agent_sessions.backends.database.numbering import renumber
+from agent_sessions.backends.database.lineage import Lineages, renumber, visible
 from agent_sessions.doctor.findings import CODES, Finding
 from agent_sessions.doctor.rows import Found, Reader
 from agent_sessions.exceptions import InvalidApproval

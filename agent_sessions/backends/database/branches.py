@@ -50,10 +50,7 @@ class Branches:
     """The branches of one session, whose row the caller holds where it writes."""
 
     def __init__(
-        self,
-        directory: Directory,
-        key: SessionKey,
-        current: int | None = None,
+        self, directory: Directory, key: SessionKey, current: int | None = None
     ) -> None:
         """Take the session's current branch where its row is held."""
         self.directory = directory

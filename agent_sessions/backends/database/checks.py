@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections
 from django.db.models import Field
 
-from agent_sessions.fields import (
-    CHARSET,
-    ExactCharField,
-    WideCharField,
-    WideTextField,
-)
+from agent_sessions.fields import CHARSET, ExactCharField, WideCharField, WideTextField
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -32,29 +27,6 @@ POOL_MIN_SIZE = 4
 _WAL = re.compile(r"journal_mode\s*=\s*['\"]?wal", re.IGNORECASE)
 # The two bytes of an SQLite file's header that say WAL.
 _WAL_AT, _WAL_MARK = 18, b"\x02\x02"
-# What SQLite and PostgreSQL are asked for: the columns that compare otherwise than by
-# their bytes, with what they compare by. SQLite tells it of indexes alone.
-_SQLITE = """
-SELECT tables.name, columns.name, columns.coll
-FROM sqlite_master AS tables, pragma_index_list(tables.name) AS indexes,
-    pragma_index_xinfo(indexes.name) AS columns
-WHERE tables.type = 'table' AND columns.name IS NOT NULL AND columns.coll <> 'BINARY'
-"""
-_POSTGRESQL = """
-SELECT tables.relname, columns.attname,
-    CASE WHEN types.typname = 'citext' THEN 'citext' ELSE collations.collname END
-FROM pg_attribute AS columns
-JOIN pg_class AS tables ON tables.oid = columns.attrelid
-JOIN pg_type AS types ON types.oid = columns.atttypid
-LEFT JOIN pg_collation AS collations ON collations.oid = columns.attcollation
-WHERE tables.relkind = 'r' AND pg_table_is_visible(tables.oid)
-    AND (types.typname = 'citext' OR NOT collations.collisdeterministic)
-"""
-_MYSQL = """
-SELECT table_name, column_name, collation_name, character_set_name
-FROM information_schema.columns
-WHERE table_schema = DATABASE() AND collation_name IS NOT NULL
-"""
 
 
 def check_database(backend: DatabaseBackend) -> list[CheckMessage]:
@@ -177,130 +149,88 @@ _CHECKS: dict[str, Callable[[Any, Any, dict[str, Any]], list[CheckMessage]]] = {
 
 # -- whether columns still are as the app's fields ask for ----------------------------
 
-
-class Column(NamedTuple):
-    """A column of a table, and what the database says of it."""
-
-    table: str
-    field: Field[Any, Any]
-    found: str
-
-    def __str__(self) -> str:
-        return f"{self.table}.{self.field.column}"
+# Tables, columns, how they compare texts, where that is otherwise than by each letter,
+# and which characters they hold.
+_COLUMNS = {
+    "sqlite": """
+SELECT DISTINCT tables.name, columns.name, columns.coll, NULL
+FROM sqlite_master AS tables, pragma_index_list(tables.name) AS indexes,
+    pragma_index_xinfo(indexes.name) AS columns
+WHERE tables.type = 'table' AND columns.name IS NOT NULL AND columns.coll <> 'BINARY'
+""",
+    "postgresql": """
+SELECT tables.relname, columns.attname,
+    CASE WHEN types.typname = 'citext' THEN 'citext' ELSE collations.collname END, NULL
+FROM pg_attribute AS columns
+JOIN pg_class AS tables ON tables.oid = columns.attrelid
+JOIN pg_type AS types ON types.oid = columns.atttypid
+LEFT JOIN pg_collation AS collations ON collations.oid = columns.attcollation
+WHERE tables.relkind = 'r' AND pg_table_is_visible(tables.oid)
+    AND (types.typname = 'citext' OR NOT collations.collisdeterministic)
+""",
+    "mysql": """
+SELECT table_name, column_name, collation_name, character_set_name
+FROM information_schema.columns
+WHERE table_schema = DATABASE() AND collation_name IS NOT NULL
+""",
+}
 
 
 def check_columns(using: str) -> list[CheckMessage]:
     """Report columns that take two ids for one, or can't hold every character."""
     connection = connections[using]
-    check = {"sqlite": _sqlite, "postgresql": _postgresql, "mysql": _mysql}.get(
-        connection.vendor
-    )
-    return [] if check is None else check(connection)
-
-
-def _sqlite(connection: BaseDatabaseWrapper) -> list[CheckMessage]:
-    found = _known(_rows(connection, _SQLITE), _is_exact)
-    return _folding(
-        connection,
-        found,
-        lambda column: "Make the table anew without COLLATE at this column.",
-    )
-
-
-def _postgresql(connection: BaseDatabaseWrapper) -> list[CheckMessage]:
-    found = _known(_rows(connection, _POSTGRESQL), _is_exact)
-    return _folding(
-        connection,
-        found,
-        lambda column: (
-            f"ALTER TABLE {column.table} ALTER COLUMN {column.field.column} TYPE "
-            f'{column.field.db_type(connection)} COLLATE "default";'
-        ),
-    )
-
-
-def _mysql(connection: BaseDatabaseWrapper) -> list[CheckMessage]:
-    rows = _rows(connection, _MYSQL)
-    exact = [
-        column
-        for column in _known((row[:3] for row in rows), _is_exact)
-        if column.found != column.field.db_parameters(connection)["collation"]
-    ]
-    narrow = [
-        column
-        for column in _known(((*row[:2], row[3]) for row in rows), _is_words)
-        if column.found != CHARSET
-    ]
-    messages = _folding(connection, exact, lambda column: _modify(connection, column))
+    if (sql := _COLUMNS.get(connection.vendor)) is None:
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        found = {(table, column): told for table, column, *told in cursor.fetchall()}
+    folding: dict[str, str] = {}
+    narrow: dict[str, str] = {}
+    for model in apps.get_app_config("agent_sessions").get_models():
+        for field in model._meta.local_fields:
+            place = (model._meta.db_table, field.column)
+            collation, charset = found.get(place, (None, None))
+            wanted = field.db_parameters(connection).get("collation")
+            if isinstance(field, ExactCharField):
+                if collation not in {None, wanted}:
+                    name = f"{'.'.join(place)} ({collation})"
+                    folding[name] = _cure(connection, field)
+            elif charset not in {None, CHARSET} and isinstance(
+                field, WideCharField | WideTextField
+            ):
+                before = narrow.get(charset, "")
+                narrow[charset] = f"{before}{_cure(connection, field)} "
+    messages: list[CheckMessage] = []
+    if folding:
+        messages.append(
+            Error(
+                f"DATABASES[{using!r}] compares ids by another collation than the app's "
+                f"fields ask for: {', '.join(sorted(folding))}. Ids that differ in case "
+                "or accents may be taken for one, and one person's session for "
+                "another's.",
+                hint=" ".join(dict.fromkeys(folding.values())),
+                id="agent_sessions.E022",
+            )
+        )
     if narrow:
-        names = ", ".join(sorted({column.found for column in narrow}))
         messages.append(
             Warning(
-                f"DATABASES[{connection.alias!r}] keeps texts as {names}, which has no "
-                "emoji: titles and the texts of lists lose them.",
+                f"DATABASES[{using!r}] keeps texts as {', '.join(sorted(narrow))}, "
+                "which has no emoji: titles and the texts of lists lose them.",
                 # Not CONVERT TO, which would change the columns of ids too.
-                hint=" ".join(_modify(connection, column) for column in narrow),
+                hint="".join(narrow.values()).strip(),
                 id="agent_sessions.W005",
             )
         )
     return messages
 
 
-def _folding(
-    connection: BaseDatabaseWrapper,
-    columns: Sequence[Column],
-    cure: Callable[[Column], str],
-) -> list[CheckMessage]:
-    if not columns:
-        return []
-    names = ", ".join(f"{column} ({column.found})" for column in columns)
-    return [
-        Error(
-            f"DATABASES[{connection.alias!r}] compares ids by another collation than "
-            f"the app's fields ask for: {names}. Ids that differ in case or accents "
-            "may be taken for one, and one person's session for another's.",
-            hint=" ".join(dict.fromkeys(map(cure, columns))),
-            id="agent_sessions.E022",
-        )
-    ]
-
-
-def _modify(connection: BaseDatabaseWrapper, column: Column) -> str:
-    field = column.field
+def _cure(connection: BaseDatabaseWrapper, field: Field[Any, Any]) -> str:
+    if connection.vendor == "sqlite":
+        return "Make the table anew without COLLATE at this column."
+    table, kind = field.model._meta.db_table, field.db_type(connection)
+    if connection.vendor == "postgresql":
+        return f'ALTER TABLE {table} ALTER COLUMN {field.column} TYPE {kind} COLLATE "default";'
     collation = field.db_parameters(connection).get("collation")
-    return (
-        f"ALTER TABLE {column.table} MODIFY {field.column} {field.db_type(connection)}"
-        f"{f' COLLATE {collation}' if collation else ''} NOT NULL;"
-    )
-
-
-def _known(
-    rows: Iterable[Sequence[Any]], wanted: Callable[[Field[Any, Any]], bool]
-) -> list[Column]:
-    """Find the app's own columns among those that a database tells of."""
-    fields = {
-        (model._meta.db_table, field.column): field
-        for model in apps.get_app_config("agent_sessions").get_models()
-        for field in model._meta.local_fields
-        if wanted(field)
-    }
-    found = {
-        Column(table, fields[table, column], str(what))
-        for table, column, what in rows
-        if (table, column) in fields
-    }
-    return sorted(found, key=str)
-
-
-def _is_exact(field: Field[Any, Any]) -> bool:
-    return isinstance(field, ExactCharField)
-
-
-def _is_words(field: Field[Any, Any]) -> bool:
-    return isinstance(field, WideCharField | WideTextField) and not _is_exact(field)
-
-
-def _rows(connection: BaseDatabaseWrapper, sql: str) -> list[Sequence[Any]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql)
-        return list(cursor.fetchall())
+    collate = f" COLLATE {collation}" if collation else ""
+    return f"ALTER TABLE {table} MODIFY {field.column} {kind}{collate} NOT NULL;"

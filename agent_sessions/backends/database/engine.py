@@ -6,11 +6,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
-from django.db import (
-    DatabaseError,
-    InterfaceError,
-    connections,
-)
+from django.db import DatabaseError, InterfaceError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from agent_sessions.backends.base import SessionKey

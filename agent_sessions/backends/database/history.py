@@ -49,7 +49,7 @@ def append_batch(
     try:
         _write(engine, key, batch, is_first)
     except (StorageError, UnicodeEncodeError) as exc:
-        narrowed = engine.statements.narrowed(engine.connection, batch, exc)
+        narrowed = engine.statements.narrowed(batch, exc)
         if narrowed is None:
             raise
         _write(engine, key, narrowed, is_first)
@@ -245,9 +245,7 @@ def _take(
 
 
 def _take_after_a_look(
-    branches: Branches,
-    session: int,
-    accept: Callable[[Item], bool],
+    branches: Branches, session: int, accept: Callable[[Item], bool]
 ) -> Item | None:
     """Take the newest readable item from a session whose row is held.
 

@@ -1,22 +1,25 @@
-"""Which rows a branch shows: its own, and its ancestors' up to each fork."""
+"""Which rows a branch shows: its own, and its ancestors' up to each fork.
+
+And the turns of these rows: found, and counted anew.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from django.db import connections
-from django.db.models import Q, QuerySet, Subquery
+from django.db.models import Exists, F, OuterRef, Q, QuerySet, Subquery
 
-from agent_sessions.items.kinds import is_opening
+from agent_sessions.backends import run_rows
+from agent_sessions.items.kinds import OPENING, is_opening
 from agent_sessions.models import Branch, SessionItem
 
-# So few rows are read through rather than searched.
-_NEAR = 64
-# The last position that there can be.
-_LAST = 2**63 - 1
+BATCH_SIZE = 1000
+# So many positions are read through rather than searched.
+_NEAR = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,65 +105,93 @@ def segment_of(segments: tuple[Segment, ...], position: int) -> Segment:
     return segments[-1]
 
 
+# -- turns -----------------------------------------------------------------------------
+
+
 def first_of_turn(using: str, segments: tuple[Segment, ...], turn: int) -> int | None:
     """Find the position of the user message that begins a turn.
 
-    Turns grow with positions, and most have about as many items as their neighbours.
-    No index over turns is needed, which every append would pay for.
+    Turns grow with positions, so halving what is left finds it: no index over turns is
+    needed, which every append would pay for.
     """
     for segment in reversed(segments):
-        found = _opening(partial(_read, using, segment), segment.after, turn)
-        if found is not None:
-            return found
-    return None
+        rows = visible(using, (segment,)).order_by("position")
+        turns = rows.values_list("turn", flat=True)
+        last = rows.values_list("position", flat=True).last()
 
+        def turn_at(position: int, turns: QuerySet[Any] = turns) -> Any:
+            return turns.filter(position__gte=position).first()
 
-def _read(
-    using: str, segment: Segment, after: int, limit: int = 1, order: str = "ASC"
-) -> list[Any]:
-    """Read a segment's rows after a position; a query set takes ten times as long."""
-    connection = connections[using]
-    table = connection.ops.quote_name(SessionItem._meta.db_table)
-    upto = _LAST if segment.upto is None else segment.upto
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"SELECT position, turn, type, role FROM {table} "  # noqa: S608 - no input
-            "WHERE branch_id = %s AND position > %s AND position <= %s "
-            f"ORDER BY position {order} LIMIT {limit:d}",
-            [segment.branch_id, after, upto],
+        places = range(segment.after + 1, (last or 0) + 1, _NEAR)
+        begin = bisect_left(places, turn, key=turn_at) - 1
+        near = rows.filter(position__gte=places[begin]) if begin > 0 else rows
+        found = near.filter(turn__gte=turn).values_list(
+            "position", "turn", "type", "role"
         )
-        return list(cursor.fetchall())
-
-
-def _opening(read: Callable[..., list[Any]], after: int, turn: int) -> int | None:
-    """Find the row that opens a turn among those after a position."""
-    ends = [*read(after), *read(after, order="DESC")]
-    if not ends or ends[-1][1] < turn:
-        return None
-    if ends[0][1] < turn:
-        after = _shortly_before(read, ends, turn)
-    while near := read(after, _NEAR):
-        for position, number, kind, role in near:
-            if number >= turn:
-                is_found = number == turn and is_opening(kind, role)
-                return int(position) if is_found else None
-        after = near[-1][0]
+        position, number, kind, role = found.first() or (0, 0, "", "")
+        if number == turn and is_opening(kind, role):
+            return int(position)
     return None
 
 
-def _shortly_before(read: Callable[..., list[Any]], ends: list[Any], turn: int) -> int:
-    """Return a position from which a turn is probably near."""
-    (low, low_turn, *_), (high, high_turn, *_) = ends
-    halve = False
-    # So far away the turn would be, were all of the same length.
-    while (turn - low_turn) * (high - low) > _NEAR * (high_turn - low_turn):
-        share = 0.5 if halve else (turn - low_turn - 0.5) / (high_turn - low_turn)
-        # Where turns are of very different lengths, guesses creep: halve in between.
-        halve = not halve
-        middle = min(low + int((high - low) * share), high - 1)
-        found, found_turn, *_ = (read(middle) or ends[-1:])[0]
-        if found_turn < turn:
-            low, low_turn = found, found_turn
-        else:
-            high, high_turn = middle, found_turn
-    return int(low)
+def read_pages(
+    rows: QuerySet[Any], columns: tuple[str, ...], size: int
+) -> Iterator[list[Any]]:
+    """Read rows of one branch in their order; `columns` begin with position.
+
+    Each page is a query of its own: rows may be moved away between two of them.
+    """
+    after: int | None = None
+    while True:
+        page = rows if after is None else rows.filter(position__gt=after)
+        found = list(page.order_by("position").values_list(*columns)[:size])
+        if found:
+            yield found
+        if len(found) < size:
+            return
+        after = found[-1][0]
+
+
+def shown_rows(using: str, branch: Branch) -> QuerySet[Any]:
+    """Return a branch's own rows, without those before its fork."""
+    rows = SessionItem._base_manager.using(using).filter(branch_id=branch.pk)
+    return rows.filter(position__gt=branch.fork_position or 0)
+
+
+def turns_before(using: str, inherited: tuple[Segment, ...]) -> int:
+    """Count the user's messages that a branch has from its ancestors."""
+    if not inherited:
+        return 0
+    count: int = visible(using, inherited).filter(**OPENING).count()
+    return count
+
+
+def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
+    """Renumber the turns of a session's rows by its user messages."""
+    lineages = Lineages(using)
+    branches = Branch._base_manager.using(using).filter(session_id=session)
+    for branch in branches.order_by("pk"):
+        if branch.is_quarantine:
+            continue
+        turn = turns_before(using, lineages.of(branch.pk)[1:])
+        columns = ("position", "pk", "turn", "type", "role")
+        for page in read_pages(shown_rows(using, branch), columns, size):
+            moved: dict[int, list[Any]] = defaultdict(list)
+            for _, pk, stored, kind, role in page:
+                turn += is_opening(kind, role)
+                if stored != turn:
+                    moved[turn - stored].append(pk)
+            for by, pks in moved.items():
+                _move(using, by, pks)
+        branches.filter(pk=branch.pk).exclude(turn=turn).update(turn=turn)
+    # Runs tell the turn by the message that opens it.
+    items = SessionItem._base_manager.using(using).filter(branch__session_id=session)
+    opening = items.filter(pk=OuterRef("turn_item"))
+    runs = run_rows.runs_of(using, session).filter(Exists(opening))
+    run_rows.write(runs, turn=Subquery(opening.values("turn")[:1]))
+
+
+def _move(using: str, by: int, pks: list[Any]) -> None:
+    SessionItem._base_manager.using(using).filter(pk__in=pks).update(
+        turn=F("turn") + by
+    )

@@ -8,26 +8,18 @@ than what their session lost. Then turns are counted anew from 1; positions stay
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db.models import Count, F, Max, Min, Q, QuerySet
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.database.lineage import Lineages, Segment, visible
-from agent_sessions.backends.database.numbering import renumber
+from agent_sessions.backends.database.lineage import Lineages, renumber, visible
 from agent_sessions.backends.database.removal import BATCH_SIZE, Guard, rest
-from agent_sessions.exceptions import (
-    InvalidBranch,
-    SessionDoesNotExist,
-    StorageError,
-)
+from agent_sessions.exceptions import InvalidBranch, SessionDoesNotExist, StorageError
 from agent_sessions.items import Item, decode, title_of
 from agent_sessions.items.kinds import (
     CALL_OF,
@@ -137,11 +129,10 @@ def _new_title(plan: TurnPlan, row: AgentSession) -> str:
     texts = users.order_by("position").values_list("text", flat=True)
     if row.title != title_of(texts[:1]):
         return ""
-    return title_of(texts.filter(position__gte=plan.cuts.get(row.branch_id, 0))[:1])
+    return title_of(texts.filter(turn__gte=plan.begins.get(row.branch_id, 0))[:1])
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """The rows of one turn that a branch has of its own; `opens` has its message."""
 
     branch: int
@@ -162,31 +153,34 @@ class Group:
 class TurnPlan:
     """What goes and what stays of a session, as it was when it was read.
 
-    `cuts` has, for each branch that loses something, the first position that it keeps.
-    Raises InvalidBranch where turns are numbered wrongly.
+    `begins` has, for each branch that can be written to, the first turn of its last
+    ones, and 0 where it keeps all. Raises InvalidBranch where turns are numbered wrongly.
     """
 
     def __init__(self, using: str, row: AgentSession, keep: int) -> None:
         self.using = using
         self.row = row
-        self.cuts: dict[int, int] = {}
-        self._branches = list(
-            Branch._base_manager.using(using).filter(session_id=row.pk).order_by("pk")
-        )
+        branches = Branch._base_manager.using(using).filter(session_id=row.pk)
+        self._branches = list(branches.order_by("pk"))
         self._state = self._read_state()
-        self._own: dict[int, list[Group]] = {}
-        self._gone: list[list[Group]] = []
-        live = [branch for branch in self._branches if branch.archived_at is None]
-        if any(branch.turn > keep for branch in live):
-            # Lineages that others cached may be of a branch that is being made.
-            self._lineages = Lineages(using)
-            self._read_groups()
-            self._choose(live, keep)
+        self._lineages = Lineages(using)
+        self.begins: dict[int, int] = {
+            branch.pk: branch.turn - keep + 1 if branch.turn > keep else 0
+            for branch in self._branches
+            if branch.archived_at is None
+        }
+        # What goes, the oldest turns first.
+        self._gone: list[Group] = []
+        if any(self.begins.values()):
+            self._own = self._read_groups()
+            everything = {group for own in self._own.values() for group in own}
+            gone = everything - self._kept(everything)
+            self._gone = sorted(gone, key=lambda group: (group.turn, group.branch))
 
     @property
     def size(self) -> int:
         """How many items go."""
-        return sum(group.count for family in self._gone for group in family)
+        return sum(group.count for group in self._gone)
 
     def is_current(self) -> bool:
         """Return whether the session still has the same branches."""
@@ -197,19 +191,18 @@ class TurnPlan:
         return visible(self.using, self._lineages.of(branch))
 
     def steps(self, size: int) -> list[list[Group]]:
-        """Return what goes, the oldest first, about `size` rows at a time."""
+        """Return what goes, about `size` rows at a time: turns whole in all branches."""
         steps: list[list[Group]] = []
         room = 0
-        for family in self._gone:
-            count = sum(group.count for group in family)
+        for _, turn in groupby(self._gone, key=lambda group: group.turn):
+            groups = list(turn)
+            count = sum(group.count for group in groups)
             if count > room or not steps:
                 steps.append([])
                 room = size
-            steps[-1] += family
+            steps[-1] += groups
             room -= count
         return steps
-
-    # -- reading -------------------------------------------------------------------
 
     def _read_state(self) -> set[tuple[int, bool]]:
         branches = Branch._base_manager.using(self.using).filter(session_id=self.row.pk)
@@ -218,107 +211,67 @@ class TurnPlan:
             for pk, archived in branches.values_list("pk", "archived_at")
         }
 
-    def _read_groups(self) -> None:
+    def _read_groups(self) -> dict[int, list[Group]]:
+        own: dict[int, list[Group]] = {}
         for branch in self._branches:
-            found = (
-                SessionItem._base_manager.using(self.using)
-                .filter(branch_id=branch.pk)
-                .values_list("turn")
-                .annotate(
-                    first=Min("position"),
-                    last=Max("position"),
-                    count=Count("pk"),
-                    opens=Count("pk", filter=Q(**OPENING)),
-                )
-                .order_by("first")
+            rows = SessionItem._base_manager.using(self.using).filter(
+                branch_id=branch.pk
             )
-            groups = [Group(branch.pk, *values) for values in found]
+            found = rows.values_list("branch_id", "turn").annotate(
+                first=Min("position"),
+                last=Max("position"),
+                count=Count("pk"),
+                opens=Count("pk", filter=Q(**OPENING)),
+            )
+            own[branch.pk] = [Group(*values) for values in found.order_by("first")]
             if not branch.is_quarantine:
-                _check_order(self.row, groups)
-            self._own[branch.pk] = groups
+                _check_order(self.row, own[branch.pk])
+        return own
 
-    def _shown(self, branch: int) -> Iterator[Group]:
-        """Return what a branch shows, the newest first."""
-        for segment in self._lineages.of(branch):
-            yield from reversed(self._seen(segment))
-
-    def _seen(self, segment: Segment) -> list[Group]:
-        groups = self._own.get(segment.branch_id, [])
-        if segment.upto is None:
-            return groups
-        firsts = [group.first for group in groups]
-        return groups[: bisect_right(firsts, segment.upto)]
-
-    # -- choosing ------------------------------------------------------------------
-
-    def _choose(self, live: list[Branch], keep: int) -> None:
-        kept: set[Group] = set()
-        shown: set[Group] = set()
-        oldest: int | None = None
-        for branch in live:
-            groups = list(self._shown(branch.pk))
-            shown.update(groups)
-            last = _last_turns(groups, keep)
-            if len(last) < len(groups):
-                self.cuts[branch.pk] = last[-1].first
-                last += self._needed(branch.pk, last)
-            kept.update(last)
-            begins = self.cuts.get(branch.pk, 0)
-            oldest = begins if oldest is None else min(oldest, begins)
-        everything = [group for groups in self._own.values() for group in groups]
-        # What only archived branches have stays where it is newer than any loss.
-        kept.update(
+    def _shown(self, branch: int) -> set[Group]:
+        return {
             group
-            for group in everything
-            if group not in shown and group.last >= (oldest or 0)
-        )
-        self._gone = [
-            family for family in self._families(everything) if kept.isdisjoint(family)
-        ]
+            for segment in self._lineages.of(branch)
+            for group in self._own.get(segment.branch_id, ())
+            if segment.upto is None or group.first <= segment.upto
+        }
 
-    def _families(self, groups: list[Group]) -> list[list[Group]]:
-        """Put together what is one turn of some branch: a fork may be in its middle."""
-        roots = {group: group for group in groups}
-
-        def root(group: Group) -> Group:
-            while roots[group] is not group:
-                group = roots[group]
-            return group
-
+    def _kept(self, everything: set[Group]) -> set[Group]:
+        shown = {branch: self._shown(branch) for branch in self.begins}
+        kept: set[Group] = set()
+        for branch, groups in shown.items():
+            last = self.begins[branch]
+            turns = self._needed(branch, last) if last else set[int]()
+            kept |= {
+                group for group in groups if group.turn >= last or group.turn in turns
+            }
+        # What only archived branches have stays where it is newer than any loss.
+        oldest = min(self.begins.values())
+        unseen = everything.difference(*shown.values())
+        kept |= {group for group in unseen if group.turn >= oldest}
+        # A fork may be in the middle of a turn, which is on both sides of it.
         for branch in self._branches:
             own = self._own[branch.pk]
-            if not own or branch.is_quarantine:
-                continue
-            inherited = self._lineages.of(branch.pk)[1:]
-            seen = (found[-1] for each in inherited if (found := self._seen(each)))
-            before = next(seen, None)
-            if before is not None and before.turn == own[0].turn:
-                roots[root(own[0])] = root(before)
-        families: dict[Group, list[Group]] = defaultdict(list)
-        for group in groups:
-            families[root(group)].append(group)
-        return sorted(families.values(), key=lambda family: family[0].first)
+            if branch.parent_id and own and not own[0].opens:
+                same = {
+                    group
+                    for group in self._shown(branch.pk)
+                    if group.turn == own[0].turn
+                }
+                kept |= same if same & kept else set()
+        return kept
 
-    def _needed(self, branch: int, last: list[Group]) -> list[Group]:
+    def _needed(self, branch: int, last: int) -> set[int]:
         """Find the older turns with calls whose outputs are among the last ones."""
         rows = self.view(branch)
-        begins = last[-1].first
-        older = rows.filter(position__lt=begins)
-        by_place = {
-            (group.branch, group.turn): group
-            for group in self._shown(branch)
-            if group.first < begins
-        }
-        found: list[Group] = []
-        missing = _missing(_items(rows.filter(position__gte=begins)))
+        older = rows.filter(turn__lt=last)
+        found: set[int] = set()
+        missing = _missing(_items(rows.filter(turn__gte=last)))
         while missing:
-            key = missing.pop()
-            place = _find(older, key)
-            group = by_place.get(place) if place else None
-            if group is None or group in found:
-                continue
-            found.append(group)
-            missing |= _missing(_items(rows.filter(group.rows)))
+            turn = _find(older, missing.pop())
+            if turn is not None and turn not in found:
+                found.add(turn)
+                missing |= _missing(_items(rows.filter(turn=turn)))
         return found
 
 
@@ -333,16 +286,6 @@ def _check_order(row: AgentSession, groups: list[Group]) -> None:
             f"The turns of session {row.session_id!r} are numbered wrongly, so its "
             "last ones can't be told. Mend it with check_agent_sessions --repair."
         )
-
-
-def _last_turns(groups: list[Group], keep: int) -> list[Group]:
-    """Return the last `keep` turns of what a branch shows, newest first."""
-    opened = 0
-    for index, group in enumerate(groups):
-        opened += group.opens
-        if opened == keep and any(older.opens for older in groups[index + 1 :]):
-            return groups[: index + 1]
-    return list(groups)
 
 
 def _items(rows: QuerySet[Any]) -> Iterator[Item]:
@@ -364,15 +307,15 @@ def _missing(items: Iterable[Item]) -> set[Key]:
     return {(kind, name) for kind, name in needed - own if name}
 
 
-def _find(older: QuerySet[Any], key: Key) -> tuple[int, int] | None:
-    """Find the branch and turn of the newest call with a key."""
+def _find(older: QuerySet[Any], key: Key) -> int | None:
+    """Find the turn of the newest call with a key."""
     kind, name = key
     calls = older.filter(type=kind).order_by("-position")
     if kind != "mcp_approval_request":
         # An approval's request is named by its id, which has no column.
         calls = calls.filter(call_id=(name or "")[:255])
-    for branch, turn, data in calls.values_list("branch_id", "turn", "data").iterator():
+    for turn, data in calls.values_list("turn", "data").iterator():
         item = decode(data)
         if item is not None and own_key(item) == key:
-            return branch, turn
+            return int(turn)
     return None

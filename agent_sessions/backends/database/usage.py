@@ -19,12 +19,7 @@ from agent_sessions.backends import run_rows
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.lineage import Lineages, Segment, visible
 from agent_sessions.items.kinds import OPENING
-from agent_sessions.models import (
-    MAIN_BRANCH,
-    AgentRun,
-    AgentSession,
-    SessionItem,
-)
+from agent_sessions.models import MAIN_BRANCH, AgentRun, AgentSession, SessionItem
 from agent_sessions.usage import COUNTERS, DETAILS, Spent
 
 SUMS = ("requests", "input_tokens", "output_tokens", "total_tokens")

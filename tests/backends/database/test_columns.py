@@ -126,14 +126,13 @@ class TestConvertedTables:
         items: Any = session.sync.get_items()
         assert [item.get("content") for item in items] == [EMOJI, None]
         assert items[1]["name"] == f"tool {EMOJI}"
-        mark = "\ufffd" if charset == "utf8mb3" else "?"
         message, call = SessionItem.objects.order_by("position")
-        assert message.text == f"a {mark} é"
+        assert message.text == "a ? ?"
         assert (call.tool_name, call.call_id) == (
-            f"tool a {mark} é",
-            f"call a {mark} é",
+            "tool a ? ?",
+            "call a ? ?",
         )
-        assert AgentSession.objects.get().title == f"a {mark} é"
+        assert AgentSession.objects.get().title == "a ? ?"
 
     def test_an_append_of_a_coroutine_too(self) -> None:
         self.convert("agent_sessions_sessionitem", "latin1")

@@ -17,11 +17,7 @@ from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.lineage import Segment
-from agent_sessions.backends.database.sql.sqlite import (
-    ERRORS,
-    DirectCursor,
-    is_watched,
-)
+from agent_sessions.backends.database.sql.sqlite import ERRORS, DirectCursor, is_watched
 from agent_sessions.items import Batch, Item, LongBatch, encode_batch
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
@@ -189,9 +185,7 @@ class Statements:
         """Make ready what append() takes. Raises InvalidItem."""
         return encode_batch(items)
 
-    def narrowed(
-        self, connection: BaseDatabaseWrapper, batch: AnyBatch, error: Exception
-    ) -> AnyBatch | None:
+    def narrowed(self, batch: AnyBatch, error: Exception) -> AnyBatch | None:
         """Return a batch without the characters that made it fail; None if none did."""
         return None
 

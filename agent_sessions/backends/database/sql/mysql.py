@@ -8,58 +8,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.database.sql.base import (
-    AnyBatch,
-    Place,
-    Statements,
-)
-from agent_sessions.fields import CHARSET
+from agent_sessions.backends.database.sql.base import AnyBatch, Place, Statements
 from agent_sessions.items import Batch, EncodedItem
-from agent_sessions.models import AgentSession, SessionItem
 
 # What a character is refused with that a column's set lacks: wrong value for a field,
 # illegal mix of collations, and MySQL's impossible conversion of a parameter.
 _UNHELD = frozenset({1366, 1267, 3988})
-# The columns drawn from an item, which itself is ASCII.
-_WORDS = ("type", "role", "call_id", "tool_name", "text")
-# Python's names of character sets, where they differ.
-_CODECS = {"latin1": "cp1252"}
-_LAST_OF_THREE_BYTES = "\uffff"
 
 
-class _Held:
-    """What the connection and the columns of a database can hold of a text."""
-
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        options = connection.settings_dict.get("OPTIONS") or {}
-        self._spoken = str(options.get("charset", CHARSET))
-        tables = (SessionItem._meta.db_table, AgentSession._meta.db_table)
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT column_name, character_set_name FROM "
-                "information_schema.columns WHERE table_schema = DATABASE() "
-                "AND (table_name = %s OR table_name = %s AND column_name = 'title')",
-                tables,
-            )
-            self._charsets: dict[str, str] = dict(cursor.fetchall())
-
-    def of(self, column: str, text: str) -> str:
-        """Return a text with a mark in the place of each character that is lost."""
-        for charset in (self._charsets.get(column) or CHARSET, self._spoken):
-            text = _within(charset, text)
-        return text
-
-
-def _within(charset: str, text: str) -> str:
-    if charset == CHARSET or text.isascii():
-        return text
-    if charset in {"utf8", "utf8mb3", "ucs2"}:
-        return "".join(c if c <= _LAST_OF_THREE_BYTES else "\ufffd" for c in text)
-    codec = _CODECS.get(charset, charset)
-    try:
-        return text.encode(codec, "replace").decode(codec)
-    except LookupError:
-        return text.encode("ascii", "replace").decode()
+def _as_ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode()
 
 
 class MySQLStatements(Statements):
@@ -73,22 +31,16 @@ class MySQLStatements(Statements):
     def appends_alone(self, connection: BaseDatabaseWrapper, batch: AnyBatch) -> bool:
         return False
 
-    def narrowed(
-        self, connection: BaseDatabaseWrapper, batch: AnyBatch, error: Exception
-    ) -> AnyBatch | None:
+    def narrowed(self, batch: AnyBatch, error: Exception) -> AnyBatch | None:
         number = getattr(error, "number", None)
         if number not in _UNHELD and not isinstance(error, UnicodeEncodeError):
             return None
-        held = _Held(connection)
+        # The item itself is ASCII; the columns drawn from it may be no more.
         rows = tuple(
-            EncodedItem(
-                row.data,
-                row.turn,
-                *(held.of(name, getattr(row, name)) for name in _WORDS),
-            )
-            for row in batch
+            EncodedItem(data, turn, *map(_as_ascii, words))
+            for data, turn, *words in batch
         )
-        return Batch(rows, batch.turns, held.of("title", batch.title))
+        return Batch(rows, batch.turns, _as_ascii(batch.title))
 
     def advance(
         self, cursor: CursorWrapper, key: SessionKey, batch: AnyBatch, now: datetime

@@ -185,9 +185,7 @@ def _groups(appends: Sequence[Append]) -> Iterator[list[Append]]:
 
 
 def _stored(
-    engine: Engine,
-    connection: BaseDatabaseWrapper,
-    appends: Sequence[Append],
+    engine: Engine, connection: BaseDatabaseWrapper, appends: Sequence[Append]
 ) -> list[bool] | None:
     """Store what can be stored in one transaction and return which batches it holds.
 
