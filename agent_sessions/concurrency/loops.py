@@ -117,15 +117,15 @@ class HomeLoop:
 class PerLoop(Generic[C]):
     """One client for each event loop, closed when its loop is shut down.
 
-    `make` builds a client in the running loop, `close` closes it there. A client with
-    threads of its own is not to see a fork: `put_away` ends them before, and the client
-    begins anew where it is used again.
+    `make` builds a client in the running loop, `close` closes it there; either may be a
+    coroutine function. A client with threads of its own is not to see a fork: `put_away`
+    ends them before, and the client begins anew where it is used again.
     """
 
     def __init__(
         self,
-        make: Callable[[], Awaitable[C]],
-        close: Callable[[C], Awaitable[object]],
+        make: Callable[[], Awaitable[C] | C],
+        close: Callable[[C], Awaitable[object] | None],
         *,
         put_away: Callable[[C], Coroutine[Any, Any, object]] | None = None,
     ) -> None:
@@ -174,7 +174,8 @@ class PerLoop(Generic[C]):
     async def _keep(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[C]:
         # asyncio.run() and async_to_sync() close a loop's open generators before the
         # loop, which is the one moment at which a client can still say goodbye.
-        client = await self._make()
+        made = self._make()
+        client: C = await made if isinstance(made, Awaitable) else made
         try:
             yield client
         finally:
@@ -182,7 +183,9 @@ class PerLoop(Generic[C]):
                 # A client may hold its loop, which then would never be let go of.
                 self._keepers.pop(loop, None)
                 self._making.pop(loop, None)
-            await self._close(client)
+            closing = self._close(client)
+            if closing is not None:
+                await closing
 
     def _drop_closed(self) -> None:
         """Forget loops that were closed without closing their generators."""

@@ -11,12 +11,19 @@ with (
     extra("testing", "pytest", needed_by=__name__),
     extra("testing", "hypothesis", needed_by=__name__),
 ):
-    from agent_sessions.testing.concurrency import ConcurrencyCases
     from agent_sessions.testing.fidelity import FidelityCases
-    from agent_sessions.testing.owners import IdCases, OwnerCases
-    from agent_sessions.testing.reading import ReadingCases, ShapeCases
+    from agent_sessions.testing.reading import (
+        IdCases,
+        OwnerCases,
+        ReadingCases,
+        ShapeCases,
+    )
     from agent_sessions.testing.runs import ApprovalCases, RunCases, WrapperCases
-    from agent_sessions.testing.writing import PoppingCases, WritingCases
+    from agent_sessions.testing.writing import (
+        ConcurrencyCases,
+        PoppingCases,
+        WritingCases,
+    )
 
 __all__ = ["SessionContract"]
 

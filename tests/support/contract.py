@@ -27,7 +27,7 @@ from agent_sessions.testing.base import (
     needs,
     texts,
 )
-from agent_sessions.testing.concurrency import assert_whole, batch
+from agent_sessions.testing.writing import assert_whole, batch
 
 T = TypeVar("T")
 

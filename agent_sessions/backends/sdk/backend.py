@@ -78,7 +78,7 @@ class SDKBackend(RemoteBackend):
         super().__init__(alias, options, listed=listed)
         self._keep = self.read_whole("keep", 0)
         self._sessions: PerLoop[OpenSessions] = PerLoop(
-            self._make_sessions, OpenSessions.aclose
+            self.make_sessions, OpenSessions.aclose
         )
 
     def _check_option_names(self, options: dict[str, Any]) -> None:
@@ -237,9 +237,6 @@ class SDKBackend(RemoteBackend):
             f"({type(exc).__name__}). Look into what it stores in, and whether a write "
             "has arrived, before you try again."
         )
-
-    async def _make_sessions(self) -> OpenSessions:
-        return self.make_sessions()
 
 
 async def _latest(opened: Opened, limit: int | None) -> list[Item]:

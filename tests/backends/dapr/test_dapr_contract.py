@@ -28,9 +28,8 @@ from agent_sessions.backends.dapr.records import (
 from agent_sessions.exceptions import SessionDoesNotExist
 from agent_sessions.memory.dapr import DaprSession
 from agent_sessions.testing.base import ContractBase
-from agent_sessions.testing.concurrency import ConcurrencyCases
 from agent_sessions.testing.reading import ShapeCases
-from agent_sessions.testing.writing import PoppingCases
+from agent_sessions.testing.writing import ConcurrencyCases, PoppingCases
 from tests.servers.dapr import STORE, DaprSidecar
 from tests.support.contract import OnThePool, ProcessCases, StoreContract, SyncCases
 

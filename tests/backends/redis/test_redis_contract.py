@@ -16,9 +16,8 @@ from django.test import override_settings
 
 from agent_sessions import RedisSession, get_session, sessions
 from agent_sessions.exceptions import SessionDoesNotExist
-from agent_sessions.testing.concurrency import ConcurrencyCases
 from agent_sessions.testing.reading import ReadingCases, ShapeCases
-from agent_sessions.testing.writing import PoppingCases
+from agent_sessions.testing.writing import ConcurrencyCases, PoppingCases
 from tests.servers import Server
 from tests.servers.redis import SERVICE, Watched, url
 from tests.support.contract import OnThePool, StoreContract

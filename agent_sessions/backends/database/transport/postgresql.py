@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, connections
@@ -40,11 +41,11 @@ class PostgreSQLTransport:
         self._engine = engine
         self._statements = statements
         self._is_refused = False
-        self._pools: PerLoop[_Pool] = PerLoop(self._make, _Pool.aclose)
+        self._pools = PerLoop(partial(_Pool, engine), _Pool.close)
 
     async def read(self, reading: Reading) -> list[Item]:
         """Read in the loop; a thread decodes what is much."""
-        return await reading.begin(self._execute)
+        return await reading.begin(self._run)
 
     async def append(self, key: SessionKey, items: Sequence[Item]) -> bool:
         """Store a batch; False, with nothing written, where a thread has to."""
@@ -52,36 +53,25 @@ class PostgreSQLTransport:
             return False
         engine, batch = self._engine, self._statements.batch(items)
         statement = self._statements.append_statement(key, batch, timezone.now())
-        stored = await self._execute(*statement, writes=True)
-        if stored is None:
-            return False
-        if not stored:
+        stored = await self._run(*statement, writes=True)
+        if stored == 0:
             # There is no row of the session, or it isn't the key's.
             await engine.threads.finish(append_batch, engine, key, batch, is_first=True)
-        return True
+        return stored is not None
 
     def close(self) -> None:
         """Close the connections that are idle, and the others once they are."""
         for pool in self._pools.every():
             pool.close()
 
-    async def _make(self) -> _Pool:
-        return _Pool(self._engine)
+    async def _run(self, sql: str, params: Sequence[Any], writes: bool = False) -> Any:
+        """Return what a statement reads, or how many rows it has written.
 
-    async def _execute(
-        self, sql: str, params: Sequence[Any], writes: bool = False
-    ) -> Any:
-        """Return the rows that a statement reads, or how many it has written.
-
-        None, with nothing done, says that a thread has to. A cancelled caller learns
-        what became of a statement that writes. Raises StorageError.
+        None, with nothing done, says that a thread has to. Raises StorageError.
         """
         if self._is_refused:
             return None
         pool = await self._pools.get()
-        pool.calls += 1
-        if pool.calls <= _BEFORE:
-            return None
         try:
             return await pool.execute(sql, params, writes=writes)
         except (DatabaseError, InterfaceError) as exc:
@@ -95,8 +85,7 @@ class PostgreSQLTransport:
 class _Connection(AsyncConnection[Any]):
     """A connection that Django has opened and set up, awaited by the loop.
 
-    It waits without the timer and registrations of psycopg's own, which take a third of
-    the time of a turn.
+    Psycopg's own timer and registrations take a third of the time of a turn.
     """
 
     # Whether a cancelled caller is told only after the statement has ended.
@@ -110,14 +99,12 @@ class _Connection(AsyncConnection[Any]):
         """Await what a generator asks for each time it would block."""
         loop, socket = asyncio.get_running_loop(), self.fileno()
         cancelled: asyncio.CancelledError | None = None
-        waiting: asyncio.Future[None] | None = None
-        ready = 0
+        waiting: asyncio.Future[int]
 
         def wake(state: int) -> None:
-            nonlocal ready
-            ready |= state
-            if waiting is not None and not waiting.done():
-                waiting.set_result(None)
+            # What comes in between is told again.
+            if not waiting.done():
+                waiting.set_result(state)
 
         try:
             wanted = next(gen)
@@ -135,8 +122,7 @@ class _Connection(AsyncConnection[Any]):
                 finally:
                     if wanted & WAIT_W:
                         loop.remove_writer(socket)
-                sent, ready = ready, 0
-                wanted = gen.send(sent)
+                wanted = gen.send(waiting.result())
         except StopIteration as exc:
             if cancelled is not None:
                 raise cancelled from None
@@ -145,8 +131,7 @@ class _Connection(AsyncConnection[Any]):
             loop.remove_reader(socket)
 
     def drop(self) -> None:
-        """Close the connection, without waiting for anybody."""
-        # Django's own close() is refused while a loop runs.
+        """Close it; Django's own close() is refused while a loop runs."""
         self.wrapper.connection.close()
 
 
@@ -154,7 +139,7 @@ class _Pool:
     """The connections of one event loop: as many as there are threads, at most."""
 
     def __init__(self, engine: Engine) -> None:
-        self.calls = 0
+        self._calls = 0
         self._database = engine.using
         self._turns = asyncio.Semaphore(engine.threads.size)
         # The last one is used next: its caches are warm.
@@ -162,13 +147,12 @@ class _Pool:
         self._is_closed = False
 
     async def execute(self, sql: str, params: Sequence[Any], *, writes: bool) -> Any:
-        """Execute a statement on a free connection; None where it is watched.
-
-        Raises Django's database errors.
-        """
+        """Execute a statement on a free connection. Raises Django's errors."""
+        self._calls += 1
+        if self._calls <= _BEFORE:
+            return None
         async with self._turns:
             while (found := self._take()) is None:
-                # A caller that is cancelled meanwhile leaves it to the next one.
                 await asyncio.to_thread(self._open)
             try:
                 if is_watched(found.wrapper):
@@ -176,8 +160,7 @@ class _Pool:
                 found.settles = writes
                 values = [None if each is None else str(each) for each in params]
                 with found.wrapper.wrap_database_errors:
-                    # A new one is not yet.
-                    if not found.autocommit:
+                    if not found.autocommit:  # a new one
                         await found.set_autocommit(True)
                     cursor = await found.execute(sql, values, prepare=True)
                     return cursor.rowcount if writes else await cursor.fetchall()
@@ -185,11 +168,10 @@ class _Pool:
                 if not writes:
                     # The rest of what it read would come first.
                     found.drop()
-                    found = None
                 raise
             finally:
-                if found is not None:
-                    self._idle.append(found)
+                # A closed one is dropped at its next use.
+                self._idle.append(found)
                 if self._is_closed:
                     self.close()
 
@@ -216,7 +198,3 @@ class _Pool:
         with suppress(IndexError):
             while True:
                 self._idle.pop().drop()
-
-    async def aclose(self) -> None:
-        """See close(); for a loop that ends."""
-        self.close()
