@@ -20,45 +20,14 @@ from agent_sessions.backends.options import (
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import EncryptionError, InvalidBackend
 from agent_sessions.items import Item
-from agent_sessions.reports import guard_methods
+from agent_sessions.reports import guard_public_methods
 
 if TYPE_CHECKING:
     from agent_sessions.backends.database import DatabaseBackend
     from agent_sessions.backends.directory import Directory
     from agent_sessions.concurrency.threads import DatabaseThreads
 
-__all__ = [
-    "BaseSessionBackend",
-    "Page",
-    "SessionKey",
-    "did_you_mean",
-    "make_key",
-]
-
-# Methods that are given contents or keys, or return them. What goes wrong in them is
-# reported without these, in every subclass.
-_GUARDED = frozenset(
-    [
-        "__init__",
-        "append",
-        "latest",
-        "pop",
-        "pop_if",
-        "clear",
-        "page",
-        "erase",
-        "rewrite",
-        "forget_key",
-        "check",
-        "aappend",
-        "alatest",
-        "apop",
-        "apop_if",
-        "aclear",
-        "apage",
-    ]
-)
-
+__all__ = ["BaseSessionBackend", "Page", "SessionKey", "did_you_mean", "make_key"]
 
 class Sealer:
     """Texts that lie beside a session's items, such as what a paused run has stored.
@@ -139,16 +108,12 @@ class BaseSessionBackend(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        guard_methods(cls, _GUARDED)
+        guard_public_methods(cls)
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
         self.alias = alias
         self._check_option_names(options)
-        self.options = {
-            **self.shared_defaults,
-            **self.option_defaults,
-            **options,
-        }
+        self.options = {**self.shared_defaults, **self.option_defaults, **options}
         self.retention = read_retention(alias, self.options)
         check_run_session(alias, self.options["run_session"])
         # Sets what lies in a shared store apart: the alias that wraps this backend.

@@ -85,10 +85,7 @@ class Directory:
         if key.branch is None:
             return branches.filter(pk=Subquery(self.rows(key).values("branch_id")[:1]))
         return branches.filter(
-            session_id=self.pk_of(key),
-            name=key.branch,
-            version=0,
-            archived_at=None,
+            session_id=self.pk_of(key), name=key.branch, version=0, archived_at=None
         )
 
     def assert_own(self, key: SessionKey) -> None:

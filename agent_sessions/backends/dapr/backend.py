@@ -17,11 +17,7 @@ from agent_sessions.backends.dapr.reading import Rules
 from agent_sessions.backends.dapr.records import head_key
 from agent_sessions.backends.dapr.sidecar import Sidecar
 from agent_sessions.backends.keys import Asking, anything
-from agent_sessions.backends.options import (
-    ENCODE,
-    is_address,
-    is_misread,
-)
+from agent_sessions.backends.options import ENCODE, is_address, is_misread
 from agent_sessions.backends.remote.base import RemoteBackend, Stretch
 from agent_sessions.concurrency.loops import BackgroundLoop, HomeLoop, PerLoop
 from agent_sessions.exceptions import StorageError

@@ -11,11 +11,7 @@ from urllib.parse import urlsplit
 from django.core import checks
 
 from agent_sessions.backends.base import Page, SessionKey
-from agent_sessions.backends.options import (
-    ENCODE,
-    is_address,
-    is_misread,
-)
+from agent_sessions.backends.options import ENCODE, is_address, is_misread
 from agent_sessions.backends.remote.base import RemoteBackend, Stretch
 from agent_sessions.concurrency.loops import PerLoop
 from agent_sessions.exceptions import HistoryGone, StorageError, StoreBusy

@@ -299,10 +299,7 @@ class Conversations:
     async def _write(self, method: str, path: str, content: bytes | None = None) -> Any:
         call: Any = self.client.post if method == "POST" else self.client.delete
         # The client would send again after a lost answer, and so write twice.
-        options = {
-            "max_retries": 0,
-            "headers": {"Content-Type": "application/json"},
-        }
+        options = {"max_retries": 0, "headers": {"Content-Type": "application/json"}}
         send = partial(
             call, path, cast_to=httpx2.Response, content=content, options=options
         )
