@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseSessionBackend", "Page", "SessionKey", "did_you_mean", "make_key"]
 
+
 class Sealer:
     """Texts that lie beside a session's items, such as what a paused run has stored.
 
