@@ -188,13 +188,13 @@ def check_columns(using: str) -> list[CheckMessage]:
     narrow: dict[str, str] = {}
     for model in apps.get_app_config("agent_sessions").get_models():
         for field in model._meta.local_fields:
-            place = (model._meta.db_table, field.column)
-            collation, charset = found.get(place, (None, None))
+            table, column = model._meta.db_table, field.column
+            collation, charset = found.get((table, column), (None, None))
             wanted = field.db_parameters(connection).get("collation")
             if isinstance(field, ExactCharField):
                 if collation not in {None, wanted}:
-                    name = f"{'.'.join(place)} ({collation})"
-                    folding[name] = _cure(connection, field)
+                    cure = _cure(connection, field)
+                    folding[f"{table}.{column} ({collation})"] = cure
             elif charset not in {None, CHARSET} and isinstance(
                 field, WideCharField | WideTextField
             ):

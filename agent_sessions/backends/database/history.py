@@ -57,7 +57,8 @@ def append_batch(
 
 def _write(engine: Engine, key: SessionKey, batch: AnyBatch, is_first: bool) -> None:
     statements = engine.statements
-    alone = statements.appends_alone(engine.connection, batch)
+    # In a transaction the row of a session with a branch that is named is held first.
+    alone = key.branch is None and statements.appends_alone(engine.connection, batch)
 
     def write(connection: BaseDatabaseWrapper) -> bool:
         return statements.append(connection, key, batch, timezone.now())

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from django.db.models import Count, F, Max, Min, Q, QuerySet
 
@@ -132,7 +133,8 @@ def _new_title(plan: TurnPlan, row: AgentSession) -> str:
     return title_of(texts.filter(turn__gte=plan.begins.get(row.branch_id, 0))[:1])
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Group:
     """The rows of one turn that a branch has of its own; `opens` has its message."""
 
     branch: int

@@ -168,7 +168,7 @@ class SDKBackend(RemoteBackend):
             while item is not None and not isinstance(item, dict):
                 # Some classes take any JSON value for an item.
                 item = await opened.session.pop_item()
-            return item  # type: ignore[no-any-return]
+            return item
 
         return await self._use(key, pop, writes=True)
 

@@ -52,6 +52,19 @@ def test_a_long_clear(branch: str | None) -> None:
     assert len(DjangoSession("s").sync.get_items()) == 2
 
 
+def test_an_undone_turn_of_a_branch_that_is_not_the_current_one() -> None:
+    # It puts another branch in the place of the one that is named.
+    side = DjangoSession("s", branch="side")
+
+    session: Any = DjangoSession("s").sync
+    session.add_items(said(6))
+    session.create_branch_from_turn(6, "side")
+    session.switch_to_branch("main")
+    append_during(lambda _: side.sync.undo_turn(), side.key, 0)
+    assert AgentSession.objects.get().item_count == 8
+    assert len(side.sync.get_items()) == 6
+
+
 @pytest.mark.parametrize("fence", [None, 0])
 def test_a_new_branch(fence: int | None) -> None:
     # A run with a lease, too, which makes no rows.

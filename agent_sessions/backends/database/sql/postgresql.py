@@ -80,6 +80,9 @@ class PostgreSQLStatements(Statements):
         if not self.appends_alone(connection, batch):
             return super().append(connection, key, batch, now)
         with self.cursor(connection) as cursor:
+            if key.branch is not None:
+                # One that is put in its place meanwhile is seen by the next statement.
+                self.lock(cursor, key)
             # A transaction of its own ends with the statement, and what is set for it.
             is_ours = connection.autocommit and not connection.in_atomic_block
             is_set = is_ours and is_shared(connection)

@@ -49,7 +49,7 @@ class PostgreSQLTransport:
 
     async def append(self, key: SessionKey, items: Sequence[Item]) -> bool:
         """Store a batch; False, with nothing written, where a thread has to."""
-        if len(items) > MANY:
+        if len(items) > MANY or key.branch is not None:
             return False
         engine, batch = self._engine, self._statements.batch(items)
         statement = self._statements.append_statement(key, batch, timezone.now())
