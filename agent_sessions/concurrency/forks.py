@@ -169,7 +169,6 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _finishes_at_once(duty: _Duty) -> bool:
-    """Run a coroutine to its end, if it has nothing to wait for."""
     try:
         duty.send(None)
     except StopIteration:

@@ -89,7 +89,6 @@ async def with_caller(function: Callable[[], T]) -> tuple[bool, T | None]:
 
 
 async def take(source: AsyncIterator[T], most: int) -> list[T]:
-    """Return the next items, up to `most`; fewer are the last ones."""
     taken: list[T] = []
     async for each in source:
         taken.append(each)
@@ -160,7 +159,6 @@ class PerLoop(Generic[C]):
         return found[1]
 
     def every(self) -> list[C]:
-        """Return the clients of all loops of this process."""
         with self._lock:
             return [client for _, client in self._keepers.values()]
 
@@ -215,7 +213,6 @@ class PerLoop(Generic[C]):
                 await self._put_away(found[1])
 
     def after_fork(self) -> None:
-        """Start again in a child."""
         forks.inherited.append((self._keepers, self._making))
         self._keepers, self._making = WeakKeyDictionary(), WeakKeyDictionary()
 
@@ -319,7 +316,6 @@ class BackgroundLoop:
             self._end()
 
     def after_fork(self, *, in_child: bool) -> None:
-        """Allow calls again."""
         if in_child:
             forks.inherited.append((self._loop, self._thread))
             self._loop = self._thread = None

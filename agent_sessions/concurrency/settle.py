@@ -62,7 +62,6 @@ class Answer(NamedTuple):
     error: BaseException | None = None
 
     def give(self) -> None:
-        """Set the outcome, in the future's own loop."""
         if self.future.cancelled():
             return
         if self.error is None:

@@ -52,7 +52,6 @@ class ConnectionPolicy:
     routed: bool = False
 
     def size_for(self, database: str) -> int:
-        """Return how many threads a database gets."""
         return self.size or (1 if connections[database].vendor == "sqlite" else 8)
 
 
@@ -306,7 +305,6 @@ class ThreadsByDatabase:
         self._made: dict[str, DatabaseThreads] = {}
 
     def of(self, database: str) -> DatabaseThreads:
-        """Return the threads for an alias of DATABASES."""
         with self._lock:
             if database not in self._made:
                 self._made[database] = DatabaseThreads(database, self.policy)

@@ -95,12 +95,10 @@ class Memory:
                 self._wait()
 
     def drop(self, context: bytes, envelope_id: str) -> None:
-        """Forget one envelope of a session: its item was removed."""
         with self._lock:
             self._drop((context, envelope_id))
 
     def forget(self, context: bytes) -> None:
-        """Forget a session: it was cleared."""
         with self._lock:
             for key in [key for key in self._entries if key[0] == context]:
                 self._drop(key)

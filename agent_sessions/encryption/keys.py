@@ -115,11 +115,9 @@ class KeyRing:
 
     @property
     def ids(self) -> list[str]:
-        """The keys' ids, the writing one first."""
         return list(self._keys)
 
     def get(self, key_id: str) -> MasterKey | None:
-        """Find a key by its id."""
         return self._keys.get(key_id)
 
     def under(self, key: MasterKey) -> KeyRing:
@@ -133,7 +131,6 @@ def session_context(name: str, owner: str | None, session_id: str) -> bytes:
 
 
 def session_key(key: MasterKey, context: bytes) -> Fernet:
-    """Derive the key of one session."""
     return _derive(key.secret, salt=None, info=_SESSION + context)
 
 

@@ -37,7 +37,6 @@ def drive(steps: Steps[T], ask: Callable[[Any], Any]) -> T:
 
 
 async def adrive(steps: Steps[T], ask: Callable[[Any], Awaitable[Any]]) -> T:
-    """See drive()."""
     is_done, value = _step(steps, None)
     while not is_done:
         answer = await ask(value)

@@ -201,11 +201,9 @@ class Vault:
         return 0
 
     def seal_text(self, text: str) -> str:
-        """Put a text into an envelope, for a column of its own."""
         return json.dumps(self.seal([{"text": text}])[0])
 
     def open_text(self, text: str) -> str:
-        """Return the text of an envelope. Raises EncryptionError."""
         envelope = decode(text) or {}
         # The SDK's envelopes hold items, and are bound to a session's id alone.
         opened = None if envelope.get("v") == SDK_VERSION else self.open(envelope)

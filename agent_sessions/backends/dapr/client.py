@@ -92,7 +92,6 @@ class Client:
         }
 
     async def close(self) -> None:
-        """Close the channel; what is under way is cancelled."""
         await self.channel.close()
 
     async def get_state(self, *, state_metadata: dict[str, str], **named: Any) -> Any:
@@ -131,7 +130,6 @@ class Client:
 
 
 def _channel(address: str | None) -> grpc.aio.Channel:
-    """Open the channel that the DAPR_* variables ask for."""
     import grpc
     from dapr.conf import settings
     from dapr.conf.helpers import GrpcEndpoint

@@ -96,7 +96,6 @@ class History(Reader):
         return await self.read()
 
     async def append(self, batch: Batch) -> int:
-        """Store a batch; return how many items there are then."""
         now = int(time.time())
 
         async def plan(found: Found) -> Draft:
@@ -164,7 +163,6 @@ class History(Reader):
         return None
 
     async def clear(self) -> int:
-        """Remove everything; return how many items there were."""
 
         async def plan(found: Found) -> Draft | None:
             head = found.head
@@ -247,7 +245,6 @@ class History(Reader):
 
     @property
     def _lasting(self) -> int | None:
-        """The seconds that a segment is given to live."""
         return None if self.rules.ttl is None else 2 * self.rules.ttl + SPARE_TTL
 
     async def _kept_alive(self, found: Found, head: Head) -> Head:

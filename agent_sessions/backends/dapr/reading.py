@@ -66,7 +66,6 @@ class Reader:
         self.rules = rules
 
     async def latest(self, limit: int | None) -> list[Item]:
-        """Read the newest readable items, oldest first."""
         return await self._undisturbed(lambda found: self._latest(found, limit))
 
     async def page(self, wanted: Stretch) -> Page:
@@ -198,7 +197,6 @@ class Reader:
             return (Entry(unreadable_text(value.data)),)
 
     def segment_key(self, place: str) -> str:
-        """Name the record of a segment."""
         return f"{self.key}:{place}"
 
 

@@ -78,7 +78,6 @@ class Head:
 
     @property
     def sealed(self) -> int:
-        """How many segments lie under keys of their own."""
         return len(self.segments)
 
     @property
@@ -110,7 +109,6 @@ class Head:
 
     @property
     def is_too_long(self) -> bool:
-        """Whether the tail is more than a head can carry."""
         return (
             len(self.tail) > 2 * self.size
             or sum(len(entry.text) for entry in self.tail) > HEAD_BYTES
@@ -164,7 +162,6 @@ def split(
 
 
 def encode_segment(entries: Iterable[Entry]) -> bytes:
-    """Write down a segment."""
     return _encode(_lists(entries)).encode()
 
 
@@ -183,7 +180,6 @@ def unreadable_text(data: bytes) -> str:
 
 
 def encode_head(head: Head) -> bytes:
-    """Write down a head."""
     record = {each.name: getattr(head, each.name) for each in fields(head)}
     # Runs of one name, so that a head is as long as it is however many segments there are.
     runs = [(len([*run]), name) for name, run in groupby(head.segments)]
@@ -218,7 +214,6 @@ def decode_head(data: bytes, size: int) -> Head:
 
 
 def is_from_sdk(data: bytes) -> bool:
-    """Return whether a record that can be read is the SDK's."""
     return data.lstrip()[:1] == b"["
 
 

@@ -116,7 +116,6 @@ class _SaveOptions:
     first_write: bool
 
     def get_proto(self) -> Any:
-        """Return the options as they are sent."""
         from dapr.proto import common_v1
 
         kinds = common_v1.StateOptions
@@ -163,7 +162,6 @@ class Sidecar:
         return self._locks.setdefault(key, asyncio.Lock())
 
     async def read(self, key: str) -> Value:
-        """Read one record."""
         found = await self._retried(
             lambda: self._call(
                 "get_state",
@@ -273,7 +271,6 @@ class Sidecar:
                 attempt += 1
 
     async def close(self) -> None:
-        """Close the client, if it is our own."""
         client = self.client
         if self._open_client is not None and client is not None:
             self.client = None
@@ -343,7 +340,6 @@ async def pause(attempt: int, *, first: float) -> None:
 
 
 def _code(exc: BaseException) -> str | None:
-    """Name the gRPC code of an error or of its cause."""
     for error in (exc, exc.__cause__):
         code = getattr(error, "code", None)
         if callable(code):

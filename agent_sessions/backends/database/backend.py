@@ -189,12 +189,10 @@ class DatabaseBackend(BaseSessionBackend):
 
     @property
     def directory(self) -> Directory:
-        """The rows of this alias's sessions."""
         return Directory(self.alias, self.using)
 
     @property
     def threads(self) -> DatabaseThreads:
-        """The threads that serve async callers."""
         return self._pools.of(self.using)
 
     def check(self) -> list[checks.CheckMessage]:
@@ -216,7 +214,6 @@ class DatabaseBackend(BaseSessionBackend):
         return self.engine.ask(key, question)
 
     async def aask(self, key: SessionKey, question: Callable[[Branches], T]) -> T:
-        """See ask()."""
         return await self.threads.run(self.ask, key, question)
 
     def change(self, key: SessionKey, change: Callable[[Branches], T]) -> T:
@@ -224,5 +221,4 @@ class DatabaseBackend(BaseSessionBackend):
         return self.engine.change(key, change)
 
     async def achange(self, key: SessionKey, change: Callable[[Branches], T]) -> T:
-        """See change()."""
         return await self.threads.finish(self.change, key, change)

@@ -32,13 +32,11 @@ NAME_LENGTH = 255
 
 
 def check_turn(turn: object) -> None:
-    """Raise InvalidBranch unless this is a turn's number."""
     if isinstance(turn, bool) or not isinstance(turn, int):
         raise InvalidBranch(f"A turn is a whole number, not {turn!r}.")
 
 
 def next_version(branch: Branch) -> int:
-    """Return the number of the next version of a branch's name."""
     named = Branch._base_manager.using(branch._state.db).filter(
         session_id=branch.session_id, name=branch.name
     )
@@ -63,7 +61,6 @@ class Branches:
     # -- finding -------------------------------------------------------------------
 
     def every(self) -> Any:
-        """Return all branches of the session, archived ones too."""
         session = self.directory.pk_of(self.key)
         return Branch._base_manager.using(self.using).filter(session_id=session)
 
@@ -122,13 +119,11 @@ class Branches:
         ]
 
     def segments(self, branch: Branch) -> tuple[Segment, ...]:
-        """Return what a branch shows, newest first."""
         if branch.parent_id is None:
             return (Segment(branch.pk, 0),)
         return self.lineages.of(branch.pk)
 
     def items(self, branch: Branch) -> Any:
-        """Return the rows that a branch shows."""
         return visible(self.using, self.segments(branch))
 
     def _replaced(self) -> Any:
@@ -137,7 +132,6 @@ class Branches:
     # -- listing -------------------------------------------------------------------
 
     def listing(self) -> list[dict[str, Any]]:
-        """Describe every branch, oldest first."""
         current = self.current()
         return [
             {
@@ -168,7 +162,6 @@ class Branches:
         return self.fork(source, first - 1, turn - 1, name).name
 
     def first_of_turn(self, source: Branch, turn: int) -> int | None:
-        """Find the position of the user message that begins a turn."""
         return first_of_turn(self.using, self.segments(source), turn)
 
     def fork(self, source: Branch, position: int, turn: int, name: str) -> Branch:
@@ -248,7 +241,6 @@ class Branches:
             self._current = branch.pk
 
     def switch(self, name: str) -> None:
-        """Make a branch current. Raises BranchDoesNotExist."""
         branch = self.named(name)
         if branch is None:
             raise BranchDoesNotExist(self.key.session_id, name)

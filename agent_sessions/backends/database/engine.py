@@ -50,7 +50,6 @@ class Engine:
 
     @property
     def connection(self) -> BaseDatabaseWrapper:
-        """The running thread's connection."""
         return connections[self.using]
 
     @cached_property
@@ -81,7 +80,6 @@ class Engine:
         return self.transport if self.threads.serves_caller() else None
 
     def close(self) -> None:
-        """End the threads and close the connections; nothing uses it any more."""
         self.threads.close()
         if transport := vars(self).get("transport"):
             transport.close()

@@ -34,7 +34,6 @@ class Segment:
     upto: int | None = None
 
     def holds(self, position: int) -> bool:
-        """Return whether a position lies in this segment."""
         return self.after < position and (self.upto is None or position <= self.upto)
 
 
@@ -54,7 +53,6 @@ class Lineages:
         self._families: Family = {}
 
     def of(self, branch_id: int) -> tuple[Segment, ...]:
-        """Return a branch's segments, newest first."""
         if branch_id not in self._families:
             branches = Branch._base_manager.using(self.using)
             session = branches.filter(pk=branch_id).values("session_id")[:1]
@@ -71,7 +69,6 @@ def family(rows: Iterable[Sequence[Any]]) -> Family:
 
 
 def walk(branches: Family, branch_id: int) -> tuple[Segment, ...]:
-    """Return a branch's segments, newest first."""
     segments: dict[int, Segment] = {}
     current: int | None = branch_id
     upto: int | None = None
@@ -84,7 +81,6 @@ def walk(branches: Family, branch_id: int) -> tuple[Segment, ...]:
 
 
 def visible(using: str, segments: tuple[Segment, ...]) -> QuerySet[Any]:
-    """Return the rows of segments as a query set, in no order."""
     shown = Q()
     for segment in segments:
         part = Q(branch_id=segment.branch_id, position__gt=segment.after)
@@ -159,7 +155,6 @@ def shown_rows(using: str, branch: Branch) -> QuerySet[Any]:
 
 
 def turns_before(using: str, inherited: tuple[Segment, ...]) -> int:
-    """Count the user's messages that a branch has from its ancestors."""
     if not inherited:
         return 0
     count: int = visible(using, inherited).filter(**OPENING).count()

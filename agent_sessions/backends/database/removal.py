@@ -191,7 +191,6 @@ def _tell_cleared(engine: Engine, key: SessionKey, count: int) -> None:
 def _hold(
     using: str, rows: QuerySet[AgentSession], *, skip_locked: bool = False
 ) -> list[AgentSession]:
-    """Lock rows until the transaction ends, and read them."""
     features = connections[using].features
     if features.has_select_for_update:
         skip = skip_locked and features.has_select_for_update_skip_locked

@@ -146,7 +146,6 @@ class Group:
 
     @property
     def rows(self) -> Q:
-        """The condition that finds the rows."""
         return Q(
             branch_id=self.branch, position__gte=self.first, position__lte=self.last
         )
@@ -181,15 +180,12 @@ class TurnPlan:
 
     @property
     def size(self) -> int:
-        """How many items go."""
         return sum(group.count for group in self._gone)
 
     def is_current(self) -> bool:
-        """Return whether the session still has the same branches."""
         return self._read_state() == self._state
 
     def view(self, branch: int) -> QuerySet[Any]:
-        """Return the rows that a branch shows."""
         return visible(self.using, self._lineages.of(branch))
 
     def steps(self, size: int) -> list[list[Group]]:

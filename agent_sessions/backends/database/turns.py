@@ -69,7 +69,6 @@ def first_match(branches: Branches, search_term: str) -> int:
 def conversation_by_turns(
     branches: Branches, branch_id: str | None
 ) -> dict[int, list[dict[str, str | None]]]:
-    """Group the kinds of items and their tools by turn."""
     turns: dict[int, list[dict[str, str | None]]] = {}
     for turn, kind, role, tool in _columns(branches, branch_id):
         entry = {"type": _kind(kind, role), "tool_name": tool or None}
@@ -80,7 +79,6 @@ def conversation_by_turns(
 def tool_usage(
     branches: Branches, branch_id: str | None
 ) -> list[tuple[str | None, int, int]]:
-    """Count the calls of each tool in each turn: (tool, calls, turn)."""
     calls: Counter[tuple[int, str | None]] = Counter()
     found: Counter[tuple[int, str | None]] = Counter()
     for turn, kind, _, tool in _columns(branches, branch_id):

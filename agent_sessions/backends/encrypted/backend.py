@@ -150,7 +150,6 @@ class EncryptedBackend(KeyedBackend):
         return page
 
     def _use(self, key: SessionKey, steps: Callable[[Vault], Steps[T]]) -> T:
-        """Ask the inner backend what the steps ask of a store."""
 
         def ask(request: tuple[str, Any]) -> Any:
             name, *arguments = request
@@ -159,7 +158,6 @@ class EncryptedBackend(KeyedBackend):
         return self.with_keys(key, lambda vault: drive(steps(vault), ask))
 
     async def _ause(self, key: SessionKey, steps: Callable[[Vault], Steps[T]]) -> T:
-        """See _use()."""
 
         def ask(request: tuple[str, Any]) -> Awaitable[Any]:
             name, *arguments = request
@@ -239,7 +237,6 @@ def open_page(vault: Vault, page: Page) -> Steps[Page]:
 
 
 def is_closed(page: Page) -> bool:
-    """Return whether items of an opened page are still in their envelopes."""
     return any(stored.is_closed and stored.item is not None for stored in page.items)
 
 

@@ -103,7 +103,6 @@ class SessionSecrets:
         self.using = using
 
     def rows(self, key: SessionKey) -> Any:
-        """Return a session's row, as a query set."""
         return SessionSecret.objects.using(self.using).filter(
             backend=self.alias, session_id=key.session_id, owner=_owner(key)
         )
@@ -261,7 +260,6 @@ class KeyedBackend(WrappingBackend):
 
     @property
     def secrets(self) -> SessionSecrets:
-        """The sessions' own keys, where they have any."""
         return SessionSecrets(self.alias, self.directory.using)
 
     def writer(
@@ -274,7 +272,6 @@ class KeyedBackend(WrappingBackend):
         return self._reader(key, purpose, permit or self.permits.take())
 
     async def avault(self, key: SessionKey) -> Vault:
-        """See writer()."""
         if self._is_threaded:
             return await self.threads.run(self.writer, key)
         return self._vault(key, permit=await self.permits.atake(self.threads))

@@ -174,16 +174,13 @@ class Permit:
 
     @property
     def key_id(self) -> str:
-        """The id of the key that may be written with."""
         return self.ring.first.id
 
     @property
     def is_valid(self) -> bool:
-        """Return whether something may be encrypted now."""
         return clock() < self.began + self.seconds
 
     def assert_valid(self) -> None:
-        """Raise EncryptionError unless something may be encrypted now."""
         if not self.is_valid:
             raise EncryptionError(
                 f"The process was held up for so long that it may not write with key "
@@ -203,7 +200,6 @@ class Permits(Refreshed[Permit]):
         self._source = source
 
     def rows(self) -> Any:
-        """Return the rows of the alias's keys, as a query set."""
         return KeyUse.objects.using(self.using).filter(backend=self.alias)
 
     def asking(self) -> AbstractContextManager[None]:

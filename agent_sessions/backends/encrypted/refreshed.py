@@ -57,7 +57,6 @@ class Refreshed(ABC, Generic[T]):
         return self.value is None or clock() - self._began > self._lasts
 
     def held(self) -> T | None:
-        """Return the value that is there, if it serves."""
         value = self.value
         return value if value is not None and self._serves(value) else None
 
@@ -82,7 +81,6 @@ class Refreshed(ABC, Generic[T]):
         return value
 
     def fetch(self) -> T:
-        """Fetch the value now."""
         began = clock()
         return self.put(self._ask(), began)
 

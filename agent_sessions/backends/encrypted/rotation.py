@@ -43,11 +43,9 @@ class Rotated:
 
     @property
     def left(self) -> int:
-        """How many rows are as they were."""
         return self.unreadable + self.fixed + sum(self.unknown.values())
 
     def add(self, other: Rotated) -> None:
-        """Add what was done in another session."""
         self.items += other.items
         self.texts += other.texts
         self.keys += other.keys
@@ -58,7 +56,6 @@ class Rotated:
         self.older |= other.older
 
     def miss(self, key_id: str) -> None:
-        """Count a row that needs a key which isn't there."""
         self.unknown[key_id] = self.unknown.get(key_id, 0) + 1
 
 
@@ -184,7 +181,6 @@ class Writers:
 
     @property
     def left(self) -> float:
-        """For how many seconds it may be written with, if nobody takes it anew."""
         return max(0.0, self.since + self.quiet - clock())
 
 
@@ -208,7 +204,6 @@ class Retirement:
         self.look()
 
     def add(self, key_ids: Iterable[str]) -> None:
-        """Watch keys under which something was found, even if they have no row yet."""
         with self._permits.asking():
             for key_id in (set(key_ids) & self._known) - {self.first}:
                 row, made = self._permits.rows().get_or_create(
@@ -237,7 +232,6 @@ class Retirement:
         return not self.writers
 
     def retired(self) -> list[str]:
-        """Return the ids of the retired keys, which no process may write with."""
         with self._permits.asking():
             rows = self._rows().exclude(retired_at=None).order_by("key_id")
             return list(rows.values_list("key_id", flat=True))

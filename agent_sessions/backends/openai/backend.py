@@ -123,13 +123,11 @@ class OpenAIConversationsBackend(RemoteBackend):
         return messages
 
     async def make_client(self) -> Conversations:
-        """Make the running loop's client."""
         from agent_sessions.backends.openai.client import Conversations, make_client
 
         return Conversations(make_client(self.options))
 
     async def close_client(self, conversations: Conversations) -> None:
-        """Close a client that make_client() made."""
         await conversations.client.close()
 
     async def aclose(self) -> None:

@@ -69,7 +69,6 @@ def make_client(options: dict[str, Any]) -> AsyncOpenAI:
 
 
 def http_client() -> DefaultAsyncHttpxClient:
-    """Make the running loop's connections."""
     return DefaultAsyncHttpxClient(verify=_certificates())
 
 
@@ -93,7 +92,6 @@ class Cursor:
     turn: int = 0
 
     def behind(self, items: Sequence[Item]) -> Cursor:
-        """Return the cursor behind more items."""
         return Cursor(
             self.position + len(items),
             str(items[-1]["id"]),
@@ -119,7 +117,6 @@ class Conversations:
         self._cursors: OrderedDict[str, dict[int, Cursor]] = OrderedDict()
 
     async def create(self) -> str:
-        """Make an empty conversation; give its id."""
         made = await self._write("POST", "/conversations", b'{"items":[]}')
         return str(made["id"])
 
@@ -149,7 +146,6 @@ class Conversations:
                     raise
 
     async def latest(self, conversation: str, limit: int | None) -> list[Item]:
-        """Read the newest `limit` items, oldest first."""
         async with self._lock(conversation):
             return await self._latest(conversation, limit)
 

@@ -198,7 +198,6 @@ class RedisBackend(RemoteBackend):
             return False
 
     def names(self, key: SessionKey) -> Names:
-        """Return the names of a session's keys."""
         mark = self.database_mark
         return Names(
             self.key_prefix,

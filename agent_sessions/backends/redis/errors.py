@@ -64,7 +64,6 @@ _ADVICE = _WORDS | {
 
 
 def unanswered(alias: str, seconds: float) -> StoreUnavailable:
-    """Return the error for a write that got no answer in time."""
     return StoreUnavailable(
         f"Redis of {alias!r} didn't answer within {seconds} seconds. Check that it runs "
         "and can be reached; a write has arrived whole, or not at all."

@@ -75,7 +75,6 @@ class Names:
 
     @cached_property
     def items(self) -> bytes:
-        """The list with the items, as JSON texts."""
         return f"{self.stem}{ITEMS}".encode()
 
     @cached_property
@@ -97,7 +96,6 @@ def unowned(prefix: str, namespace: str) -> str:
 
 
 def pattern(prefix: str) -> str:
-    """Return the SCAN pattern of all sessions whose names begin so."""
     escaped = "".join(f"\\{c}" if c in "*?[]\\^-" else c for c in prefix)
     return f"{escaped}:*{ITEMS}"
 

@@ -74,7 +74,6 @@ class ListedBackend(BaseSessionBackend):
 
     @property
     def using(self) -> str:
-        """The alias of DATABASES that holds the directory."""
         from agent_sessions.backends.directory import database_for
 
         return database_for(self.database)

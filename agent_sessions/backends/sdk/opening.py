@@ -185,14 +185,12 @@ class Maker:
 
 
 def name_of(target: str | Callable[..., Any]) -> str:
-    """Name a class, or a class method with its class."""
     path = target if isinstance(target, str) else getattr(target, "__qualname__", "it")
     parts = path.split(".")
     return ".".join(parts[-2:] if parts[-1][:1].islower() else parts[-1:])
 
 
 def resolve(path: str) -> Callable[..., Any]:
-    """Import a class, or a class method. Raises InvalidBackend."""
     try:
         found = resolve_name(path)
         if callable(found):
@@ -228,7 +226,6 @@ def in_memory(session: Any) -> bool:
 
 
 async def close(session: Any) -> None:
-    """Close a session, by whichever way its class has."""
     closing = getattr(session, "close", None) or getattr(session, "aclose", None)
     if callable(closing):
         result = closing()

@@ -99,7 +99,6 @@ class Statements:
         return moment[1]
 
     def owner(self, key: SessionKey) -> list[Any]:
-        """Return the parameters of `owned`."""
         user_id = key.user_id
         if user_id is not None:
             user_id = self._user_field.get_db_prep_value(user_id, self._unopened)
@@ -113,7 +112,6 @@ class Statements:
         return self.named_branch, [*owner, key.branch]
 
     def cursor(self, connection: BaseDatabaseWrapper) -> CursorWrapper:
-        """Return a cursor for the statements that each turn needs."""
         if connection.vendor != "sqlite":
             return connection.cursor()
         # What Django does before it makes one.
@@ -127,7 +125,6 @@ class Statements:
     def rows(
         self, connection: BaseDatabaseWrapper, statement: Statement
     ) -> list[Sequence[Any]]:
-        """Execute a statement that reads."""
         with self.cursor(connection) as cursor:
             cursor.execute(*statement)
             return list(cursor.fetchall())
@@ -182,7 +179,6 @@ class Statements:
         return parts, params
 
     def batch(self, items: Sequence[Item]) -> AnyBatch:
-        """Make ready what append() takes. Raises InvalidItem."""
         return encode_batch(items)
 
     def narrowed(self, batch: AnyBatch, error: Exception) -> AnyBatch | None:
@@ -331,7 +327,6 @@ class Statements:
     def insert(
         self, cursor: CursorWrapper, place: Place, batch: AnyBatch, now: datetime
     ) -> None:
-        """Insert a batch's rows at the positions that were taken for it."""
         self.insert_rows(cursor, self.values(place, batch, str(self.adapt_time(now))))
 
     def insert_rows(
@@ -346,7 +341,6 @@ class Statements:
     def values(
         self, place: Place, batch: AnyBatch, created_at: Any
     ) -> Iterator[tuple[Any, ...]]:
-        """Return the columns of a batch's rows."""
         branch, before = place.branch_id, place.turn
         for position, row in enumerate(batch, place.head + 1):
             data, turn, *drawn = row

@@ -30,19 +30,15 @@ class DirectCursor(CursorWrapper):
         super().__init__(cursor, connection)
 
     def execute(self, sql: Any, params: Any = ()) -> Any:
-        """Execute a statement. Raises sqlite3.Error."""
         return self.cursor.execute(with_question_marks(sql), params)
 
     def executemany(self, sql: Any, param_list: Sequence[Any]) -> Any:
-        """Execute a statement with each of several lists. Raises sqlite3.Error."""
         return self.cursor.executemany(with_question_marks(sql), param_list)
 
     def fetchone(self) -> Any:
-        """Read the next row. Raises sqlite3.Error."""
         return self.cursor.fetchone()
 
     def fetchall(self) -> Any:
-        """Read all rows that are left. Raises sqlite3.Error."""
         return self.cursor.fetchall()
 
     def __exit__(

@@ -74,7 +74,6 @@ class SQLiteTransport:
         """Do nothing: the threads have the connections."""
 
     def learn(self, key: SessionKey, texts: Sequence[Text]) -> None:
-        """Take note of what was read of a session."""
         is_short = len(texts) <= ROWS and sum(map(len, texts)) <= CHARACTERS
         with self._lock:
             self._short[_name(key)] = is_short
@@ -82,7 +81,6 @@ class SQLiteTransport:
                 del self._short[next(iter(self._short))]
 
     def is_short(self, key: SessionKey) -> bool:
-        """Return whether a thread has read the session and found it short."""
         return self._short.get(_name(key), False)
 
     async def _ask(self, sql: str, params: Sequence[Any]) -> list[_Row] | None:
@@ -207,7 +205,6 @@ def _stored(
 
 
 def _error(engine: Engine, append: Append, *, is_first: bool) -> BaseException | None:
-    """Store a batch by itself; return what went wrong."""
     try:
         batch = append.encoded(engine.statements)
         append_batch(engine, append.key, batch, is_first=is_first)
