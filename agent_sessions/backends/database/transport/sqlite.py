@@ -12,12 +12,11 @@ from weakref import WeakKeyDictionary
 from django.db import DatabaseError, InterfaceError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from agent_sessions.backends.database.history import MANY, Reading, Text, append_batch
+from agent_sessions.backends.database.history import MANY, Reading, append_batch
 from agent_sessions.backends.database.sql.base import AnyBatch, Statements
 from agent_sessions.backends.database.sql.sqlite import is_watched, with_question_marks
 from agent_sessions.backends.keys import SessionKey
 from agent_sessions.concurrency.batching import Gathering, for_each
-from agent_sessions.concurrency.forks import new_lock
 from agent_sessions.exceptions import InvalidItem, StorageError
 from agent_sessions.items import Item
 
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 # though a thread that decodes as much holds it up as well.
 ROWS = 100
 CHARACTERS = 250_000
-# Of so many sessions it is remembered whether they are short.
-_SESSIONS = 1_000
+# So many rows are read at a time.
+_SOME = 50
 # A transaction begins with no batch that makes it longer than this many items: other
 # processes wait for it.
 _LONG = 200
@@ -38,19 +37,17 @@ _LONG = 200
 class SQLiteTransport:
     """Reads in the loop, on the connection of a thread that has rest, and shared commits.
 
-    It takes less time to read a short session than to wake a thread and be woken by it.
-    Only sessions that a thread has read before are read so: they lie in the system's
-    cache. And only under WAL, where a read waits for no writer.
+    It takes less time to read a few rows than to wake a thread and be woken by it. Only
+    under WAL, where a read waits for no writer.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.threads = engine.threads
         self._gathering = Gathering(partial(append_together, engine))
-        self._lock = new_lock()
-        # Of sessions that a thread has read, whether more than that isn't known.
-        self._short: dict[_Name, bool] = {}
-        self._modes: WeakKeyDictionary[BaseDatabaseWrapper, _Mode] = WeakKeyDictionary()
+        # Whether a connection, as it was opened, has WAL.
+        self._modes: WeakKeyDictionary[
+            BaseDatabaseWrapper, tuple[sqlite3.Connection, bool]
+        ] = WeakKeyDictionary()
 
     async def append(self, key: SessionKey, items: Sequence[Item]) -> bool:
         """Store a batch with the others that wait for the thread. Return True."""
@@ -58,53 +55,41 @@ class SQLiteTransport:
         if len(items) <= MANY:
             # While the thread is at work.
             append.encoded(self._engine.statements)
-        await self.threads.finish_together(self._gathering, append)
+        await self._engine.threads.finish_together(self._gathering, append)
         return True
 
     async def read(self, reading: Reading) -> list[Item]:
-        """Read in the loop what is known to be short."""
-        if self.is_short(reading.key):
-            items = await reading.begin(self._ask)
-        else:
-            items = await self.threads.run(reading.finish)
-        self.learn(reading.key, reading.texts)
-        return items
+        """Read in the loop what is short."""
+        return await reading.begin(self._ask)
 
     def close(self) -> None:
         """Do nothing: the threads have the connections."""
 
-    def learn(self, key: SessionKey, texts: Sequence[Text]) -> None:
-        is_short = len(texts) <= ROWS and sum(map(len, texts)) <= CHARACTERS
-        with self._lock:
-            self._short[_name(key)] = is_short
-            if len(self._short) > _SESSIONS:
-                del self._short[next(iter(self._short))]
-
-    def is_short(self, key: SessionKey) -> bool:
-        return self._short.get(_name(key), False)
-
-    async def _ask(self, sql: str, params: Sequence[Any]) -> list[_Row] | None:
-        rows = self.threads.here(partial(self._read, sql, params))
-        return rows if rows is None or len(rows) <= ROWS else None
+    async def _ask(self, sql: str, params: Sequence[Any]) -> list[Any] | None:
+        return self._engine.threads.here(partial(self._read, sql, params))
 
     def _read(
         self, sql: str, params: Sequence[Any], connection: BaseDatabaseWrapper
-    ) -> list[_Row] | None:
-        """Read up to one row more than is short."""
+    ) -> list[Any] | None:
+        """Return the rows of a statement; None where they are many, or large."""
         if is_watched(connection):
             return None
+        rows: list[Any] = []
+        left = CHARACTERS
         try:
             if not self._has_wal(connection):
                 return None
             cursor = connection.connection.cursor(sqlite3.Cursor)
             cursor.execute(with_question_marks(sql), params)
-            rows: list[_Row] = cursor.fetchmany(ROWS + 1)
+            while left > 0 and len(rows) <= ROWS and (some := cursor.fetchmany(_SOME)):
+                rows += some
+                left -= sum(len(row[0]) for row in some if type(row[0]) is bytes)
             # Else it might keep its place in the file's history.
             cursor.close()
         except sqlite3.Error:
             # The thread tells what is wrong.
             return None
-        return rows
+        return rows if left > 0 and len(rows) <= ROWS else None
 
     def _has_wal(self, connection: BaseDatabaseWrapper) -> bool:
         made = connection.connection
@@ -113,17 +98,6 @@ class SQLiteTransport:
             (name,) = made.execute("PRAGMA journal_mode").fetchone()
             mode = self._modes[connection] = (made, name == "wal")
         return mode[1]
-
-
-def _name(key: SessionKey) -> _Name:
-    # Without the fence: each run has one of its own, and reads once.
-    return key.session_id, key.user_id, key.branch
-
-
-_Name = tuple[str, Any, str | None]
-_Row = tuple[Any, ...]
-# A connection, which a mode is of, and whether that is WAL.
-_Mode = tuple[sqlite3.Connection, bool]
 
 
 @dataclass(slots=True)
