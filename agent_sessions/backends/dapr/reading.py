@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -17,8 +17,6 @@ from agent_sessions.backends.dapr.records import (
     Unreadable,
     decode_head,
     decode_segment,
-    is_from_sdk,
-    metadata_key,
     split,
     unreadable_text,
 )
@@ -158,18 +156,7 @@ class Reader:
                 f"read or written: {exc} Restore the record with the key {self.key!r} "
                 "in the state store, or delete it to begin the session afresh."
             ) from None
-        if is_from_sdk(value.data):
-            head = replace(head, created=await self._sdk_created())
         return Found(head, value.etag)
-
-    async def _sdk_created(self) -> int:
-        """Read when the SDK's class began the session, else take this moment."""
-        if (key := metadata_key(self.key)) is not None:
-            record = decode((await self.sidecar.read(key)).data) or {}
-            created = str(record.get("created_at"))
-            if created.isascii() and created.isdigit():
-                return int(created)
-        return int(time.time())
 
     async def segments(self, found: Found, numbers: range) -> list[tuple[Entry, ...]]:
         """Read sealed segments. Raises Moved where one went with a later change.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
@@ -198,7 +199,7 @@ def decode_head(data: bytes, size: int) -> Head:
             value if isinstance(value, str) else _encode(value) for value in record
         )
         tail = tuple(map(Entry, texts))
-        return Head(size, count=len(tail), tail=tail)
+        return Head(size, count=len(tail), tail=tail, created=int(time.time()))
     if not isinstance(record, dict) or record.pop("version", None) != VERSION:
         raise Unreadable("It is of another kind or version.")
     try:
@@ -211,10 +212,6 @@ def decode_head(data: bytes, size: int) -> Head:
         return Head(**{**record, "tail": _entries(record["tail"])})
     except (KeyError, TypeError, ValueError):
         raise Unreadable("Parts of it are missing.") from None
-
-
-def is_from_sdk(data: bytes) -> bool:
-    return data.lstrip()[:1] == b"["
 
 
 def _lists(entries: Iterable[Entry]) -> list[tuple[int, int, str]]:

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 from unicodedata import normalize
 
@@ -28,7 +29,7 @@ def conversation_turns(
     turns = _user_rows(branches, branch_id, after)
     return [
         turn | {"content": preview(turn["content"], PREVIEW)}
-        for _, turn in _first(turns, limit)
+        for _, turn in islice(turns, limit)
     ]
 
 
@@ -51,7 +52,7 @@ def find_turns(
         for texts, turn in _user_rows(branches, branch_id, after)
         if any(pattern.search(normalize("NFC", text)) for text in texts)
     )
-    return [turn for _, turn in _first(matches, limit)]
+    return [turn for _, turn in islice(matches, limit)]
 
 
 def first_match(branches: Branches, search_term: str) -> int:
@@ -154,10 +155,3 @@ def _texts(content: Any) -> list[str]:
 
 def _kind(kind: str, role: str) -> str:
     return role if role in {"user", "assistant"} else kind or "other"
-
-
-def _first(rows: Iterator[Any], limit: int | None) -> Iterator[Any]:
-    for number, row in enumerate(rows):
-        if limit is not None and number >= limit:
-            return
-        yield row

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
@@ -157,16 +155,4 @@ def retry_after(response: httpx2.Response) -> float | None:
             seconds = float(headers[name]) / divisor
             if math.isfinite(seconds):
                 return max(0.0, seconds)
-    until = _moment(headers.get("retry-after"))
-    if until is None:
-        return None
-    # The service's own clock says how far away its moment is.
-    now = _moment(headers.get("date"))
-    return max(0.0, until - (time.time() if now is None else now))
-
-
-def _moment(text: str | None) -> float | None:
-    try:
-        return None if text is None else parsedate_to_datetime(text).timestamp()
-    except (ValueError, OverflowError):
-        return None
+    return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,14 +11,12 @@ from agent_sessions.backends.dapr import DaprBackend
 from agent_sessions.backends.dapr.records import (
     decode_segment,
     encode_segment,
-    metadata_key,
 )
 from agent_sessions.exceptions import InvalidBackend, StorageError
-from tests.servers.dapr import DaprSidecar, Record
+from tests.servers.dapr import DaprSidecar
 from tests.support.dapr_stores import (
     HEAD,
     KEY,
-    head_of,
     make_backend,
     said,
     says,
@@ -143,20 +140,6 @@ def test_an_entry_of_an_unknown_shape_stays_in_its_place(
         None,
         *says(4, 5),
     ]
-
-
-def test_a_history_of_the_sdk_knows_when_it_began(
-    backend: DaprBackend, dapr_server: DaprSidecar
-) -> None:
-    name = metadata_key(HEAD)
-    assert name == "s:metadata"
-    dapr_server.records[HEAD] = Record(b'["{}"]', 1, None)
-    dapr_server.records[name] = Record(b'{"created_at": "1700000000"}', 1, None)
-    began = datetime.fromtimestamp(1_700_000_000, UTC)
-    assert [row.created_at for row in backend.page(KEY).items] == [began]
-    backend.append(KEY, says("a"))
-    assert backend.page(KEY).items[0].created_at == began
-    assert head_of(dapr_server).created == 1_700_000_000
 
 
 def test_the_token_of_the_sidecar_is_sent(

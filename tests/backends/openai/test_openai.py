@@ -479,26 +479,6 @@ async def test_a_write_that_may_have_been_done_is_sent_once(
 
 
 @pytest.mark.django_db
-async def test_a_retry_may_be_asked_for_at_a_date(server: ConversationsServer) -> None:
-    """It counts from the service's own clock, not from this host's."""
-    session = opened("s-date")
-    await session.add_items(said(1))
-    headers = {
-        "Date": "Sun, 06 Nov 1994 08:49:37 GMT",
-        "Retry-After": "Sun, 06 Nov 1994 08:50:14 GMT",
-    }
-    server.fail(method="POST", status=429, headers=headers)
-    with pytest.raises(StoreBusy, match="in 37 seconds") as caught:
-        await session.add_items(said(2))
-    assert caught.value.retry_after == 37
-    headers["Retry-After"] = "Sun, 06 Nov 1994 08:49:38 GMT"
-    server.fail(method="POST", status=429, headers=headers)
-    server.requests.clear()
-    await session.add_items(said(2))
-    assert creates(server) == 2
-
-
-@pytest.mark.django_db
 @pytest.mark.parametrize("value", ["nan", "inf", "-3", "soon", "Sun, 99 Nov", ""])
 async def test_a_wait_that_can_not_be_read_is_a_short_one(
     server: ConversationsServer, value: str

@@ -22,12 +22,14 @@ from agent_sessions.backends.database.sql.base import (
     Statements,
 )
 from agent_sessions.concurrency.connections import is_pooled, is_shared
-from agent_sessions.items import Item, encode_batch, look_through
+from agent_sessions.items import EncodedItem, Item, encode_batch, look_through
 from agent_sessions.times import day_of
 
 # PostgreSQL takes more rows than these by COPY: reading them from JSON would spill to
 # its disk.
 _COPIED = 500
+# What is drawn from an item, its turn first.
+_DRAWN = EncodedItem._fields[1:]
 # So many lines are sent at once.
 _LINES = 100
 
@@ -128,19 +130,7 @@ class PostgreSQLStatements(Statements):
                 *(size, turns, *name, size, turns),
                 self.adapt_time(now),
                 "[" + ",".join(row.data for row in batch) + "]",
-                json.dumps(
-                    [
-                        {
-                            "turn": row.turn,
-                            "type": row.type,
-                            "role": row.role,
-                            "call_id": row.call_id,
-                            "tool_name": row.tool_name,
-                            "text": row.text,
-                        }
-                        for row in batch
-                    ]
-                ),
+                json.dumps([dict(zip(_DRAWN, row[1:], strict=True)) for row in batch]),
             ],
         )
 
