@@ -15,8 +15,14 @@ from django.db import connections, transaction
 from django.db.models import F
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.encrypted.keys import KeySource, Permit, Permits
+from agent_sessions.backends.encrypted.keys import (
+    KeySource,
+    Permit,
+    Permits,
+    search_path,
+)
 from agent_sessions.backends.options import EXAMPLES, parse_age
+from agent_sessions.backends.remote.erasure import owner_text
 from agent_sessions.backends.wrapping import WrappingBackend
 from agent_sessions.encryption import KeyRing, MasterKey, Memory, Vault, session_context
 from agent_sessions.encryption.keys import SECRETS, require_cryptography
@@ -104,7 +110,7 @@ class SessionSecrets:
 
     def rows(self, key: SessionKey) -> Any:
         return SessionSecret.objects.using(self.using).filter(
-            backend=self.alias, session_id=key.session_id, owner=_owner(key)
+            backend=self.alias, session_id=key.session_id, owner=owner_text(key.user_id)
         )
 
     def find(
@@ -118,7 +124,7 @@ class SessionSecrets:
             with self._told():
                 row = self.rows(key).first()
         else:
-            row = known.get((key.session_id, _owner(key)))
+            row = known.get((key.session_id, owner_text(key.user_id)))
         return None if row is None else _unwrap(row, vault)
 
     def read_all(self, keys: Sequence[SessionKey]) -> KnownSecrets:
@@ -186,7 +192,7 @@ class SessionSecrets:
         row, _ = SessionSecret.objects.using(self.using).get_or_create(
             backend=self.alias,
             session_id=key.session_id,
-            owner=_owner(key),
+            owner=owner_text(key.user_id),
             defaults={
                 "key_id": vault.ring.first.id,
                 "wrapped": _wrap(os.urandom(32), vault),
@@ -218,8 +224,8 @@ class KeyedBackend(WrappingBackend):
         self.settings = read_options(alias, self.options)
         self.source = KeySource(alias, self.options["keys"], self.settings.key_refresh)
         self._memory = Memory(self.settings.cache_bytes)
-        # By database: a router may have one for each tenant.
-        self._permits: dict[str, Permits] = {}
+        # By database and schema: each tenant may have its own.
+        self._permits: dict[tuple[str, str | None], Permits] = {}
 
     @cached_property
     def inner(self) -> BaseSessionBackend:
@@ -239,23 +245,29 @@ class KeyedBackend(WrappingBackend):
     def _is_threaded(self) -> bool:
         """Whether async callers run the synchronous form in a thread.
 
-        The sessions' keys lie in a database. With the connections of requests, only
-        the thread of the request has the right connection, and a router that goes by
-        the thread answers rightly only there.
+        The sessions' keys lie in a database. What sets something on connections, or a
+        router that goes by the thread, is heard there only.
         """
-        return self.settings.session_keys or self.inner.options.get("connections") == (
-            "request"
-        )
+        return self.settings.session_keys or self._is_set_up
+
+    @property
+    def _is_set_up(self) -> bool:
+        """Whether a project sets something on connections, such as a tenant's schema."""
+        options = self.inner.options
+        shared = options.get("connections") == "request"
+        return shared or options.get("prepare_connection") is not None
 
     @property
     def permits(self) -> Permits:
         """Who may write with which key, by the rows of the directory's database."""
         using = self.directory.using
-        found = self._permits.get(using)
-        if found is None:
-            found = self._permits[using] = Permits(
-                self.alias, using, self.source, self.settings.key_refresh
-            )
+        place = (using, search_path(using) if self._is_set_up else None)
+        if (found := self._permits.get(place)) is None:
+            seconds = self.settings.key_refresh
+            found = Permits(self.alias, using, self.source, seconds)
+            # Another connection would not have what was set on this one.
+            found.stays_within = self._is_set_up
+            self._permits[place] = found
         return found
 
     @property
@@ -379,10 +391,6 @@ class KeyedBackend(WrappingBackend):
 
     def _forget(self, key: SessionKey) -> None:
         self._memory.forget(self._context(key))
-
-
-def _owner(key: SessionKey) -> str:
-    return "" if key.user_id is None else str(key.user_id)
 
 
 def _wrap(secret: bytes, vault: Vault) -> str:

@@ -189,7 +189,10 @@ class Permit:
 
 
 class Permits(Refreshed[Permit]):
-    """The permits of this process for one alias and database."""
+    """The permits of this process for one alias, database and schema."""
+
+    # Whether only the caller's own connection leads to the rows.
+    stays_within = False
 
     def __init__(
         self, alias: str, using: str, source: KeySource, seconds: float
@@ -218,8 +221,10 @@ class Permits(Refreshed[Permit]):
         if (permit := self.peek()) is not None:
             return permit
         connection = connections[self.using]
-        if connection.vendor == "sqlite" and connection.in_atomic_block:
-            # The only writer there is: nobody else gets between this and the commit.
+        is_alone = connection.vendor == "sqlite" or self.stays_within
+        if is_alone and connection.in_atomic_block:
+            # On SQLite nobody else writes before the commit; elsewhere who retires the
+            # key waits for it.
             return self.held() or self._take_within()
         return self.get()
 
@@ -289,6 +294,16 @@ class Permits(Refreshed[Permit]):
             taken_at=timezone.now(),
         )
         return changed
+
+
+def search_path(using: str) -> str | None:
+    """Return the schemas that the running thread's connection to PostgreSQL reads."""
+    connection = connections[using]
+    if connection.vendor != "postgresql":
+        return None
+    with as_storage_error(using, "look up the schema"), connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('search_path')")
+        return str(cursor.fetchone()[0])
 
 
 def _is_module(name: str) -> bool:

@@ -7,6 +7,7 @@ import contextvars
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,13 @@ from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.core.handlers.asgi import ASGIHandler
 from django.core.management import call_command
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.test import Client, override_settings
 from pytest_django import DjangoDbBlocker
 
 from agent_sessions import get_session, sessions
 from agent_sessions.handler import DATABASE_BACKEND
-from agent_sessions.models import AgentSession
+from agent_sessions.models import AgentSession, KeyUse
 from agent_sessions.runs.setup import create_conversation
 from tests.backends.database import tenants
 from tests.backends.database.tenants import TENANTS, by_path, tenant_of
@@ -61,6 +62,8 @@ WAYS = {
         "schemas-shared": Way(tenants.set_schema, SHARED),
         "schemas-prepared": Way(tenants.set_schema, PREPARED),
         "schemas-both": Way(tenants.set_schema, SHARED | PREPARED),
+        "schemas-shared-encrypted": Way(tenants.set_schema, SHARED, encrypts=True),
+        "schemas-prepared-encrypted": Way(tenants.set_schema, PREPARED, encrypts=True),
         "rows-shared": Way(tenants.set_row_security, SHARED),
         "rows-prepared": Way(tenants.set_row_security, PREPARED),
     },
@@ -288,3 +291,20 @@ def assert_apart(way: Way) -> None:
                 assert get_session(name_of(way, str(other))).sync.get_items() == []
     if not way.routers and way.setting is tenants.set_schema:
         assert AgentSession.objects.count() == 0
+
+
+@pytest.mark.skipif(DATABASE_KIND != "postgres", reason="Only PostgreSQL has schemas.")
+@pytest.mark.parametrize(
+    "way", ["schemas-shared-encrypted", "schemas-prepared-encrypted"], indirect=True
+)
+@pytest.mark.parametrize("within", [False, True], ids=["alone", "in_a_transaction"])
+def test_each_tenant_counts_the_keys_that_it_writes_with(
+    way: Way, within: bool
+) -> None:
+    for tenant in TENANTS:
+        with tenant_of(tenant), transaction.atomic() if within else nullcontext():
+            get_session("s").sync.add_items([{"role": "user", "content": tenant}])
+    for tenant in TENANTS:
+        with tenant_of(tenant):
+            assert KeyUse.objects.get().takings == 1
+            assert len(get_session("s").sync.get_items()) == 1
