@@ -204,8 +204,7 @@ class SessionSecrets:
     def _lock(self, key: SessionKey) -> SessionSecret | None:
         rows = self.rows(key)
         if connections[self.using].features.has_select_for_update:
-            found: SessionSecret | None = rows.select_for_update().first()
-            return found
+            return rows.select_for_update().first()  # type: ignore[no-any-return]
         # SQLite: a transaction that reads first may be refused its turn to write.
         return rows.first() if rows.update(key_id=F("key_id")) else None
 
