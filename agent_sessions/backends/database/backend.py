@@ -91,20 +91,10 @@ class DatabaseBackend(BaseSessionBackend):
         return pop_newest(self.engine, key, asking)
 
     def rewrite(
-        self,
-        key: SessionKey,
-        change: Callable[[Item], Item | None],
-        *,
-        unless: str = "",
-        batch_size: int = 500,
+        self, key: SessionKey, change: Callable[[Item], Item | None], **how: Any
     ) -> int:
-        """Replace items of a session by changed ones; return how many.
-
-        Those of all branches, archived ones too. `change` returns None for what stays.
-        An item that is popped or rewritten meanwhile is left alone. Stored texts that
-        hold `unless` needn't be looked at.
-        """
-        return rewrite(self.engine, key, change, unless=unless, batch_size=batch_size)
+        """See rewriting.rewrite()."""
+        return rewrite(self.engine, key, change, **how)
 
     def clear(self, key: SessionKey) -> int:
         clearing = Clearing(self.engine, key)

@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Max, QuerySet
 from django.utils import timezone
 
@@ -122,8 +123,9 @@ def rewrite(
 ) -> int:
     """Rewrite a session's items in short transactions; return how many have changed.
 
-    Each row is compared with what was read, so what another process did meanwhile is
-    left alone. Rows that hold `unless` are left out.
+    Those of all branches, archived ones too. `change` returns None for what stays. Each
+    row is compared with what was read, so what another process did meanwhile is left
+    alone. Rows that hold `unless` are left out.
     """
     items = SessionItem._base_manager.using(engine.using)
     rows = items.filter(branch__session=engine.directory.pk_of(key))
@@ -143,7 +145,7 @@ def rewrite(
             if (text := _rewritten(data, change)) is not None
         ]
         began = time.monotonic()
-        changed += engine.atomically(partial(_write, new))
+        changed += engine.run(partial(_write, new))
         rest(engine.using, began)
     return changed
 
@@ -154,5 +156,7 @@ def _rewritten(data: str, change: Callable[[Item], Item | None]) -> str | None:
     return None if changed is None else encode_batch([changed]).rows[0].data
 
 
-def _write(new: list[tuple[QuerySet[SessionItem], str]]) -> int:
+def _write(
+    new: list[tuple[QuerySet[SessionItem], str]], connection: BaseDatabaseWrapper
+) -> int:
     return sum(row.update(data=text, size=len(text)) for row, text in new)
