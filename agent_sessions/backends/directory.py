@@ -14,17 +14,8 @@ from django.utils import timezone
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.concurrency.connections import chosen_database, transact
-from agent_sessions.exceptions import (
-    BranchDoesNotExist,
-    LeaseLost,
-    SessionDoesNotExist,
-)
-from agent_sessions.models import (
-    MAIN_BRANCH,
-    AgentRun,
-    AgentSession,
-    Branch,
-)
+from agent_sessions.exceptions import BranchDoesNotExist, LeaseLost, SessionDoesNotExist
+from agent_sessions.models import MAIN_BRANCH, AgentRun, AgentSession, Branch
 from agent_sessions.signals import announce, session_created
 from agent_sessions.times import day_of
 
