@@ -103,6 +103,10 @@ class Engine:
 
         return self.run(run)
 
+    def atomically(self, operation: Callable[[], T]) -> T:
+        """Run an operation in one transaction; see run()."""
+        return self.run(lambda connection: operation())
+
     def run(
         self, operation: Callable[[BaseDatabaseWrapper], T], *, alone: bool = False
     ) -> T:

@@ -14,7 +14,6 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Max, QuerySet
 from django.utils import timezone
 
@@ -145,7 +144,7 @@ def rewrite(
             if (text := _rewritten(data, change)) is not None
         ]
         began = time.monotonic()
-        changed += engine.run(partial(_write, new))
+        changed += engine.atomically(partial(_write, new))
         rest(engine.using, began)
     return changed
 
@@ -156,7 +155,5 @@ def _rewritten(data: str, change: Callable[[Item], Item | None]) -> str | None:
     return None if changed is None else encode_batch([changed]).rows[0].data
 
 
-def _write(
-    new: list[tuple[QuerySet[SessionItem], str]], connection: BaseDatabaseWrapper
-) -> int:
+def _write(new: list[tuple[QuerySet[SessionItem], str]]) -> int:
     return sum(row.update(data=text, size=len(text)) for row, text in new)
