@@ -30,7 +30,6 @@ from agent_sessions.backends.keys import (
 from agent_sessions.concurrency.connections import note_opening
 from agent_sessions.exceptions import BlockingCall, SessionClosed, SessionDoesNotExist
 from agent_sessions.items import as_sequence
-from agent_sessions.models import AgentSession
 from agent_sessions.reports import guard_public_methods, leave, unwrapped
 from agent_sessions.signals import items_added
 
@@ -153,7 +152,7 @@ class BackendSession(SessionABC):
         await self._admit(wrapper)
         backend, batch = self.backend, as_sequence(items)
         await self._call(backend.append, backend.aappend, batch)
-        if batch and items_added.has_listeners(AgentSession):
+        if batch and items_added.receivers:
             await self._announce(len(batch))
 
     async def pop_item(self, *, wrapper: Wrapper = None) -> TResponseInputItem | None:
@@ -185,6 +184,9 @@ class BackendSession(SessionABC):
 
     async def _announce(self, count: int) -> None:
         """Tell that items were added, on the connection on which they were."""
+        # Not above: a session of its own needs no settings, and so no models.
+        from agent_sessions.models import AgentSession
+
         announce = self.backend.directory.announce
         args = (items_added, AgentSession, self.key)
         if _is_blocking.get():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from django.db.models import OuterRef, Subquery
 
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
-from agent_sessions.backends.database.numbering import read_pages
+from agent_sessions.backends.database.lineage import read_pages
 from agent_sessions.backends.reading import read_history
 from agent_sessions.characters import ascii_json
 from agent_sessions.exceptions import InvalidItem

@@ -10,7 +10,7 @@ from typing import Any
 from django.utils import timezone
 
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.backends.database.numbering import read_pages
+from agent_sessions.backends.database.lineage import read_pages
 from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.items import first_line
 from agent_sessions.items.kinds import is_opening
