@@ -19,11 +19,10 @@ from agent_sessions.agui import (
     run_error,
 )
 from agent_sessions.backends.leases import this_process
-from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist, extra
+from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Frame
 from agent_sessions.runs.failures import message_for
-from agent_sessions.runs.log import ChannelRelay
 from agent_sessions.sockets import (
     CLOSE_BAD_FRAMES,
     CLOSE_FORBIDDEN,
@@ -34,9 +33,6 @@ from agent_sessions.sockets import (
     CLOSE_UNAVAILABLE,
     GuardedSocket,
 )
-
-with extra("channels", "channels", needed_by=__name__):
-    from channels.layers import get_channel_layer
 
 __all__ = [
     "CLOSE_BAD_FRAMES",
@@ -75,10 +71,8 @@ class AgentConsumer(GuardedSocket):
 
     def background(self) -> Iterable[Coroutine[Any, Any, None]]:
         """Listen to other processes, and send their events to the client."""
-        layer = get_channel_layer()
-        if layer is not None and self.manager.relay is None:
-            self.manager.relay = ChannelRelay(layer)
-        return (self._pump(), self._look_elsewhere())
+        self._use_channel_layer()
+        return (self._pump(), self._watch_others())
 
     # -- frames from the client ------------------------------------------------------
 
@@ -121,9 +115,7 @@ class AgentConsumer(GuardedSocket):
         if isinstance(frame, SyncRequest):
             await self._catch_up(frame.offset)
         else:
-            here = self.manager.abort(conversation, frame.run_id, frame.mode)
-            if not here and self.manager.relay is not None:
-                self.manager.relay.abort(conversation, frame.run_id, frame.mode)
+            self._stop_run(conversation, frame)
 
     def _count(self, conversation: Conversation, kind: str) -> bool:
         """Count a frame of this socket and of all that its user has here."""
@@ -134,25 +126,19 @@ class AgentConsumer(GuardedSocket):
         return counted
 
     async def _run(self, conversation: Conversation, request: RunRequest) -> None:
-        try:
-            await self._check_run(conversation, request)
-            self._refused_frames = 0
-            await self._join(conversation)
-            run = await self._start_run(conversation, request)
-        except SessionDoesNotExist:
-            await self._end(CLOSE_NOT_FOUND)
-        else:
-            if run is None:
-                # The id was used before: what it said is told again, not done again,
-                # not where it is being told, and not within another run.
-                if not self.listener.open.run_id:
-                    await self._catch_up(f"{request.run_id}:0")
-                elif self.listener.open.run_id != request.run_id:
-                    self._asked_again = request.run_id
-                return
+        await self._check_run(conversation, request)
+        self._refused_frames = 0
+        await self._join(conversation)
+        if await self._start_run(conversation, request) is not None:
             # Not before: a socket that has never synced would hear the middle of
             # another run. Not later: the run's task begins at the next await.
             self.manager.subscribe(conversation, self.listener)
+        # The id was used before: what it said is told again, not done again, not where
+        # it is being told, and not within another run.
+        elif not self.listener.open.run_id:
+            await self._catch_up(f"{request.run_id}:0")
+        elif self.listener.open.run_id != request.run_id:
+            self._asked_again = request.run_id
 
     async def _catch_up(self, offset: str | None, *, begins: bool = True) -> None:
         if self.conversation is None:
@@ -199,22 +185,10 @@ class AgentConsumer(GuardedSocket):
     # -- frames to the client ----------------------------------------------------------
 
     @guarded
-    async def _look_elsewhere(self) -> None:
-        """Notice the end of another process's run where no channel layer tells of it."""
+    async def _watch_others(self) -> None:
         while self.conversation is not None:
             await asyncio.sleep(self.recheck_interval)
-            run_id, here = (
-                self.listener.open.run_id,
-                self.manager.active(self.conversation),
-            )
-            if not run_id or (here is not None and here.run_id == run_id):
-                continue
-            if not self.listener.is_idle:
-                # The end may be on its way to a slow client.
-                continue
-            limit = self.limits.stale_after
-            if not await self.manager.goes_on(self.conversation, run_id, limit):
-                self.listener.give_up()
+            await self._look_elsewhere(self.conversation, self.listener)
 
     @guarded
     async def _pump(self) -> None:

@@ -9,14 +9,28 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
+from django.utils.translation import get_supported_language_variant
 
-from agent_sessions.agui import FrameError, RunRequest, StreamOptions, links_images
+from agent_sessions.agui import (
+    AbortRequest,
+    FrameError,
+    RunRequest,
+    StreamOptions,
+    links_images,
+)
 from agent_sessions.backends.options import did_you_mean
 from agent_sessions.exceptions import InvalidConsumer, SessionDoesNotExist
 from agent_sessions.handler import ChatAlias, sessions
 from agent_sessions.ratelimit import RateLimit
-from agent_sessions.runs import Conversation, RunLimits, RunSetup, get_run_manager
+from agent_sessions.runs import (
+    Conversation,
+    RunLimits,
+    RunSetup,
+    Subscription,
+    get_run_manager,
+)
 from agent_sessions.runs.failures import log_failure, refusal_code
+from agent_sessions.runs.log import ChannelRelay
 from agent_sessions.runs.setup import DEFAULT_WINDOW, Blocked
 from agent_sessions.windows import Window
 
@@ -211,6 +225,16 @@ class AgentMixin:
             return 403
         return None if is_there else 404
 
+    async def _find(self, session_id: str) -> Conversation:
+        """Find the user's own session. Raise SessionDoesNotExist for any other id."""
+        try:
+            return await Conversation.find(
+                session_id, user=self.user, backend=self.backend
+            )
+        except ValueError:
+            # No id at all.
+            raise SessionDoesNotExist(session_id) from None
+
     def _sit_down(self, conversation: Conversation) -> None:
         """Take a seat of each kind; displace the user's oldest if none is free."""
         # Two databases may have users of the same primary key.
@@ -263,6 +287,32 @@ class AgentMixin:
             setup = await self._setup()
             return await get_run_manager().start(conversation, request, setup)
 
+    def _stop_run(self, conversation: Conversation, request: AbortRequest) -> None:
+        """Stop a run, wherever it is."""
+        manager = get_run_manager()
+        here = manager.abort(conversation, request.run_id, request.mode)
+        if not here and manager.relay is not None:
+            manager.relay.abort(conversation, request.run_id, request.mode)
+
+    def _use_channel_layer(self) -> None:
+        """Send what runs of this process say to others, where there is a layer."""
+        manager = get_run_manager()
+        if manager.relay is None and (layer := _channel_layer()) is not None:
+            manager.relay = ChannelRelay(layer)
+
+    async def _look_elsewhere(
+        self, conversation: Conversation, listener: Subscription
+    ) -> None:
+        """Notice the end of another process's run where no channel layer tells of it."""
+        run_id, manager = listener.open.run_id, get_run_manager()
+        here = manager.active(conversation)
+        # Where it isn't idle, the end may be on its way to a slow client.
+        if not run_id or (here and here.run_id == run_id) or not listener.is_idle:
+            return
+        limit = self.limits.stale_after
+        if not await manager.goes_on(conversation, run_id, limit):
+            listener.give_up()
+
     async def _setup(self) -> RunSetup:
         return RunSetup(
             agent=await maybe_await(self.get_agent()),
@@ -304,6 +354,15 @@ def _refusals(run_id: str) -> Iterator[None]:
         raise FrameError(code, type(exc).__name__, run_id=run_id) from None
 
 
+def _channel_layer() -> Any:
+    """Return the channel layer, or None without one or without Channels."""
+    try:
+        from channels.layers import get_channel_layer
+    except ImportError:
+        return None
+    return get_channel_layer()
+
+
 def _without_agent(kind: type[AgentMixin]) -> InvalidConsumer:
     name, given_to = kind.__name__, "as_asgi" if hasattr(kind, "as_asgi") else "as_view"
     return InvalidConsumer(
@@ -315,3 +374,11 @@ def _without_agent(kind: type[AgentMixin]) -> InvalidConsumer:
 async def maybe_await(value: Any) -> Any:
     """Return what a hook gives, be it plain or async."""
     return await value if inspect.isawaitable(value) else value
+
+
+async def supported(language: Any, default: str) -> str:
+    """Return the language that a hook chooses, if there is one of the kind."""
+    try:
+        return get_supported_language_variant(await maybe_await(language))
+    except LookupError:
+        return default

@@ -15,12 +15,11 @@ from django.db import DatabaseError
 from django.http import HttpRequest, parse_cookie
 from django.utils.translation import (
     get_language_from_request,
-    get_supported_language_variant,
     override,
 )
 
 from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist, extra
-from agent_sessions.mixins import AgentMixin, maybe_await
+from agent_sessions.mixins import AgentMixin, supported
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
@@ -123,33 +122,14 @@ class GuardedSocket(AgentMixin, AsyncWebsocketConsumer):
 
     async def _open(self) -> None:
         self._visitor = Visitor(self.scope)
-        if await self._is_welcome() and (found := await self._find()):
-            self.conversation = found
-            self._sit_down(found)
-            self.language = await self._choose_language()
+        if await self._is_welcome():
+            self.conversation = await self._find(self._session_id)
+            self._sit_down(self.conversation)
+            self.language = await supported(
+                self.get_language(), language_of(self.scope)
+            )
             work = (self._ping(), self._watch(), *self.background())
             self._tasks = [asyncio.create_task(self._keep_up(one)) for one in work]
-
-    async def _choose_language(self) -> str:
-        """Return the language that the hook chooses, if there is one of the kind."""
-        chosen = await maybe_await(self.get_language())
-        try:
-            return get_supported_language_variant(chosen)
-        except LookupError:
-            return language_of(self.scope)
-
-    async def _find(self) -> Conversation | None:
-        """Find the conversation, or close."""
-        try:
-            return await Conversation.find(
-                self._session_id, user=self.user, backend=self.backend
-            )
-        except (AgentSessionError, DatabaseError) as exc:
-            if isinstance(exc, SessionDoesNotExist | ValueError):
-                await self._end(CLOSE_NOT_FOUND)
-            else:
-                await self._give_up(exc)
-            return None
 
     async def displace(self) -> None:
         """Close, since the user has opened too many others."""
@@ -233,6 +213,8 @@ class GuardedSocket(AgentMixin, AsyncWebsocketConsumer):
         """Work for the socket in a task; where that fails, the socket ends."""
         try:
             await work
+        except SessionDoesNotExist:
+            await self._end(CLOSE_NOT_FOUND)
         except Exception as exc:
             await self._give_up(exc)
 

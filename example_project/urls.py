@@ -9,6 +9,7 @@ from django.urls import include, path
 from agent_sessions.views import SessionMessagesView
 from example_project.chat import views
 from example_project.options import STREAM_OPTIONS
+from example_project.runs import SupportRuns
 
 urlpatterns = [
     path("", views.chat, name="chat"),
@@ -22,5 +23,9 @@ urlpatterns = [
         SessionMessagesView.as_view(stream_options=STREAM_OPTIONS),
     ),
     path("agents/", include("agent_sessions.urls")),
+    path(
+        "agents/sessions/<str:session_id>/",
+        include(SupportRuns.as_urls(stream_options=STREAM_OPTIONS)),
+    ),
     path("admin/", admin.site.urls),
 ]

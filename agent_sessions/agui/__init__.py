@@ -9,7 +9,7 @@ from agent_sessions.agui.calls import (
     interrupts,
     output_call_id,
 )
-from agent_sessions.agui.content import StreamOptions
+from agent_sessions.agui.content import StreamOptions, capabilities
 from agent_sessions.agui.events import (
     LAST,
     EventMapper,
@@ -47,6 +47,7 @@ __all__ = [
     "add_pending_calls",
     "call_id_of",
     "calls_of",
+    "capabilities",
     "interrupts",
     "links_images",
     "merge",

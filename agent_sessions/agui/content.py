@@ -210,3 +210,24 @@ def _mappings(parts: Any) -> Iterable[Mapping[str, Any]]:
     if not isinstance(parts, list):
         return ()
     return (part for part in parts if isinstance(part, Mapping))
+
+
+def capabilities(agent: Any, options: StreamOptions) -> dict[str, Any]:
+    """Return AG-UI's AgentCapabilities of an agent that is served over HTTP."""
+    reasons, hands_off = options.stream_reasoning, bool(agent.handoffs)
+    return {
+        "identity": {"name": clean(agent.name)},
+        "transport": {"streaming": True, "resumable": True},
+        "tools": {"supported": options.expose_tools != "none", "clientProvided": False},
+        "state": {"snapshots": False, "deltas": False, "memory": True},
+        "multiAgent": {"supported": hands_off, "handoffs": hands_off},
+        "reasoning": {"supported": reasons, "streaming": reasons, "encrypted": False},
+        "multimodal": {"input": {"image": True}},
+        "humanInTheLoop": {
+            "supported": True,
+            "approvals": True,
+            "interrupts": True,
+            "feedback": True,
+            "approveWithEdits": False,
+        },
+    }

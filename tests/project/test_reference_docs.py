@@ -22,6 +22,7 @@ from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import RunLimits, find_agent
 from agent_sessions.signals import session_cleared
 from agent_sessions.sockets import GuardedSocket
+from agent_sessions.streams import AgentRunView
 from agent_sessions.testing.base import say, scripted
 from agent_sessions.views import (
     SessionAPIView,
@@ -78,6 +79,17 @@ def test_every_attribute_of_the_consumer_is_told() -> None:
     assert told.pop("backend") == CHAT_BACKEND
     for name, value in told.items():
         assert value == written(getattr(AgentConsumer, name))
+
+
+def test_every_attribute_of_the_streams_is_told() -> None:
+    own = {n for n in get_annotations(AgentRunView) if not n.startswith("_")}
+    told = rows("`AgentRunView`")
+    assert told == {name: written(getattr(AgentRunView, name)) for name in own}
+    shared = get_annotations(AgentMixin)
+    text = section(REFERENCE, "`AgentRunView`").split("|")[0]
+    left_out = rows("`AgentConsumer`").keys() - shared.keys()
+    named = set(re.findall(r"`(\w+)`", text)) - {"as_view", "as_urls", "AgentConsumer"}
+    assert named == left_out | {"max_sockets", "max_sockets_per_user"}
 
 
 def test_every_attribute_of_the_views_is_told() -> None:

@@ -1,0 +1,398 @@
+"""The HTTP end of a conversation: AG-UI events as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth.decorators import login_not_required
+from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
+from django.core.handlers.asgi import ASGIRequest
+from django.db import DatabaseError, connections, transaction
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http.request import RawPostDataException, UnreadablePostError
+from django.http.response import HttpResponseBase
+from django.middleware.csrf import CsrfViewMiddleware
+from django.urls import URLPattern, path
+from django.utils.translation import get_language_from_request, override
+from django.views import View
+from django.views.decorators.csrf import csrf_exempt
+
+from agent_sessions.agui import (
+    AbortRequest,
+    FrameError,
+    RunRequest,
+    SyncRequest,
+    capabilities,
+    parse_frame,
+    parse_request,
+    run_error,
+    run_started,
+)
+from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist
+from agent_sessions.mixins import AgentMixin, maybe_await, supported
+from agent_sessions.reports import guarded
+from agent_sessions.runs import Conversation, Subscription, get_run_manager
+from agent_sessions.runs.failures import in_words, message_for
+from agent_sessions.visitors import Visitor
+
+logger = logging.getLogger("agent_sessions.streams")
+
+# What ends a stream before its run, beside the status that HTTP has for the same.
+CODES = {
+    401: "not_logged_in",
+    403: "forbidden",
+    404: "not_found",
+    429: "rate_limited",
+    503: "unavailable",
+}
+HEADERS = {
+    "Cache-Control": "private, no-store, no-transform",
+    # nginx passes events on at once, and GZipMiddleware doesn't collect them.
+    "X-Accel-Buffering": "no",
+    "Content-Encoding": "identity",
+}
+
+
+class AgentRunView(AgentMixin, View):
+    """Run an agent on a conversation of the logged-in user, over HTTP.
+
+    `include(AgentRunView.as_urls(agent=support_agent))` under a route with
+    `session_id`. Override what AgentConsumer has, and get_token_user().
+    Requests, answers and errors: docs/server-sent-events.md.
+    """
+
+    # No HEAD: its answer would have no body, and so no end.
+    http_method_names = ["get", "post", "options"]
+    # Seconds of silence after which a comment tells proxies that the stream lives.
+    comment_interval: float = 15
+
+    _checked = 0.0
+    _has_token = False
+    # Why the stream ends before its run: a status of HTTP.
+    _ended_by: int | None = None
+
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
+        """Return the view. Raises InvalidConsumer and InvalidBackend."""
+        cls._check_names(initkwargs, "as_view")
+        cls.check_options(initkwargs)
+        view: Any = super().as_view(**initkwargs)
+        for alias in connections:
+            # Django refuses async views in a transaction of the request.
+            view = transaction.non_atomic_requests(using=alias)(view)
+        # LoginRequiredMiddleware would redirect to a page. CSRF is checked here, where
+        # a token doesn't make it unnecessary.
+        return cast(
+            "Callable[..., HttpResponseBase]", login_not_required(csrf_exempt(view))
+        )
+
+    @classmethod
+    def as_urls(cls, **initkwargs: Any) -> list[URLPattern]:
+        """Return the routes of runs, for include() below a conversation's address."""
+        view = cls.as_view(**initkwargs)
+        return [
+            path("runs/", view, name="agent-runs"),
+            path("runs/<path:run_id>/stop/", view, name="agent-stop"),
+            path("events/", view, name="agent-events"),
+            path(
+                "capabilities/",
+                view,
+                {"tells_capabilities": True},
+                "agent-capabilities",
+            ),
+        ]
+
+    # -- to override -----------------------------------------------------------------
+
+    def get_token_user(self, request: HttpRequest) -> Any:
+        """Return the user whom a token of the request names, plain or async.
+
+        None leaves it to the Django session, whose requests need a CSRF token. It is
+        asked again while a stream is open.
+        """
+        return None
+
+    def get_language(self) -> Any:
+        """Choose the language of the sentences in a stream."""
+        return get_language_from_request(self.request)
+
+    def get_capabilities(self, agent: Any) -> Any:
+        """Return AG-UI's AgentCapabilities."""
+        return capabilities(agent, self.stream_options)
+
+    # -- requests ----------------------------------------------------------------------
+
+    @guarded
+    async def dispatch(  # type: ignore[override]
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> HttpResponseBase:
+        """Answer a request; no cache may keep the answer."""
+        if not isinstance(request, ASGIRequest):
+            raise ImproperlyConfigured(
+                f"{type(self).__name__} needs an ASGI server, such as uvicorn, daphne or "
+                "granian: under WSGI a run would end with its request. Serve "
+                "get_asgi_application()."
+            )
+        response = await self._answer(request, *args, **kwargs)
+        response.setdefault("Cache-Control", "private, no-store")
+        return response
+
+    async def _answer(
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> HttpResponseBase:
+        user = await maybe_await(self.get_token_user(request))
+        self._has_token = user is not None
+        scope = {"user": user} if self._has_token else _scope_of(request)
+        self._visitor = Visitor(scope)
+        if not self._has_token and (refusal := await _without_csrf(request)):
+            return refusal
+        session_id = kwargs["session_id"]
+        try:
+            if (status := await self._objection(session_id, None)) is not None:
+                return _error(status)
+            self._checked = time.monotonic()
+            self.conversation = await self._find(session_id)
+            response: HttpResponseBase = await super().dispatch(  # type: ignore[misc]
+                request, *args, **kwargs
+            )
+            return response
+        except SessionDoesNotExist:
+            return _error(404)
+        except (AgentSessionError, DatabaseError) as exc:
+            logger.warning("A request was refused (%s)", type(exc).__name__)
+            return _error(503)
+
+    async def post(
+        self, request: HttpRequest, session_id: str, run_id: str | None = None
+    ) -> HttpResponseBase:
+        """Start a run and stream it, or stop one."""
+        if run_id is not None:
+            return await self._stop(request, run_id)
+        conversation, asked = self.conversation, None
+        try:
+            asked = _read(request)
+            await self._check_run(conversation, asked)
+            self._use_channel_layer()
+            await self._start_run(conversation, asked)
+        except RequestDataTooBig:
+            return JsonResponse({"error": "too_large"}, status=413)
+        except FrameError as error:
+            return await self._refused(error)
+        # An id that was used before is told again, not run again.
+        return await self._streamed(self._events(f"{asked.run_id}:0"))
+
+    async def get(
+        self, request: HttpRequest, session_id: str, tells_capabilities: bool = False
+    ) -> HttpResponseBase:
+        """Stream what came after an offset, to the end of the run; starts nothing."""
+        if tells_capabilities:
+            agent = await maybe_await(self.get_agent())
+            return JsonResponse(await maybe_await(self.get_capabilities(agent)))
+        if not self._count(self.conversation, SyncRequest.__name__):
+            return _error(429)
+        # The header is newer: a browser sends it when it connects again.
+        offset = _header(request, "Last-Event-ID") or request.GET.get("offset") or None
+        if offset is not None and await self._has_heard_all(offset):
+            # So that a browser's EventSource doesn't come again.
+            return HttpResponse(status=204)
+        return await self._streamed(self._events(offset))
+
+    async def _stop(self, request: HttpRequest, run_id: str) -> HttpResponseBase:
+        if not self._count(self.conversation, AbortRequest.__name__):
+            return _error(429)
+        try:
+            given = json.loads(request.body or b"{}")
+            mode = given.get("mode") if isinstance(given, dict) else ""
+            asked = parse_request({"type": "abort", "runId": run_id, "mode": mode})
+        except (ValueError, RecursionError, FrameError, RequestDataTooBig):
+            return JsonResponse({"error": "bad_request"}, status=400)
+        if isinstance(asked, AbortRequest) and await self._goes_on(run_id):
+            self._stop_run(self.conversation, asked)
+            return JsonResponse({}, status=202)
+        return _error(404)
+
+    async def _goes_on(self, run_id: str) -> bool:
+        manager = get_run_manager()
+        run = manager.active(self.conversation)
+        return (run is not None and run.run_id == run_id) or await manager.goes_on(
+            self.conversation, run_id, self.limits.stale_after
+        )
+
+    # -- streams -----------------------------------------------------------------------
+
+    async def _streamed(self, events: AsyncIterator[str]) -> StreamingHttpResponse:
+        default = get_language_from_request(self.request)
+        self._language = await supported(self.get_language(), default)
+        return StreamingHttpResponse(
+            events, content_type="text/event-stream", headers=HEADERS
+        )
+
+    async def _refused(self, error: FrameError) -> HttpResponseBase:
+        """Answer with a run that fails at once, as a client of AG-UI expects it."""
+        run_id = error.run_id or f"refused:{uuid.uuid4().hex[:12]}"
+
+        async def events() -> AsyncIterator[str]:
+            yield self._written(run_started(self.conversation.session_id, run_id))
+            failed = run_error(error.code, message_for(error.code), run_id=run_id)
+            yield self._written(failed)
+
+        return await self._streamed(events())
+
+    async def _has_heard_all(self, offset: str) -> bool:
+        listener = Subscription()
+        try:
+            await self._catch_up(listener, offset)
+            return listener.is_idle and not listener.open.run_id
+        finally:
+            get_run_manager().unsubscribe(self.conversation, listener)
+
+    async def _events(self, offset: str | None) -> AsyncIterator[str]:
+        """Yield what a client gets, up to the end of a run.
+
+        The listener comes and goes with the iteration: a response that nobody reads
+        leaves none behind.
+        """
+        self.listener = listener = Subscription()
+        self._sit_down(self.conversation)
+        try:
+            await self._catch_up(listener, offset)
+            while True:
+                frame = await self._next()
+                if not await self._may_stay():
+                    break
+                if frame is None:
+                    yield ":\n\n"
+                    continue
+                yield self._written(frame.event, frame.id)
+                if frame.is_last:
+                    return
+        except Exception as exc:
+            self._ended_by = 404 if isinstance(exc, SessionDoesNotExist) else 503
+            if isinstance(exc, AgentSessionError | DatabaseError | OSError):
+                logger.warning("A stream was ended (%s)", type(exc).__name__)
+            else:
+                logger.error("A stream broke (%s)", type(exc).__name__, exc_info=exc)
+        finally:
+            get_run_manager().unsubscribe(self.conversation, listener)
+            self._get_up()
+        for event in self._broken_off():
+            yield self._written(event)
+
+    def _broken_off(self) -> list[dict[str, Any]]:
+        """End the stream, though not the run, for a client that needs an end."""
+        told, code = self.listener.open, CODES[self._ended_by or 503]
+        run_id = told.run_id or f"refused:{uuid.uuid4().hex[:12]}"
+        end = run_error(code, message_for(code), run_id=run_id)
+        if told.run_id:
+            return [*told.ends(), end]
+        return [run_started(self.conversation.session_id, run_id), end]
+
+    async def _next(self) -> Any:
+        """Wait for the next frame; None where there is none for a while."""
+        listener = self.listener
+        while True:
+            try:
+                async with asyncio.timeout(
+                    min(self.comment_interval, self.recheck_interval)
+                ):
+                    frame = await listener.get()
+            except TimeoutError:
+                await self._look_elsewhere(self.conversation, listener)
+                return None
+            if frame is not None or self._ended_by is not None:
+                return frame
+            last = listener.last if listener.open.run_id else None
+            await self._catch_up(listener, last.id if last else None, begins=False)
+
+    async def _catch_up(
+        self, listener: Subscription, offset: str | None, *, begins: bool = True
+    ) -> None:
+        await get_run_manager().sync(
+            self.conversation,
+            listener,
+            offset=offset,
+            options=self.stream_options,
+            stale_after=self.limits.stale_after,
+            begins=begins,
+        )
+
+    async def displace(self) -> None:
+        """End the stream, since the user has opened too many others."""
+        self._ended_by = 429
+        self.listener.give_up()
+
+    async def _may_stay(self) -> bool:
+        """Return whether the user may hear more; an answer counts for a while."""
+        asked = time.monotonic()
+        if self._ended_by is None and asked - self._checked >= self.recheck_after:
+            session_id = self.conversation.session_id
+            self._ended_by = await self._objection(session_id, self.conversation)
+            self._checked = asked
+        return self._ended_by is None
+
+    async def _objection(
+        self, session_id: str, conversation: Conversation | None
+    ) -> int | None:
+        if self._has_token and conversation is not None:
+            user = await maybe_await(self.get_token_user(self.request))
+            if user is None or user.pk != self.user.pk:
+                return 401
+        return await super()._objection(session_id, conversation)
+
+    def _read_user(self) -> Any:
+        return self._visitor.read()
+
+    def _written(self, event: dict[str, Any], event_id: str = "") -> str:
+        with override(self._language):
+            event = in_words(event)
+        # ASCII escapes: a lone surrogate can't be sent in UTF-8.
+        data = json.dumps(event, separators=(",", ":"))
+        return f"id: {event_id}\ndata: {data}\n\n" if event_id else f"data: {data}\n\n"
+
+
+def _read(request: HttpRequest) -> RunRequest:
+    try:
+        asked = parse_frame(request.body.decode())
+    except (UnicodeDecodeError, RawPostDataException, UnreadablePostError):
+        raise FrameError("bad_request", "The body is not JSON.") from None
+    if not isinstance(asked, RunRequest):
+        raise FrameError("bad_request", "The body is a RunAgentInput, without a type.")
+    return asked
+
+
+def _header(request: HttpRequest, name: str) -> str:
+    """Return a header as browsers send it: in UTF-8, which Django reads as Latin 1."""
+    return request.headers.get(name, "").encode("latin1").decode(errors="replace")
+
+
+def _scope_of(request: HttpRequest) -> dict[str, Any]:
+    """Return a request's user and session, as a websocket's scope has them."""
+    names = ("user", "session")
+    return {name: getattr(request, name) for name in names if hasattr(request, name)}
+
+
+async def _without_csrf(request: HttpRequest) -> HttpResponseBase | None:
+    """Return Django's answer to a request without its CSRF token."""
+
+    def nothing(request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+    def check() -> HttpResponseBase | None:
+        middleware = CsrfViewMiddleware(nothing)
+        middleware.process_request(request)
+        return middleware.process_view(request, nothing, (), {})
+
+    # The token may be in the session, and so in the database.
+    return await sync_to_async(check)()
+
+
+def _error(status: int) -> JsonResponse:
+    headers = {"Retry-After": "60"} if status == 429 else None
+    return JsonResponse({"error": CODES[status]}, status=status, headers=headers)
