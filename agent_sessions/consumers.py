@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
 from collections.abc import Coroutine, Iterable
@@ -21,7 +20,7 @@ from agent_sessions.agui import (
 from agent_sessions.backends.leases import this_process
 from agent_sessions.exceptions import AgentSessionError
 from agent_sessions.reports import guarded
-from agent_sessions.runs import Conversation, Frame
+from agent_sessions.runs import Conversation
 from agent_sessions.runs.failures import message_for
 from agent_sessions.sockets import (
     CLOSE_BAD_FRAMES,
@@ -72,7 +71,7 @@ class AgentConsumer(GuardedSocket):
     def background(self) -> Iterable[Coroutine[Any, Any, None]]:
         """Listen to other processes, and send their events to the client."""
         self._use_channel_layer()
-        return (self._pump(), self._watch_others())
+        return (self._pump(),)
 
     # -- frames from the client ------------------------------------------------------
 
@@ -115,7 +114,19 @@ class AgentConsumer(GuardedSocket):
         if isinstance(frame, SyncRequest):
             await self._catch_up(frame.offset)
         else:
-            self._stop_run(conversation, frame)
+            await self._stop_there(conversation, frame)
+
+    async def _stop_there(
+        self, conversation: Conversation, frame: AbortRequest
+    ) -> None:
+        try:
+            goes_on = await self._stop_run(conversation, frame)
+        except (AgentSessionError, DatabaseError) as exc:
+            await self._give_up(exc)
+            return
+        if not goes_on and self.listener.open.run_id == frame.run_id:
+            # It has ended; the rows tell how.
+            self.listener.give_up()
 
     def _count(self, conversation: Conversation, kind: str) -> bool:
         """Count a frame of this socket and of all that its user has here."""
@@ -169,26 +180,12 @@ class AgentConsumer(GuardedSocket):
 
     # -- messages from other processes -------------------------------------------------
 
-    @guarded
-    async def agent_sessions_frame(self, message: dict[str, Any]) -> None:
-        """Receive an event of another process's run."""
+    async def agent_sessions_nudge(self, message: dict[str, Any]) -> None:
+        """Look at the rows: a run of another process has told something, or is to stop."""
         if message["origin"] != this_process() and not self._over:
-            self.listener.put_remote(
-                Frame(message["run_id"], message["number"], message["event"])
-            )
-
-    async def agent_sessions_abort(self, message: dict[str, Any]) -> None:
-        """Stop a run of this process for a socket of another."""
-        if self.conversation is not None:
-            self.manager.abort(self.conversation, message["run_id"], message["mode"])
+            self.manager.watcher.wake()
 
     # -- frames to the client ----------------------------------------------------------
-
-    @guarded
-    async def _watch_others(self) -> None:
-        while self.conversation is not None:
-            await asyncio.sleep(self.recheck_interval)
-            await self._look_elsewhere(self.conversation, self.listener)
 
     @guarded
     async def _pump(self) -> None:

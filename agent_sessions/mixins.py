@@ -26,7 +26,6 @@ from agent_sessions.runs import (
     Conversation,
     RunLimits,
     RunSetup,
-    Subscription,
     get_run_manager,
 )
 from agent_sessions.runs.failures import log_failure, refusal_code
@@ -287,31 +286,22 @@ class AgentMixin:
             setup = await self._setup()
             return await get_run_manager().start(conversation, request, setup)
 
-    def _stop_run(self, conversation: Conversation, request: AbortRequest) -> None:
-        """Stop a run, wherever it is."""
-        manager = get_run_manager()
-        here = manager.abort(conversation, request.run_id, request.mode)
-        if not here and manager.relay is not None:
-            manager.relay.abort(conversation, request.run_id, request.mode)
+    async def _stop_run(
+        self, conversation: Conversation, request: AbortRequest
+    ) -> bool:
+        """Stop a run, wherever it is; return False where it doesn't go on."""
+        return await get_run_manager().stop(
+            conversation,
+            request.run_id,
+            request.mode,
+            stale_after=self.limits.stale_after,
+        )
 
     def _use_channel_layer(self) -> None:
-        """Send what runs of this process say to others, where there is a layer."""
+        """Nudge other processes, where there is a layer."""
         manager = get_run_manager()
         if manager.relay is None and (layer := _channel_layer()) is not None:
             manager.relay = ChannelRelay(layer)
-
-    async def _look_elsewhere(
-        self, conversation: Conversation, listener: Subscription
-    ) -> None:
-        """Notice the end of another process's run where no channel layer tells of it."""
-        run_id, manager = listener.open.run_id, get_run_manager()
-        here = manager.active(conversation)
-        # Where it isn't idle, the end may be on its way to a slow client.
-        if not run_id or (here and here.run_id == run_id) or not listener.is_idle:
-            return
-        limit = self.limits.stale_after
-        if not await manager.goes_on(conversation, run_id, limit):
-            listener.give_up()
 
     async def _setup(self) -> RunSetup:
         return RunSetup(

@@ -213,17 +213,11 @@ class AgentRunView(AgentMixin, View):
             asked = parse_request({"type": "abort", "runId": run_id, "mode": mode})
         except (ValueError, RecursionError, FrameError, RequestDataTooBig):
             return JsonResponse({"error": "bad_request"}, status=400)
-        if isinstance(asked, AbortRequest) and await self._goes_on(run_id):
-            self._stop_run(self.conversation, asked)
+        if isinstance(asked, AbortRequest) and await self._stop_run(
+            self.conversation, asked
+        ):
             return JsonResponse({}, status=202)
         return _error(404)
-
-    async def _goes_on(self, run_id: str) -> bool:
-        manager = get_run_manager()
-        run = manager.active(self.conversation)
-        return (run is not None and run.run_id == run_id) or await manager.goes_on(
-            self.conversation, run_id, self.limits.stale_after
-        )
 
     # -- streams -----------------------------------------------------------------------
 
@@ -304,7 +298,6 @@ class AgentRunView(AgentMixin, View):
                 ):
                     frame = await listener.get()
             except TimeoutError:
-                await self._look_elsewhere(self.conversation, listener)
                 return None
             if frame is not None or self._ended_by is not None:
                 return frame

@@ -46,7 +46,7 @@ def create(using: str, session: int, run_id: str, **columns: Any) -> AgentRun:
 
 def write(runs: Runs, **columns: Any) -> int:
     """Change columns of runs; texts are cut to what their columns hold."""
-    return runs.update(**_fitted(columns))
+    return runs.update(**_fitted(columns)) if columns else 0
 
 
 def end(runs: Runs, status: str, error_code: str = "", **columns: Any) -> int:

@@ -49,10 +49,6 @@ class ActiveRun(ToldRun):
         """What the last agent has answered."""
         return self._result and self._result.final_output
 
-    async def base(self) -> int:
-        """Return the last position before the run, where a replay's snapshot ends."""
-        return await asyncio.shield(self._base)
-
     def abort(self, mode: Literal["immediate", "after_turn"] = "immediate") -> None:
         """Ask the run to stop at once or after its turn."""
         self._abort_mode = mode

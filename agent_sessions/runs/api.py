@@ -102,7 +102,7 @@ class Run:
         Raises RunFailed, RunStopped, and RunPaused if it waits for an approval.
         """
         await self._ended()
-        last = self._run.log.frames()[-1].event
+        last = self._run.last_event
         outcome = last.get("outcome") or {}
         if outcome.get("type") == "success":
             return self._run.final_output

@@ -41,129 +41,6 @@ class Frame:
         return {"id": self.id, "chunk": self.event}
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """Events of neighbouring numbers, joined to one."""
-
-    first: int
-    frame: Frame
-    size: int
-
-    @property
-    def unit(self) -> tuple[str, str] | None:
-        """The message, call or step that the event is a part of."""
-        for name in ("toolCallId", "messageId", "stepName"):
-            if name in self.frame.event:
-                return name, self.frame.event[name]
-        return None
-
-
-# What makes a message, a call or a step whole.
-_ENDS = frozenset(
-    {"TEXT_MESSAGE_END", "REASONING_END", "TOOL_CALL_RESULT", "STEP_FINISHED"}
-)
-
-
-# What is left of a log that has become too long.
-_ROOM = 0.75
-
-
-class EventLog:
-    """The events of one run, bounded in number and bytes.
-
-    Numbers count from 1 without holes. Once the bound is passed, what a message or a
-    call says is joined to one event, first of those that have ended. Where that is not
-    enough, the oldest messages and calls go as wholes: so the log is at any time a
-    legal run from its start, if not the whole of it.
-    """
-
-    def __init__(self, run_id: str, *, max_events: int, max_bytes: int) -> None:
-        self.run_id = run_id
-        self.max_events = max_events
-        self.max_bytes = max_bytes
-        self._kept: list[_Kept] = []
-        self._bytes = 0
-        self._last = 0
-
-    def append(self, event: Event) -> Frame:
-        """Number an event and keep it."""
-        self._last += 1
-        frame = Frame(self.run_id, self._last, event)
-        self._kept.append(_Kept(self._last, frame, _size(event)))
-        self._bytes += self._kept[-1].size
-        if self._is_over():
-            self._shrink()
-        return frame
-
-    def frames(self) -> list[Frame]:
-        """Return what is kept, oldest first; the first one is the run's start."""
-        return [kept.frame for kept in self._kept]
-
-    def after(self, number: int) -> list[Frame] | None:
-        """Return what came after a number; None where part of that is gone or joined."""
-        if not 0 <= number <= self._last:
-            return None
-        later = [kept for kept in self._kept if kept.frame.number > number]
-        expected = number + 1
-        for kept in later:
-            if kept.first != expected:
-                return None
-            expected = kept.frame.number + 1
-        return [kept.frame for kept in later]
-
-    def _is_over(self, share: float = 1) -> bool:
-        events, size = self.max_events * share, self.max_bytes * share
-        return len(self._kept) > events or self._bytes > size
-
-    def _shrink(self) -> None:
-        """Make room for a while: each step looks at everything that is kept."""
-        ended = {kept.unit for kept in self._kept if kept.frame.event["type"] in _ENDS}
-        self._join(lambda kept: kept.unit in ended)
-        if self._is_over(_ROOM):
-            self._join(lambda kept: True)
-        if self._is_over(_ROOM):
-            self._drop(lambda kept: kept.unit is None or kept.unit in ended)
-        if self._is_over():
-            self._drop(lambda kept: "delta" in kept.frame.event, whole=False)
-
-    def _join(self, may: Callable[[_Kept], bool]) -> None:
-        """Join neighbours that say parts of the same."""
-        joined: list[_Kept] = []
-        for kept in self._kept:
-            pair = [joined[-1].frame.event, kept.frame.event] if joined else []
-            if pair and may(kept) and len(made := merge(pair)) == 1:
-                frame = Frame(self.run_id, kept.frame.number, made[0])
-                joined[-1] = _Kept(joined[-1].first, frame, _size(made[0]))
-            else:
-                joined.append(kept)
-        self._keep(joined)
-
-    def _drop(self, may: Callable[[_Kept], bool], *, whole: bool = True) -> None:
-        """Drop the oldest until there is room, but never the run's start or end."""
-        dropped: set[Any] = set()
-        left, size = len(self._kept), self._bytes
-        rest = []
-        for kept in self._kept:
-            full = left > self.max_events * _ROOM or size > self.max_bytes * _ROOM
-            frame, part = kept.frame, whole and kept.unit in dropped
-            is_edge = frame.number == 1 or frame.is_last
-            if not is_edge and (part or (full and may(kept))):
-                left, size = left - 1, size - kept.size
-                if kept.unit is not None:
-                    dropped.add(kept.unit)
-            else:
-                rest.append(kept)
-        self._keep(rest)
-
-    def _keep(self, kept: list[_Kept]) -> None:
-        self._kept = kept
-        self._bytes = sum(each.size for each in kept)
-
-
-def _size(event: Event) -> int:
-    return len(json.dumps(event))
-
-
 DELTAS = frozenset(
     {"TEXT_MESSAGE_CONTENT", "TOOL_CALL_ARGS", "REASONING_MESSAGE_CONTENT"}
 )
@@ -207,8 +84,9 @@ class Joining:
 class Subscription:
     """One listener's bounded queue; putting into it never waits.
 
-    A listener that falls behind loses its queue and is told that it lags, so that it
-    takes a fresh start: memory stays bounded whatever a slow socket does.
+    A listener that falls behind, or misses a number, loses its queue and is told that it
+    lags, so that it is brought up to date: memory stays bounded whatever a slow socket
+    does.
     """
 
     def __init__(self, limit: int = 256) -> None:
@@ -218,52 +96,47 @@ class Subscription:
         self.open = OpenRun()
         self.last: Frame | None = None
         self._room = limit
-        self._missed_run: str | None = None
-        self._remote: dict[str, int] = {}
+        # The run and the number of the last frame that was queued.
+        self._at = "", 0
+        self._skips = ""
         self._queue: deque[Frame] = deque()
         self._wake = asyncio.Event()
 
     def put(self, frame: Frame) -> None:
         """Queue a frame, or mark the listener as lagging."""
-        if self.lagging:
+        run_id, number = self._at
+        if self.lagging or (frame.run_id == run_id and frame.number <= number):
             return
-        if frame.run_id == self._missed_run:
+        if frame.run_id == self._skips:
             # Its start is gone, so its middle would make no sense.
-            is_lost = frame.is_last
-        else:
-            is_lost = len(self._queue) >= self._room
-            self._queue.append(frame)
-        if is_lost:
+            if frame.is_last:
+                self.give_up()
+            return
+        expected = number + 1 if frame.run_id == run_id else 1
+        if frame.number != expected or len(self._queue) >= self._room:
             self.give_up()
+            return
+        self._queue.append(frame)
+        self._at = frame.run_id, frame.number
         self._wake.set()
 
-    def put_remote(self, frame: Frame) -> None:
-        """Queue a frame that came from another process, where some may get lost.
-
-        A run is followed from its first frame on and as long as no number is missing;
-        else the listener is brought up to date at its end.
-        """
-        known = self._remote.get(frame.run_id, 0)
-        if frame.number <= known:
-            return
-        if frame.number == known + 1:
-            self._remote = {frame.run_id: frame.number}
-        else:
-            self._missed_run = frame.run_id
-        self.put(frame)
-
     def restart(
-        self, frames: list[Frame], told: OpenRun, *, missed_run: str | None = None
+        self,
+        frames: list[Frame],
+        told: OpenRun,
+        *,
+        at: tuple[str, int] = ("", 0),
+        skips: str = "",
     ) -> None:
-        """Replace the queue by what follows what was told.
+        """Replace the queue by what follows what was told, up to `at`.
 
-        `missed_run` is going on but can't be told from its start: the listener is
+        The run `skips` is going on but can't be told from its start: the listener is
         brought up to date at its end.
         """
         self.open = told
         self._queue = deque(frames)
         self._room = self.limit + len(frames)
-        self._missed_run = missed_run
+        self._at, self._skips = at, skips
         self.lagging = False
         self._wake.set()
 
@@ -305,8 +178,7 @@ class Subscription:
 
 logger = logging.getLogger("agent_sessions.runs")
 
-FRAME = "agent_sessions.frame"
-ABORT = "agent_sessions.abort"
+NUDGE = "agent_sessions.nudge"
 
 
 def group_of(conversation: Conversation) -> str:
@@ -325,9 +197,10 @@ def group_of(conversation: Conversation) -> str:
 
 
 class ChannelRelay:
-    """Send frames to the channel layer in their order, without holding up a run.
+    """Tells other processes that there is something new to read, not what.
 
-    What a slow layer can't take is dropped: receivers notice by the numbers.
+    In order and without holding up a run. A nudge that gets lost costs half a second:
+    they look at the rows anyway.
     """
 
     def __init__(self, layer: Any, *, limit: int = 1_000) -> None:
@@ -335,24 +208,9 @@ class ChannelRelay:
         self._queue: deque[tuple[str, dict[str, Any]]] = deque(maxlen=limit)
         self._task: asyncio.Task[None] | None = None
 
-    def __call__(self, conversation: Conversation, frame: Frame) -> None:
-        """Send a frame to the sockets of other processes."""
-        self.send(
-            conversation,
-            {
-                "type": FRAME,
-                "run_id": frame.run_id,
-                "number": frame.number,
-                "event": frame.event,
-            },
-        )
-
-    def abort(self, conversation: Conversation, run_id: str, mode: str) -> None:
-        """Ask the process that has a run to stop it."""
-        self.send(conversation, {"type": ABORT, "run_id": run_id, "mode": mode})
-
-    def send(self, conversation: Conversation, message: dict[str, Any]) -> None:
-        """Queue a message for the group of a conversation."""
+    def nudge(self, conversation: Conversation, run_id: str, number: int = 0) -> None:
+        """Say that a run has told something, or is asked to stop."""
+        message = {"type": NUDGE, "run_id": run_id, "number": number}
         self._queue.append(
             (group_of(conversation), {**message, "origin": this_process()})
         )
@@ -365,8 +223,7 @@ class ChannelRelay:
             try:
                 await self.layer.group_send(group, message)
             except Exception as exc:
-                # Other processes catch up by a sync; the run itself must go on.
                 logger.warning(
-                    "The channel layer refused a frame (%s). Check CHANNEL_LAYERS.",
+                    "The channel layer refused a nudge (%s). Check CHANNEL_LAYERS.",
                     type(exc).__name__,
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -10,10 +11,10 @@ from weakref import WeakKeyDictionary
 
 from agent_sessions.agui import OpenRun, RunRequest, StreamOptions
 from agent_sessions.approvals import Pending
-from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.leases import RUN_SILENCE
 from agent_sessions.concurrency.connections import without_caller
 from agent_sessions.concurrency.settle import settle, settle_or_undo
-from agent_sessions.exceptions import InvalidApproval, UnreadableState
+from agent_sessions.exceptions import InvalidApproval, StorageError, UnreadableState
 from agent_sessions.models import AgentRun
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
@@ -23,18 +24,19 @@ from agent_sessions.runs.failures import refusal_code
 from agent_sessions.runs.log import ChannelRelay, Frame, Subscription
 from agent_sessions.runs.resuming import refuses_all, restore
 from agent_sessions.runs.setup import Conversation, RunSetup
+from agent_sessions.runs.watching import TELL, Place, Watcher, place_of
 from agent_sessions.runs.writing import RunLog, Writer
 from agent_sessions.usage import Spent, model_of
 
 if TYPE_CHECKING:
     from agents import RunState
 
-# A backend's alias, the database, a row's primary key, and what that row must be: a
-# primary key alone may come back for another session, as after a backup was restored.
-Place = tuple[str, str, int, SessionKey]
+logger = logging.getLogger("agent_sessions.runs")
 
 # Seconds that a run gets to say that it has ended, once its row says so.
 LAST_WORDS = 5
+# How often a conversation is read until what is read fits what goes on.
+ATTEMPTS = 20
 
 
 class Seated(Protocol):
@@ -52,7 +54,6 @@ class RunManager:
 
     def __init__(self) -> None:
         self._runs: dict[Place, ActiveRun] = {}
-        self._ended: dict[Place, ActiveRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: dict[Place, set[Subscription]] = {}
         self._detached: dict[Place, asyncio.TimerHandle] = {}
@@ -60,7 +61,8 @@ class RunManager:
         # What a user's sockets of this process may ask for together.
         self.rates = Rates()
         self.writer = Writer(self._wrote)
-        # Takes every frame to other processes, where there is a way.
+        self.watcher = Watcher(self._runs, self._listeners)
+        # Nudges other processes, where there is a way.
         self.relay: ChannelRelay | None = None
 
     # -- runs ----------------------------------------------------------------------
@@ -96,6 +98,7 @@ class RunManager:
             )
             if lease is not None:
                 await self._last_words(conversation)
+                await self.watcher.catch_up(place_of(conversation), lease.run.pk)
             return lease
 
         async def give_back(lease: records.Lease | None) -> None:
@@ -108,18 +111,19 @@ class RunManager:
             return None
         run = ActiveRun(conversation, request, setup, lease, self._tell)
         run.waiting = waiting
-        self._runs[_place(conversation)] = run
+        self._runs[place_of(conversation)] = run
         name = f"agent run {run.run_id}"
         task = asyncio.create_task(run.run(state), name=name, context=without_caller())
         run.task = task
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._over(run, task))
+        self.watcher.watch(conversation, setup.limits.stale_after)
         self._watch(conversation)
         return run
 
     def active(self, conversation: Conversation) -> ActiveRun | None:
         """Return the run of this process that is going on."""
-        return self._runs.get(_place(conversation))
+        return self._runs.get(place_of(conversation))
 
     def abort(
         self,
@@ -134,6 +138,29 @@ class RunManager:
         run.abort(mode)
         return True
 
+    async def stop(
+        self,
+        conversation: Conversation,
+        run_id: str,
+        mode: Literal["immediate", "after_turn"] = "immediate",
+        *,
+        stale_after: float = RUN_SILENCE.total_seconds(),
+    ) -> bool:
+        """Stop a run of whichever process; False where it doesn't go on.
+
+        Its row says so to the process that has it; a nudge makes that look sooner.
+        """
+        if self.abort(conversation, run_id, mode):
+            return True
+        threads = conversation.backend.threads
+        asked = await threads.run(
+            records.ask_to_stop, conversation, run_id, mode, stale_after
+        )
+        if self.relay is not None:
+            self.relay.nudge(conversation, run_id)
+        self.watcher.wake()
+        return asked
+
     async def shutdown(self) -> None:
         """Cancel every run and wait until each has closed its row."""
         tasks = list(self._tasks)
@@ -145,14 +172,14 @@ class RunManager:
 
     def subscribe(self, conversation: Conversation, listener: Subscription) -> None:
         """Send a listener what happens in a conversation from now on."""
-        place = _place(conversation)
+        place = place_of(conversation)
         self._listeners.setdefault(place, set()).add(listener)
         if (timer := self._detached.pop(place, None)) is not None:
             timer.cancel()
 
     def unsubscribe(self, conversation: Conversation, listener: Subscription) -> None:
         """Stop sending to a listener; a run without listeners ends after a while."""
-        place = _place(conversation)
+        place = place_of(conversation)
         listeners = self._listeners.get(place, set())
         listeners.discard(listener)
         if not listeners:
@@ -161,7 +188,7 @@ class RunManager:
 
     def listeners(self, conversation: Conversation) -> int:
         """Count a conversation's listeners in this process."""
-        return len(self._listeners.get(_place(conversation), ()))
+        return len(self._listeners.get(place_of(conversation), ()))
 
     def take_seat(self, seat: Hashable, socket: Seated, limit: int) -> None:
         """Seat one more socket of a user; the oldest ones over the limit must go.
@@ -198,55 +225,42 @@ class RunManager:
 
         One that doesn't begin goes on within the run that it has heard the start of.
         """
-        place = _place(conversation)
+        place = place_of(conversation)
         told = OpenRun() if begins else listener.open
-        frames: list[Frame] = []
-        missed_run = None
-        while True:
+        threads = conversation.backend.threads
+        for attempt in range(ATTEMPTS):
             run = self._runs.get(place)
-            if (exact := self._told_since(place, offset)) is not None:
-                frames, told = exact
-                break
-            page = rest = None
-            if run is not None:
-                page = await sync.read_before(run)
-            if run is None or told.run_id not in {"", run.run_id}:
-                rest = await sync.read_rest(conversation, stale_after, told)
-            if self._runs.get(place) is not run or (run is not None and run.ended):
+            found = await threads.run(
+                sync.look, conversation, stale_after, told, is_local=run is not None
+            )
+            if run is not None and run.run_id == found.running:
+                found.add(run.rows.waiting, await run.about())
+            elif attempt < ATTEMPTS - 1 and (
+                run is not None or (found.running and not found.frames)
+            ):
+                # It is just ending, or has only just begun in another process.
+                await asyncio.sleep(sync.LOOK_AGAIN)
                 continue
-            if rest is not None and run is None:
-                missed_run = rest.running
-            if rest is not None and not (missed_run and missed_run == told.run_id):
-                frames = sync.fresh_resting(
-                    conversation, rest, missed_run, options, told
-                )
-            if run is not None and page is not None:
-                within = OpenRun() if rest else told
-                frames += sync.fresh_running(run, page, within)
-            break
+            heard = told, offset, begins
+            answer = await sync.answer(conversation, found, heard, options)
+            more = [] if run is None else run.rows.since(answer.at)
+            if self._runs.get(place) is run and more is not None:
+                break
+        else:
+            raise StorageError("A run can't be told: its events can't be read.")
         if not begins and not listener.lagging:
             # Its client has asked for a beginning meanwhile.
             return
         # Nothing is awaited between the last look at the log and these lines.
-        listener.restart(frames, told, missed_run=missed_run)
+        at = (answer.at[0], more[-1].number) if more else answer.at
+        frames = [*answer.frames, *more]
+        listener.restart(frames, answer.told, at=at, skips=answer.skips)
         self.subscribe(conversation, listener)
-
-    async def goes_on(
-        self, conversation: Conversation, run_id: str, stale_after: float
-    ) -> bool:
-        """Return whether a run of another process has its lease still."""
-        threads = conversation.backend.threads
-        row = await threads.run(recovery.recover, conversation, stale_after)
-        return row is not None and row.run_id == run_id
+        self.watcher.watch(conversation, stale_after)
+        if run is None:
+            self.watcher.told(place, found.position, found.running)
 
     # -- inside --------------------------------------------------------------------
-
-    def _told_since(
-        self, place: Place, offset: str | None
-    ) -> tuple[list[Frame], OpenRun] | None:
-        """Replay the run that goes on, or ended last, from an offset."""
-        last = self._runs.get(place) or self._ended.get(place)
-        return None if last is None else sync.replay(offset, last.log)
 
     async def _restore(
         self,
@@ -282,42 +296,30 @@ class RunManager:
             await asyncio.wait({previous.task}, timeout=LAST_WORDS)
 
     def _tell(self, run: ActiveRun, frame: Frame) -> None:
-        place = _place(run.conversation)
+        place = place_of(run.conversation)
         if frame.is_last:
             if self._runs.get(place) is run:
                 del self._runs[place]
-            self._keep(place, run)
+            self.watcher.ended(place, run.lease.run.pk)
             self.writer.done(run.rows, run.setup.limits.keep_log)
+            self._wrote(run.rows)
         else:
             self.writer.said(run.rows, frame)
         for listener in self._listeners.get(place, ()):
             listener.put(frame)
-        if self.relay is not None:
-            self.relay(run.conversation, frame)
 
     def _wrote(self, log: RunLog) -> None:
         """Tell other processes that a run has new rows."""
-
-    def _keep(self, place: Place, run: ActiveRun) -> None:
-        """Keep an ended run's log for those who reconnect."""
-        self._ended[place] = run
-        run.ended = True
-
-        def forget() -> None:
-            if self._ended.get(place) is run:
-                del self._ended[place]
-
-        loop = asyncio.get_running_loop()
-        loop.call_later(run.setup.limits.keep_log, forget)
+        if self.relay is not None:
+            self.relay.nudge(log.conversation, log.lease.run.run_id, log.number)
 
     def _over(self, run: ActiveRun, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        place = _place(run.conversation)
+        place = place_of(run.conversation)
         if self._runs.get(place) is run:
             del self._runs[place]
         if run.told_early:
             # The rows say more by now: they are told instead of the log.
-            self._ended.pop(place, None)
             self.writer.done(run.rows, 0)
             for listener in self._listeners.get(place, ()):
                 listener.give_up()
@@ -329,32 +331,45 @@ class RunManager:
                 {"message": f"Agent run {run.run_id} broke off", "exception": error}
             )
 
-    def _watch(self, conversation: Conversation) -> None:
+    def _watch(self, conversation: Conversation, *, again: bool = False) -> None:
         """Start the countdown of a run without listeners."""
-        place = _place(conversation)
+        place = place_of(conversation)
         run = self._runs.get(place)
         if run is None or place in self._listeners or place in self._detached:
             return
 
         def abandon() -> None:
             self._detached.pop(place, None)
-            run.abort("after_turn")
+            task = asyncio.create_task(self._abandon(run))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-        delay = run.setup.limits.detach_timeout
+        delay = TELL if again else run.setup.limits.detach_timeout
         if delay is not None:
             loop = asyncio.get_running_loop()
             self._detached[place] = loop.call_later(delay, abandon)
+
+    async def _abandon(self, run: ActiveRun) -> None:
+        """End a run that nobody listens to, in any process."""
+        conversation, limits = run.conversation, run.setup.limits
+        within = max(limits.detach_timeout or 0, 3 * TELL)
+        try:
+            heard = await conversation.backend.threads.run(
+                records.is_heard, conversation, run.run_id, within
+            )
+        except Exception as exc:
+            logger.warning("A run's listeners are unknown (%s)", type(exc).__name__)
+            heard = True
+        if heard:
+            self._watch(conversation, again=True)
+        elif place_of(conversation) not in self._listeners:
+            run.abort("after_turn")
 
 
 def get_run_manager() -> RunManager:
     """Return the running event loop's manager."""
     loop = asyncio.get_running_loop()
     return _managers.setdefault(loop, RunManager())
-
-
-def _place(conversation: Conversation) -> Place:
-    alias = conversation.backend.alias
-    return alias, conversation.using, conversation.pk, conversation.key
 
 
 _managers: WeakKeyDictionary[asyncio.AbstractEventLoop, RunManager] = (

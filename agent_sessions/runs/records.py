@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,8 @@ from agent_sessions.backends.database.usage import opening
 from agent_sessions.backends.directory import NO_RUN
 from agent_sessions.backends.leases import (
     DatabaseNow,
+    is_silent,
+    judged,
     this_process,
 )
 from agent_sessions.backends.run_rows import Status
@@ -234,6 +237,43 @@ def beat(conversation: Conversation, lease: Lease) -> bool:
     held = conversation.rows().filter(run_id=lease.run.run_id, fence=lease.fence)
     touch = partial(held.update, run_seen_at=DatabaseNow())
     return bool(transact(conversation.using, touch, alone=True))
+
+
+def look(
+    using: str, sessions: Sequence[int], silence: timedelta, heard: Sequence[int]
+) -> dict[int, AgentSession]:
+    """Read sessions' rows, to see which run each has, and how that is asked to stop.
+
+    Note of `heard` that their runs have listeners in this process.
+    """
+    rows = AgentSession._base_manager.using(using)
+    if heard:
+        going_on = rows.filter(pk__in=heard).exclude(run_id="")
+        going_on.update(run_listened_at=DatabaseNow())
+    found = judged(rows.filter(pk__in=sessions), silence)
+    key = "backend", "session_id", "user_id"
+    lease = "run_id", "run_owner", "run_seen_at", "run_stop", "fence"
+    return {row.pk: row for row in found.only(*key, *lease)}
+
+
+def is_heard(conversation: Conversation, run_id: str, within: float) -> bool:
+    """Return whether another process has said lately that it has listeners of a run."""
+    silent = is_silent("run_listened_at", timedelta(seconds=within))
+    heard: bool = conversation.rows().filter(run_id=run_id).exclude(silent).exists()
+    return heard
+
+
+def ask_to_stop(
+    conversation: Conversation, run_id: str, mode: str, stale_after: float
+) -> bool:
+    """Ask whichever process has a run to stop it; return whether it goes on.
+
+    One whose process is gone is ended here.
+    """
+    if not conversation.rows().filter(run_id=run_id).update(run_stop=mode):
+        return False
+    recovery.free(conversation, stale_after)
+    return True
 
 
 @sensitive_variables()

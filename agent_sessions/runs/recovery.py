@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
+from django.db import DatabaseError
 from django.db.models import F, Q
 
 from agent_sessions import approvals
+from agent_sessions.agui.content import message_text
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.directory import NO_RUN
 from agent_sessions.backends.leases import (
     RUN_SILENCE,
@@ -17,10 +22,17 @@ from agent_sessions.backends.leases import (
     judged,
 )
 from agent_sessions.backends.run_rows import Status
-from agent_sessions.concurrency.connections import transact
-from agent_sessions.models import AgentSession
-from agent_sessions.runs import announcing
+from agent_sessions.backends.wrapping import innermost
+from agent_sessions.concurrency.connections import atomic, transact
+from agent_sessions.exceptions import AgentSessionError
+from agent_sessions.items.kinds import ENDED_EARLY, type_and_role
+from agent_sessions.models import AgentRun, AgentSession
+from agent_sessions.runs import announcing, event_rows
+from agent_sessions.runs.event_rows import About
+from agent_sessions.runs.log import Event
+from agent_sessions.runs.naming import NAMED, pair
 from agent_sessions.runs.setup import Conversation
+from agent_sessions.runs.turns import Words
 
 logger = logging.getLogger("agent_sessions.runs")
 
@@ -63,17 +75,89 @@ def abandon(
 ) -> None:
     """Free a session from the run that its row names, if that is over.
 
-    A run that has been heard of since the row was read keeps its lease.
+    A run that has been heard of since the row was read keeps its lease. What readers
+    were shown of its answer is kept, with the mark of one that was stopped.
     """
     gone = Q() if is_dead(row.run_owner) else is_silent("run_seen_at", silence)
     held = conversation.rows().filter(gone, run_id=row.run_id, fence=row.fence)
 
-    def end() -> None:
-        if held.update(**NO_RUN, fence=F("fence") + 1):
-            lost = conversation.runs().filter(run_id=row.run_id, status=Status.RUNNING)
-            announcing.tell_ended(conversation, lost, Status.INTERRUPTED, "interrupted")
+    lost = conversation.runs().filter(run_id=row.run_id, status=Status.RUNNING)
+    own = conversation.runs().filter(run_id=row.run_id)
+    in_rows = innermost(conversation.backend).in_database is not None
 
-    transact(conversation.using, end)
+    def end() -> bool:
+        if not held.update(**NO_RUN, fence=F("fence") + 1):
+            return False
+        announcing.tell_ended(conversation, lost, Status.INTERRUPTED, "interrupted")
+        if in_rows:
+            run_rows.write(own, **_keep_words(conversation, row))
+        return True
+
+    if transact(conversation.using, end) and not in_rows:
+        # No transaction is held, or repeated, while another store is asked.
+        run_rows.write(own, **_keep_words(conversation, row))
+
+
+def _keep_words(conversation: Conversation, row: AgentSession) -> dict[str, Any]:
+    """Store what a run has said that died; return columns of the run's row."""
+    run = conversation.runs().filter(run_id=row.run_id).first()
+    try:
+        with atomic(conversation.using):
+            return {} if run is None else _store_words(conversation, run, row.fence + 1)
+    except (AgentSessionError, DatabaseError) as exc:
+        # The session is free all the same.
+        logger.warning(
+            "Words of run %r were not kept (%s)", row.run_id, type(exc).__name__
+        )
+        return {}
+
+
+def _store_words(
+    conversation: Conversation, run: AgentRun, fence: int
+) -> dict[str, Any]:
+    chunks = event_rows.read(conversation, run.pk)
+    about = chunks[-1].about if chunks else About()
+    if about.base is None:
+        return {}
+    events = [frame.event for chunk in chunks for frame in chunk.frames]
+    words = Words()
+    for event in events:
+        words.follow(event)
+    backend, key = conversation.backend, conversation.key
+    stored = [
+        message_text(entry.item)[0]
+        for entry in backend.page(key, after=about.base, limit=NAMED).items
+        if entry.item and type_and_role(entry.item) == ("message", "assistant")
+    ]
+    unsaid = [text for text in newest_texts(events) if text and text not in stored]
+    if unsaid and not about.is_checked:
+        mark = ENDED_EARLY if innermost(backend).keeps_marks else {}
+        said = [{"role": "assistant", "content": text, **mark} for text in unsaid]
+        backend.append(key.fenced(fence), said)
+    items = backend.page(key, after=about.base, limit=NAMED).items
+    if not items:
+        return {}
+    messages = [] if about.goes_on else events[0].get("input", {}).get("messages", [])
+    return {
+        "first_position": about.base + 1,
+        "last_position": items[-1].position,
+        "message_ids": pair(items, [each["id"] for each in messages], words.told),
+    }
+
+
+def newest_texts(events: Iterable[Event]) -> list[str]:
+    """Return the texts of the newest response: what a tool has returned ends one."""
+    texts: dict[str, str] = {}
+    is_over = False
+    for event in events:
+        is_over = is_over or event["type"] == "TOOL_CALL_RESULT"
+        if event["type"] == "TEXT_MESSAGE_START":
+            texts = {} if is_over else texts
+            texts[event["messageId"]] = ""
+            is_over = False
+        elif event["type"] == "TEXT_MESSAGE_CONTENT" and event["messageId"] in texts:
+            texts[event["messageId"]] += event["delta"]
+    return list(texts.values())
 
 
 def withdraw(conversation: Conversation, fence: int, *, error_code: str = "") -> bool:

@@ -145,8 +145,6 @@ class RunLimits:
     stale_after: float = 60
     # How long an ended run's events are kept for replays.
     keep_log: float = 120
-    log_events: int = 2_000
-    log_bytes: int = 1_000_000
     # Text deltas are joined for so long, or up to so many characters.
     merge_interval: float = 0.05
     merge_size: int = 1024
@@ -175,7 +173,7 @@ class RunLimits:
                 continue
             if not _is_number(value) or not value >= 0:
                 raise _wrong(name, value, "seconds")
-        for name in ("max_turns", "log_events", "log_bytes", "merge_size"):
+        for name in ("max_turns", "merge_size"):
             value = getattr(self, name)
             if not (value is None and name == "max_turns") and (
                 type(value) is not int or value < 1

@@ -8,13 +8,14 @@ import uuid
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agent_sessions.agui import (
     SYNC_PREFIX,
     OpenRun,
     StreamOptions,
     add_pending_calls,
+    merge,
     messages_from_items,
     run_error,
     run_finished,
@@ -27,15 +28,13 @@ from agent_sessions.backends.run_rows import newest
 from agent_sessions.items import StoredItem
 from agent_sessions.items.kinds import CALL_OF, Key, call_key, own_key, type_and_role
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.runs import recovery
+from agent_sessions.runs import event_rows, recovery
+from agent_sessions.runs.event_rows import About
 from agent_sessions.runs.failures import message_for
-from agent_sessions.runs.log import Event, EventLog, Frame
+from agent_sessions.runs.log import Event, Frame
 from agent_sessions.runs.naming import named
 from agent_sessions.runs.setup import Conversation
 from agent_sessions.usage import usage_of
-
-if TYPE_CHECKING:
-    from agent_sessions.runs.active import ActiveRun
 
 Status = AgentRun.Status
 SNAPSHOT_LIMIT = 100
@@ -47,16 +46,55 @@ SNAPSHOT_BYTES = 512 * 1024
 _NUMBER = re.compile("[0-9]{1,18}")
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """What the rows say of a conversation in which no run of this process is going."""
+# Seconds until a run that has told nothing yet is looked at again.
+LOOK_AGAIN = 0.1
+# Behind every event of a run.
+END = 2**62
 
-    page: Page
+
+@dataclass(slots=True)
+class Found:
+    """What the rows say of a conversation."""
+
+    # The id of the run that goes on, in whichever process.
+    running: str
+    # That one, or the newest.
+    run: AgentRun | None
+    # What it has told, and what is to be known to tell it again.
+    frames: list[Frame]
+    about: About
     interrupts: list[dict[str, Any]]
     # How the run of the listener ended, or the last one.
     end: Event
-    # The id of a run that another process has.
-    running: str | None
+
+    @property
+    def last(self) -> int:
+        """The number of the last event that was found."""
+        return self.frames[-1].number if self.frames else 0
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The run and the number up to which a conversation is told by this."""
+        number = self.last if self.running else END
+        return (self.run.pk if self.run else 0), number
+
+    def add(self, waiting: Iterable[Frame], about: About) -> None:
+        """Take in what the run of this process has not written yet."""
+        self.frames += [frame for frame in waiting if frame.number > self.last]
+        self.about = about
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What brings a listener up to date."""
+
+    frames: list[Frame]
+    # What the listener has heard before.
+    told: OpenRun
+    # The run that is told, and the number of the last event.
+    at: tuple[str, int] = ("", 0)
+    # A run that can't be told from here on; the listener waits for its end.
+    skips: str = ""
 
 
 def shown(
@@ -146,24 +184,113 @@ def _written(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def replay(offset: str | None, log: EventLog) -> tuple[list[Frame], OpenRun] | None:
-    """Return the frames after an offset, and what is open at it.
+def look(
+    conversation: Conversation, stale_after: float, told: OpenRun, *, is_local: bool
+) -> Found:
+    """Read a conversation, after freeing it from what died.
 
-    None where the log can't tell exactly.
+    `told` is the run that its listener is within, whose end is looked for.
     """
-    run_id, _, number = (offset or "").rpartition(":")
-    if log.run_id != run_id or not _NUMBER.fullmatch(number):
+    rows = conversation.rows()
+    row = rows.first() if is_local else recovery.recover(conversation, stale_after)
+    going_on = row is not None and row.state == AgentSession.State.RUNNING
+    running = row.run_id if row is not None and going_on else ""
+    asked = None
+    if not going_on:
+        asked = pending(conversation.backend, conversation.key, conversation.pk)
+    runs = newest(conversation.using, conversation.pk)
+    run = (runs.filter(run_id=running) if running else runs).first()
+    chunks = event_rows.read(conversation, run.pk) if run else []
+    within = "" if told.run_id.startswith(SYNC_PREFIX) else told.run_id
+    ended = runs.filter(run_id=within).first() if within else run
+    interrupts = [] if asked is None else asked.interrupts
+    return Found(
+        running,
+        run,
+        [frame for chunk in chunks for frame in chunk.frames],
+        chunks[-1].about if chunks else About(),
+        interrupts,
+        _end_of(conversation, ended, within, interrupts),
+    )
+
+
+async def answer(
+    conversation: Conversation,
+    found: Found,
+    listener: tuple[OpenRun, str | None, bool],
+    options: StreamOptions,
+) -> Answer:
+    """Tell what a listener lacks: what came after its offset, or all of it anew.
+
+    A listener is what it has heard, its offset, and whether it begins.
+    """
+    told, offset, begins = listener
+    exact = told_after(found, offset, None if begins else told)
+    if exact is not None:
+        return exact
+    frames: list[Frame] = []
+    running, is_whole = found.running, _is_whole(found.frames, 0)
+    is_within = told.run_id == running
+    if running and is_whole:
+        if told.run_id and not is_within:
+            page = await read_page(conversation)
+            frames = fresh_resting(conversation, (page, found, ""), options, told)
+        base = found.about.base
+        page = await read_page(conversation, before=None if base is None else base + 1)
+        inside = told if is_within else OpenRun()
+        frames += fresh_running(found, page, inside, options)
+        return Answer(frames, told, (running, found.last))
+    if not (running and is_within):
+        page = await read_page(conversation)
+        frames = fresh_resting(conversation, (page, found, running), options, told)
+    return Answer(frames, told, skips=running)
+
+
+def told_after(
+    found: Found, offset: str | None, told: OpenRun | None = None
+) -> Answer | None:
+    """Return the events after an offset, for one who has heard those before it.
+
+    None where they can't be told exactly.
+    """
+    run_id, _, digits = (offset or "").rpartition(":")
+    number = int(digits) if _NUMBER.fullmatch(digits) else END
+    is_known = found.run is not None and found.run.run_id == run_id and found.frames
+    if not is_known or number > found.last:
         return None
-    frames, told = log.after(int(number)), OpenRun()
-    for frame in log.frames():
-        if frame.number <= int(number):
-            told.follow(frame.event)
-    return None if frames is None else (frames, told)
+    if not found.frames[-1].is_last and found.running != run_id:
+        return None
+    if not _is_whole(found.frames, number if told else 0):
+        return None
+    if told is None:
+        told = OpenRun()
+        for frame in found.frames:
+            if frame.number <= number:
+                told.follow(frame.event)
+    later = [frame for frame in found.frames if frame.number > number]
+    return Answer(later, told, (run_id, found.last))
 
 
-async def read_before(run: ActiveRun) -> Page:
-    """Read the history up to where a run began."""
-    return await read_page(run.conversation, before=await run.base() + 1)
+def _is_whole(frames: Sequence[Frame], after: int) -> bool:
+    """Return whether no number is missing after one."""
+    numbers = [frame.number for frame in frames if frame.number > after]
+    return numbers == list(range(after + 1, after + 1 + len(numbers))) and bool(frames)
+
+
+def read_on(
+    conversation: Conversation, run: int, after: int, before: int = END
+) -> list[tuple[int, str, list[Frame]]]:
+    """Read what a run has told after a number, and then what each newer one has told.
+
+    Only of runs with a key below `before`.
+    """
+    runs = conversation.runs().filter(pk__gte=run, pk__lt=before).order_by("pk")
+    found = []
+    for pk, run_id in runs.values_list("pk", "run_id"):
+        chunks = event_rows.read(conversation, pk, after if pk == run else 0)
+        frames = [frame for chunk in chunks for frame in chunk.frames]
+        found.append((pk, run_id, frames))
+    return found
 
 
 async def read_page(
@@ -180,44 +307,37 @@ async def read_page(
     return await conversation.backend.threads.run(named, page, conversation.runs(), ids)
 
 
-def fresh_running(run: ActiveRun, page: Page, told: OpenRun) -> list[Frame]:
+def fresh_running(
+    found: Found, page: Page, told: OpenRun, options: StreamOptions
+) -> list[Frame]:
     """Return a run from its start: the messages before it, then its events.
 
-    A listener that is within this run, or another one, goes on in place.
+    A listener that is within this run goes on in place.
     """
-    first, *events = run.log.frames()
+    first, *events = joined(found.frames)
     # A snapshot replaces all messages: those that the run answers are in it too.
-    asked = [] if run.goes_on else run.request.user_messages
-    told_before = restated(page, run.setup.options, asked)
-    snapshot = Frame(run.run_id, first.number, told_before)
-    if told.run_id == run.run_id:
+    asked = [] if found.about.goes_on else first.event["input"]["messages"]
+    told_before = restated(page, options, asked)
+    snapshot = Frame(first.run_id, first.number, told_before)
+    if told.run_id == first.run_id:
         return [*_apart(told.ends()), snapshot, *events]
     return [first, snapshot, *events]
 
 
-async def read_rest(
-    conversation: Conversation, stale_after: float, told: OpenRun
-) -> Rest:
-    """Read a conversation at rest, after freeing it from what died.
-
-    `told` is the run that its listener is within, whose end is looked for.
-    """
-
-    def read() -> tuple[list[dict[str, Any]], Event, str | None]:
-        row = recovery.recover(conversation, stale_after)
-        going_on = row is not None and row.state == AgentSession.State.RUNNING
-        asked = None
-        if not going_on:
-            asked = pending(conversation.backend, conversation.key, conversation.pk)
-        runs = newest(conversation.using, conversation.pk)
-        within = "" if told.run_id.startswith(SYNC_PREFIX) else told.run_id
-        run = runs.filter(run_id=within) if within else runs
-        interrupts = [] if asked is None else asked.interrupts
-        end = _end_of(conversation, run.first(), within, interrupts)
-        return interrupts, end, row.run_id if row is not None and going_on else None
-
-    rows = await conversation.backend.threads.run(read)
-    return Rest(await read_page(conversation), *rows)
+def joined(frames: Iterable[Frame]) -> list[Frame]:
+    """Join what neighbours say of the same, under the number of the last of them."""
+    groups: list[list[Frame]] = []
+    for frame in frames:
+        if groups and len(merge([groups[-1][0].event, frame.event])) == 1:
+            groups[-1].append(frame)
+        else:
+            groups.append([frame])
+    return [
+        Frame(
+            group[-1].run_id, group[-1].number, merge(each.event for each in group)[0]
+        )
+        for group in groups
+    ]
 
 
 def _end_of(
@@ -249,25 +369,23 @@ def _end_of(
 
 def fresh_resting(
     conversation: Conversation,
-    rest: Rest,
-    running: str | None,
+    rest: tuple[Page, Found, str],
     options: StreamOptions,
     told: OpenRun,
 ) -> list[Frame]:
     """Return what the rows have, as the events of a legal run.
 
-    A listener that is within a run hears its end in place. What is `running` elsewhere
-    is not ended, so that a page shows it and can stop it.
+    A listener that is within a run hears its end in place. What is running, the last of
+    `rest`, is not ended, so that a page shows it and can stop it.
     """
-    messages, before = shown(rest.page, options)
-    messages = add_pending_calls(messages, rest.interrupts, options)
+    page, found, running = rest
+    messages, before = shown(page, options)
+    messages = add_pending_calls(messages, found.interrupts, options)
     told_now = snapshot(messages, before=before)
     run_id = told.run_id or f"{SYNC_PREFIX}{uuid.uuid4().hex[:12]}"
-    end = {**rest.end, "runId": run_id} if "runId" in rest.end else rest.end
-    events: list[Event] = []
-    if told.run_id:
-        events = [*told.ends(), told_now, end]
-    if running is not None:
+    end = {**found.end, "runId": run_id} if "runId" in found.end else found.end
+    events = [*told.ends(), told_now, end] if told.run_id else []
+    if running:
         started = run_started(conversation.session_id, running)
         events += [started, told_now]
     elif not told.run_id:

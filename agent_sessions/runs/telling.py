@@ -32,7 +32,7 @@ from agent_sessions.runs.failures import (
     message_for,
     question_for,
 )
-from agent_sessions.runs.log import Event, EventLog, Frame, Joining
+from agent_sessions.runs.log import Event, Frame, Joining
 from agent_sessions.runs.naming import find_ids
 from agent_sessions.runs.resuming import dump_state
 from agent_sessions.runs.setup import (
@@ -81,11 +81,6 @@ class ToldRun:
         self.waiting: Pending | None = None
         # Whether its messages are stored already, by a run that failed.
         self.goes_on = False
-        self.log = EventLog(
-            request.run_id,
-            max_events=setup.limits.log_events,
-            max_bytes=setup.limits.log_bytes,
-        )
         self.rows = RunLog(conversation, lease, self._about)
         self._emit = emit
         self._mapper = EventMapper(
@@ -109,6 +104,7 @@ class ToldRun:
         self._is_told = False
         # Whether clients were told of an end before it was written.
         self.told_early = False
+        self.last_event: Event = {}
         limits = setup.limits
         self._joining = Joining(self._say, limits.merge_interval, limits.merge_size)
         self._words = Words()
@@ -319,11 +315,16 @@ class ToldRun:
             self._joining.put(event)
 
     def _say(self, event: Event) -> None:
-        frames = self.rows.number_next([event])
-        # The last event is in rows already, unless they can't be written.
-        if not self._is_written:
-            self.rows.append(frames)
-        self._emit(self, self.log.append(event))
+        self.last_event = event
+        [frame] = self.rows.number_next([event])
+        # The last events are in rows already, unless they can't be written.
+        self.rows.append(frame, is_written=self._is_written)
+        self._emit(self, frame)
+
+    async def about(self) -> About:
+        """Return what is known once the run's first position is."""
+        await asyncio.shield(self._base)
+        return self._about()
 
     def _about(self) -> About:
         """Return what others need to know to tell the run again."""

@@ -66,11 +66,12 @@ class RunLog:
         run_id, last = self.lease.run.run_id, self.number
         return [Frame(run_id, last + n, event) for n, event in enumerate(events, 1)]
 
-    def append(self, frames: Sequence[Frame]) -> None:
-        """Keep frames until they are written."""
-        self._frames += frames
-        if frames:
-            self.number = frames[-1].number
+    def append(self, frame: Frame, *, is_written: bool) -> None:
+        """Keep a frame until it is written."""
+        self.number = frame.number
+        if is_written:
+            return
+        self._frames.append(frame)
         if len(self._frames) >= MOST_WAITING // 10:
             self._cut()
 
@@ -86,6 +87,18 @@ class RunLog:
             self.written = chunk.last
             if self._chunks and self._chunks[0] is chunk:
                 self._chunks.popleft()
+
+    def since(self, at: tuple[str, int]) -> list[Frame] | None:
+        """Return what comes after an event of the run; None where part of it is missing.
+
+        Nothing comes after one of another run.
+        """
+        run_id, number = at
+        if run_id != self.lease.run.run_id:
+            return []
+        later = [frame for frame in self.waiting if frame.number > number]
+        is_next = later[0].number == number + 1 if later else number >= self.number
+        return later if is_next else None
 
     @property
     def waiting(self) -> list[Frame]:

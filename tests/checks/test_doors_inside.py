@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import re
 from pathlib import Path
@@ -20,7 +19,7 @@ from agent_sessions.backends.leases import this_process
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.runs import Conversation
-from agent_sessions.runs.log import ABORT, FRAME, ChannelRelay, group_of
+from agent_sessions.runs.log import NUDGE, ChannelRelay, group_of
 from tests.checks.test_doors import tables
 from tests.support.admin_pages import make, make_run
 from tests.support.chat import Socket, make_user, text_of
@@ -66,7 +65,7 @@ def test_each_channel_message_is_in_the_table() -> None:
     handlers = {
         name for name in dir(AgentConsumer) if name.startswith("agent_sessions_")
     }
-    assert handlers == {kind.replace(".", "_") for kind in (FRAME, ABORT)}
+    assert handlers == {kind.replace(".", "_") for kind in (NUDGE,)}
     assert set(tables("Channel messages")) == {*handlers, "group"}
 
 
@@ -85,30 +84,9 @@ async def test_groups_are_of_one_session_of_one_owner() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_frames_of_a_group_reach_its_session_alone() -> None:
+async def test_a_nudge_tells_and_stops_nothing_by_itself() -> None:
     pair = await sync_to_async(Pair)()
     ours = await Conversation.find("ours-id", user=pair.us)
-    layer: Any = get_channel_layer()
-    event = {"type": "RUN_STARTED", "threadId": "ours-id", "runId": "r-1"}
-    message = {"run_id": "r-1", "number": 1, "event": event, "origin": "elsewhere"}
-    async with (
-        Socket("ours-id", pair.us, speaker()) as tab,
-        Socket("ours-id", pair.us, speaker()) as mute,
-        Socket("theirs-id", pair.them, speaker()) as other,
-    ):
-        for listening in (tab, other):
-            await listening.sync()
-            await listening.to_end()
-        await layer.group_send(group_of(ours), {"type": FRAME, **message})
-        assert (await tab.frame())["chunk"] == event
-        assert await other.silent(0.1)
-        assert await mute.silent(0.1)
-
-
-@pytest.mark.django_db(transaction=True)
-async def test_a_message_to_abort_stops_a_run_of_its_own_session_alone() -> None:
-    pair = await sync_to_async(Pair)()
-    theirs = await Conversation.find("theirs-id", user=pair.them)
     layer: Any = get_channel_layer()
     agent, model = gated("one two three four")
     async with (
@@ -119,11 +97,11 @@ async def test_a_message_to_abort_stops_a_run_of_its_own_session_alone() -> None
         await other.to_end()
         await tab.say("r-1", "Hi")
         await model.paused.wait()
-        # From a frame, and as the layer hands it to the group.
+        # A stop from another session, and what the layer may hand to the group.
         await other.send({"type": "abort", "runId": "r-1"})
-        message = {"type": ABORT, "run_id": "r-1", "mode": "immediate"}
-        await layer.group_send(group_of(theirs), {**message, "origin": "elsewhere"})
-        await asyncio.sleep(0.1)
+        message = {"type": NUDGE, "run_id": "r-1", "number": 1, "origin": "elsewhere"}
+        await layer.group_send(group_of(ours), message)
+        assert await other.silent(0.1)
         model.gate.set()
         events = await tab.to_end()
     assert text_of(events) == "one two three four"
@@ -131,17 +109,17 @@ async def test_a_message_to_abort_stops_a_run_of_its_own_session_alone() -> None
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_a_message_to_abort_holds_nothing_else() -> None:
+async def test_a_nudge_holds_no_contents() -> None:
     pair = await sync_to_async(Pair)()
     ours = await Conversation.find("ours-id", user=pair.us)
     layer: Any = get_channel_layer()
     await layer.group_add(group_of(ours), "listener")
-    ChannelRelay(layer).abort(ours, "r-1", "immediate")
+    ChannelRelay(layer).nudge(ours, "r-1", 7)
     message = await layer.receive("listener")
     assert message == {
-        "type": ABORT,
+        "type": NUDGE,
         "run_id": "r-1",
-        "mode": "immediate",
+        "number": 7,
         "origin": this_process(),
     }
 

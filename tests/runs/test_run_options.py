@@ -388,7 +388,7 @@ def test_always_is_true_or_false(always: Any) -> None:
         {"keep_log": -1},
         {"max_turns": 0},
         {"max_turns": True},
-        {"log_events": 1.5},
+        {"merge_size": 1.5},
         # Others would take the run for dead between two of its heartbeats.
         {"heartbeat": 60},
         {"heartbeat": 90, "stale_after": 300},

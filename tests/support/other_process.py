@@ -1,8 +1,9 @@
 """A second server process, for tests: one tab of the same user, driven by lines.
 
-`python -m tests.support.other_process SESSION_ID USER_PK` reads commands from standard input,
+`python -m tests.support.other_process SESSION_ID USER_PK [gated]` reads commands from standard input,
 `sync`, `say RUN_ID TEXT`, `approve RUN_ID CALL_ID` and `abort RUN_ID`, and prints every
-frame as a line, and the code with which the server closes.
+frame as a line, and the code with which the server closes. With `gated` its model waits
+in the middle of an answer, for ever.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from typing import Any
 import django
 
 
-async def main(session_id: str, user_pk: str) -> None:
+async def main(session_id: str, user_pk: str, kind: str = "") -> None:
     from agents import Agent
     from agents.testing import ScriptedModel, assistant_message
     from django.contrib.auth import get_user_model
 
     from tests.support.approvals import lookup, refund
     from tests.support.chat import Socket
+    from tests.support.gated import gated
 
     user = await get_user_model()._default_manager.aget(pk=user_pk)
     model = ScriptedModel([[assistant_message("done")]])
     agent: Agent[Any] = Agent(name="cashier", model=model, tools=[refund, lookup])
+    if kind == "gated":
+        agent, _ = gated("one two three four")
     async with Socket(session_id, user, agent) as tab:
         reading = asyncio.create_task(_obey(tab))
         writing = asyncio.create_task(_print(tab))
@@ -34,10 +38,15 @@ async def main(session_id: str, user_pk: str) -> None:
 
 
 async def _obey(tab: Any) -> None:
+    from tests.support.agui_validator import validate_event
+
     while line := await asyncio.to_thread(sys.stdin.readline):
         command, *words = line.split()
         if command == "sync":
-            await tab.sync()
+            if words:
+                # What follows a number begins in the middle.
+                tab.checker.feed = validate_event
+            await tab.sync(*words)
         elif command == "say":
             await tab.say(words[0], " ".join(words[1:]))
         elif command == "approve":

@@ -11,9 +11,7 @@ from agents import Agent
 from agents.testing import ScriptedModel, assistant_message, function_call
 from django.core.cache import cache
 
-from agent_sessions.agui import StreamOptions
 from agent_sessions.consumers import AgentConsumer
-from agent_sessions.runs import RunLimits
 from tests.support.approvals import lookup
 from tests.support.chat import Socket, text_of
 from tests.support.gated import gated
@@ -57,27 +55,6 @@ async def test_a_burst_of_calls_reaches_its_reader_whole() -> None:
     assert text_of(events) == "done"
     ids = [frame["id"] for frame in tab.frames]
     assert ids == [f"r-1:{number}" for number in range(1, len(ids) + 1)]
-
-
-async def test_what_the_log_has_lost_is_told_by_a_snapshot() -> None:
-    """More than the log holds: the reader goes on in place, and has all at the end."""
-    user, session_id = await conversation()
-    limits = RunLimits(log_events=50)
-    options = StreamOptions(expose_tools="full")
-    async with Socket(
-        session_id,
-        user,
-        bursting(),
-        consumer=Slow,
-        limits=limits,
-        stream_options=options,
-    ) as tab:
-        await tab.say("r-1", "Hi")
-        events = await tab.to_end(within=20)
-    kinds = [event["type"] for event in events]
-    assert kinds.count("RUN_STARTED") == 1
-    assert "MESSAGES_SNAPSHOT" in kinds
-    assert events[-1]["outcome"] == {"type": "success"}
 
 
 async def test_a_run_is_followed_by_the_next_from_a_known_number() -> None:

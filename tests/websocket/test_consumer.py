@@ -18,7 +18,7 @@ from django.core.cache import cache
 from agent_sessions.agui import StreamOptions
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.exceptions import InvalidBackend, InvalidConsumer
-from agent_sessions.models import AgentRun, AgentSession, SessionItem
+from agent_sessions.models import AgentRun, AgentSession, RunEvents, SessionItem
 from agent_sessions.runs import RunLimits, Subscription, get_run_manager
 from tests.support.chat import Socket, create_conversation, make_user, text_of
 from tests.support.gated import gated
@@ -459,14 +459,17 @@ async def test_a_run_that_nobody_listens_to_ends_after_its_turn() -> None:
 async def test_a_run_whose_log_has_lost_words_is_shown_as_running() -> None:
     user, session_id = await conversation()
     agent, model = gated("one two three four")
-    limits = RunLimits(log_events=2)
-    async with Socket(session_id, user, agent, limits=limits) as tab:
+    events = RunEvents.objects.filter(run__run_id="r-1")
+    async with Socket(session_id, user, agent) as tab:
         await tab.say("r-1", "Hi")
         await model.paused.wait()
         await tab.until("TEXT_MESSAGE_CONTENT")
-        async with Socket(session_id, user, agent, limits=limits) as other:
+        (run,) = get_run_manager()._runs.values()
+        await get_run_manager().writer.flush(run.rows)
+        assert (await events.adelete())[0]
+        async with Socket(session_id, user, agent) as other:
             await other.sync()
-            first = await other.until("TEXT_MESSAGE_START")
+            first = await other.until("MESSAGES_SNAPSHOT")
             model.gate.set()
             await other.to_end()
             await other.sync()

@@ -15,10 +15,12 @@ from agent_sessions import DjangoSession, get_session
 from agent_sessions.agui import StreamOptions
 from agent_sessions.backends.base import Page
 from agent_sessions.consumers import AgentConsumer
+from agent_sessions.models import AgentRun
 from agent_sessions.ratelimit import Rates
 from agent_sessions.runs import get_run_manager
-from agent_sessions.runs.log import EventLog
-from agent_sessions.runs.sync import SNAPSHOT_BYTES, replay, shown
+from agent_sessions.runs.event_rows import About
+from agent_sessions.runs.log import Frame
+from agent_sessions.runs.sync import SNAPSHOT_BYTES, Found, shown, told_after
 from tests.runs.test_runs import cashier
 from tests.support.chat import Socket, create_conversation, text_of
 from tests.support.gated import gated
@@ -310,12 +312,13 @@ async def test_an_offset_of_any_shape_is_unknown(offset: str) -> None:
 
 @given(st.text(st.characters(exclude_categories=())), st.integers())
 def test_no_offset_breaks_a_replay(text: str, number: int) -> None:
-    log = EventLog("r-1", max_events=10, max_bytes=1_000)
-    log.append({"type": "RUN_STARTED", "runId": "r-1"})
+    frame = Frame("r-1", 1, {"type": "RUN_STARTED", "runId": "r-1"})
+    found = Found("r-1", AgentRun(run_id="r-1"), [frame], About(), [], {})
     for offset in (text, f"r-1:{text}", f"r-1:{number}", f"r-1:{'1' * len(text)}"):
-        replay(offset, log)
-    frames, _ = replay("r-1:0", log) or ([], None)
-    assert [frame.id for frame in frames] == ["r-1:1"]
+        told_after(found, offset)
+    exact = told_after(found, "r-1:0")
+    assert exact is not None
+    assert [frame.id for frame in exact.frames] == ["r-1:1"]
 
 
 BAD = [

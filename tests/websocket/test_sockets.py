@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from channels.auth import AuthMiddlewareStack
-from channels.layers import get_channel_layer
 from django.conf import settings as django_settings
 from django.contrib.auth import HASH_SESSION_KEY, get_user_model
 from django.contrib.sessions.backends.db import SessionStore
@@ -24,8 +23,9 @@ from django.utils import timezone
 
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.runs import Conversation, get_run_manager
-from agent_sessions.runs.log import group_of
+from agent_sessions.runs import Conversation, event_rows, get_run_manager
+from agent_sessions.runs.event_rows import About, Chunk, Unwritten
+from agent_sessions.runs.log import Frame, group_of
 from tests.support.chat import Closed, Socket, make_user, text_of
 from tests.support.gated import gated
 from tests.websocket.test_consumer import conversation, speaker
@@ -280,29 +280,32 @@ async def test_a_running_answer_is_not_heard_after_a_log_out(
         assert await tab.silent(0.05)
 
 
-async def test_frames_of_another_process_are_not_heard_after_a_log_out() -> None:
+async def test_a_run_of_another_process_is_not_heard_after_a_log_out() -> None:
     there = await browser()
     found = await Conversation.find(there.session_id, user=there.user)
-    layer: Any = get_channel_layer()
-    event = {"type": "RUN_STARTED", "threadId": there.session_id, "runId": "r-1"}
-    message = {
-        "type": "agent_sessions.frame",
-        "origin": "elsewhere",
-        "run_id": "r-1",
-        "number": 1,
-        "event": event,
-    }
+    run = AgentRun(session_id=found.pk, run_id="r-1")
+    started = {"type": "RUN_STARTED", "threadId": there.session_id, "runId": "r-1"}
+    custom = {"type": "CUSTOM", "name": "x", "value": 1}
+
+    async def say(number: int, event: dict[str, Any]) -> None:
+        chunk = Chunk([Frame("r-1", number, event)], About())
+        told = Unwritten(found, run, 0, [chunk])
+        await found.backend.threads.run(event_rows.insert, found.using, [told])
+
     async with there.tab(speaker(), recheck_after=0) as tab:
         await tab.sync()
         await tab.to_end()
-        await layer.group_send(group_of(found), message)
-        assert (await tab.frame())["chunk"] == event
+        lease = {"run_owner": "elsewhere:1:x", "run_seen_at": timezone.now()}
+        await run.asave()
+        await found.rows().aupdate(run_id="r-1", state="running", fence=7, **lease)
+        await say(1, started)
+        assert (await tab.frame())["chunk"]["runId"] == "r-1"
         await sync_to_async(log_out)(there)
-        await layer.group_send(group_of(found), {**message, "number": 2})
+        await say(2, custom)
         with pytest.raises(Closed) as closed:
             await tab.frame()
         assert closed.value.code == 4401
-        await layer.group_send(group_of(found), {**message, "number": 3})
+        await say(3, custom)
         assert await tab.silent(0.05)
 
 

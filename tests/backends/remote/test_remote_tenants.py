@@ -23,8 +23,8 @@ from agent_sessions import get_session, sessions
 from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs.log import group_of
-from agent_sessions.runs.manager import _place
 from agent_sessions.runs.setup import Conversation
+from agent_sessions.runs.watching import place_of
 from tests.backends.database import tenants
 from tests.backends.database.tenants import TENANTS, tenant_of
 from tests.servers import Server
@@ -236,7 +236,7 @@ def test_runs_and_limits_are_apart(users: dict[str, Any]) -> None:
 
     async def find(name: str) -> tuple[Any, str]:
         found = await Conversation.find("chat", user=users[name])
-        return _place(found), group_of(found)
+        return place_of(found), group_of(found)
 
     def count(name: str) -> list[bool]:
         limit = RateLimit(f"runs {limits}", 1)
