@@ -27,6 +27,7 @@ from agent_sessions.backends.options import DEFAULT_ALIAS
 from agent_sessions.characters import ascii_json, printable, printable_lines
 from agent_sessions.exceptions import AgentSessionError, StorageError
 from agent_sessions.models import AgentSession
+from agent_sessions.reports import guard_methods
 from agent_sessions.retention.selection import databases
 from agent_sessions.times import iso
 
@@ -89,6 +90,11 @@ class PrintingCommand(BaseCommand):
 
     stdout: Output
     stderr: Output
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Reports of errors show no variables.
+        guard_methods(cls, ["handle"])
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -16,7 +16,6 @@ from agent_sessions.management.options import (
     read_selection,
 )
 from agent_sessions.management.printing import PrintingCommand, as_json
-from agent_sessions.reports import guarded
 
 
 class Command(PrintingCommand):
@@ -42,7 +41,6 @@ class Command(PrintingCommand):
         add_options(parser, "--json", help="print the report as JSON")
         add_options(parser, "--progress")
 
-    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity: int = options["verbosity"]
         selection = read_selection(options)

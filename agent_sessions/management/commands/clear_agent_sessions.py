@@ -20,7 +20,6 @@ from agent_sessions.management.options import (
 )
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.models import AgentSession
-from agent_sessions.reports import guarded
 from agent_sessions.retention import (
     Removal,
     Selection,
@@ -70,7 +69,6 @@ class Command(PrintingCommand):
         )
         add_options(parser, "--dry-run", "--progress", "--batch-size", "--noinput")
 
-    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         self.verbosity: int = options["verbosity"]
         # What became of the sessions: their numbers and those of their items, by alias.

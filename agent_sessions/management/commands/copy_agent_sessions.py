@@ -9,7 +9,6 @@ from django.core.management.base import CommandError
 from agent_sessions.handler import sessions
 from agent_sessions.management.options import add_options, counted, find_user
 from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
 from agent_sessions.transfer import Report
 from agent_sessions.transfer.copy import Copier, find_sources
@@ -56,7 +55,6 @@ class Command(PrintingCommand):
         )
         add_options(parser, "--noinput", "--progress")
 
-    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         ids = tuple(dict.fromkeys(options["session_ids"]))
         if not (ids or options["user"] or options["all"]):

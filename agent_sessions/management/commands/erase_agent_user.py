@@ -10,7 +10,6 @@ from django.core.management.base import CommandError
 from agent_sessions.management.files import open_exclusively, unwritable
 from agent_sessions.management.options import add_options, counted, find_user
 from agent_sessions.management.printing import PrintingCommand, as_json
-from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
 from agent_sessions.retention.erasure import Receipt, erase_user
 
@@ -35,7 +34,6 @@ class Command(PrintingCommand):
         )
         add_options(parser, "--batch-size", "--noinput")
 
-    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         user = find_user(options["user"])
         if options["interactive"]:

@@ -23,7 +23,6 @@ from agent_sessions.management.options import (
 )
 from agent_sessions.management.printing import PrintingCommand
 from agent_sessions.models import AgentSession
-from agent_sessions.reports import guarded
 from agent_sessions.transfer import Report
 from agent_sessions.transfer.export import FORMS
 
@@ -55,7 +54,6 @@ class Command(PrintingCommand):
             "--overwrite", action="store_true", help="replace files that are there"
         )
 
-    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         report = Report()
         self.stopped = partial(_stopped, report, options["output"])

@@ -11,7 +11,6 @@ from agent_sessions.backends.keys import check_session_id
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.management.options import add_options, counted
 from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.reports import guarded
 from agent_sessions.transfer import Report
 from agent_sessions.transfer.import_ import KINDS, Importer, open_source
 from agent_sessions.transfer.import_.owners import Owners
@@ -81,7 +80,6 @@ class Command(PrintingCommand):
 
     # Half of the report is words that are not translated, as those of other commands.
     @no_translations
-    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         source = _open_source(options)
         try:

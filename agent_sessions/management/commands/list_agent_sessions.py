@@ -14,7 +14,6 @@ from agent_sessions.management.options import (
 )
 from agent_sessions.management.printing import PrintingCommand, json_list, moment, table
 from agent_sessions.models import AgentSession
-from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
 
 # The columns of the table, and the heads of those that have another name.
@@ -53,7 +52,6 @@ class Command(PrintingCommand):
         )
         add_options(parser, "--json", help="print a JSON list, a session a line")
 
-    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         limit = options["limit"]
         rows = _rows(read_selection(options, state=options["state"] or ""))

@@ -19,7 +19,6 @@ from agent_sessions.backends.encrypted.rotation import (
 from agent_sessions.handler import sessions
 from agent_sessions.management.options import add_options, counted
 from agent_sessions.management.printing import PrintingCommand
-from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection
 
 # Seconds between two looks at who writes.
@@ -97,7 +96,6 @@ class Command(PrintingCommand):
             help="only allow processes to write with a retired key again",
         )
 
-    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         if options["reinstate"] is not None:
             self._reinstate(options["reinstate"])

@@ -13,7 +13,6 @@ from agent_sessions.items import StoredItem
 from agent_sessions.management.options import add_options, find_named
 from agent_sessions.management.printing import PrintingCommand, as_json, moment
 from agent_sessions.models import AgentSession
-from agent_sessions.reports import guarded
 from agent_sessions.retention import Selection, store_of
 from agent_sessions.retention.selection import is_storable
 from agent_sessions.transcript.markdown import markdown
@@ -43,7 +42,6 @@ class Command(PrintingCommand):
         )
         add_options(parser, "--json", help="print a JSON object")
 
-    @guarded
     def handle(self, *args: Any, **options: Any) -> None:
         row = _find(options)
         backend, key = store_of(row)

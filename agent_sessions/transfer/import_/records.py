@@ -266,21 +266,17 @@ def _check_branch(branch: SourceBranch, known: set[str]) -> None:
     name = branch.name
     if (branch.parent is not None and branch.parent not in known) or name in known:
         raise ImportProblem(f"its branch {name!r} comes twice, or before its parent.")
-    if (
-        not 1 <= len(name) <= NAME_LENGTH
-        or not _is_storable(name)
-        or not _is_label(branch)
-    ):
-        raise ImportProblem(
-            f"its branch {name[:NAME_LENGTH]!r} has a name that can't be kept here."
-        )
     fork = branch.fork_position
-    if (branch.parent is None) != (fork is None) or not all(
-        0 <= number <= MOST_POSITIONS for number in (fork or 0, branch.head)
+    if not (
+        1 <= len(name) <= NAME_LENGTH
+        and _is_storable(name)
+        and _is_label(branch)
+        and (branch.parent is None) == (fork is None)
+        and all(0 <= each <= MOST_POSITIONS for each in (fork or 0, branch.head))
     ):
         raise ImportProblem(
-            f"its branch {name!r} has a fork or a head that can't be. Mend it in the "
-            "source."
+            f"its branch {name[:NAME_LENGTH]!r} has a name, a fork or a head that can't "
+            "be kept here. Mend it in the source."
         )
 
 
