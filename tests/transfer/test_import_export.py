@@ -221,6 +221,23 @@ def test_a_missing_last_line_is_told(path: Path) -> None:
     assert "grown 0, unchanged 2" in run_import("export", path)[0]
 
 
+def test_what_fails_at_its_second_reading_is_one_refusal(path: Path) -> None:
+    for name in ("a", "b"):
+        DjangoSession(name).sync.add_items(conversation(1))  # type: ignore[arg-type]
+    first, second = export(path)
+    AgentSession.objects.all().delete()
+    path.write_text(first)
+    run_import("export", path)
+    (line,) = read_export(first)
+    # It was compared as a whole before this is found.
+    line["items"] += [{**line["items"][0], "position": n} for n in (9, 8, 10, 11)]
+    path.write_text(as_export(line) + second)
+    told = refused("export", path)
+    assert "a: refused: its items are not in the order of their positions" in told
+    assert told.count("refused") == 1
+    assert imported("a") == imported("b") == conversation(1)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -102,6 +102,7 @@ class ExportSource(Source):
             self._end, self._line = session.key
             self._file.seek(self._end)
             self._rows, self._next = self._read_rows(), None
+            self._is_inside = True
         page: list[SourceItem] = []
         size = 0
         try:

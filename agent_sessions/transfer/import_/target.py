@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.utils import timezone
 
@@ -17,7 +17,6 @@ from agent_sessions.items.kinds import is_opening
 from agent_sessions.models import AgentSession, Branch, SessionItem
 from agent_sessions.times import day_of
 from agent_sessions.transfer.export import MARKER
-from agent_sessions.transfer.import_.batches import Batches
 from agent_sessions.transfer.import_.records import (
     PAGE_ROWS,
     BreaksOff,
@@ -27,6 +26,9 @@ from agent_sessions.transfer.import_.records import (
     SourceItem,
     SourceSession,
 )
+
+if TYPE_CHECKING:
+    from agent_sessions.transfer.import_ import Batches
 
 
 @dataclass(slots=True)
