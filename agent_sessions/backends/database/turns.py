@@ -103,16 +103,16 @@ def preview(content: Any, length: int | None = None) -> str:
 def _user_rows(
     branches: Branches, branch_id: str | None, after: int
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    # Here, not with the first row: nobody may ask for one.
     branch = branches.named(branch_id)
     if branch is None:
-        return
-    rows = (
-        branches.items(branch)
-        .filter(**OPENING, turn__gt=after)
-        .order_by("position")
-        .values_list("turn", "data", "created_at")
-    )
-    for turn, data, created_at in rows.iterator(chunk_size=500):
+        return iter(())
+    rows = branches.items(branch).filter(**OPENING, turn__gt=after).order_by("position")
+    return _turns(rows.values_list("turn", "data", "created_at").iterator(500))
+
+
+def _turns(rows: Iterator[Any]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    for turn, data, created_at in rows:
         item = decode(data)
         if item is None:
             continue
