@@ -91,7 +91,7 @@ class Entry:
     def preview(self) -> str:
         """The beginning of what the entry says, on one line."""
         text = next((part.text for part in self.parts if part.text.strip()), "")
-        line = " ".join(text[: PREVIEW_LENGTH * 2].split())
+        line = " ".join(text.lstrip()[: PREVIEW_LENGTH * 2].split())
         if len(line) <= PREVIEW_LENGTH:
             return line
         return cut_whole(line, PREVIEW_LENGTH) + "…"
@@ -145,7 +145,7 @@ def text_part(value: str, kind: PartKind = PartKind.TEXT, label: str = "") -> Pa
     length = _length.get()
     if len(value) <= length:
         return Part(kind, clean_text(value), label)
-    return Part(kind, clean_text(value[:length]), label, size=len(value))
+    return Part(kind, clean_text(cut_whole(value, length)), label, size=len(value))
 
 
 def pretty(value: Any) -> str:

@@ -110,13 +110,21 @@ def test_nothing_that_is_shown_is_cut_through_a_character(name: str) -> None:
     def is_whole(text: str) -> bool:
         return text == whole * (len(text) // len(whole))
 
+    def ends_whole(text: str) -> bool:
+        return text.endswith((whole, "x"))
+
     for before in range(len(whole) + 1):
         said = {"role": "user", "content": "x" * before + whole * 2_000}
         column = encode_batch([said]).rows[0].text
         assert 150 < len(column) <= 200
         assert is_whole(column.lstrip("x"))
-        preview = parse(said).preview.removesuffix("…")
-        assert is_whole(preview.lstrip("x"))
+        entry = parse({**said, "content": "\n" * 300 + said["content"] * 5})
+        preview = entry.preview.removesuffix("…")
+        assert preview.startswith("x" * before + whole)
+        assert is_whole(preview[before:])
+        # A page carries so much of a part.
+        assert 9_990 < len(entry.parts[0].text) <= 10_000
+        assert ends_whole(entry.parts[0].text)
         shown, was_cut = cut(said["content"], 1_000)
         assert was_cut
         assert is_whole(shown.split("\n")[0].lstrip("x"))
