@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from agents import Agent, GuardrailFunctionOutput, RunConfig, input_guardrail
+from agents import (
+    Agent,
+    GuardrailFunctionOutput,
+    RunConfig,
+    function_tool,
+    input_guardrail,
+    output_guardrail,
+)
 from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
 from django.core.cache import cache
 
 from agent_sessions import get_session
-from tests.support.approvals import lookup
+from tests.runs.test_runs import approve
+from tests.support.approvals import lookup, refund, refunded
 from tests.support.chat import Socket, text_of
 from tests.support.gated import gated
 from tests.websocket.test_consumer import conversation, items_of
@@ -187,3 +195,118 @@ async def test_a_window_is_given_the_turn_of_a_retry_as_new() -> None:
     assert isinstance(agent.model, ScriptedModel)
     assert len(agent.model.calls[-1].input) == 3
     assert len(await items_of(session_id)) == 4
+
+
+# -- after an approval -------------------------------------------------------------------
+
+
+def broken_later(*steps: Any, **options: Any) -> Agent[Any]:
+    """Make an agent that asks to refund, and goes on as `steps` say."""
+    calls = [
+        function_call("lookup", {"order": "42"}, call_id="call_0"),
+        function_call("refund", {"order": "42"}, call_id="call_1"),
+    ]
+    model = ScriptedModel([calls, *steps])
+    options.setdefault("tools", [lookup, refund])
+    return Agent(name="cashier", model=model, **options)
+
+
+async def fail_after_approval(tab: Socket) -> None:
+    refunded.clear()
+    await tab.say("r-1", "Refund order 42")
+    await tab.to_end()
+    await tab.answer("r-2", approve())
+    assert (await tab.to_end())[-1]["type"] == "RUN_ERROR"
+
+
+def assert_sent_whole(agent: Agent[Any]) -> None:
+    """Assert that no model was sent a call without its output, or a message twice."""
+    assert isinstance(agent.model, ScriptedModel)
+    for call in agent.model.calls:
+        made = [i["call_id"] for i in call.input if i.get("type") == "function_call"]
+        got = [
+            i["call_id"] for i in call.input if i.get("type") == "function_call_output"
+        ]
+        assert sorted(made) == sorted(got)
+        assert [i["content"] for i in call.input if i.get("role") == "user"] == [
+            "Refund order 42"
+        ]
+
+
+AWAY = ModelStep.raise_error(RuntimeError("away"))
+
+
+async def test_a_retry_after_an_approval_goes_on_with_what_was_done() -> None:
+    user, session_id = await conversation()
+    agent = broken_later(AWAY, [assistant_message("done")])
+    async with Socket(session_id, user, agent) as tab:
+        await fail_after_approval(tab)
+        # The same answer again is told what came of it, and done no more.
+        await tab.answer("r-2", approve())
+        assert (await tab.to_end())[-1]["type"] == "RUN_ERROR"
+        await tab.answer("r-3", approve())
+        assert (await tab.frame())["chunk"]["code"] == "unknown_interrupt"
+        await tab.say("r-4", "Refund order 42")
+        assert text_of(await tab.to_end()) == "done"
+    assert refunded == ["42"]
+    assert_sent_whole(agent)
+    assert [kind for kind, *_ in await items_of(session_id)] == [
+        "message",
+        *["function_call"] * 2,
+        *["function_call_output"] * 2,
+        "message",
+    ]
+
+
+@pytest.mark.parametrize("answers", ["checked", "plain"])
+async def test_a_retry_after_a_tool_that_broke_off_asks_again(answers: str) -> None:
+    tries = 0
+
+    @function_tool(needs_approval=True, failure_error_function=None)
+    def refund(order: str) -> str:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise RuntimeError("away")
+        return "refunded"
+
+    again = [function_call("refund", {"order": "42"}, call_id="call_2")]
+    guards: Any = {"output_guardrails": [pass_all]} if answers == "checked" else {}
+    agent = broken_later(
+        again, [assistant_message("done")], tools=[lookup, refund], **guards
+    )
+    user, session_id = await conversation()
+    async with Socket(session_id, user, agent) as tab:
+        await fail_after_approval(tab)
+        await tab.say("r-3", "Refund order 42")
+        await tab.to_end()
+        await tab.answer("r-4", approve("call_2"))
+        assert text_of(await tab.to_end()) == "done"
+    assert tries == 2
+    assert_sent_whole(agent)
+    texts = [text for kind, role, text in await items_of(session_id) if role == "user"]
+    assert texts == ["Refund order 42"]
+
+
+@output_guardrail
+async def pass_all(*args: Any) -> GuardrailFunctionOutput:
+    return GuardrailFunctionOutput(None, tripwire_triggered=False)
+
+
+@pytest.mark.parametrize("status", ["cancelled", "resolved"])
+async def test_a_retry_after_a_refusal_that_failed(status: str) -> None:
+    user, session_id = await conversation()
+    agent = broken_later(AWAY, [assistant_message("done")])
+    refunded.clear()
+    answer: dict[str, Any] = {"interruptId": "call_1", "status": status}
+    if status == "resolved":
+        answer["payload"] = {"approved": False}
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Refund order 42")
+        await tab.to_end()
+        await tab.answer("r-2", answer)
+        assert (await tab.to_end())[-1]["type"] == "RUN_ERROR"
+        await tab.say("r-3", "Refund order 42")
+        assert text_of(await tab.to_end()) == "done"
+    assert refunded == []
+    assert_sent_whole(agent)
