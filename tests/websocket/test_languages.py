@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from django.core.cache import cache
+from django.utils.translation import override
 
 from agent_sessions.consumers import AgentConsumer
-from agent_sessions.runs.failures import message_for
+from agent_sessions.runs.failures import MESSAGES, message_for, question_for
 from tests.runs.test_run_failures import broken
+from tests.runs.test_runs import approve
 from tests.support.approvals import refund
 from tests.support.chat import Socket
 from tests.support.usages import agent, call, say
@@ -49,6 +52,65 @@ async def test_two_readers_of_one_run_each_read_their_language(headers: Any) -> 
         await later.send("nonsense")
         refused = (await later.frame())["chunk"]["message"]
     assert refused != message_for("bad_request")
+
+
+async def too_often(tab: Socket) -> None:
+    for _ in range(3):
+        await tab.send({"type": "abort", "runId": "r-9"})
+
+
+@pytest.mark.parametrize(
+    ("accepts", "language"),
+    [
+        ("ja", "ja"),
+        ("de-CH", "de"),
+        # Django knows these, and nobody has translated our sentences.
+        ("pt-BR", "en"),
+        ("zh-Hant-TW,ja;q=0.1", "en"),
+        # Nobody knows this.
+        ("tlh,de;q=0.5", "de"),
+    ],
+)
+@pytest.mark.parametrize("way", ["header", "cookie"])
+async def test_each_refusal_is_in_the_language_of_its_reader(
+    accepts: str, language: str, way: str
+) -> None:
+    headers = [(b"accept-language", accepts.encode())]
+    if way == "cookie" and "," not in accepts:
+        headers = [(b"cookie", f"django_language={accepts.lower()}".encode())]
+    user, session_id = await conversation()
+    speaker = agent(call("refund", order="1"), say("ok"), tools=[refund])
+    options: Any = {"headers": headers, "max_frames_per_minute": 2}
+    async with Socket(session_id, user, speaker, **options) as tab:
+        await tab.say("r-1", "Hi")
+        asked = (await tab.to_end())[-1]["outcome"]["interrupts"][0]["message"]
+        told = [await refusal(tab, send) for send in REFUSALS]
+        with override(language):
+            assert asked == question_for("refund")
+            assert told == [[code, message_for(code)] for code in CODES]
+
+
+CODES = [
+    "bad_request",
+    "interrupts_pending",
+    "unknown_interrupt",
+    "message_too_long",
+    "rate_limited",
+]
+REFUSALS: list[Callable[[Socket], Awaitable[None]]] = [
+    lambda tab: tab.send({"type": "nonsense"}),
+    lambda tab: tab.say("r-2", "Hi"),
+    lambda tab: tab.answer("r-3", approve("call_9")),
+    lambda tab: tab.say("r-4", "a" * 32_001),
+    too_often,
+]
+
+
+async def refusal(tab: Socket, send: Callable[[Socket], Awaitable[None]]) -> list[str]:
+    await send(tab)
+    while "code" not in (chunk := (await tab.frame())["chunk"]):
+        pass
+    return [chunk["code"], chunk["message"]]
 
 
 async def test_an_approval_is_asked_in_the_language_of_its_reader() -> None:
@@ -96,3 +158,12 @@ async def test_a_hook_may_choose(later: bool) -> None:
     async with Socket(session_id, user, broken(), consumer=Chosen) as tab:
         await tab.say("r-1", "Hi")
         assert (await tab.to_end())[-1]["message"] != ENGLISH
+
+
+@pytest.mark.parametrize("language", ["de", "ja"])
+def test_each_sentence_is_translated(language: str) -> None:
+    with override("en"):
+        english = list(map(message_for, MESSAGES))
+    with override(language):
+        theirs = list(map(message_for, MESSAGES))
+    assert not set(english) & set(theirs)
