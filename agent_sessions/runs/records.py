@@ -291,6 +291,14 @@ def finish(
     """
 
     def close() -> None:
+        state = State.IDLE if paused is None else State.WAITING
+        rows = conversation.rows()
+        held = rows.filter(run_id=lease.run.run_id, fence=lease.fence).update(
+            **NO_RUN | {"state": state}
+        )
+        if not held and _is_closed(conversation, lease):
+            # The answer to a commit was lost: it is not counted twice.
+            return
         if paused is None:
             announcing.tell_finished(conversation, lease, outcome)
         else:
@@ -306,17 +314,22 @@ def finish(
                 expires_at=stored(datetime.fromtimestamp(paused.expires_at, UTC)),
                 finished_at=None,
             )
-        rows = conversation.rows()
         rows.update(
             **{name: F(name) + used for name, used in outcome.spent.counters().items()},
             **({"agent_name": outcome.agent_name[:255]} if outcome.agent_name else {}),
         )
-        state = State.IDLE if paused is None else State.WAITING
-        held = rows.filter(run_id=lease.run.run_id, fence=lease.fence)
-        if held.update(**NO_RUN | {"state": state}) and told is not None:
+        if held and told is not None:
             event_rows.insert(conversation.using, [told])
 
     transact(conversation.using, close)
+
+
+def _is_closed(conversation: Conversation, lease: Lease) -> bool:
+    """Return whether a run's row says how it ended, and not only that it was lost."""
+    columns = conversation.runs().filter(pk=lease.run.pk).values("status", "requests")
+    row = columns.first() or {"status": "", "requests": 0}
+    may_go_on = row["status"] in {Status.RUNNING, Status.INTERRUPTED}
+    return not may_go_on or row["requests"] > 0
 
 
 def _close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:

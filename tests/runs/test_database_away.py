@@ -18,6 +18,7 @@ from agents.testing import ScriptedModel, assistant_message, function_call
 from asgiref.sync import sync_to_async
 from django.core.cache import cache
 from django.db import OperationalError
+from django.db.models import Sum
 
 from agent_sessions import get_session
 from agent_sessions.consumers import AgentConsumer
@@ -266,7 +267,11 @@ async def test_words_of_a_stopped_answer_are_kept_once_the_database_is_back() ->
 
 
 async def settled(session_id: str) -> AgentSession:
-    """Wait until a session has no run any more."""
+    """Wait until a session has no run any more, and none has anything to write."""
+    tasks = {t for t in asyncio.all_tasks() if t.get_name().startswith("agent run ")}
+    if tasks:
+        _, going_on = await asyncio.wait(tasks, timeout=10)
+        assert not going_on
     async with asyncio.timeout(10):
         while True:
             row = await AgentSession.objects.aget(session_id=session_id)
@@ -275,25 +280,33 @@ async def settled(session_id: str) -> AgentSession:
             await asyncio.sleep(0.02)
 
 
-async def asks_in_an_outage(at: int) -> bool:
+async def asks_in_an_outage(at: int, commits: bool) -> bool:
     """Run a tool that asks first, in an outage from statement `at` on.
 
     Return whether the outage has come in time.
     """
     cache.clear()
     user, session_id = await conversation()
-    outage = Outage(at)
+    outage = Outage(at, commits=commits)
     cashier = agent(call("refund", order="1"), say("done"), tools=[refund])
-    options: Any = {"recheck_after": 60, "recheck_interval": 60}
+    # A lease whose commit was not answered ends by its age.
+    options: Any = {"limits": RunLimits(heartbeat=0.3, stale_after=3)}
     with outage.watched():
-        async with Socket(session_id, user, cashier, **options) as tab:
+        stays = options | {"recheck_after": 60, "recheck_interval": 60}
+        async with Socket(session_id, user, cashier, **stays) as tab:
             await tab.say("r-1", "Refund order 1")
             if await ends(tab, outage):
                 await tab.answer("r-2", approve())
                 await ends(tab, outage)
         outage.end()
-        row = await settled(session_id)
+        looks = options | {"recheck_interval": 0.2}
+        async with Socket(session_id, user, cashier, **looks) as tab:
+            await tab.sync()
+            row = await settled(session_id)
     assert row.state != "running"
+    totals = AgentRun.objects.filter(session=row).aggregate
+    used = await sync_to_async(totals)(tokens=Sum("input_tokens"))
+    assert row.input_tokens == (used["tokens"] or 0)
     await assert_it_goes_on(row, user, cashier)
     return outage.began
 
@@ -344,12 +357,13 @@ async def stored_items(session_id: str, user: Any) -> list[Any]:
     return list(await get_session(session_id, user=user).get_items())
 
 
+@pytest.mark.parametrize(("commits", "step", "least"), [(False, 5, 20), (True, 1, 3)])
 async def test_each_moment_of_a_run_may_lose_the_database(
-    monkeypatch: pytest.MonkeyPatch,
+    commits: bool, step: int, least: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(telling, "FIRST_PAUSE", 0.02)
     at = 1
-    while await asks_in_an_outage(at):
-        at += 2
+    while await asks_in_an_outage(at, commits):
+        at += step
     # It came to the end.
-    assert at > 20
+    assert at > least

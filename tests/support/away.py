@@ -11,12 +11,19 @@ from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
+COMMIT: Any = BaseDatabaseWrapper.commit
+
 
 class Outage:
-    """A database that goes away at its statement number `at`, and comes back."""
+    """A database that goes away at its statement number `at`, and comes back.
 
-    def __init__(self, at: int = 1) -> None:
+    Where it `commits`, that is the commit of this number: it is done, and its answer
+    lost.
+    """
+
+    def __init__(self, at: int = 1, *, commits: bool = False) -> None:
         self.at = at
+        self.commits = commits
         self.seen = 0
         self._is_over = False
 
@@ -38,14 +45,18 @@ class Outage:
             stack.enter_context(
                 mock.patch.object(BaseDatabaseWrapper, "queries_logged", True)
             )
-            for name in names:
-                around = self._around(getattr(cursor, name))
-                stack.enter_context(mock.patch.object(cursor, name, around))
+            patched = [(BaseDatabaseWrapper, "commit"), *((cursor, n) for n in names)]
+            for kind, name in patched:
+                around = self._around(getattr(kind, name))
+                stack.enter_context(mock.patch.object(kind, name, around))
             yield
 
     def _around(self, execute: Any) -> Any:
         def maybe(*args: Any, **kwargs: Any) -> Any:
-            self.seen += 1
+            is_commit = execute is COMMIT or args[1:2] == ("COMMIT",)
+            self.seen += is_commit or not self.commits
+            if self.commits and is_commit and self.seen == self.at:
+                execute(*args, **kwargs)
             if self.began and not self._is_over:
                 raise OperationalError("server closed the connection unexpectedly")
             return execute(*args, **kwargs)
