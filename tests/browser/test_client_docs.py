@@ -11,10 +11,12 @@ from typing import Any, NoReturn
 
 import pytest
 
+import agent_sessions
 from tests.browser.chat import Chat
 from tests.browser.demo import Demo
 from tests.support.documents import blocks, page
 
+STATIC = Path(agent_sessions.__file__).parent / "static/agent_sessions"
 CODE = blocks(page("docs/client.md"), "js")
 PACKAGES = ("@ag-ui/client@1.0.0", "rxjs@7.8.1", "ws@8")
 
@@ -35,7 +37,6 @@ return { events, listed: await conversations(), sessionId };
 
 _NODE = """
 import WebSocketOfNode from "ws";
-import { DjangoAgent } from "./django-agent.mjs";
 
 const [origin, cookie, sessionId] = process.argv.slice(2);
 globalThis.WebSocket = class extends WebSocketOfNode {
@@ -61,7 +62,7 @@ process.exit(0);
 
 
 def test_the_page_talks(chat: Chat) -> None:
-    functions = "\n".join(CODE[:4])
+    functions = "\n".join(CODE[1:5])
     assert "import" not in functions
     said: dict[str, Any] = chat.page.evaluate(f"async () => {{ {functions} {_TALK} }}")
     kinds = [event["type"] for event in said["events"]]
@@ -82,6 +83,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=directory, capture_output=True, check=False)
     if done.returncode:
         _is_missing("npm can't install the client")
+    subprocess.run(["npm", "pkg", "set", "type=module"], cwd=directory, check=True)
     return directory
 
 
@@ -94,9 +96,8 @@ def _is_missing(what: str) -> NoReturn:
 def test_the_agent_works_with_the_client_of_ag_ui(
     demo: Demo, user: str, packages: Path
 ) -> None:
-    agent, use = CODE[4:]
-    (packages / "django-agent.mjs").write_text(agent)
-    (packages / "talk.mjs").write_text(_NODE % use)
+    shutil.copy(STATIC / "websocket-agent.js", packages)
+    (packages / "talk.mjs").write_text(_NODE % CODE[5])
     session_id = demo.run("-c", _MAKE, user).strip()
     cookie = f"agent_sessions_demo={demo.cookies[user]}"
     done = subprocess.run(
@@ -117,6 +118,50 @@ def test_the_agent_works_with_the_client_of_ag_ui(
     assert "gardener" not in story[0]["content"]
     assert said["refusal"] == "message_too_long"
     assert [m["role"] for m in said["again"]][:5] == roles
+
+
+_MODULE = """
+import WebSocketOfNode from "ws";
+const [origin, cookie, sessionId] = process.argv.slice(2);
+globalThis.WebSocket = class extends WebSocketOfNode {
+  constructor(url) { super(url, { headers: { Cookie: cookie }, origin }); }
+};
+globalThis.CustomEvent ??= class extends Event {
+  constructor(type, { detail }) { super(type); this.detail = detail; }
+};
+const url = `${origin.replace("http", "ws")}/ws/agents/${sessionId}/`;
+const events = [], states = [];
+const show = (event) => {
+  events.push(event);
+  if (event.type !== "RUN_FINISHED" || event.runId !== runId) return;
+  client.close();
+  console.log(JSON.stringify({ events, states }));
+  process.exit(0);
+};
+const tell = (state) => states.push(state);
+%s
+"""
+
+
+def test_the_module_needs_no_page(demo: Demo, user: str, packages: Path) -> None:
+    source = (STATIC / "client.js").read_text()
+    (packages / "client.js").write_text(source)
+    code = CODE[0].replace("/static/agent_sessions/", "./")
+    (packages / "module.mjs").write_text(_MODULE % code)
+    session_id = demo.run("-c", _MAKE, user).strip()
+    cookie = f"agent_sessions_demo={demo.cookies[user]}"
+    done = subprocess.run(
+        ["node", "module.mjs", demo.url, cookie, session_id],
+        cwd=packages,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["states"] == ["connecting", "open"]
+    assert said["events"][-1]["outcome"]["type"] == "interrupt"
 
 
 _MAKE = """

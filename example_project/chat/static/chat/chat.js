@@ -1,6 +1,6 @@
 // The page: one conversation at a time, its composer and its place in the window.
 
-import { AgentClient, newId } from "./client.js";
+import { AgentClient, newId } from "../agent_sessions/client.js";
 import { Composer } from "./composer.js";
 import { Scroll } from "./scroll.js";
 import { ask, Sidebar, toLogin } from "./sidebar.js";

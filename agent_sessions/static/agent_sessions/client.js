@@ -1,4 +1,4 @@
-// The protocol, and nothing of the page: connect, sync, run, resume, abort, retry.
+// AgentClient speaks to AgentConsumer. The protocol, and nothing of a page: connect, sync, run, resume, abort, retry.
 //
 // Events: "connection" {state, code, seconds} with the states connecting, open,
 // waiting, offline and closed; "event" {event}: an AG-UI event; "known" {runId}: a run
@@ -38,7 +38,7 @@ export class AgentClient extends EventTarget {
     super();
     this.#url = url;
     this.#threadId = threadId;
-    addEventListener("online", this.#online);
+    globalThis.addEventListener?.("online", this.#online);
   }
 
   connect() {
@@ -65,7 +65,7 @@ export class AgentClient extends EventTarget {
     this.#over = true;
     clearTimeout(this.#timer);
     clearTimeout(this.#watch);
-    removeEventListener("online", this.#online);
+    globalThis.removeEventListener?.("online", this.#online);
     const socket = this.#socket;
     this.#socket = null;
     socket?.close(1000);
@@ -178,13 +178,13 @@ export class AgentClient extends EventTarget {
     }
     if (this.#openedAt && Date.now() - this.#openedAt > STEADY) this.#tries = 0;
     this.#openedAt = 0;
-    if (!navigator.onLine && !LOCAL.test(location.hostname)) {
+    if (globalThis.navigator?.onLine === false && !LOCAL.test(new URL(this.#url).hostname)) {
       this.#report("offline", code);
       return;
     }
     const step = STEPS[Math.min(this.#tries++, STEPS.length - 1)];
     // A newer socket took the place of this one: a page that is seen takes it back.
-    if (code === 4429 && document.hidden) {
+    if (code === 4429 && globalThis.document?.hidden) {
       this.#report("offline", code);
       return;
     }
