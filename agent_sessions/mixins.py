@@ -239,12 +239,14 @@ class AgentMixin:
         # Two databases may have users of the same primary key.
         user = self.user.pk, conversation.using
         place = (*user, self.backend, conversation.pk)
-        self._seats = user, place
-        limits = self.max_sockets_per_user, self.max_sockets
+        # The conversation's first: whoever goes there makes room among all.
+        self._seats = place, user
+        limits = self.max_sockets, self.max_sockets_per_user
         for seat, limit in zip(self._seats, limits, strict=True):
             get_run_manager().take_seat(seat, self, limit)
 
-    def _get_up(self) -> None:
+    def get_up(self) -> None:
+        """Leave the seats."""
         seats, self._seats = self._seats, ()
         for seat in seats:
             get_run_manager().leave_seat(seat, self)

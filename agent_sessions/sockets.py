@@ -158,7 +158,7 @@ class GuardedSocket(AgentMixin, AsyncWebsocketConsumer):
                 task.cancel()
         if self.conversation is not None:
             self.manager.unsubscribe(self.conversation, self.listener)
-        self._get_up()
+        self.get_up()
 
     async def _let_go(self) -> None:
         """Release everything, also of a frame that is being answered at the end."""

@@ -275,7 +275,7 @@ class AgentRunView(AgentMixin, View):
                 logger.error("A stream broke (%s)", type(exc).__name__, exc_info=exc)
         finally:
             get_run_manager().unsubscribe(self.conversation, listener)
-            self._get_up()
+            self.get_up()
         for event in self._broken_off():
             yield self._written(event)
 

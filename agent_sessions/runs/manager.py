@@ -42,6 +42,9 @@ ATTEMPTS = 20
 class Seated(Protocol):
     """A socket that takes a seat among its user's."""
 
+    def get_up(self) -> None:
+        """Leave its seats."""
+
     async def displace(self) -> None:
         """Make room for a newer one."""
 
@@ -199,6 +202,7 @@ class RunManager:
         seated = self._seats.setdefault(seat, {})
         seated[socket] = None
         for oldest in list(seated)[: max(len(seated) - limit, 0)]:
+            oldest.get_up()
             task = asyncio.create_task(oldest.displace())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

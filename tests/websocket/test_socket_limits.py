@@ -57,6 +57,25 @@ async def test_a_user_has_so_many_sockets_over_all_conversations() -> None:
                 await seen_user(two)
 
 
+async def test_a_phone_displaces_its_own_sockets_before_others() -> None:
+    user, first = await conversation()
+    second = (await sync_to_async(create_conversation)(user)).session_id
+    limits: Any = {"max_sockets_per_user": 3, "max_sockets": 2}
+    async with (
+        Socket(first, user, speaker(), **limits) as live,
+        Socket(second, user, speaker(), **limits) as one,
+    ):
+        await seen_user(live)
+        await seen_user(one)
+        async with Socket(second, user, speaker(), **limits) as two:
+            await seen_user(two)
+            async with Socket(second, user, speaker(), **limits) as three:
+                assert await one.closed() == 4429
+                await seen_user(three)
+                await seen_user(two)
+                await seen_user(live)
+
+
 async def test_a_seat_is_free_when_its_socket_has_broken_off() -> None:
     """Channels calls no disconnect() where a handler raised."""
 
