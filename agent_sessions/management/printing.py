@@ -143,19 +143,11 @@ class PrintingCommand(BaseCommand):
 
     # -- for the commands ----------------------------------------------------------
 
-    def ask(self, question: str = "") -> str:
-        """Ask on the terminal, or read what was asked for.
-
-        Raises EOFError where nobody answers.
-        """
-        try:
-            return input(printable(question)) if question else input()
-        except UnicodeDecodeError:
-            return ""
-
     def confirm(self, question: str, *, undone: str = "written") -> None:
         try:
-            answer = self.ask(question)
+            answer = input(printable(question)) if question else input()
+        except UnicodeDecodeError:
+            answer = ""
         except EOFError:
             raise CommandError(
                 "There is nobody to ask. Use --noinput to go on without."

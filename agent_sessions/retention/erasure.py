@@ -203,17 +203,13 @@ def _blank_log_of(user_id: Any, using: list[str]) -> int:
 
     def find(model: type[Model], keys: set[int]) -> set[int]:
         owned = owner_filter(model, user_id)
-        return (
-            set()
-            if owned is None
-            else {
-                pk
-                for name in using
-                for pk in model._base_manager.using(name)
-                .filter(**owned, pk__in=keys)
-                .values_list("pk", flat=True)
-            }
+        if owned is None:
+            return set()
+        queries = (
+            model._base_manager.using(name).filter(**owned, pk__in=keys)
+            for name in using
         )
+        return {pk for rows in queries for pk in rows.values_list("pk", flat=True)}
 
     return _blank_log(find)
 

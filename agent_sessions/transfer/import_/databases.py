@@ -135,14 +135,19 @@ class SQLiteFile(Database):
     mark = "?"
 
     def __init__(self, path: Path) -> None:
-        self.name = as_text(path.resolve())
-        self._place = _Place(path.resolve(), self.name)
+        path = path.resolve()
+        self.name = as_text(path)
+        self._copy = _copied(path, self.name)
+        if self._copy is not None:
+            path = Path(self._copy.name) / "source"
         try:
             self._connection = sqlite3.connect(
-                self._place.uri, uri=True, timeout=20, isolation_level=None
+                f"file:{quote(os.fsencode(path))}?mode=ro",
+                uri=True,
+                timeout=20,
+                isolation_level=None,
             )
         except _ERRORS as exc:
-            self._place.close()
             raise UnreadableSource(f"Can't open {self.name}: {told(exc)}.") from None
         # Bytes that are no UTF-8 stay apart from text: see `as_text`.
         self._connection.text_factory = lambda data: data.decode(
@@ -214,7 +219,8 @@ class SQLiteFile(Database):
 
     def close(self) -> None:
         self._connection.close()
-        self._place.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def _problem(self, exc: Exception) -> UnreadableSource:
         if isinstance(exc, sqlite3.DataError):
@@ -225,52 +231,39 @@ class SQLiteFile(Database):
         return super()._problem(exc)
 
 
-class _Place:
-    """Where a file of SQLite is read, so that nothing is left beside it.
+def _copied(path: Path, name: str) -> TemporaryDirectory[str] | None:
+    """Copy a file of SQLite where reading it would leave something beside it.
 
     Who opens a file that keeps a write-ahead log makes two files beside it, which a
-    reader can't remove again. So one that nobody has open is copied first.
+    reader can't remove again. So one that nobody has open is copied, with its log.
     """
-
-    def __init__(self, path: Path, name: str) -> None:
-        self._copy: TemporaryDirectory[str] | None = None
-        try:
-            with path.open("rb") as file:
-                head = file.read(20)
-            if head and not head.startswith(SQLITE_MAGIC):
-                raise UnreadableSource(
-                    f"{name} is no file of SQLite: it is not a database, or is packed. "
-                    "Name the KIND export if it is one."
-                )
-            has_log = head[18:] == b"\x02\x02"
-            if has_log and not os.access(f"{path}-shm", os.R_OK | os.W_OK):
-                path = self._copied(path, name)
-        except OSError as exc:
-            self.close()
+    try:
+        with path.open("rb") as file:
+            head = file.read(20)
+        if head and not head.startswith(SQLITE_MAGIC):
             raise UnreadableSource(
-                f"Can't read {name}: {exc.strerror or type(exc).__name__}."
-            ) from None
-        self.uri = f"file:{quote(os.fsencode(path))}?mode=ro"
-
-    def close(self) -> None:
-        if self._copy is not None:
-            self._copy.cleanup()
-
-    def _copied(self, path: Path, name: str) -> Path:
-        self._copy = TemporaryDirectory(prefix="agent-sessions-")
-        copy = Path(self._copy.name) / "source"
-        log = Path(f"{path}-wal")
-        before = path.stat()
-        shutil.copyfile(path, copy)
-        if log.is_file():
-            shutil.copyfile(log, f"{copy}-wal")
-        after = path.stat()
-        if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
-            self.close()
-            raise UnreadableSource(
-                f"{name} was written to while it was read. Run the same command again."
+                f"{name} is no file of SQLite: it is not a database, or is packed. "
+                "Name the KIND export if it is one."
             )
-        return copy
+        has_log = head[18:] == b"\x02\x02"
+        if not has_log or os.access(f"{path}-shm", os.R_OK | os.W_OK):
+            return None
+        folder = TemporaryDirectory(prefix="agent-sessions-")
+        before = path.stat()
+        for end in ("", "-wal"):
+            if Path(f"{path}{end}").is_file():
+                shutil.copyfile(f"{path}{end}", f"{folder.name}/source{end}")
+        after = path.stat()
+    except OSError as exc:
+        raise UnreadableSource(
+            f"Can't read {name}: {exc.strerror or type(exc).__name__}."
+        ) from None
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        folder.cleanup()
+        raise UnreadableSource(
+            f"{name} was written to while it was read. Run the same command again."
+        )
+    return folder
 
 
 def open_database(place: str) -> Database:

@@ -19,7 +19,6 @@ from agent_sessions.transfer.import_.records import (
 
 # How many owners are remembered, so that memory stays bounded.
 _KNOWN = 10_000
-_FIELD = re.compile(r"\{(username|email|pk)\}|(\*)")
 
 
 class Owners:
@@ -61,17 +60,19 @@ class Owners:
 
 def _read_rule(rule: str) -> tuple[str, re.Pattern[str]]:
     """Return the field that a rule finds, and its pattern. Raises UnreadableSource."""
-    fields = [field for field, _ in _FIELD.findall(rule) if field]
+    fields = re.findall(r"\{(username|email|pk)\}", rule)
     if not rule or len(fields) > 1:
         raise UnreadableSource(
             "--user-from takes one of {username}, {email} and {pk}, as in "
             "'user:{username}:*', or a prefix, as in 'user:'."
         )
-    if fields:
-        pattern = "".join(map(_pattern, re.split(r"(\{\w+\}|\*)", rule)))
-    else:
-        pattern = re.escape(rule) + "(?P<user>[^:/]+)(?:[:/].*)?"
-    return fields[0] if fields else "username", re.compile(pattern, re.DOTALL)
+    pattern = re.escape(rule)
+    if not fields:
+        pattern += "(?P<user>[^:/]+)(?:[:/].*)?"
+        return "username", re.compile(pattern, re.DOTALL)
+    pattern = pattern.replace(r"\*", ".*")
+    pattern = pattern.replace(re.escape(f"{{{fields[0]}}}"), "(?P<user>[^:/]+)")
+    return fields[0], re.compile(pattern, re.DOTALL)
 
 
 def _find(field: str, value: str) -> Any:
@@ -85,11 +86,3 @@ def _find(field: str, value: str) -> Any:
         raise ImportProblem(f"there is no user whose {field} is {value!r}.") from None
     except model.MultipleObjectsReturned:
         raise ImportProblem(f"several users have the {field} {value!r}.") from None
-
-
-def _pattern(part: str) -> str:
-    if part == "*":
-        return ".*"
-    if _FIELD.fullmatch(part):
-        return "(?P<user>[^:/]+)"
-    return re.escape(part)
