@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, ClassVar
 
 from asgiref.sync import async_to_sync
@@ -24,9 +23,7 @@ from agent_sessions.agui import StreamOptions
 from agent_sessions.approvals import find_states
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey, make_key
 from agent_sessions.backends.keys import names_user
-from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.backends.run_rows import runs_of
-from agent_sessions.concurrency.connections import transact
 from agent_sessions.exceptions import (
     EncryptionError,
     InvalidSessionId,
@@ -38,10 +35,11 @@ from agent_sessions.handler import ChatAlias, sessions
 from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
+from agent_sessions.retention import Removal, Spared, finish_later, remove
 from agent_sessions.runs.naming import named
 from agent_sessions.runs.setup import create_conversation
 from agent_sessions.runs.sync import WIDER, lacks_calls, shown
-from agent_sessions.times import iso
+from agent_sessions.times import day_of, iso
 
 logger = logging.getLogger("agent_sessions.views")
 
@@ -155,13 +153,16 @@ class SessionListView(SessionAPIView):
         """List the user's sessions, newest first, a page at a time."""
         using = self.store.directory.using
         rows = AgentSession.objects.using(using).for_user(request.user)  # type: ignore[arg-type]
-        rows = rows.filter(backend=self.backend).order_by("-updated_at", "-pk")
+        rows = rows.filter(backend=self.backend)
+        # An index has the day: it narrows, the time decides.
+        rows = rows.order_by("-active_on", "-updated_at", "-pk")
         if cursor := request.GET.get("after"):
             moment = read_moment(cursor)
             if moment is None:
                 return error_response("bad_cursor", 400)
             when, pk = moment
-            rows = rows.filter(Q(updated_at__lt=when) | Q(updated_at=when, pk__lt=pk))
+            before = Q(updated_at__lt=when) | Q(updated_at=when, pk__lt=pk)
+            rows = rows.filter(before, active_on__lte=day_of(when))
         found = list(rows[: self.page_size + 1])
         page = found[: self.page_size]
         states = find_states(page)
@@ -199,14 +200,15 @@ class SessionView(SessionAPIView):
 
     def delete(self, request: HttpRequest, session_id: str) -> HttpResponse:
         """Delete a session; answer 204, or 404 where it isn't the user's."""
-        key, row = self.find(session_id)
+        _, row = self.find(session_id)
         if row is None:
             return error_response("not_found", 404)
-        if holds_a_run(row):
+        try:
+            remove(row, Removal(delete=True, waiting=True))
+        except Spared:
             return error_response("session_busy", 409)
-        self.store.clear(key)
-        using = self.store.directory.using
-        transact(using, partial(row.delete, using=row._state.db))
+        # What a long history leaves, and nobody finds any more.
+        finish_later(using=self.store.directory.using)
         return HttpResponse(status=204)
 
 

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.cache import cache
+from django.db import connection
 from django.test import AsyncClient, Client, RequestFactory
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_sessions import DjangoSession, get_session
 from agent_sessions.backends.leases import DatabaseNow
-from agent_sessions.models import AgentSession
+from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs.setup import create_conversation
 from agent_sessions.views import (
@@ -30,8 +33,10 @@ from agent_sessions.views import (
     read_number,
     write_moment,
 )
+from benchmarks.costs import watched
 from tests.encryption.test_encryption import NEW, OLD
 from tests.servers.process import HOST, free_port
+from tests.settings import DATABASE_KIND
 from tests.support.chat import make_user
 from tests.support.ratelimits import Clocked, early_in_the_minute
 
@@ -113,6 +118,51 @@ def test_the_list_goes_on_at_its_cursor(
         query = {"after": page["next"]}
     assert found == wanted
     assert browser.get("/agents/sessions/", {"after": "x"}).status_code == 400
+
+
+@pytest.mark.skipif(
+    DATABASE_KIND == "mariadb", reason="MariaDB sorts all sessions of a user."
+)
+def test_the_list_reads_a_page_of_many_sessions(browser: Client, user: Any) -> None:
+    now, read_rows = timezone.now(), {}
+    for count in (200, 2_000):
+        AgentSession.objects.all().delete()
+        times = [now - timedelta(days=number) for number in range(count)]
+        AgentSession.objects.bulk_create(
+            AgentSession(
+                session_id=str(number),
+                user=user,
+                updated_at=when,
+                active_on=when.date(),
+            )
+            for number, when in enumerate(times)
+        )
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("ANALYZE agent_sessions_agentsession")
+        with watched() as costs:
+            page = read(browser.get("/agents/sessions/"))
+            later = read(browser.get("/agents/sessions/", {"after": page["next"]}))
+        found = [entry["id"] for entry in page["sessions"] + later["sessions"]]
+        assert found == [str(number) for number in range(100)]
+        read_rows[count] = costs.rows
+    assert read_rows[2_000] < 1.5 * read_rows[200] + 50, read_rows
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_long_session_is_deleted_in_steps(browser: Client, user: Any) -> None:
+    row = create_conversation(user)
+    session = DjangoSession(row.session_id, user=user)
+    session.sync.add_items([{"role": "user", "content": "Hi"}] * 1_200)
+    AgentRun.objects.bulk_create(
+        AgentRun(session=row, run_id=f"run {number}") for number in range(1_200)
+    )
+    with CaptureQueriesContext(connection) as queries:
+        assert browser.delete(f"/agents/sessions/{row.session_id}/").status_code == 204
+    for model in (AgentSession, Branch, SessionItem, AgentRun):
+        assert not model._base_manager.exists()
+    # No statement names more rows than a step has.
+    assert max(query["sql"].count(", ") for query in queries) < 600
 
 
 def test_messages_are_read_page_by_page(browser: Client, user: Any) -> None:

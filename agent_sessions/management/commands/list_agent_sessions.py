@@ -54,7 +54,7 @@ class Command(PrintingCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         limit = options["limit"]
-        rows = _rows(read_selection(options, state=options["state"] or ""))
+        rows = _rows(read_selection(options, state=options["state"] or ""), limit)
         facts = (
             _facts(row, titles=options["titles"]) for row in islice(rows, limit or None)
         )
@@ -74,12 +74,15 @@ class Command(PrintingCommand):
             self.stderr.write(f"There are more than {limit}; --limit 0 lists all.")
 
 
-def _rows(selection: Selection) -> Iterator[AgentSession]:
+def _rows(selection: Selection, limit: int) -> Iterator[AgentSession]:
     if selection.session_ids:
         yield from find_named(selection, undone="Nothing was listed.")
         return
     for query in selection.queries():
         ordered = query.order_by("-active_on", "-pk").select_related("user")
+        if limit:
+            # One more tells that there is more. MariaDB's driver reads all it asks for.
+            ordered = ordered[: limit + 1]
         yield from ordered.defer("metadata").iterator(chunk_size=500)
 
 
