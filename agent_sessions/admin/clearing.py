@@ -9,6 +9,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.admin.utils import unquote
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils.text import capfirst
@@ -34,6 +35,10 @@ from agent_sessions.retention import (
 NAMED = 20
 # Sessions that are logged together.
 LOGGED = 50
+# Columns that are shown of them, and that their removal asks for.
+_NEEDED = ("backend", "session_id", "user_id", "title", "item_count", "state")
+# What may look at others.
+_HOOKS = ("view", "read", "clear", "delete")
 _CLEAR = Removal(waiting=True)
 _DELETE = Removal(delete=True, waiting=True, running=True)
 
@@ -127,6 +132,9 @@ class ClearingMixin(SessionRules):
         action: str = "",
     ) -> HttpResponse | None:
         """Ask, or do it where that is confirmed; without an action, to one session."""
+        if isinstance(sessions, QuerySet) and not self.has_rules(*_HOOKS):
+            # Of thousands, whole rows with their owners take half a second.
+            sessions = sessions.select_related(None).only(*_NEEDED)
         rows = self.few(request, sessions, CappedPaginator.limit)
         rows = self.permitted(request, rows, "delete" if how.delete else "clear")
         if rows and not _is_confirmed(request, rows):

@@ -314,9 +314,8 @@ class SessionRules(RuledAdmin):
         self, request: HttpRequest, sessions: Rows | list[AgentSession], most: int
     ) -> list[AgentSession]:
         """Read the sessions of an action; too many are none, which is told."""
-        rows: list[AgentSession] = list(sessions[: most + 1])
-        if len(rows) <= most:
-            return rows
+        if isinstance(sessions, list) or not sessions[most : most + 1].exists():
+            return list(sessions)
         text = ngettext(
             "At most %d session can be chosen for this.",
             "At most %d sessions can be chosen for this. Filter the list.",
