@@ -72,7 +72,7 @@ def fill(crowd: Crowd) -> None:
 
 def _fill_sessions(crowd: Crowd) -> None:
     spread = DAYS * 86_400
-    text = ("remote_id", "run_owner", "agent_name", "run_id")
+    text = ("remote_id", "run_owner", "agent_name", "run_id", "run_stop")
     # Every two hundredth waits for an approval, as its last run does.
     _insert(
         "agent_sessions_agentsession",
