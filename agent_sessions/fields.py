@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
@@ -10,11 +11,14 @@ from django.db import models
 from django.db.models import (
     CASCADE,
     CharField,
+    Count,
     Exists,
     F,
     Model,
     OuterRef,
     QuerySet,
+    Subquery,
+    Sum,
     Value,
 )
 from django.db.models.functions import Cast, Concat
@@ -196,11 +200,25 @@ class _Counted(set[Any]):
 
 def _count(collector: Any, rows: QuerySet[Any], using: str) -> None:
     """Count rows, and those that go with them."""
-    found = collector.model_objs.setdefault(rows.model, _Counted())
-    found.more += rows.count()
-    for model, name in _followers(rows.model):
-        own = {f"{name}__in": rows.values("pk")}
-        _count(collector, model._base_manager.using(using).filter(**own), using)
+    numbers = {rows.model: rows.count()}
+    for model, path in _all_followers(rows.model):
+        own = model._base_manager.using(using).filter(**{path: OuterRef("pk")})
+        number = own.order_by().values(path).annotate(number=Count("*"))
+        # By way of each row: to join the tables, PostgreSQL may read all of both.
+        counted = rows.annotate(number=Subquery(number.values("number")))
+        numbers[model] = counted.aggregate(total=Sum("number"))["total"] or 0
+    for model, more in numbers.items():
+        if more:
+            collector.model_objs.setdefault(model, _Counted()).more += more
+
+
+def _all_followers(model: type[Model]) -> Iterator[tuple[type[Model], str]]:
+    """Return the models whose rows go with this one's, each with the path to it."""
+    for follower, name in _followers(model):
+        yield follower, name
+        yield from (
+            (other, f"{path}__{name}") for other, path in _all_followers(follower)
+        )
 
 
 def _asks_rows(model: type[Model]) -> bool:
