@@ -126,6 +126,11 @@ def test_what_channels_itself_lacks_is_not_called_an_extra() -> None:
     assert said([], code).split() == ["ModuleNotFoundError", "no_such_package"]
 
 
+def test_streams_need_no_channels() -> None:
+    code = "import agent_sessions.streams; print('channels' in sys.modules)"
+    assert said(["channels"], code).strip() == "False"
+
+
 def test_everything_is_imported_without_the_types_of_ag_ui() -> None:
     code = (
         "import agent_sessions.consumers, agent_sessions.agui, agent_sessions.runs; "
