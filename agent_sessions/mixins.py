@@ -251,7 +251,7 @@ class AgentMixin:
         for seat in seats:
             get_run_manager().leave_seat(seat, self)
 
-    async def displace(self) -> None:
+    async def displace(self, *, shutting_down: bool = False) -> None:
         """Make room, since the user has opened too many others."""
         raise NotImplementedError
 

@@ -122,7 +122,9 @@ class GuardedSocket(AgentMixin, AsyncWebsocketConsumer):
 
     async def _open(self) -> None:
         self._visitor = Visitor(self.scope)
-        if await self._is_welcome():
+        if self.manager.is_closing:
+            await self._end(CLOSE_UNAVAILABLE)
+        elif await self._is_welcome():
             self.conversation = await self._find(self._session_id)
             self._sit_down(self.conversation)
             self.language = await supported(
@@ -131,9 +133,9 @@ class GuardedSocket(AgentMixin, AsyncWebsocketConsumer):
             work = (self._ping(), self._watch(), *self.background())
             self._tasks = [asyncio.create_task(self._keep_up(one)) for one in work]
 
-    async def displace(self) -> None:
-        """Close, since the user has opened too many others."""
-        await self._end(CLOSE_TOO_MANY)
+    async def displace(self, *, shutting_down: bool = False) -> None:
+        """Close: the user has opened too many others, or the process ends."""
+        await self._end(CLOSE_UNAVAILABLE if shutting_down else CLOSE_TOO_MANY)
 
     async def _end(self, code: int) -> None:
         """Close with a code, after which nothing is heard, said or done."""

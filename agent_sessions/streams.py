@@ -316,9 +316,9 @@ class AgentRunView(AgentMixin, View):
             begins=begins,
         )
 
-    async def displace(self) -> None:
-        """End the stream, since the user has opened too many others."""
-        self._ended_by = 429
+    async def displace(self, *, shutting_down: bool = False) -> None:
+        """End the stream: the user has opened too many others, or the process ends."""
+        self._ended_by = 503 if shutting_down else 429
         self.listener.give_up()
 
     async def _may_stay(self) -> bool:

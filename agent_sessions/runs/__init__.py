@@ -12,6 +12,7 @@ from agent_sessions.runs.setup import Conversation, RunLimits, RunSetup, find_ag
 if TYPE_CHECKING:
     from agent_sessions.runs.api import Run, SyncRun, start_run, start_run_sync
     from agent_sessions.runs.holding import hold
+    from agent_sessions.runs.shutdown import with_shutdown
 
 # Resolved on first use: hold() imports the SDK, which takes seconds.
 _EXPORTS = {
@@ -20,6 +21,7 @@ _EXPORTS = {
     "hold": "agent_sessions.runs.holding",
     "start_run": "agent_sessions.runs.api",
     "start_run_sync": "agent_sessions.runs.api",
+    "with_shutdown": "agent_sessions.runs.shutdown",
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "hold",
     "start_run",
     "start_run_sync",
+    "with_shutdown",
 ]
 
 

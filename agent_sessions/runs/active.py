@@ -55,6 +55,18 @@ class ActiveRun(ToldRun):
         if self._result is not None and not self.ended:
             self._result.cancel(mode=mode)
 
+    async def interrupt(self) -> None:
+        """Stop after the turn, or at once when the grace for that is over.
+
+        The process ends: whoever asked has not stopped the run, and may ask again.
+        """
+        self._process_ends = True
+        self.abort("after_turn")
+        if self.task is not None:
+            await asyncio.wait({self.task}, timeout=self.setup.limits.grace)
+            self.task.cancel()
+            await asyncio.wait({self.task})
+
     @guarded
     async def run(self, state: RunState[Any] | None = None) -> None:
         """Run to the end, whatever it is; `state` resumes a paused run."""
@@ -67,7 +79,7 @@ class ActiveRun(ToldRun):
                     await self._stream(rebuilt)
             except asyncio.CancelledError:
                 # The loop is shutting down.
-                await self._conclude(self._end_cancelled())
+                await self._conclude(self._end_failed("interrupted"))
                 raise
             except LeaseLost:
                 await self._conclude(self._end_failed("interrupted"), "interrupted")

@@ -14,7 +14,12 @@ from agent_sessions.approvals import Pending
 from agent_sessions.backends.leases import RUN_SILENCE
 from agent_sessions.concurrency.connections import without_caller
 from agent_sessions.concurrency.settle import settle, settle_or_undo
-from agent_sessions.exceptions import InvalidApproval, StorageError, UnreadableState
+from agent_sessions.exceptions import (
+    InvalidApproval,
+    ShuttingDown,
+    StorageError,
+    UnreadableState,
+)
 from agent_sessions.models import AgentRun
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
@@ -45,8 +50,8 @@ class Seated(Protocol):
     def get_up(self) -> None:
         """Leave its seats."""
 
-    async def displace(self) -> None:
-        """Make room for a newer one."""
+    async def displace(self, *, shutting_down: bool = False) -> None:
+        """Make room for a newer one, or leave as all do."""
 
 
 class RunManager:
@@ -61,6 +66,8 @@ class RunManager:
         self._listeners: dict[Place, set[Subscription]] = {}
         self._detached: dict[Place, asyncio.TimerHandle] = {}
         self._seats: dict[Hashable, dict[Seated, None]] = {}
+        # Whether the process ends.
+        self.is_closing = False
         # What a user's sockets of this process may ask for together.
         self.rates = Rates()
         self.writer = Writer(self._wrote)
@@ -77,9 +84,11 @@ class RunManager:
         """Start or resume a run; None where its id was used before, so it isn't new.
 
         Raises SessionBusy, InterruptsPending, UnknownInterrupt, InterruptExpired,
-        InvalidApproval, UnreadableState, StorageError and SessionDoesNotExist, with
-        nothing done.
+        InvalidApproval, UnreadableState, ShuttingDown, StorageError and
+        SessionDoesNotExist, with nothing done.
         """
+        if self.is_closing:
+            raise ShuttingDown
         threads, run_id = conversation.backend.threads, request.run_id
         state = waiting = None
         if request.resume:
@@ -165,11 +174,21 @@ class RunManager:
         return asked
 
     async def shutdown(self) -> None:
-        """Cancel every run and wait until each has closed its row."""
+        """Stop every run after its turn, within its `grace`, then close all sockets.
+
+        Another process may go on then; no run begins here any more.
+        """
+        self.is_closing = True
+        async with asyncio.TaskGroup() as ending:
+            for run in list(self._runs.values()):
+                ending.create_task(run.interrupt())
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        sockets = {each for seated in self._seats.values() for each in seated}
+        leaving = [each.displace(shutting_down=True) for each in sockets]
+        await asyncio.gather(*leaving, return_exceptions=True)
 
     # -- listeners -----------------------------------------------------------------
 

@@ -96,6 +96,7 @@ class ToldRun:
         self._before: Usage | None = None
         self._abort_mode: Literal["immediate", "after_turn"] | None = None
         self._lost = False
+        self._process_ends = False
         # How the run ended, as long as its row doesn't say so.
         self._unwritten: tuple[str, str, Paused | None] | None = None
         self._is_written = False
@@ -143,9 +144,10 @@ class ToldRun:
         result = self._result
         if result is None:
             raise RuntimeError("a run can't end well before it began")
-        if self._lost:
+        is_stopped = self._abort_mode is not None and result.final_output is None
+        if self._lost or (is_stopped and self._process_ends):
             await self._end_failed("interrupted")
-        elif self._abort_mode is not None and result.final_output is None:
+        elif is_stopped:
             await self._end_cancelled()
         elif result.interruptions:
             await self._pause(result)

@@ -182,13 +182,14 @@ async def test_it_closes_as_the_server_goes_down() -> None:
     user, session_id = await conversation()
     agent, model = gated("Hello there, you")
     log: list[str] = []
-    async with Socket(session_id, user, agent, consumer=Opening, log=log) as tab:
+    options: dict[str, Any] = {"consumer": Opening, "limits": RunLimits(grace=0)}
+    async with Socket(session_id, user, agent, log=log, **options) as tab:
         await tab.say("r-1", "Hi")
         await model.paused.wait()
         await get_run_manager().shutdown()
         await tab.to_end()
     assert log == ["open r-1", "CancelledError r-1"]
-    assert await status_of("r-1") == "cancelled"
+    assert await status_of("r-1") == "interrupted"
 
 
 async def test_a_paused_run_goes_on_with_what_is_opened_anew() -> None:

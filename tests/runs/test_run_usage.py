@@ -137,11 +137,12 @@ async def test_a_run_that_took_too_long() -> None:
 
 async def test_a_run_that_the_loop_cancels() -> None:
     tool, called = standing()
-    run, session = await start(agent(call("stand_still"), tools=[tool]))
+    limits = RunLimits(grace=0)
+    run, session = await start(agent(call("stand_still"), tools=[tool]), limits)
     await asyncio.wait_for(called.wait(), 10)
     await get_run_manager().shutdown()
     row = await ended(run)
-    assert (row.status, row.requests) == ("cancelled", 1)
+    assert (row.status, row.requests) == ("interrupted", 1)
     await assert_counted(session, 7)
 
 

@@ -482,12 +482,15 @@ async def test_a_run_whose_log_has_lost_words_is_shown_as_running() -> None:
 async def test_shutting_down_closes_the_rows() -> None:
     user, session_id = await conversation()
     agent, model = gated("one two three four")
-    async with Socket(session_id, user, agent) as tab:
+    async with Socket(session_id, user, agent, limits=RunLimits(grace=0)) as tab:
         await tab.say("r-1", "Hi")
         await model.paused.wait()
         await get_run_manager().shutdown()
         events = await tab.to_end()
-    assert events[-1]["outcome"] == {"type": "cancelled"}
+        assert await tab.closed() == 4503
+        async with Socket(session_id, user, agent) as late:
+            assert await late.closed() == 4503
+    assert events[-1]["code"] == "interrupted"
     row = await AgentSession.objects.aget(session_id=session_id)
     assert (row.state, row.run_id) == ("idle", "")
     assert [text for *_, text in await items_of(session_id)] == ["Hi", "one two"]
