@@ -10,7 +10,7 @@ from django.dispatch import receiver
 
 from agent_sessions.backends.base import make_key
 from agent_sessions.backends.redis import RedisBackend
-from agent_sessions.backends.redis.clients import GivenClient
+from agent_sessions.backends.redis.clients import given_client
 from agent_sessions.memory.base import ClosableSession, stores_plain_items
 from agent_sessions.reports import guard_public_methods, guarded
 
@@ -42,7 +42,7 @@ class RedisSession(ClosableSession):
     ) -> None:
         backend = RedisBackend(ALIAS, options | {"client": redis_client}, listed=False)
         # Not a function that makes one.
-        backend.given = GivenClient(redis_client)
+        backend.given = given_client(redis_client)
         super().__init__(
             backend, make_key(session_id, None), session_settings=session_settings
         )

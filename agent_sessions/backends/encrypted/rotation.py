@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -37,7 +38,7 @@ class Rotated:
     # Rows under other keys in a store that can't rewrite them.
     fixed: int = 0
     # Rows by the id of a key that isn't in the ring.
-    unknown: dict[str, int] = field(default_factory=dict)
+    unknown: Counter[str] = field(default_factory=Counter)
     # The ids of the keys under which something was found.
     older: set[str] = field(default_factory=set)
 
@@ -51,12 +52,8 @@ class Rotated:
         self.keys += other.keys
         self.unreadable += other.unreadable
         self.fixed += other.fixed
-        for key_id, count in other.unknown.items():
-            self.unknown[key_id] = self.unknown.get(key_id, 0) + count
+        self.unknown += other.unknown
         self.older |= other.older
-
-    def miss(self, key_id: str) -> None:
-        self.unknown[key_id] = self.unknown.get(key_id, 0) + 1
 
 
 class Rotation:
@@ -82,7 +79,7 @@ class Rotation:
             first = self._vault().ring.first.id
         except UnknownEncryptionKey as exc:
             # The session's own key doesn't open, so nothing of the session does.
-            self.done.miss(exc.key_id)
+            self.done.unknown[exc.key_id] += 1
             return self.done
         if (rows := self._backend.inner.in_database) is not None:
             self.done.items += rows.rewrite(
@@ -112,7 +109,7 @@ class Rotation:
         try:
             new = vault.reseal(item)
         except UnknownEncryptionKey as exc:
-            self.done.miss(exc.key_id)
+            self.done.unknown[exc.key_id] += 1
             return None
         kid = item.get("kid")
         if new is not None:
@@ -146,7 +143,7 @@ def rotate_rest(backend: KeyedBackend, batch_size: int) -> Rotated:
         try:
             done.keys += backend.rewrap(key)
         except UnknownEncryptionKey as exc:
-            done.miss(exc.key_id)
+            done.unknown[exc.key_id] += 1
     if backend.inner.supports_listing:
         older = set(backend.source.get().ids) - {first}
         for session_id in cast("Any", backend.inner).list_ids():

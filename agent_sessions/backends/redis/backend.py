@@ -18,7 +18,7 @@ from agent_sessions.backends.redis.clients import (
     CHECK_ID,
     Client,
     Endpoint,
-    GivenClient,
+    given_client,
     is_cluster,
 )
 from agent_sessions.backends.redis.errors import named_errors, unanswered
@@ -32,7 +32,7 @@ from agent_sessions.backends.redis.scripts import (
 )
 from agent_sessions.backends.remote.base import RemoteBackend, Stretch, read_readable
 from agent_sessions.backends.remote.listed import in_one_database
-from agent_sessions.concurrency.loops import PerLoop
+from agent_sessions.concurrency.loops import HomeLoop, PerLoop
 from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
 from agent_sessions.items import Batch, Item, StoredItem, decode, encode_batch
 
@@ -90,10 +90,12 @@ class RedisBackend(RemoteBackend):
         self.max_items = self.read_whole("max_items", 1) if limited else 0
         self.trims = limited or ttl is not None
         client = self.options["client"]
-        self.given: GivenClient | None = None
+        # A client of the caller's, which belongs to the loop that uses it first.
+        self.given: Redis | RedisCluster | None = None
         if client is not None and not callable(client):
-            self.given = GivenClient(client)
-        self._clients = PerLoop(self._connect, Client.aclose)
+            self.given = given_client(client)
+        self._home = HomeLoop()
+        self._clients = PerLoop(self._connect, self._close)
 
     # -- configuration -----------------------------------------------------------
 
@@ -168,13 +170,25 @@ class RedisBackend(RemoteBackend):
     # -- clients -----------------------------------------------------------------
 
     async def _connect(self) -> Client:
-        return await self.endpoint.connect()
+        if self.given is None:
+            return await self.endpoint.connect()
+        if not self._home.is_here():
+            raise StorageError(
+                "This Redis client belongs to the event loop that used it first. Make a "
+                "client in each loop, or use from_url() or from_cache(), which do."
+            )
+        if is_cluster(self.given):
+            # Here, where one task is: several that find a new client race in redis-py 8.
+            await self.given.initialize()
+        return Client(self.given)
+
+    async def _close(self, client: Client) -> None:
+        if self.given is None:
+            await client.aclose()
 
     async def client(self) -> Redis | RedisCluster:
         """Return the running loop's client: the one given, or one of our own."""
         with named_errors(self.alias):
-            if self.given is not None:
-                return await self.given.in_this_loop()
             return (await self._clients.get()).redis
 
     async def disconnect(self) -> None:

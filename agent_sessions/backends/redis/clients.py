@@ -5,7 +5,6 @@ django-redis is synchronous, so its alias is read and its client built again.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -16,8 +15,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from django.utils.module_loading import import_string
 
 from agent_sessions.backends.options import ENCODE, did_you_mean_alias, is_misread
-from agent_sessions.concurrency.loops import HomeLoop
-from agent_sessions.exceptions import InvalidBackend, MissingExtra, StorageError
+from agent_sessions.exceptions import InvalidBackend, MissingExtra
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
@@ -124,40 +122,16 @@ class Client:
                 stack.push_async_callback(client.aclose)
 
 
-class GivenClient:
-    """A client that the caller made. It belongs to the loop that uses it first.
+def given_client(client: Any) -> Redis | RedisCluster:
+    """Return a client that the caller made. Raises InvalidBackend for anything else."""
+    from redis.asyncio import Redis, RedisCluster
 
-    Raises InvalidBackend for anything else than a client of redis.asyncio.
-    """
-
-    def __init__(self, client: Any) -> None:
-        from redis.asyncio import Redis, RedisCluster
-
-        if not isinstance(client, Redis | RedisCluster):
-            raise _invalid(
-                f"The Redis client is a {type(client).__name__} of "
-                f"{type(client).__module__}.",
-                "Give a client of redis.asyncio, or use a URL or a cache.",
-            )
-        self._client = client
-        self._begun = False
-        self._home = HomeLoop()
-        self._lock = asyncio.Lock()  # belongs to no loop before its first use
-
-    async def in_this_loop(self) -> Redis | RedisCluster:
-        """Return the client. Raises StorageError in another loop than its own."""
-        if not self._home.is_here():
-            raise StorageError(
-                "This Redis client belongs to the event loop that used it first. "
-                "Make a client in each loop, or use from_url() or from_cache(), which "
-                "do."
-            )
-        if is_cluster(self._client) and not self._begun:
-            # One task alone: several that find a new client race in redis-py 8.
-            async with self._lock:
-                await self._client.initialize()
-                self._begun = True
-        return self._client
+    if isinstance(client, Redis | RedisCluster):
+        return client
+    raise _invalid(
+        f"The Redis client is a {type(client).__name__} of {type(client).__module__}.",
+        "Give a client of redis.asyncio, or use a URL or a cache.",
+    )
 
 
 def is_cluster(client: Redis | RedisCluster) -> bool:
