@@ -20,8 +20,9 @@ from agent_sessions.backends.redis.clients import (
     Endpoint,
     given_client,
     is_cluster,
+    named_errors,
+    unanswered,
 )
-from agent_sessions.backends.redis.errors import named_errors, unanswered
 from agent_sessions.backends.redis.scripts import (
     Names,
     Script,
