@@ -96,11 +96,9 @@ class History:
             branch = branches.current()
             if branch is None:
                 return {}
-            rows = branches.items(branch).filter(
-                position__lt=before,
-                position__gte=before - NEAR,
-                call_id__in=call_ids,
-                type__endswith="_call",
+            near = {"after": before - NEAR - 1, "upto": before - 1}
+            rows = branches.items(branch, **near).filter(
+                call_id__in=call_ids, type__endswith="_call"
             )
             return dict(rows.values_list("call_id", "position"))
 

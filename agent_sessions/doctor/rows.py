@@ -13,8 +13,8 @@ from agent_sessions.backends import run_rows
 from agent_sessions.backends.database.branches import next_version
 from agent_sessions.backends.database.lineage import (
     Segment,
+    read_own,
     read_pages,
-    shown_rows,
     turns_before,
     visible,
 )
@@ -92,9 +92,7 @@ class Reader:
 
     def look(self, progress: Callable[[int], None]) -> None:
         """Tell what is wrong with rows; `progress` hears how many a page had."""
-        for page in read_pages(
-            shown_rows(self.using, self.branch), Row._fields, self.size
-        ):
+        for page in read_own(self.using, self.branch, Row._fields, self.size):
             for values in page:
                 self._read(Row(*values))
             progress(len(page))

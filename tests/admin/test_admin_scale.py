@@ -33,6 +33,7 @@ def _low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CappedPaginator, "limit", 100)
     monkeypatch.setattr(sessions, "FOUND", 30)
     monkeypatch.setattr(reading, "RUNS", 20)
+    monkeypatch.setattr(reading, "NEAR", 10)
 
 
 def costs(crowd: Crowd) -> dict[str, int]:
@@ -96,6 +97,26 @@ def test_a_list_reads_the_runs_of_its_own_sessions_alone() -> None:
             model._base_manager.all().delete()
         get_user_model().objects.all().delete()
     assert read[2_000] < 2 * read[100] + 100, read
+
+
+@pytest.mark.parametrize("bound", ["before", "after"])
+def test_a_page_in_the_middle_reads_no_more_than_at_the_ends(bound: str) -> None:
+    row = make("long", *[{"role": "user", "content": "Hi"}] * 5_000)
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE agent_sessions_sessionitem")
+    history = reading.History(row)
+    for position in (20, 2_500, 4_980):
+        with watched() as read:
+            page = history.page(**{bound: position}, limit=10)
+        assert len(page.items) == 10
+        assert page.has_earlier
+        assert page.has_later
+        assert read.rows < 60, (position, read)
+        with watched() as read:
+            history.calls({"call"}, position)
+        # Keys of calls have no index; it looks no further than NEAR.
+        assert read.rows < reading.NEAR + 60, (position, read)
 
 
 def test_very_many_waiting_runs_are_not_counted() -> None:

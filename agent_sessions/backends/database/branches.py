@@ -123,8 +123,9 @@ class Branches:
             return (Segment(branch.pk, 0),)
         return self.lineages.of(branch.pk)
 
-    def items(self, branch: Branch) -> Any:
-        return visible(self.using, self.segments(branch))
+    def items(self, branch: Branch, **bounds: int) -> Any:
+        """Return the items of a branch, within the bounds of visible()."""
+        return visible(self.using, self.segments(branch), **bounds)
 
     def _replaced(self) -> Any:
         return self.every().filter(version__gt=0, is_quarantine=False)

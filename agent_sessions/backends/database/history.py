@@ -182,21 +182,21 @@ def read_page(
     branch = branches.current()
     if branch is None:
         return Page([], False)
-    rows = branches.items(branch)
-    wanted = rows.values_list("position", "turn", "data", "created_at")
+    rows = partial(branches.items, branch)
+    columns = ("position", "turn", "data", "created_at")
     if after is None:
-        if before is not None:
-            wanted = wanted.filter(position__lt=before)
-        found = list(wanted.order_by("-position")[: limit + 1])
+        bound = {} if before is None else {"upto": before - 1}
+        wanted = rows(**bound).order_by("-position").values_list(*columns)
+        found = list(wanted[: limit + 1])
         has_earlier = len(found) > limit
         found = found[:limit][::-1]
-        has_later = before is not None and rows.filter(position__gte=before).exists()
+        has_later = before is not None and rows(after=before - 1).exists()
     else:
-        wanted = wanted.filter(position__gt=after)
-        found = list(wanted.order_by("position")[: limit + 1])
+        wanted = rows(after=after).order_by("position").values_list(*columns)
+        found = list(wanted[: limit + 1])
         has_later = len(found) > limit
         found = found[:limit]
-        has_earlier = after > 0 and rows.filter(position__lte=after).exists()
+        has_earlier = after > 0 and rows(upto=after).exists()
     items = [
         StoredItem(position, turn, decode(data), data, created_at)
         for position, turn, data, created_at in found

@@ -21,6 +21,8 @@ from agent_sessions.models import Branch, SessionItem
 BATCH_SIZE = 1000
 # So many positions are read through rather than searched.
 _NEAR = 128
+# What a column of positions holds.
+_LAST = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,19 @@ def walk(branches: Family, branch_id: int) -> tuple[Segment, ...]:
     return tuple(segments.values())
 
 
-def visible(using: str, segments: tuple[Segment, ...]) -> QuerySet[Any]:
+def visible(
+    using: str, segments: tuple[Segment, ...], *, after: int = 0, upto: int = _LAST
+) -> QuerySet[Any]:
+    """Return the rows of segments, between two positions.
+
+    Each bound is in the query once: of two, SQLite may begin to read at the lower one.
+    """
     shown = Q()
     for segment in segments:
-        part = Q(branch_id=segment.branch_id, position__gt=segment.after)
-        if segment.upto is not None:
-            part &= Q(position__lte=segment.upto)
+        part = Q(branch_id=segment.branch_id, position__gt=max(segment.after, after))
+        last = upto if segment.upto is None else min(segment.upto, upto)
+        if last != _LAST:
+            part &= Q(position__lte=last)
         shown |= part
     return SessionItem._base_manager.using(using).filter(shown)
 
@@ -140,13 +149,13 @@ def first_of_turn(using: str, segments: tuple[Segment, ...], turn: int) -> int |
 
 
 def read_pages(
-    rows: QuerySet[Any], columns: tuple[str, ...], size: int
+    rows: QuerySet[Any], columns: tuple[str, ...], size: int, after: int | None = None
 ) -> Iterator[list[Any]]:
     """Read rows of one branch in their order; `columns` begin with position.
 
-    Each page is a query of its own: rows may be moved away between two of them.
+    Each page is a query of its own: rows may be moved away between two of them. `rows`
+    have no lower bound beside `after`, see visible().
     """
-    after: int | None = None
     while True:
         page = rows if after is None else rows.filter(position__gt=after)
         found = list(page.order_by("position").values_list(*columns)[:size])
@@ -157,10 +166,12 @@ def read_pages(
         after = found[-1][0]
 
 
-def shown_rows(using: str, branch: Branch) -> QuerySet[Any]:
-    """Return a branch's own rows, without those before its fork."""
+def read_own(
+    using: str, branch: Branch, columns: tuple[str, ...], size: int
+) -> Iterator[list[Any]]:
+    """Read a branch's own rows, without those before its fork, as read_pages() does."""
     rows = SessionItem._base_manager.using(using).filter(branch_id=branch.pk)
-    return rows.filter(position__gt=branch.fork_position or 0)
+    return read_pages(rows, columns, size, branch.fork_position or 0)
 
 
 def turns_before(using: str, inherited: tuple[Segment, ...]) -> int:
@@ -179,7 +190,7 @@ def renumber(using: str, session: Any, size: int = BATCH_SIZE) -> None:
             continue
         turn = turns_before(using, lineages.of(branch.pk)[1:])
         columns = ("position", "pk", "turn", "type", "role")
-        for page in read_pages(shown_rows(using, branch), columns, size):
+        for page in read_own(using, branch, columns, size):
             moved: dict[int, list[Any]] = defaultdict(list)
             for _, pk, stored, kind, role in page:
                 turn += is_opening(kind, role)
