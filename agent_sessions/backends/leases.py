@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agent_sessions.models import AgentSession
 
 # A run that has been silent for longer than this has died.
-RUN_SILENCE = timedelta(seconds=60)
+RUN_SILENCE = timedelta(seconds=15)
 # Of a row that anybody may have edited, no more than this reaches the system: never a
 # process group (0 and below), nor what no pid can be.
 _OWNER = re.compile(r"([0-9a-f]{16}):([1-9][0-9]{0,9}):(?:([0-9]+)-)?.*")

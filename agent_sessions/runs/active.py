@@ -139,11 +139,13 @@ class ActiveRun(ToldRun):
     @contextlib.contextmanager
     def _kept_lease(self) -> Iterator[None]:
         """Beat for the run while it goes on."""
-        threads = self.conversation.backend.threads
+        threads, using = self.conversation.backend.threads, self.conversation.using
         pulse = Pulse(
-            lambda: threads.run(records.beat, self.conversation, self.lease),
+            lambda held: threads.run(records.beat, using, held),
             self._lose,
             self.setup.limits.heartbeat,
+            lease=(self.conversation, self.lease),
+            group=(id(threads), using),
         )
         try:
             with beating(pulse, in_thread=threads.serves_caller()):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from django.db import connections
 from django.db.models import F
@@ -64,6 +65,11 @@ class Unwritten:
     fence: int
     chunks: Sequence[Chunk]
 
+    @property
+    def lease(self) -> tuple[str, int]:
+        """What the session's row says as long as the run holds it."""
+        return self.run.run_id, self.fence
+
 
 def write(using: str, found: Sequence[Unwritten]) -> list[bool]:
     """Write chunks of runs; return of each run whether nothing of it is left to write.
@@ -73,15 +79,15 @@ def write(using: str, found: Sequence[Unwritten]) -> list[bool]:
     """
     sessions = {each.conversation.pk for each in found}
 
-    def add() -> dict[int, int]:
-        held = _hold(using, sessions)
-        kept = [each for each in found if held.get(each.conversation.pk) == each.fence]
+    def add() -> dict[int, tuple[str, int]]:
+        held = hold(using, sessions)
+        kept = [each for each in found if held.get(each.conversation.pk) == each.lease]
         insert(using, kept)
         return held
 
     others = sessions - transact(using, add).keys()
-    locked = _fences(using, others) if others else {}
-    return [locked.get(each.conversation.pk) != each.fence for each in found]
+    locked = read_leases(using, others) if others else {}
+    return [locked.get(each.conversation.pk) != each.lease for each in found]
 
 
 def insert(using: str, found: Iterable[Unwritten]) -> None:
@@ -141,8 +147,8 @@ def _seal(found: Unwritten, chunk: Chunk) -> str:
         return ""
 
 
-def _hold(using: str, sessions: set[int]) -> dict[int, int]:
-    """Lock sessions' rows that nobody else holds; return the numbers of their leases."""
+def hold(using: str, sessions: Collection[int]) -> dict[int, tuple[str, int]]:
+    """Lock sessions' rows that nobody else has locked; return their leases."""
     rows = AgentSession._base_manager.using(using).filter(pk__in=sessions)
     features = connections[using].features
     if features.has_select_for_update:
@@ -153,9 +159,15 @@ def _hold(using: str, sessions: set[int]) -> dict[int, int]:
     else:
         # A transaction that reads first may be refused its turn to write.
         rows.update(fence=F("fence"))
-    return dict(rows.values_list("pk", "fence"))
+    return _leases(rows)
 
 
-def _fences(using: str, sessions: set[int]) -> dict[int, int]:
-    rows = AgentSession._base_manager.using(using).filter(pk__in=sessions)
-    return dict(rows.values_list("pk", "fence"))
+def read_leases(using: str, sessions: Collection[int]) -> dict[int, tuple[str, int]]:
+    """Return the leases that sessions' rows tell: of which run, and their numbers."""
+    return _leases(AgentSession._base_manager.using(using).filter(pk__in=sessions))
+
+
+def _leases(rows: Any) -> dict[int, tuple[str, int]]:
+    return {
+        pk: (run, fence) for pk, run, fence in rows.values_list("pk", "run_id", "fence")
+    }

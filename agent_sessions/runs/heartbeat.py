@@ -9,8 +9,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent_sessions.concurrency.forks import new_lock
 
@@ -22,9 +23,12 @@ AGAIN_AFTER = 2.0
 
 @dataclass(eq=False)
 class Pulse:
-    """The heartbeat of one run; `beat` returns whether the lease is still held."""
+    """The heartbeat of one run; those of one group beat together.
 
-    beat: Callable[[], Awaitable[bool]]
+    `beat` gets the `lease` of each, and returns which of them are still held.
+    """
+
+    beat: Callable[[Sequence[Any]], Awaitable[Sequence[bool]]]
     # Called in the run's loop once a database that answers says that it is not.
     lost: Callable[[], None]
     interval: float
@@ -32,6 +36,8 @@ class Pulse:
     loop: asyncio.AbstractEventLoop | None = field(
         default_factory=asyncio.get_running_loop
     )
+    lease: Any = None
+    group: object = None
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     due: float = 0
 
@@ -43,20 +49,24 @@ class Pulse:
         """Beat until the lease is lost, in a task of the run's own loop."""
         while True:
             await asyncio.sleep(max(self.due - time.monotonic(), 0))
-            if not await self.try_once():
+            if await beat_together([self]):
                 self.lost()
                 return
 
-    async def try_once(self) -> bool:
-        """Beat; return False only if the lease is lost. An error is no answer."""
-        after = self.interval
-        try:
-            held = await asyncio.wait_for(self.beat(), self.interval)
-        except Exception as exc:
-            logger.warning("A heartbeat failed (%s)", type(exc).__name__)
-            held, after = True, min(self.interval, AGAIN_AFTER)
-        self.due = time.monotonic() + after
-        return held
+
+async def beat_together(pulses: Sequence[Pulse]) -> list[Pulse]:
+    """Beat for runs; return those whose leases are lost. An error is no answer."""
+    after = min(pulse.interval for pulse in pulses)
+    held: Sequence[bool] = [True] * len(pulses)
+    try:
+        calling = pulses[0].beat([pulse.lease for pulse in pulses])
+        held = await asyncio.wait_for(calling, after)
+    except Exception as exc:
+        logger.warning("A heartbeat failed (%s)", type(exc).__name__)
+        after = min(after, AGAIN_AFTER)
+    for pulse in pulses:
+        pulse.due = time.monotonic() + after
+    return [pulse for pulse, is_held in zip(pulses, held, strict=True) if not is_held]
 
 
 class Heart:
@@ -98,7 +108,8 @@ class Heart:
                     self._thread = None
                     return
                 now = time.monotonic()
-                due = [pulse for pulse in self._pulses if pulse.due <= now]
+                late = {pulse.group for pulse in self._pulses if pulse.due <= now}
+                due = [pulse for pulse in self._pulses if pulse.group in late]
                 wait = min(pulse.due for pulse in self._pulses) - now
             if due:
                 asyncio.run(self._beat(due))
@@ -106,16 +117,21 @@ class Heart:
                 self._news.wait(wait)
 
     async def _beat(self, pulses: list[Pulse]) -> None:
+        groups: dict[object, list[Pulse]] = {}
+        for pulse in pulses:
+            groups.setdefault(pulse.group, []).append(pulse)
         await asyncio.gather(
             *(
-                asyncio.create_task(self._beat_one(pulse), context=pulse.context)
-                for pulse in pulses
+                asyncio.create_task(self._beat_group(own), context=own[0].context)
+                for own in groups.values()
             )
         )
 
-    async def _beat_one(self, pulse: Pulse) -> None:
-        if await pulse.try_once():
-            return
+    async def _beat_group(self, pulses: list[Pulse]) -> None:
+        for pulse in await beat_together(pulses):
+            self._tell_lost(pulse)
+
+    def _tell_lost(self, pulse: Pulse) -> None:
         with self._lock:
             is_awaited = pulse in self._pulses
             self._pulses.discard(pulse)

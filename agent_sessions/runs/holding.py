@@ -232,11 +232,13 @@ class Hold:
         records.finish(run.conversation, run.lease, run.outcome(exc))
 
     def _pulse(self, **options: Any) -> Pulse:
-        run, threads = self.run, self._threads
+        run, threads, using = self.run, self._threads, self.run.conversation.using
         return Pulse(
-            lambda: threads.run(records.beat, run.conversation, run.lease),
+            lambda held: threads.run(records.beat, using, held),
             run.lose,
             self._limits.heartbeat,
+            lease=(run.conversation, run.lease),
+            group=(id(threads), using),
             **options,
         )
 

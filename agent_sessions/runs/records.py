@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 from django.db import IntegrityError
@@ -232,11 +231,26 @@ def _refusal(row: AgentSession) -> Exception:
     return UnknownInterrupt("Nothing waits for approval in this conversation.")
 
 
-def beat(conversation: Conversation, lease: Lease) -> bool:
-    """Keep the lease alive; return False if it is lost."""
-    held = conversation.rows().filter(run_id=lease.run.run_id, fence=lease.fence)
-    touch = partial(held.update, run_seen_at=DatabaseNow())
-    return bool(transact(conversation.using, touch, alone=True))
+def beat(using: str, held: Sequence[tuple[Conversation, Lease]]) -> list[bool]:
+    """Keep leases alive in one statement; return which of them are still held.
+
+    A row that somebody has locked waits for the next beat, and holds up no other.
+    """
+    wanted = {
+        conversation.pk: (lease.run.run_id, lease.fence) for conversation, lease in held
+    }
+    rows = AgentSession._base_manager.using(using)
+
+    def touch() -> dict[int, tuple[str, int]]:
+        found = event_rows.hold(using, wanted)
+        mine = [pk for pk, lease in found.items() if wanted[pk] == lease]
+        rows.filter(pk__in=mine).update(run_seen_at=DatabaseNow())
+        return found
+
+    found = transact(using, touch)
+    if others := wanted.keys() - found.keys():
+        found |= event_rows.read_leases(using, others)
+    return [found.get(pk) == lease for pk, lease in wanted.items()]
 
 
 def look(

@@ -141,8 +141,8 @@ class RunLimits:
     detach_timeout: float | None = 60
     # How long a run may go on with its turn when its process is told to end.
     grace: float = 5
-    heartbeat: float = 20
-    stale_after: float = 60
+    heartbeat: float = 5
+    stale_after: float = 15
     # How long an ended run's events are kept for replays.
     keep_log: float = 120
     # Text deltas are joined for so long, or up to so many characters.
@@ -179,7 +179,7 @@ class RunLimits:
                 type(value) is not int or value < 1
             ):
                 raise _wrong(name, value, "a whole number of 1 or more")
-        # Whoever else looks at the session, such as the doctor, waits for a minute.
+        # Whoever else looks at the session, such as the doctor, waits for so long.
         most = min(self.stale_after, RUN_SILENCE.total_seconds())
         if self.heartbeat >= most:
             raise _wrong("heartbeat", self.heartbeat, f"less than {most:g} seconds")

@@ -85,7 +85,7 @@ class TestWrongClocks:
             assert holds_a_run(row)
             assert Removal().why_spared(row) == "run r-1 is active"
             assert "r-1 is active" in doctor()
-        assert records.beat(where, lease)
+        assert all(records.beat(where.using, [(where, lease)]))
 
     def test_a_run_that_began_or_beat_there_is_alive_here(self, wrong: float) -> None:
         where = conversation()
@@ -93,7 +93,7 @@ class TestWrongClocks:
             lease = begin(where)
         assert holds_a_run(where.rows().get())
         with clock_off_by(wrong):
-            assert records.beat(where, lease)
+            assert all(records.beat(where.using, [(where, lease)]))
         with pytest.raises(SessionBusy):
             begin(where, "r-2")
 
@@ -153,9 +153,9 @@ def test_a_run_that_beats_after_it_was_judged_keeps_its_lease() -> None:
     where.rows().update(run_seen_at=DatabaseNow() - RUN_SILENCE * 2)
     seen = judged(where.rows()).get()
     assert is_over(seen)
-    assert records.beat(where, lease)
+    assert all(records.beat(where.using, [(where, lease)]))
     recovery.abandon(where, seen)
-    assert records.beat(where, lease)
+    assert all(records.beat(where.using, [(where, lease)]))
 
 
 def test_a_short_silence_is_judged_to_the_second() -> None:

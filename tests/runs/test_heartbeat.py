@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -20,15 +20,15 @@ class Lease:
         self.beats = 0
         self.lost = threading.Event()
 
-    async def beat(self) -> bool:
+    async def beat(self, leases: Sequence[Lease]) -> list[bool]:
         self.beats += 1
         answer = self.answers.pop(0) if self.answers else True
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return [answer]
 
     def pulse(self, interval: float = 0.05) -> Pulse:
-        return Pulse(self.beat, self.lost.set, interval)
+        return Pulse(self.beat, self.lost.set, interval, group=self)
 
 
 def beating() -> list[threading.Thread]:
@@ -70,6 +70,23 @@ async def test_a_run_in_its_loop_beats_alike(heart: Heart) -> None:
     await asyncio.wait_for(lease.pulse().run(), 5)
     assert lease.beats == 3
     assert lease.lost.is_set()
+
+
+async def test_runs_of_a_group_beat_together(heart: Heart) -> None:
+    asked: list[list[str]] = []
+    told = threading.Event()
+
+    async def beat(leases: Sequence[str]) -> list[bool]:
+        asked.append(sorted(leases))
+        return [lease != "lost" for lease in leases]
+
+    for lease in ("kept", "lost"):
+        lost = told.set if lease == "lost" else asked.clear
+        heart.start(Pulse(beat, lost, 0.05, lease=lease))
+    assert await asyncio.to_thread(told.wait, 5)
+    assert asked[0] == ["kept", "lost"]
+    for pulse in list(heart._pulses):
+        heart.stop(pulse)
 
 
 async def test_what_was_stopped_is_not_told(heart: Heart) -> None:

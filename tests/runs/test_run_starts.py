@@ -36,7 +36,8 @@ class Trips:
                         return function(*args, **kwargs)
                     finally:
                         asked = [query["sql"] for query in seen.captured_queries]
-                        trips.append((function.__name__, asked))
+                        name = getattr(function, "__name__", "")
+                        trips.append((name or function.func.__name__, asked))
 
             return await run(self, call)
 

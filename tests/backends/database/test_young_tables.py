@@ -78,7 +78,7 @@ def _run(backend: DatabaseBackend, name: str, run_id: str = "") -> None:
     conversation = Conversation(pk, backend, key)
     lease = records.begin(conversation, run_id or uuid4().hex, model="", stale_after=60)
     assert lease is not None
-    assert records.beat(conversation, lease)
+    assert all(records.beat(conversation.using, [(conversation, lease)]))
     records.finish(conversation, lease, records.Outcome("completed", Spent()))
 
 
