@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.leases import is_over
+from agent_sessions.concurrency.connections import without_caller
 from agent_sessions.models import AgentSession
 from agent_sessions.runs import records, recovery, sync
 from agent_sessions.runs.active import ActiveRun
@@ -54,7 +55,7 @@ class Watched:
     run_id: str = ""
     # The number of the session's last lease.
     fence: int | None = None
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    context: contextvars.Context = field(default_factory=without_caller)
     # Those of several conversations are looked at together, in a thread of ours.
     group: object = None
 

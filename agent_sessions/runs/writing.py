@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from django.utils import timezone
 
 from agent_sessions.agui import LAST
 from agent_sessions.backends import run_rows
+from agent_sessions.concurrency.connections import without_caller
 from agent_sessions.concurrency.settle import settle
 from agent_sessions.runs import event_rows
 from agent_sessions.runs.event_rows import About, Chunk, Unwritten
@@ -55,7 +55,8 @@ class RunLog:
         # Those of several runs are written together in a thread of ours. A caller's own
         # connection, or one that is prepared for a tenant, serves its run alone.
         self.group = threads if threads.serves_caller() else None
-        self.context = contextvars.copy_context()
+        # Of the request that asked, whose synchronous middleware has ended by then.
+        self.context = without_caller()
         self._about = about
         self._frames: list[Frame] = []
         # Never changed: one may be in rows already, though nobody has heard of that.
