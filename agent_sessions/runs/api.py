@@ -82,13 +82,15 @@ class Run:
             options=setup.options,
             stale_after=setup.limits.stale_after,
         )
+        start = f"{self.run_id}:0"
         try:
-            await sync(offset=f"{self.run_id}:0")
+            await sync(offset=start)
             while True:
                 frame = await listener.get()
                 if frame is None:
                     last = listener.last if listener.open.run_id else None
-                    await sync(offset=last.id if last else None, begins=False)
+                    offset = start if last is None else last.id
+                    await sync(offset=offset, begins=last is None)
                     continue
                 yield in_words(frame.event)
                 if frame.is_last:

@@ -19,6 +19,7 @@ from agents import (
     RunState,
     output_guardrail,
 )
+from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.db import connections
 
@@ -291,9 +292,8 @@ async def test_a_restored_run_counts_only_what_it_adds() -> None:
 async def test_a_session_that_waits_for_an_approval_takes_no_run() -> None:
     session = DjangoSession("s")
     await session.add_items(HELLO)
-    await asyncio.to_thread(
-        lambda: wait(AgentSession.objects.select_related("branch").get())
-    )
+    row = await AgentSession.objects.select_related("branch").aget()
+    await sync_to_async(wait)(row)
     with pytest.raises(InterruptsPending):
         async with hold(session):
             pytest.fail("it waits")

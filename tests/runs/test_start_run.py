@@ -205,6 +205,8 @@ def closing() -> Iterator[None]:
     connections.close_all()
 
 
+# The thread's loop keeps a connection to PostgreSQL, which holds up the end of a suite.
+@pytest.mark.one_database
 def test_a_plain_view_starts_a_run_that_outlives_it(closing: None) -> None:
     """As under WSGI: no loop runs in this process."""
     run = start_run_sync(speaker("Good day"), "Hello", session_id="s")
@@ -214,6 +216,7 @@ def test_a_plain_view_starts_a_run_that_outlives_it(closing: None) -> None:
     assert AgentRun.objects.get(run_id=run.run_id).status == "completed"
 
 
+@pytest.mark.one_database
 def test_a_thread_without_a_loop_stops_a_run(closing: None) -> None:
     started: list[SyncRun] = []
     agent = speaker("never")
