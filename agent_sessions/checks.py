@@ -278,8 +278,8 @@ def _check_channel_layer() -> list[CheckMessage]:
     if not layer:
         return [
             Warning(
-                "CHANNEL_LAYERS has no default layer, so a websocket sees only the "
-                "runs of its own server process.",
+                "CHANNEL_LAYERS has no default layer, so a websocket hears the runs of "
+                "other server processes up to half a second late.",
                 hint="With more than one process, set CHANNEL_LAYERS['default'] to "
                 "channels_redis.core.RedisChannelLayer; the extra is channels-redis.",
                 id="agent_sessions.W021",
@@ -288,8 +288,8 @@ def _check_channel_layer() -> list[CheckMessage]:
     if isinstance(layer, dict) and layer.get("BACKEND") == _IN_MEMORY_LAYER:
         return [
             Warning(
-                "CHANNEL_LAYERS['default'] is in memory, so a websocket sees only the "
-                "runs of its own server process.",
+                "CHANNEL_LAYERS['default'] is in memory, so a websocket hears the runs "
+                "of other server processes up to half a second late.",
                 hint="Use channels_redis.core.RedisChannelLayer; the extra is "
                 "channels-redis.",
                 id="agent_sessions.W022",

@@ -79,7 +79,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     for name, number, unit in table:
         value = getattr(AgentConsumer, name)
         assert int(number) * (1024 if unit else 1) == value
-    assert (RunLimits().detach_timeout, RunLimits().stale_after) == (60, 60)
+    assert (RunLimits().detach_timeout, RunLimits().stale_after) == (60, 15)
     assert RunLimits().keep_log == 120
 
 
