@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from django.core.cache import cache
 
 from agent_sessions.models import AgentRun, AgentSession
+from agent_sessions.runs import RunLimits, get_run_manager
 from tests.concurrency.test_processes import another_process
 from tests.concurrency.test_processes import layer as layer
 from tests.support.chat import Socket, text_of
@@ -109,3 +111,36 @@ async def test_a_killed_run_is_told_and_its_words_are_kept(
     assert (await AgentRun.objects.aget(run_id="r-1")).status == "interrupted"
     texts: list[Any] = [text for *_, text in await items_of(session_id)]
     assert texts == ["Hi", said, "Go on", "fine"]
+
+
+async def test_a_run_that_is_heard_elsewhere_goes_on(
+    database_environment: dict[str, str],
+) -> None:
+    cache.clear()
+    user, session_id = await conversation()
+    agent, model = gated("one two three four")
+    rows = AgentSession.objects.filter(session_id=session_id)
+
+    async def heard_after(moment: Any) -> Any:
+        async with asyncio.timeout(30):
+            while (now := (await rows.aget()).run_listened_at) in {None, moment}:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        return now
+
+    limits = RunLimits(detach_timeout=0.1)
+    async with another_process(database_environment, "", session_id, user) as other:
+        async with Socket(session_id, user, agent, limits=limits) as tab:
+            await tab.say("r-1", "Hi")
+            await model.paused.wait()
+            await other.tell("sync")
+            await other.comes_into("r-1")
+            first = await heard_after(None)
+        (run,) = get_run_manager()._runs.values()
+        await heard_after(await heard_after(first))
+        assert run._abort_mode is None
+    async with asyncio.timeout(30):
+        while run._abort_mode is None:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.05)
+    model.gate.set()
+    assert run.task is not None
+    await run.task
