@@ -296,7 +296,7 @@ class BackgroundLoop:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(
-                    target=_serve, args=[self._loop], name=self._name, daemon=True
+                    target=serve, args=[self._loop], name=self._name, daemon=True
                 )
                 self._thread.start()
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -326,7 +326,8 @@ class BackgroundLoop:
             self._lock = threading.Lock()
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
+def serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop in a thread of its own until it is stopped, and close it."""
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()

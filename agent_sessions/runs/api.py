@@ -7,9 +7,11 @@ import os
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
+from weakref import finalize
 
 from asgiref.sync import async_to_sync
 
@@ -17,6 +19,7 @@ from agent_sessions.agui import RunRequest, StreamOptions
 from agent_sessions.backends.base import make_key
 from agent_sessions.concurrency.connections import waiting_loop, without_caller
 from agent_sessions.concurrency.forks import new_lock
+from agent_sessions.concurrency.loops import serve
 from agent_sessions.exceptions import (
     BlockingCall,
     RunFailed,
@@ -103,7 +106,7 @@ class Run:
 
         Raises RunFailed, RunStopped, and RunPaused if it waits for an approval.
         """
-        await self._ended()
+        await self.ended()
         last = self._run.last_event
         outcome = last.get("outcome") or {}
         if outcome.get("type") == "success":
@@ -117,9 +120,10 @@ class Run:
     async def stop(self, mode: Mode = "immediate") -> None:
         """Stop the run, at once or after its turn, and wait for its end."""
         self._run.abort(mode)
-        await self._ended()
+        await self.ended()
 
-    async def _ended(self) -> None:
+    async def ended(self) -> None:
+        """Wait for the end of the run."""
         if self._run.task is not None:
             await asyncio.wait({self._run.task})
 
@@ -204,11 +208,17 @@ def start_run_sync(
     """Start a run from a plain view, a command or a task; see start_run().
 
     It goes on in the event loop that serves the view, else in a thread of this process,
-    with which it ends. Raises BlockingCall in async code.
+    and ends with the process. Raises BlockingCall in async code.
     """
-    loop = waiting_loop() or _background.loop()
     start = partial(start_run, agent, message, session_id=session_id, user=user)
-    return SyncRun(loop, _wait(loop, partial(start, **options)))
+    start = partial(start, **options)
+    if (loop := waiting_loop()) is not None:
+        return SyncRun(loop, _wait(loop, start))
+    with _background.used() as loop:
+        run = _wait(loop, start)
+        made = SyncRun(loop, run)
+        _background.keep(made, run)
+    return made
 
 
 def _wait(
@@ -235,24 +245,65 @@ def _wait(
 
 
 class _Background:
-    """The event loop of a process that has no other; its thread ends with the process."""
+    """The event loop of a process that has no other.
+
+    Its thread, and the connections that it has, end with the last run that goes on and
+    the last SyncRun that somebody holds.
+    """
 
     def __init__(self) -> None:
         self._lock = new_lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
+        self._users = self._pid = 0
 
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop; a forked child makes one of its own."""
+    @contextmanager
+    def used(self) -> Iterator[asyncio.AbstractEventLoop]:
+        """Keep the loop while the block runs; a forked child makes one of its own."""
         with self._lock:
             if self._loop is None or self._pid != os.getpid():
                 self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+                self._users = 0
                 threading.Thread(
-                    target=self._loop.run_forever,
+                    target=serve,
+                    args=[self._loop],
                     name="agent_sessions-runs",
                     daemon=True,
                 ).start()
-            return self._loop
+            self._users += 1
+            loop = self._loop
+        try:
+            yield loop
+        finally:
+            self._leave(loop)
+
+    def keep(self, made: SyncRun, run: Run) -> None:
+        """Keep the loop until a run has ended and nobody holds its synchronous form."""
+        with self._lock:
+            self._users += 1
+            loop = self._loop
+
+        async def leave() -> None:
+            await run.ended()
+            self._leave(loop)
+
+        def gone() -> None:
+            # Called wherever garbage is collected, also while the lock is held.
+            if loop is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(
+                    lambda: tasks.append(loop.create_task(leave()))
+                )
+
+        tasks: list[asyncio.Task[None]] = []
+        finalize(made, gone).atexit = False
+
+    def _leave(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        with self._lock:
+            if loop is None or loop is not self._loop:
+                return
+            self._users -= 1
+            if not self._users:
+                self._loop = None
+                loop.call_soon_threadsafe(loop.stop)
 
 
 _background = _Background()

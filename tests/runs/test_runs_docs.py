@@ -50,7 +50,6 @@ async def test_a_run_that_is_started(capsys: pytest.CaptureFixture[str]) -> None
     assert await items(user) == ["user", "assistant"]
 
 
-@pytest.mark.one_database
 def test_a_run_of_a_task() -> None:
     user = make_user()
     names = names_of(code_of("Runs that you start", 1))

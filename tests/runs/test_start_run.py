@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import async_to_sync, sync_to_async
 from django.core.cache import cache
 from django.db import connections
+from django.utils import timezone
 
 from agent_sessions import get_session
 from agent_sessions.exceptions import (
@@ -205,8 +207,38 @@ def closing() -> Iterator[None]:
     connections.close_all()
 
 
-# The thread's loop keeps a connection to PostgreSQL, which holds up the end of a suite.
-@pytest.mark.one_database
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name == "agent_sessions-runs"]
+
+
+def assert_gone() -> None:
+    until = time.monotonic() + 30
+    while threads() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not threads()
+
+
+def test_the_thread_ends_with_the_last_run(closing: None) -> None:
+    """It has connections to the database, which hold up the end of a test suite."""
+    runs = [
+        start_run_sync(speaker("Good day"), "Hello", session_id=name)
+        for name in ("a", "b")
+    ]
+    assert [run.result() for run in runs] == ["Good day", "Good day"]
+    assert len(threads()) == 1
+    runs.pop()
+    assert runs[0].result() == "Good day"
+    runs.clear()
+    assert_gone()
+    # One that fails to begin leaves none behind.
+    AgentSession.objects.filter(session_id="a").update(
+        run_id="r-1", state="running", run_seen_at=timezone.now()
+    )
+    with pytest.raises(SessionBusy):
+        start_run_sync(speaker("no"), "Hello", session_id="a")
+    assert_gone()
+
+
 def test_a_plain_view_starts_a_run_that_outlives_it(closing: None) -> None:
     """As under WSGI: no loop runs in this process."""
     run = start_run_sync(speaker("Good day"), "Hello", session_id="s")
@@ -216,7 +248,6 @@ def test_a_plain_view_starts_a_run_that_outlives_it(closing: None) -> None:
     assert AgentRun.objects.get(run_id=run.run_id).status == "completed"
 
 
-@pytest.mark.one_database
 def test_a_thread_without_a_loop_stops_a_run(closing: None) -> None:
     started: list[SyncRun] = []
     agent = speaker("never")
