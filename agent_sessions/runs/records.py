@@ -236,21 +236,24 @@ def beat(using: str, held: Sequence[tuple[Conversation, Lease]]) -> list[bool]:
 
     A row that somebody has locked waits for the next beat, and holds up no other.
     """
-    wanted = {
-        conversation.pk: (lease.run.run_id, lease.fence) for conversation, lease in held
-    }
+    # Two runs of one session may beat: one whose lease is lost, and the next.
+    wanted = [
+        (conversation.pk, (lease.run.run_id, lease.fence))
+        for conversation, lease in held
+    ]
+    pks = {pk for pk, _ in wanted}
     rows = AgentSession._base_manager.using(using)
 
     def touch() -> dict[int, tuple[str, int]]:
-        found = event_rows.hold(using, wanted)
-        mine = [pk for pk, lease in found.items() if wanted[pk] == lease]
+        found = event_rows.hold(using, pks)
+        mine = [pk for pk, lease in wanted if found.get(pk) == lease]
         rows.filter(pk__in=mine).update(run_seen_at=DatabaseNow())
         return found
 
     found = transact(using, touch)
-    if others := wanted.keys() - found.keys():
+    if others := pks - found.keys():
         found |= event_rows.read_leases(using, others)
-    return [found.get(pk) == lease for pk, lease in wanted.items()]
+    return [found.get(pk) == lease for pk, lease in wanted]
 
 
 def look(

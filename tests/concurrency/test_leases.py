@@ -158,6 +158,15 @@ def test_a_run_that_beats_after_it_was_judged_keeps_its_lease() -> None:
     assert all(records.beat(where.using, [(where, lease)]))
 
 
+def test_a_lost_lease_and_the_next_of_its_session_beat_together() -> None:
+    where = conversation()
+    lost = begin(where)
+    where.rows().update(run_id="", run_owner="", state="idle")
+    following = begin(where, "r-2")
+    beating = [(where, lost), (where, following)]
+    assert records.beat(where.using, beating) == [False, True]
+
+
 def test_a_short_silence_is_judged_to_the_second() -> None:
     where = conversation()
     begin(where)
