@@ -15,7 +15,13 @@ from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
 from django.core.handlers.asgi import ASGIRequest
 from django.db import DatabaseError, connections, transaction
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseNotAllowed,
+    JsonResponse,
+    StreamingHttpResponse,
+)
 from django.http.request import RawPostDataException, UnreadablePostError
 from django.http.response import HttpResponseBase
 from django.middleware.csrf import CsrfViewMiddleware
@@ -169,13 +175,13 @@ class AgentRunView(AgentMixin, View):
             logger.warning("A request was refused (%s)", type(exc).__name__)
             return _error(503)
 
-    async def post(
-        self, request: HttpRequest, session_id: str, run_id: str | None = None
-    ) -> HttpResponseBase:
+    async def post(self, request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
         """Start a run and stream it, or stop one."""
-        if run_id is not None:
-            return await self._stop(request, run_id)
-        conversation, asked = self.conversation, None
+        if "tells_capabilities" in kwargs:
+            return HttpResponseNotAllowed(["GET"])
+        if "run_id" in kwargs:
+            return await self._stop(request, kwargs["run_id"])
+        conversation = self.conversation
         try:
             asked = _read(request)
             await self._check_run(conversation, asked)
@@ -189,9 +195,11 @@ class AgentRunView(AgentMixin, View):
         return await self._streamed(self._events(f"{asked.run_id}:0"))
 
     async def get(
-        self, request: HttpRequest, session_id: str, tells_capabilities: bool = False
+        self, request: HttpRequest, *, tells_capabilities: bool = False, **kwargs: Any
     ) -> HttpResponseBase:
         """Stream what came after an offset, to the end of the run; starts nothing."""
+        if "run_id" in kwargs:
+            return HttpResponseNotAllowed(["POST"])
         if tells_capabilities:
             agent = await maybe_await(self.get_agent())
             return JsonResponse(await maybe_await(self.get_capabilities(agent)))

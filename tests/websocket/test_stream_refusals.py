@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ag_ui.core.capabilities import AgentCapabilities
@@ -11,7 +11,12 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.core.cache import cache
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
-from django.test import AsyncClient, RequestFactory, override_settings
+from django.test import (
+    AsyncClient,
+    AsyncRequestFactory,
+    RequestFactory,
+    override_settings,
+)
 from django.utils.translation import override
 from hypothesis import given
 from hypothesis import settings as examples
@@ -251,6 +256,27 @@ async def test_the_capabilities_are_those_of_ag_ui() -> None:
     assert told["identity"] == {"name": "speaker"}
     read = AgentCapabilities.model_validate(told)
     assert read.model_dump(by_alias=True, exclude_none=True) == told
+
+
+async def test_a_route_says_which_methods_it_has() -> None:
+    user, session_id = await conversation()
+    async with Http(session_id, speaker("x")) as http:
+        await http.login(user)
+        stop: Any = await http.client.get(http.address("runs/r-1/stop"))
+        told = await http.post("capabilities")
+    assert [(each.status_code, each["Allow"]) for each in (stop, told)] == [
+        (405, "POST"),
+        (405, "GET"),
+    ]
+
+
+async def test_a_route_may_name_more_than_the_session() -> None:
+    user, session_id = await conversation()
+    view = cast("Any", AgentRunView.as_view(agent=speaker("Hello")))
+    request: Any = AsyncRequestFactory().get("/")
+    request.user = user
+    response = await view(request, session_id=session_id, team="support")
+    assert response.status_code == 200
 
 
 def test_a_misspelt_option_is_refused_at_once() -> None:
