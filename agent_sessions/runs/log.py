@@ -95,6 +95,8 @@ class Subscription:
         # The run that it has heard the start of, and the last frame that it took.
         self.open = OpenRun()
         self.last: Frame | None = None
+        # The key of a run and the number up to which all was told by the rows.
+        self.since = 0, 0
         self._room = limit
         # The run and the number of the last frame that was queued.
         self._at = "", 0

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Hashable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
-from weakref import WeakKeyDictionary
 
 from agent_sessions.agui import OpenRun, RunRequest, StreamOptions
 from agent_sessions.approvals import Pending
@@ -281,7 +280,7 @@ class RunManager:
         self.subscribe(conversation, listener)
         self.watcher.watch(conversation, stale_after)
         if run is None:
-            self.watcher.told(place, found.position, found.running)
+            self.watcher.told(place, listener, found.position, found.running)
 
     # -- inside --------------------------------------------------------------------
 
@@ -323,6 +322,8 @@ class RunManager:
         if frame.is_last:
             if self._runs.get(place) is run:
                 del self._runs[place]
+                if (timer := self._detached.pop(place, None)) is not None:
+                    timer.cancel()
             self.watcher.ended(place, run.lease.run.pk)
             self.writer.done(run.rows, run.setup.limits.keep_log)
             self._wrote(run.rows)
@@ -349,8 +350,7 @@ class RunManager:
         if not task.cancelled() and (error := task.exception()) is not None:
             # What it was caused by may quote the conversation.
             error.__cause__ = error.__context__ = None
-            loop = asyncio.get_running_loop()
-            loop.call_exception_handler(
+            task.get_loop().call_exception_handler(
                 {"message": f"Agent run {run.run_id} broke off", "exception": error}
             )
 
@@ -391,10 +391,10 @@ class RunManager:
 
 def get_run_manager() -> RunManager:
     """Return the running event loop's manager."""
-    loop = asyncio.get_running_loop()
-    return _managers.setdefault(loop, RunManager())
+    # What a manager keeps holds its loop, so that weak keys would keep both.
+    for ended in [loop for loop in list(_managers) if loop.is_closed()]:
+        _managers.pop(ended, None)
+    return _managers.setdefault(asyncio.get_running_loop(), RunManager())
 
 
-_managers: WeakKeyDictionary[asyncio.AbstractEventLoop, RunManager] = (
-    WeakKeyDictionary()
-)
+_managers: dict[asyncio.AbstractEventLoop, RunManager] = {}

@@ -88,8 +88,15 @@ class Watcher:
             self._task = asyncio.create_task(self._serve())
         return self._watched[place]
 
-    def told(self, place: Place, told: tuple[int, int], run_id: str = "") -> None:
+    def told(
+        self,
+        place: Place,
+        listener: Subscription,
+        told: tuple[int, int],
+        run_id: str = "",
+    ) -> None:
         """Note how far a listener has been told; what others know they leave out."""
+        listener.since = told
         watched = self._watched.get(place)
         if watched is not None:
             watched.told = min(watched.told or told, told)
@@ -127,16 +134,20 @@ class Watcher:
                     del self._watched[place]
             watched = sorted(self._watched.items(), key=_group)
             groups = [list(some) for _, some in groupby(watched, _group)]
-            await _all((some[0][1].context, self._look(some)) for some in groups)
+            tells = time.monotonic() - self._told_at >= TELL
+            if tells:
+                self._told_at = time.monotonic()
+            await _all(
+                (some[0][1].context, self._look(some, tells=tells)) for some in groups
+            )
 
-    async def _look(self, some: Sequence[tuple[Place, Watched]]) -> None:
+    async def _look(
+        self, some: Sequence[tuple[Place, Watched]], *, tells: bool
+    ) -> None:
         """Look at conversations in one statement, then at those that have news."""
         conversation = some[0][1].conversation
         silence = timedelta(seconds=min(each.stale_after for _, each in some))
-        heard: list[int] = []
-        if time.monotonic() - self._told_at >= TELL:
-            heard = [place[2] for place, each in some if each.run_id]
-            self._told_at = time.monotonic()
+        heard = [place[2] for place, each in some if tells and each.run_id]
         pks = [place[2] for place, _ in some]
         try:
             rows = await conversation.backend.threads.run(
@@ -193,7 +204,9 @@ class Watcher:
         for pk, run_id, frames in found:
             for frame in frames:
                 for listener in listeners:
-                    listener.put(frame)
+                    # Others may have heard less than it.
+                    if (pk, frame.number) > listener.since:
+                        listener.put(frame)
             number = frames[-1].number if frames else 0
             if frames and frames[-1].is_last:
                 number = sync.END

@@ -1,0 +1,133 @@
+"""Looking at rows for those who listen in this process, to runs of others."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+from weakref import ref
+
+import pytest
+from django.db.models import F
+from django.utils import timezone
+
+from agent_sessions.agui import StreamOptions
+from agent_sessions.models import AgentRun, AgentSession, RunEvents
+from agent_sessions.runs import Conversation, RunLimits, event_rows, get_run_manager
+from agent_sessions.runs.event_rows import About, Chunk, Unwritten
+from agent_sessions.runs.log import Frame, Subscription
+from agent_sessions.runs.watching import Watcher, place_of
+from tests.support.gated import gated
+from tests.support.streams import Http
+from tests.websocket.test_consumer import conversation, speaker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+async def found() -> Conversation:
+    user, session_id = await conversation()
+    return await Conversation.find(session_id, user=user)
+
+
+async def test_each_group_tells_that_it_listens() -> None:
+    """Else the process that has the run ends it, since nobody seems to listen."""
+    listeners: dict[Any, set[Subscription]] = {}
+    watcher = Watcher({}, listeners)
+    lease = {"run_id": "r-7", "run_owner": "elsewhere:1:x", "state": "running"}
+    for _ in range(2):
+        where = await found()
+        await where.rows().aupdate(**lease, run_seen_at=timezone.now())
+        listeners[place_of(where)] = {Subscription()}
+        watched = watcher.watch(where, 60)
+        # As with connections="request": each is looked at on its caller's connection.
+        watched.run_id, watched.group = "r-7", watched
+    silent = AgentSession.objects.filter(run_listened_at=None)
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        if not await silent.aexists():
+            break
+    assert not await silent.aexists()
+    listeners.clear()
+
+
+async def test_what_one_listener_lacks_is_not_told_to_another_twice() -> None:
+    """A run of another process begins and ends between two looks."""
+    manager, where = get_run_manager(), await found()
+    options: dict[str, Any] = {"options": StreamOptions(), "stale_after": 60}
+    early, late = Subscription(), Subscription()
+    await manager.sync(where, early, offset=None, **options)
+    await hear(early)
+
+    await tell_elsewhere(where, "r-1")
+    await manager.sync(where, late, offset=None, **options)
+    assert {frame.run_id.partition(":")[0] for frame in await hear(late)} == {"sync"}
+    await where.rows().aupdate(fence=F("fence") + 1)
+    manager.watcher.wake()
+
+    assert [frame.run_id for frame in await hear(early)] == ["r-1", "r-1"]
+    assert late.is_idle
+    manager.unsubscribe(where, early)
+    manager.unsubscribe(where, late)
+
+
+async def hear(listener: Subscription) -> list[Frame]:
+    """Take frames up to the end of a run."""
+    frames: list[Frame] = []
+    async with asyncio.timeout(10):
+        while not frames or not frames[-1].is_last:
+            frame = await listener.get()
+            assert frame is not None
+            frames.append(frame)
+    return frames
+
+
+async def tell_elsewhere(where: Conversation, run_id: str) -> None:
+    """Write the rows of a run as another process does."""
+    run = await AgentRun.objects.acreate(
+        session_id=where.pk, run_id=run_id, status="completed"
+    )
+    events = [
+        {"type": "RUN_STARTED", "threadId": "t", "runId": run_id},
+        {"type": "RUN_FINISHED", "threadId": "t", "runId": run_id},
+    ]
+    frames = [Frame(run_id, n, event) for n, event in enumerate(events, 1)]
+    told = Unwritten(where, run, 0, [Chunk(frames, About(0))])
+    await where.backend.threads.run(event_rows.insert, where.using, [told])
+    assert await RunEvents.objects.filter(run=run).aexists()
+
+
+async def test_the_next_run_without_listeners_has_a_countdown_of_its_own() -> None:
+    user, session_id = await conversation()
+    limits = RunLimits(detach_timeout=0.5)
+    agent, model = gated("one two three")
+    agents = iter([speaker("Hello"), agent])
+
+    async with Http(session_id, None, get_agent=agents.__next__, limits=limits) as http:
+        await http.login(user)
+        # Answers that nobody reads.
+        await http.run("r-1", "Hi")
+        where = await Conversation.find(session_id, user=user)
+        first: Any = get_run_manager().active(where)
+        await asyncio.wait({first.task})
+        await http.run("r-2", "Hi again")
+        await model.paused.wait()
+        run: Any = get_run_manager().active(where)
+        await asyncio.sleep(1)
+        assert run._abort_mode == "after_turn"
+        model.gate.set()
+        await asyncio.wait({run.task})
+
+
+def test_loops_that_have_ended_are_let_go_of() -> None:
+    loops: list[ref[asyncio.AbstractEventLoop]] = []
+
+    async def main() -> None:
+        loops.append(ref(asyncio.get_running_loop()))
+        user, session_id = await conversation()
+        async with Http(session_id, speaker("Hello")) as http:
+            await (await http.login(user)).run("r-1", "Hi")
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+    assert [loop() is not None for loop in loops] in ([False] * 3, [False, False, True])
