@@ -131,6 +131,25 @@ def test_what_was_replaced_and_quarantined_comes_along(path: Path) -> None:
     ]
 
 
+def test_a_fork_where_turns_were_undone_counts_its_turns(path: Path) -> None:
+    session = DjangoSession("one").sync
+    said: Any = [
+        {"role": role, "content": f"{role} {turn}"}
+        for turn in range(3)
+        for role in ("user", "assistant")
+    ]
+    session.add_items(said)
+    # The branch ends behind its fork now, and has no items of its own.
+    session.undo_turn()
+    session.fork(2)
+    lines = export(path)
+    AgentSession.objects.all().delete()
+    run_import("export", path)
+    assert export(path) == lines
+    assert session.undo_turn() == 2
+    assert session.get_items() == said[:2]
+
+
 def test_a_run_that_was_going_on_has_ended_here(path: Path) -> None:
     make()
     AgentRun.objects.update(status="waiting", finished_at=None)

@@ -258,13 +258,17 @@ class Target:
         if not position or self.batches.dry_run:
             return 0
         self.batches.flush()
-        while parent.parent is not None and position <= (parent.fork_position or 0):
-            parent = parent.parent
-        rows = SessionItem._base_manager.using(self.using).filter(
-            branch_id=parent.pk, position__lte=position
-        )
-        turns = rows.order_by("-position").values_list("turn", flat=True)
-        return turns.first() or 0
+        rows = SessionItem._base_manager.using(self.using).order_by("-position")
+        shown: Branch | None = parent
+        while shown is not None:
+            # A branch may end behind its fork without items of its own.
+            begin = shown.fork_position or 0
+            own = rows.filter(branch_id=shown.pk, position__gt=begin)
+            found = own.filter(position__lte=position).values_list("turn", flat=True)
+            if (turn := found.first()) is not None:
+                return int(turn)
+            position, shown = min(position, begin), shown.parent
+        return 0
 
     def write(self, name: str, items: Sequence[SourceItem]) -> None:
         """Write a page behind what its branch has."""
