@@ -15,7 +15,7 @@ from django.db.models import F
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.directory import NO_RUN, active
-from agent_sessions.backends.leases import DatabaseNow
+from agent_sessions.backends.leases import DatabaseNow, this_process
 from agent_sessions.backends.reading import read_history
 from agent_sessions.backends.remote.erasure import enroll
 from agent_sessions.backends.wrapping import innermost
@@ -45,6 +45,8 @@ from agent_sessions.usage import COUNTERS
 _ROUNDS = 5
 # Bytes of one append.
 _MOST_BYTES = 4 * 1024 * 1024
+# How the name of a lease begins that a copy takes.
+_HELD = "copy-"
 
 
 class CopyProblem(AgentSessionError):
@@ -137,7 +139,7 @@ class Copier:
     def _copy(self, chosen: Chosen) -> None:
         key, row = chosen.key, chosen.row
         self._check(chosen)
-        held = self._hold(key) if self.move and row is not None else None
+        held = self._hold(key, row) if self.move and row is not None else None
         runs: list[AgentRun] = []
         if row is not None:
             found = run_rows.runs_of(self.source.directory.using, row.pk)
@@ -317,14 +319,17 @@ class Copier:
 
     # -- moving --------------------------------------------------------------------
 
-    def _hold(self, key: SessionKey) -> str:
+    def _hold(self, key: SessionKey, row: AgentSession) -> str:
         """Take the lease, so that no run begins; return its name."""
-        held = f"copy-{uuid.uuid4().hex}"
-        idle = self.source.directory.rows(key).filter(
-            run_id="", state=AgentSession.State.IDLE
-        )
+        held = f"{_HELD}{uuid.uuid4().hex}"
+        rows = self.source.directory.rows(key)
+        idle = rows.filter(run_id="", state=AgentSession.State.IDLE)
+        if row.run_id.startswith(_HELD):
+            # A copy that was killed has left it: _check() lets no other one pass.
+            idle = rows.filter(run_id=row.run_id)
         if not idle.update(
             run_id=held,
+            run_owner=this_process(),
             run_seen_at=DatabaseNow(),
             fence=F("fence") + 1,
             state=AgentSession.State.RUNNING,

@@ -123,7 +123,7 @@ class TestWrongClocks:
         where = conversation()
         copier = Copier(sessions["default"], sessions["default"])
         with clock_off_by(wrong):
-            held = copier._hold(where.key)
+            held = copier._hold(where.key, where.rows().get())
         assert holds_a_run(where.rows().get())
         copier._release(where.key, held)
 

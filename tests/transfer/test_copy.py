@@ -429,6 +429,23 @@ def test_what_is_appended_after_the_last_look_is_not_lost() -> None:
 
 
 @one_database
+def test_a_move_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    fill("s-1", 3)
+    args = ("s-1", "--from=default", "--to=lists", "--move", "--noinput")
+    # Nothing is released by a process that is killed, and it doesn't live any more.
+    with monkeypatch.context() as killed:
+        killed.setattr(Copier, "_remove", lambda *args: 1 / 0)
+        killed.setattr(Copier, "_release", lambda *args: None)
+        with pytest.raises(ZeroDivisionError):
+            copy(*args)
+    assert "is active" in copy(*args, code=3)
+    row = AgentSession.objects.filter(backend="default")
+    row.update(run_owner=f"{row.get().run_owner}-another")
+    assert "moved 1" in copy(*args)
+    assert items_of("s-1", "lists") == [said(n) for n in range(3)]
+
+
+@one_database
 def test_what_never_stops_growing_stays() -> None:
     session = fill("s-1", 3)
     copier = Copier(sessions["default"], sessions["lists"], move=True)
