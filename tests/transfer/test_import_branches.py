@@ -127,6 +127,24 @@ def test_branches_are_forks_and_nothing_is_stored_twice(path: Path) -> None:
     }
 
 
+def test_what_writers_mixed_up_comes_as_the_source_reads_it(path: Path) -> None:
+    """One message twice, another in no branch, and two out of order."""
+    write(path, lambda session: session.add_items(conversation(2)))
+    with closing(sqlite3.connect(path)) as source:
+        for message, place in ((2, 1), (6, 5), (5, 6)):
+            source.execute(
+                "UPDATE message_structure SET message_id = ? WHERE sequence_number = ?",
+                (message, place),
+            )
+        source.commit()
+    run_import("advanced-sqlite", path)
+    assert ours() == read(path)
+    assert len(ours()["main"]) == 8
+    write(path, lambda session: session.add_items(conversation(1, about="more")))
+    run_import("advanced-sqlite", path)
+    assert ours() == read(path)
+
+
 def test_branches_that_grow_are_completed(path: Path) -> None:
     write(path, grow_branches)
     run_import("advanced-sqlite", path)

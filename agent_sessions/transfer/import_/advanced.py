@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any
 
 from agent_sessions.backends.keys import is_text
@@ -64,8 +65,12 @@ class AdvancedSource(TableSource):
     def items(
         self, session: SourceSession, branch: SourceBranch, after: int = 0
     ) -> Iterator[list[SourceItem]]:
-        ids: array[int] = session.key.get(branch.name, array("q"))
-        return self.pages(ids[(branch.fork_position or 0) + after :])
+        shown: array[int] = session.key.get(branch.name, array("q"))
+        ids = shown[(branch.fork_position or 0) + after :]
+        # Writers that came between each other left one twice, or before an older one.
+        turns = [n for n in range(1, len(ids)) if ids[n] <= ids[n - 1]]
+        for start, end in pairwise([0, *turns, len(ids)]):
+            yield from self.pages(ids[start:end])
 
     def _names(self, session_id: Any) -> list[str]:
         """Name the branches that show something as the source does; main comes first."""
