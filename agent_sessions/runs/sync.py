@@ -45,7 +45,6 @@ SNAPSHOT_BYTES = 512 * 1024
 # No more digits than int() takes, and than a run has events.
 _NUMBER = re.compile("[0-9]{1,18}")
 
-
 # Seconds until a run that has told nothing yet is looked at again.
 LOOK_AGAIN = 0.1
 # Behind every event of a run.
@@ -75,7 +74,9 @@ class Found:
     @property
     def position(self) -> tuple[int, int]:
         """The run and the number up to which a conversation is told by this."""
-        number = self.last if self.running else END
+        # One that has begun since the session was seen at rest is still to be told.
+        begins = self.run is not None and self.run.status == Status.RUNNING
+        number = self.last if self.running else 0 if begins else END
         return (self.run.pk if self.run else 0), number
 
     def add(self, waiting: Iterable[Frame], about: About) -> None:

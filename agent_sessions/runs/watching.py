@@ -100,6 +100,8 @@ class Watcher:
         watched = self._watched.get(place)
         if watched is not None:
             watched.told = min(watched.told or told, told)
+            # Look at its runs also where they have ended meanwhile.
+            watched.fence = None
             # Those who are within a run have still to hear its end.
             watched.run_id = run_id or watched.run_id
 

@@ -13,7 +13,13 @@ from django.utils import timezone
 
 from agent_sessions.agui import StreamOptions
 from agent_sessions.models import AgentRun, AgentSession, RunEvents
-from agent_sessions.runs import Conversation, RunLimits, event_rows, get_run_manager
+from agent_sessions.runs import (
+    Conversation,
+    RunLimits,
+    event_rows,
+    get_run_manager,
+    sync,
+)
 from agent_sessions.runs.event_rows import About, Chunk, Unwritten
 from agent_sessions.runs.log import Frame, Subscription
 from agent_sessions.runs.watching import Watcher, place_of
@@ -58,7 +64,7 @@ async def test_what_one_listener_lacks_is_not_told_to_another_twice() -> None:
     await manager.sync(where, early, offset=None, **options)
     await hear(early)
 
-    await tell_elsewhere(where, "r-1")
+    await where.backend.threads.run(write_told, where, "r-1", "completed")
     await manager.sync(where, late, offset=None, **options)
     assert {frame.run_id.partition(":")[0] for frame in await hear(late)} == {"sync"}
     await where.rows().aupdate(fence=F("fence") + 1)
@@ -68,6 +74,26 @@ async def test_what_one_listener_lacks_is_not_told_to_another_twice() -> None:
     assert late.is_idle
     manager.unsubscribe(where, early)
     manager.unsubscribe(where, late)
+
+
+async def test_a_run_that_begins_while_a_listener_joins_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In another process, after the session was seen at rest."""
+    manager, where = get_run_manager(), await found()
+
+    def begin(*args: Any) -> None:
+        lease = {"run_id": "r-1", "run_owner": "elsewhere:1:x", "state": "running"}
+        where.rows().update(**lease, run_seen_at=timezone.now(), fence=F("fence") + 1)
+        write_told(where, "r-1", "running")
+
+    monkeypatch.setattr(sync, "pending", begin)
+    listener = Subscription()
+    options: dict[str, Any] = {"options": StreamOptions(), "stale_after": 60}
+    await manager.sync(where, listener, offset=None, **options)
+    await hear(listener)
+    assert [frame.run_id for frame in await hear(listener)] == ["r-1", "r-1"]
+    manager.unsubscribe(where, listener)
 
 
 async def hear(listener: Subscription) -> list[Frame]:
@@ -81,19 +107,17 @@ async def hear(listener: Subscription) -> list[Frame]:
     return frames
 
 
-async def tell_elsewhere(where: Conversation, run_id: str) -> None:
+def write_told(where: Conversation, run_id: str, status: str) -> None:
     """Write the rows of a run as another process does."""
-    run = await AgentRun.objects.acreate(
-        session_id=where.pk, run_id=run_id, status="completed"
-    )
+    run = AgentRun.objects.create(session_id=where.pk, run_id=run_id, status=status)
     events = [
         {"type": "RUN_STARTED", "threadId": "t", "runId": run_id},
         {"type": "RUN_FINISHED", "threadId": "t", "runId": run_id},
     ]
     frames = [Frame(run_id, n, event) for n, event in enumerate(events, 1)]
     told = Unwritten(where, run, 0, [Chunk(frames, About(0))])
-    await where.backend.threads.run(event_rows.insert, where.using, [told])
-    assert await RunEvents.objects.filter(run=run).aexists()
+    event_rows.insert(where.using, [told])
+    assert RunEvents.objects.filter(run=run).exists()
 
 
 async def test_the_next_run_without_listeners_has_a_countdown_of_its_own() -> None:
