@@ -13,7 +13,7 @@ from agent_sessions.backends.reading import afind_head
 from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun
 from agent_sessions.reports import guarded
-from agent_sessions.runs import records
+from agent_sessions.runs import heartbeat
 from agent_sessions.runs.failures import (
     failure_code,
     log_failure,
@@ -141,7 +141,7 @@ class ActiveRun(ToldRun):
         """Beat for the run while it goes on."""
         threads, using = self.conversation.backend.threads, self.conversation.using
         pulse = Pulse(
-            lambda held: threads.run(records.beat, using, held),
+            lambda held: threads.run(heartbeat.beat, using, held),
             self._lose,
             self.setup.limits.heartbeat,
             lease=(self.conversation, self.lease),

@@ -11,9 +11,17 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from agent_sessions.backends.leases import DatabaseNow
+from agent_sessions.concurrency.connections import transact
 from agent_sessions.concurrency.forks import new_lock
+from agent_sessions.models import AgentSession
+from agent_sessions.runs import event_rows
+
+if TYPE_CHECKING:
+    from agent_sessions.runs.records import Lease
+    from agent_sessions.runs.setup import Conversation
 
 logger = logging.getLogger("agent_sessions.runs")
 
@@ -52,6 +60,31 @@ class Pulse:
             if await beat_together([self]):
                 self.lost()
                 return
+
+
+def beat(using: str, held: Sequence[tuple[Conversation, Lease]]) -> list[bool]:
+    """Keep leases alive in one statement; return which of them are still held.
+
+    A row that somebody has locked waits for the next beat, and holds up no other.
+    """
+    # Two runs of one session may beat: one whose lease is lost, and the next.
+    wanted = [
+        (conversation.pk, (lease.run.run_id, lease.fence))
+        for conversation, lease in held
+    ]
+    pks = {pk for pk, _ in wanted}
+    rows = AgentSession._base_manager.using(using)
+
+    def touch() -> dict[int, tuple[str, int]]:
+        found = event_rows.hold(using, pks)
+        mine = [pk for pk, lease in wanted if found.get(pk) == lease]
+        rows.filter(pk__in=mine).update(run_seen_at=DatabaseNow())
+        return found
+
+    found = transact(using, touch)
+    if others := pks - found.keys():
+        found |= event_rows.read_leases(using, others)
+    return [found.get(pk) == lease for pk, lease in wanted]
 
 
 async def beat_together(pulses: Sequence[Pulse]) -> list[Pulse]:

@@ -18,7 +18,7 @@ from agent_sessions.concurrency.connections import own_connection, without_calle
 from agent_sessions.concurrency.settle import settle, settle_or_undo
 from agent_sessions.exceptions import AgentSessionError, LeaseLost, SessionBusy
 from agent_sessions.memory import BackendSession
-from agent_sessions.runs import records
+from agent_sessions.runs import heartbeat, records
 from agent_sessions.runs.failures import failure_code
 from agent_sessions.runs.heartbeat import Pulse, beating
 from agent_sessions.runs.setup import Conversation, RunLimits
@@ -234,7 +234,7 @@ class Hold:
     def _pulse(self, **options: Any) -> Pulse:
         run, threads, using = self.run, self._threads, self.run.conversation.using
         return Pulse(
-            lambda held: threads.run(records.beat, using, held),
+            lambda held: threads.run(heartbeat.beat, using, held),
             run.lose,
             self._limits.heartbeat,
             lease=(run.conversation, run.lease),

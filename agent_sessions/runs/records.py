@@ -231,31 +231,6 @@ def _refusal(row: AgentSession) -> Exception:
     return UnknownInterrupt("Nothing waits for approval in this conversation.")
 
 
-def beat(using: str, held: Sequence[tuple[Conversation, Lease]]) -> list[bool]:
-    """Keep leases alive in one statement; return which of them are still held.
-
-    A row that somebody has locked waits for the next beat, and holds up no other.
-    """
-    # Two runs of one session may beat: one whose lease is lost, and the next.
-    wanted = [
-        (conversation.pk, (lease.run.run_id, lease.fence))
-        for conversation, lease in held
-    ]
-    pks = {pk for pk, _ in wanted}
-    rows = AgentSession._base_manager.using(using)
-
-    def touch() -> dict[int, tuple[str, int]]:
-        found = event_rows.hold(using, pks)
-        mine = [pk for pk, lease in wanted if found.get(pk) == lease]
-        rows.filter(pk__in=mine).update(run_seen_at=DatabaseNow())
-        return found
-
-    found = transact(using, touch)
-    if others := pks - found.keys():
-        found |= event_rows.read_leases(using, others)
-    return [found.get(pk) == lease for pk, lease in wanted]
-
-
 def look(
     using: str, sessions: Sequence[int], silence: timedelta, heard: Sequence[int]
 ) -> dict[int, AgentSession]:

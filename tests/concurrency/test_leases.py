@@ -26,7 +26,7 @@ from agent_sessions.backends.remote.erasure import CLAIM, add_pending, erase_pen
 from agent_sessions.exceptions import SessionBusy
 from agent_sessions.models import AgentRun, AgentSession, PendingClear
 from agent_sessions.retention import Removal
-from agent_sessions.runs import Conversation, records, recovery
+from agent_sessions.runs import Conversation, heartbeat, records, recovery
 from agent_sessions.transfer.copy import Copier
 
 pytestmark = [pytest.mark.django_db(transaction=True)]
@@ -85,7 +85,7 @@ class TestWrongClocks:
             assert holds_a_run(row)
             assert Removal().why_spared(row) == "run r-1 is active"
             assert "r-1 is active" in doctor()
-        assert all(records.beat(where.using, [(where, lease)]))
+        assert all(heartbeat.beat(where.using, [(where, lease)]))
 
     def test_a_run_that_began_or_beat_there_is_alive_here(self, wrong: float) -> None:
         where = conversation()
@@ -93,7 +93,7 @@ class TestWrongClocks:
             lease = begin(where)
         assert holds_a_run(where.rows().get())
         with clock_off_by(wrong):
-            assert all(records.beat(where.using, [(where, lease)]))
+            assert all(heartbeat.beat(where.using, [(where, lease)]))
         with pytest.raises(SessionBusy):
             begin(where, "r-2")
 
@@ -153,9 +153,9 @@ def test_a_run_that_beats_after_it_was_judged_keeps_its_lease() -> None:
     where.rows().update(run_seen_at=DatabaseNow() - RUN_SILENCE * 2)
     seen = judged(where.rows()).get()
     assert is_over(seen)
-    assert all(records.beat(where.using, [(where, lease)]))
+    assert all(heartbeat.beat(where.using, [(where, lease)]))
     recovery.abandon(where, seen)
-    assert all(records.beat(where.using, [(where, lease)]))
+    assert all(heartbeat.beat(where.using, [(where, lease)]))
 
 
 def test_a_lost_lease_and_the_next_of_its_session_beat_together() -> None:
@@ -164,7 +164,7 @@ def test_a_lost_lease_and_the_next_of_its_session_beat_together() -> None:
     where.rows().update(run_id="", run_owner="", state="idle")
     following = begin(where, "r-2")
     beating = [(where, lost), (where, following)]
-    assert records.beat(where.using, beating) == [False, True]
+    assert heartbeat.beat(where.using, beating) == [False, True]
 
 
 def test_a_short_silence_is_judged_to_the_second() -> None:

@@ -21,7 +21,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.concurrency.connections import unprepared
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
-from agent_sessions.runs import records
+from agent_sessions.runs import heartbeat, records
 from agent_sessions.runs.setup import Conversation
 from agent_sessions.usage import Spent
 from tests.settings import DATABASE_KIND
@@ -78,7 +78,7 @@ def _run(backend: DatabaseBackend, name: str, run_id: str = "") -> None:
     conversation = Conversation(pk, backend, key)
     lease = records.begin(conversation, run_id or uuid4().hex, model="", stale_after=60)
     assert lease is not None
-    assert all(records.beat(conversation.using, [(conversation, lease)]))
+    assert all(heartbeat.beat(conversation.using, [(conversation, lease)]))
     records.finish(conversation, lease, records.Outcome("completed", Spent()))
 
 
