@@ -176,7 +176,9 @@ class PrintingCommand(BaseCommand):
         code = self.incomplete if self.begun else self.nothing_done
         found = next((e for e in _chain(exc) if isinstance(e, _OF_DATABASES)), None)
         if found is not None and (lacking := _find_unmigrated()):
-            return CommandError(lacking, returncode=self.nothing_done)
+            if not _has_tables():
+                code = self.nothing_done
+            return CommandError(lacking, returncode=code)
         if isinstance(exc, CommandError):
             # 1 is what an error has that brings none.
             if exc.returncode == 1:
@@ -270,6 +272,16 @@ def _find_unmigrated() -> str:
                     f"applied. Run manage.py migrate{where} first."
                 )
     return ""
+
+
+def _has_tables() -> bool:
+    """Return whether a database has ours, so that something may have been written."""
+    for using in databases(skip_broken=True):
+        with suppress(Exception):
+            tables = connections[using].introspection.table_names()
+            if AgentSession._meta.db_table in tables:
+                return True
+    return False
 
 
 def _widths(page: list[list[str]]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
+from django.db import OperationalError
 
+from agent_sessions import DjangoSession
+from agent_sessions.management import printing
+from agent_sessions.management.commands import clear_agent_sessions
 from agent_sessions.transfer.export import FORMAT
 from tests.support.exports import as_export
 
@@ -116,6 +122,22 @@ def test_a_database_that_lacks_the_last_migrations_gives_no_traceback(
     before = [["auth"], ["admin"], ["agent_sessions", "0001"]]
     for name, _, own, said in answers(tmp_path, {"NAME": ":memory:"}, before):
         assert own is not None, (name, said)
+
+
+@pytest.mark.django_db
+def test_what_was_written_before_is_not_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another database lacks a migration, after one was written to."""
+
+    def fail(**options: Any) -> int:
+        raise OperationalError
+
+    DjangoSession("chat").sync.add_items([{"role": "user", "content": "Hi"}])
+    monkeypatch.setattr(clear_agent_sessions, "finish_removals", fail)
+    monkeypatch.setattr(printing, "_find_unmigrated", lambda: "It is not migrated.")
+    with pytest.raises(CommandError, match="not migrated") as caught:
+        call_command("clear_agent_sessions", "--all", "--noinput", stdout=io.StringIO())
+    assert caught.value.returncode == 3
+    assert DjangoSession("chat").sync.get_items() == []
 
 
 def test_a_database_that_is_not_there_is_told(tmp_path: Path) -> None:
