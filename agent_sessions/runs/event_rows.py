@@ -34,7 +34,8 @@ class About:
     base: int | None = None
     # Whether its messages were stored before it began, by a run that failed.
     goes_on: bool = False
-    # Whether its answers count only once guardrails have seen them.
+    # Whether its answers count only once guardrails have seen them, or a session of
+    # the project has changed them.
     is_checked: bool = False
 
 

@@ -40,7 +40,7 @@ from agent_sessions.runs.setup import (
     RunSetup,
 )
 from agent_sessions.runs.sync import read_page, restated, shown
-from agent_sessions.runs.turns import Block, Words, checks_answers
+from agent_sessions.runs.turns import Block, Words, changes_items, checks_answers
 from agent_sessions.runs.writing import RunLog
 from agent_sessions.times import aware
 from agent_sessions.usage import Spent, since, trace_of
@@ -334,5 +334,6 @@ class ToldRun:
         return About(
             self._base.result() if self._base.done() else None,
             self.goes_on,
-            result is not None and checks_answers(result.current_agent, config),
+            (result is not None and checks_answers(result.current_agent, config))
+            or (self._session is not None and changes_items(self._session)),
         )

@@ -149,6 +149,16 @@ def checks_answers(agent: Agent[Any], config: RunConfig | None) -> bool:
     return bool(agent.output_guardrails or of_run)
 
 
+def changes_items(session: Session) -> bool:
+    """Return whether a session of the project may store other items than it is given."""
+    # Imports the SDK, which takes seconds: not before there is a run.
+    from agent_sessions.memory import BackendSession
+
+    return not isinstance(session, BackendSession) or (
+        type(session) is not _kind_of(session)
+    )
+
+
 class Block:
     """Takes the messages whose turn a guardrail has blocked out of the history.
 

@@ -11,21 +11,25 @@ import pytest
 from django.db.models import F
 from django.utils import timezone
 
+from agent_sessions import DjangoSession
 from agent_sessions.agui import StreamOptions
+from agent_sessions.consumers import AgentConsumer
 from agent_sessions.models import AgentRun, AgentSession, RunEvents
 from agent_sessions.runs import (
     Conversation,
     RunLimits,
     event_rows,
     get_run_manager,
+    recovery,
     sync,
 )
 from agent_sessions.runs.event_rows import About, Chunk, Unwritten
 from agent_sessions.runs.log import Frame, Subscription
 from agent_sessions.runs.watching import Watcher, place_of
+from tests.support.chat import Socket
 from tests.support.gated import gated
 from tests.support.streams import Http
-from tests.websocket.test_consumer import conversation, speaker
+from tests.websocket.test_consumer import conversation, items_of, speaker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -94,6 +98,37 @@ async def test_a_run_that_begins_while_a_listener_joins_is_heard(
     await hear(listener)
     assert [frame.run_id for frame in await hear(listener)] == ["r-1", "r-1"]
     manager.unsubscribe(where, listener)
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+async def test_words_that_a_projects_session_changes_are_not_kept(wraps: bool) -> None:
+    """Whoever recovers a run doesn't know what it would have stored."""
+
+    class Redacting(DjangoSession):
+        """Stores less than it is given."""
+
+    class Consumer(AgentConsumer):
+        def get_session(self, session: Any) -> Any:
+            if not wraps:
+                return session
+            return Redacting.from_key(session.backend, session.key)
+
+    user, session_id = await conversation()
+    agent, model = gated("one two three")
+    async with Socket(session_id, user, agent, consumer=Consumer) as tab:
+        await tab.say("r-1", "Hi")
+        await model.paused.wait()
+        await tab.until("TEXT_MESSAGE_CONTENT")
+        where = await Conversation.find(session_id, user=user)
+        run: Any = get_run_manager().active(where)
+        await get_run_manager().writer.flush(run.rows)
+        # As when its process is gone.
+        await where.rows().aupdate(run_owner="elsewhere:1:x", run_seen_at=None)
+        await where.backend.threads.run(recovery.recover, where, 15)
+        texts = [text for _, _, text in await items_of(session_id)]
+        assert texts == (["Hi"] if wraps else ["Hi", "one two"])
+        model.gate.set()
+        await asyncio.wait({run.task})
 
 
 async def hear(listener: Subscription) -> list[Frame]:
