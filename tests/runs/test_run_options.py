@@ -392,7 +392,7 @@ def test_always_is_true_or_false(always: Any) -> None:
         # Others would take the run for dead between two of its heartbeats.
         {"heartbeat": 60},
         {"heartbeat": 90, "stale_after": 300},
-        {"stale_after": 15},
+        {"stale_after": 5},
     ],
     ids=repr,
 )
