@@ -117,8 +117,9 @@ def transact(using: str, operation: Callable[[], T], *, alone: bool = False) -> 
 
 def _is_retried(exc: OperationalError) -> bool:
     number = exc.args[0] if exc.args else None
-    found = {number, getattr(exc.__cause__, "sqlstate", None)}
-    return not _RETRIED_ERRORS.isdisjoint(found)
+    # psycopg2 has another name for the state.
+    states = (getattr(exc.__cause__, name, None) for name in ("sqlstate", "pgcode"))
+    return not _RETRIED_ERRORS.isdisjoint({number, *states})
 
 
 @contextmanager

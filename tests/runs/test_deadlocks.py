@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 
 from agent_sessions.concurrency.connections import transact
 from agent_sessions.models import AgentSession
@@ -73,9 +73,22 @@ def test_a_transaction_of_the_caller_is_not_repeated() -> None:
     assert len(tries) > 2
 
 
-def _refusal() -> Exception:
-    from django.db import OperationalError
+def test_a_deadlock_that_psycopg2_tells_is_repeated() -> None:
+    class DeadlockDetected(Exception):
+        pgcode = "40P01"
 
+    tries: list[Any] = []
+
+    def fail_once() -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OperationalError("deadlock detected") from DeadlockDetected()
+        return "done"
+
+    assert transact("default", fail_once) == "done"
+
+
+def _refusal() -> Exception:
     if connection.vendor == "mysql":
         return OperationalError(1213, "Deadlock found")
     from psycopg.errors import SerializationFailure
