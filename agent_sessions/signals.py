@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from django.db import transaction
+from django.db import connections, transaction
 from django.dispatch import Signal
 
 session_created = Signal()
@@ -27,4 +27,8 @@ def announce(signal: Signal, sender: type, using: str, **arguments: Any) -> None
     """
     if signal.has_listeners(sender):
         send = partial(signal.send_robust, sender, **arguments)
-        transaction.on_commit(send, using=using)
+        if connections[using].in_atomic_block:
+            transaction.on_commit(send, using=using)
+        else:
+            # Django would connect, and fail where the database has just gone away.
+            send()

@@ -12,7 +12,7 @@ from agents import Agent, RunConfig, Runner
 from agents.testing import ScriptedModel, assistant_message
 from asgiref.sync import sync_to_async
 from django.core.cache import cache
-from django.db import transaction
+from django.db import OperationalError, connection, transaction
 from django.dispatch import Signal
 
 from agent_sessions import get_session, signals
@@ -101,6 +101,22 @@ def test_nothing_is_said_before_the_commit_or_after_a_rollback(heard: Any) -> No
         get_session("s").sync.clear_session()
         1 / 0  # noqa: B018
     assert heard == []
+
+
+def test_what_is_stored_is_told_where_the_database_has_gone_away(
+    heard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OperationalError("away")
+
+    session = get_session("s")
+    session.sync.add_items(HELLO)
+    heard.clear()
+    monkeypatch.setattr(connection, "ensure_connection", refuse)
+    session.backend.directory.announce(
+        signals.items_added, AgentSession, session.key, count=1
+    )
+    assert named(heard) == ["items_added"]
 
 
 async def test_a_run_is_started_and_finished(heard: Any) -> None:
