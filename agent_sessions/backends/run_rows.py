@@ -70,13 +70,13 @@ def add_events(using: str, events: list[RunEvents]) -> None:
 def remove_events(using: str, session: int, run: int, ended: datetime) -> None:
     """Remove what was told of a run, and of those of its session that ended before."""
     own = runs_of(using, session).filter(Q(finished_at__lte=ended) | Q(pk=run))
-    _events(using).filter(run_id__in=own.values("pk")).delete()
+    _remove_events(using, own)
 
 
 def remove_events_of(using: str, sessions: Iterable[int]) -> None:
     """Remove what was told of all runs of sessions, by the keys of their rows."""
     runs = AgentRun._base_manager.using(using).filter(session_id__in=sessions)
-    _events(using).filter(run_id__in=runs.values("pk")).delete()
+    _remove_events(using, runs)
 
 
 def remove_old_events(using: str) -> None:
@@ -87,6 +87,13 @@ def remove_old_events(using: str) -> None:
     old = old.exclude(alive | Q(run__finished_at__gt=since))
     runs = list(old.values_list("run_id", flat=True).distinct())
     _events(using).filter(run_id__in=runs).delete()
+
+
+def _remove_events(using: str, runs: Runs) -> None:
+    # MariaDB reads and locks all rows to delete those that a subquery finds.
+    own = _events(using).filter(run_id__in=runs.values("pk"))
+    told = list(own.values_list("run_id", flat=True).distinct())
+    _events(using).filter(run_id__in=told).delete()
 
 
 def _events(using: str) -> QuerySet[RunEvents]:

@@ -10,9 +10,12 @@ import pytest
 from asgiref.sync import sync_to_async
 from cryptography.fernet import Fernet
 from django.core.cache import cache
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from agent_sessions import get_session
+from agent_sessions.backends import run_rows
 from agent_sessions.handler import DATABASE_BACKEND
 from agent_sessions.models import AgentRun, AgentSession, RunEvents
 from agent_sessions.retention.removal import finish_removals
@@ -126,3 +129,18 @@ async def test_what_was_told_goes_when_its_time_is_over() -> None:
         async with asyncio.timeout(20):
             while await RunEvents.objects.aexists():  # noqa: ASYNC110 - another task
                 await asyncio.sleep(0.02)
+
+
+def test_no_other_sessions_events_are_locked_by_a_removal() -> None:
+    """As MariaDB does for a subquery: it would wait for what other runs write."""
+    rows = []
+    for name in ("mine", "other"):
+        session = AgentSession.objects.create(session_id=name)
+        run = AgentRun.objects.create(session=session, run_id="r-1")
+        rows.append(RunEvents.objects.create(run=run, first=1, last=1, body="{}"))
+    with CaptureQueriesContext(connection) as queries:
+        run_rows.remove_events_of("default", [rows[0].run.session_id])
+    assert list(RunEvents.objects.all()) == rows[1:]
+    deleting = [each["sql"] for each in queries if each["sql"].startswith("DELETE")]
+    assert len(deleting) == 1
+    assert "SELECT" not in deleting[0]
