@@ -5,35 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Hashable
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from contextlib import suppress
+from typing import Literal, Protocol
 
 from agent_sessions.agui import OpenRun, RunRequest, StreamOptions
-from agent_sessions.approvals import Pending
 from agent_sessions.backends.leases import RUN_SILENCE
 from agent_sessions.concurrency.connections import without_caller
-from agent_sessions.concurrency.settle import settle, settle_or_undo
-from agent_sessions.exceptions import (
-    InvalidApproval,
-    ShuttingDown,
-    StorageError,
-    UnreadableState,
-)
+from agent_sessions.concurrency.settle import settle_or_undo
+from agent_sessions.exceptions import ShuttingDown, StorageError
 from agent_sessions.models import AgentRun
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
-from agent_sessions.runs import records, recovery, sync
+from agent_sessions.runs import records, sync
 from agent_sessions.runs.active import ActiveRun
-from agent_sessions.runs.failures import refusal_code
 from agent_sessions.runs.log import ChannelRelay, Frame, Subscription
-from agent_sessions.runs.resuming import refuses_all, restore
+from agent_sessions.runs.resuming import restore_or_withdraw
 from agent_sessions.runs.setup import Conversation, RunSetup
 from agent_sessions.runs.watching import TELL, Place, Watcher, place_of
 from agent_sessions.runs.writing import RunLog, Writer
 from agent_sessions.usage import Spent, model_of
-
-if TYPE_CHECKING:
-    from agents import RunState
 
 logger = logging.getLogger("agent_sessions.runs")
 
@@ -67,6 +57,8 @@ class RunManager:
         self._seats: dict[Hashable, dict[Seated, None]] = {}
         # Whether the process ends.
         self.is_closing = False
+        # How many runs are about to begin.
+        self._starting = 0
         # What a user's sockets of this process may ask for together.
         self.rates = Rates()
         self.writer = Writer(self._wrote)
@@ -88,6 +80,15 @@ class RunManager:
         """
         if self.is_closing:
             raise ShuttingDown
+        self._starting += 1
+        try:
+            return await self._start(conversation, request, setup)
+        finally:
+            self._starting -= 1
+
+    async def _start(
+        self, conversation: Conversation, request: RunRequest, setup: RunSetup
+    ) -> ActiveRun | None:
         threads, run_id = conversation.backend.threads, request.run_id
         state = waiting = None
         if request.resume:
@@ -96,7 +97,7 @@ class RunManager:
             if waiting is None:
                 return None
             # Rebuilt before it is claimed. None: it can't be, and need not be.
-            state = await self._restore(conversation, waiting, request, setup)
+            state = await restore_or_withdraw(conversation, waiting, request, setup)
 
         async def take() -> records.Lease | None:
             lease = await threads.run(
@@ -178,6 +179,10 @@ class RunManager:
         Another process may go on then; no run begins here any more.
         """
         self.is_closing = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                while self._starting:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
         async with asyncio.TaskGroup() as ending:
             for run in list(self._runs.values()):
                 ending.create_task(run.interrupt())
@@ -283,33 +288,6 @@ class RunManager:
             self.watcher.told(place, listener, found.position, found.running)
 
     # -- inside --------------------------------------------------------------------
-
-    async def _restore(
-        self,
-        conversation: Conversation,
-        waiting: Pending,
-        request: RunRequest,
-        setup: RunSetup,
-    ) -> RunState[Any] | None:
-        """Rebuild a paused run; None where it can't be, but all of it is refused.
-
-        One that can't be, or would do what nobody was shown, is withdrawn.
-        """
-        try:
-            return await restore(waiting, request, setup)
-        except (InvalidApproval, UnreadableState) as exc:
-            # The agent that it needs may be opened with the run.
-            may_wait = refuses_all(request) or setup.open_run is not None
-            if isinstance(exc, UnreadableState) and may_wait:
-                return None
-            withdraw = partial(
-                recovery.withdraw,
-                conversation,
-                waiting.fence,
-                error_code=refusal_code(exc) or "",
-            )
-            await settle(conversation.backend.threads.run(withdraw))
-            raise
 
     async def _last_words(self, conversation: Conversation) -> None:
         """Wait until the previous run, which has given its lease back, ends its stream."""

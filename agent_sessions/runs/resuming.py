@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.views.decorators.debug import sensitive_variables
@@ -11,9 +12,12 @@ from django.views.decorators.debug import sensitive_variables
 from agent_sessions.agui import FrameError, RunRequest, call_id_of, calls_of, interrupts
 from agent_sessions.agui.content import as_dict
 from agent_sessions.approvals import Pending
+from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import InvalidApproval, UnreadableState
 from agent_sessions.items.kinds import CALL_OF, own_key, type_and_role
-from agent_sessions.runs.setup import RunSetup
+from agent_sessions.runs import recovery
+from agent_sessions.runs.failures import refusal_code
+from agent_sessions.runs.setup import Conversation, RunSetup
 
 if TYPE_CHECKING:
     from agents import RunState
@@ -189,3 +193,30 @@ def _is_approved(answer: dict[str, Any]) -> bool:
 
 def _is_lasting(answer: dict[str, Any]) -> bool:
     return (answer.get("payload") or {}).get("always") is True
+
+
+async def restore_or_withdraw(
+    conversation: Conversation,
+    waiting: Pending,
+    request: RunRequest,
+    setup: RunSetup,
+) -> RunState[Any] | None:
+    """Rebuild a paused run; None where it can't be, but need not be.
+
+    One that can't be, or would do what nobody was shown, is withdrawn.
+    """
+    try:
+        return await restore(waiting, request, setup)
+    except (InvalidApproval, UnreadableState) as exc:
+        # The agent that it needs may be opened with the run.
+        may_wait = refuses_all(request) or setup.open_run is not None
+        if isinstance(exc, UnreadableState) and may_wait:
+            return None
+        withdraw = partial(
+            recovery.withdraw,
+            conversation,
+            waiting.fence,
+            error_code=refusal_code(exc) or "",
+        )
+        await settle(conversation.backend.threads.run(withdraw))
+        raise

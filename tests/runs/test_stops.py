@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,7 +27,8 @@ from agent_sessions import get_session
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.exceptions import InvalidConsumer, StorageError
 from agent_sessions.items.kinds import ended_early
-from agent_sessions.runs import RunLimits, get_run_manager
+from agent_sessions.models import AgentRun, AgentSession
+from agent_sessions.runs import RunLimits, get_run_manager, records
 from agent_sessions.transcript import parse
 from tests.runs.test_runs import approve, cashier
 from tests.support.approvals import refund
@@ -299,6 +301,34 @@ async def test_words_before_a_shutdown_are_kept() -> None:
         await get_run_manager().shutdown()
         assert (await tab.to_end())[-1]["code"] == "interrupted"
     assert ended_early((await stored(session_id, user))[-1])
+
+
+async def test_a_run_that_begins_during_a_shutdown_gives_its_lease_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    user, session_id = await conversation()
+    agent, _ = gated("one two three")
+    begun, goes_on, begin = threading.Event(), threading.Event(), records.begin
+
+    def slow(*args: Any, **options: Any) -> Any:
+        lease = begin(*args, **options)
+        begun.set()
+        goes_on.wait(30)
+        return lease
+
+    # Only later than it would be: the row is written, but nobody has heard of it yet.
+    monkeypatch.setattr(records, "begin", slow)
+    async with Socket(session_id, user, agent, limits=RunLimits(grace=0)) as tab:
+        await tab.say("r-1", "Hi")
+        while not begun.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        shutdown = asyncio.create_task(get_run_manager().shutdown())
+        await asyncio.sleep(0.1)
+        goes_on.set()
+        await shutdown
+    row = await AgentSession.objects.aget(session_id=session_id)
+    run = await AgentRun.objects.aget(run_id="r-1")
+    assert (row.run_id, run.status) == ("", "interrupted")
 
 
 async def test_unchecked_words_are_not_kept_after_an_error() -> None:
