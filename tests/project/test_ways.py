@@ -31,7 +31,7 @@ class Way:
 
     def __init__(self, through: str = "") -> None:
         self.files: set[str] = set()
-        self._through = PACKAGE + through
+        self._through = through and PACKAGE + through
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -60,7 +60,10 @@ class Way:
         found = set(_stack(frame))
         if is_frame or any(path.startswith(self._through) for path in found):
             for task in asyncio.all_tasks(self._loop):
-                found |= set(_awaited(task.get_coro()))
+                waiting = set(_awaited(task.get_coro()))
+                # What the run reads and appends meanwhile goes a way of its own.
+                if not self._through or f"{PACKAGE}memory/base.py" not in waiting:
+                    found |= waiting
             self.files |= {
                 path.removeprefix(PACKAGE) for path in found if path.startswith(PACKAGE)
             }
