@@ -7,6 +7,7 @@ import contextvars
 import os
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -80,6 +81,8 @@ class DatabaseThreads:
         self._pool: ThreadPoolExecutor | None = None
         self._lender: ThreadPoolExecutor | None = None
         self._seats: dict[threading.Thread, _Seat] = {}
+        # Used after close(), as by a task that outlives changed settings.
+        weakref.finalize(self, _drop, self._seats, self._pid).atexit = False
         # What a fork holds until it is done.
         self._held: list[_Seat] = []
         forks.pools.add(self)
@@ -331,6 +334,14 @@ def _close_all(seats: Iterable[_Seat]) -> None:
         # In a thread, since Django closes none while a loop runs in its own.
         with ThreadPoolExecutor(1) as closer:
             closer.submit(close).result()
+
+
+def _drop(seats: dict[threading.Thread, _Seat], pid: int) -> None:
+    """Close what nobody can use any more, wherever garbage is collected."""
+    for seat in seats.values() if pid == os.getpid() else ():
+        driver = None if seat.connection is None else seat.connection.connection
+        if driver is not None:
+            driver.close()
 
 
 def _is_lent(connection: BaseDatabaseWrapper) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import subprocess
@@ -177,3 +178,22 @@ def test_a_connection_goes_with_its_thread() -> None:
     thread.join()
     gc.collect()
     assert found[0]() is None
+
+
+@pytest.mark.skipif(DATABASE_KIND not in NAMED_BY, reason="SQLite has no server")
+@pytest.mark.django_db(transaction=True)
+def test_what_is_used_after_it_was_closed_leaves_no_connection() -> None:
+    """As a task may that outlives changed settings; a suite's database is dropped."""
+
+    def connect() -> Any:
+        connections["default"].ensure_connection()
+        return connections["default"].connection
+
+    threads = sessions["default"].threads
+    sessions.reset()
+    driver = asyncio.run(threads.run(connect))
+    driver.cursor().execute("SELECT 1")
+    del threads
+    gc.collect()
+    with pytest.raises(connections["default"].Database.Error):
+        driver.cursor().execute("SELECT 1")

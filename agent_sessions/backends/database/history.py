@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import Exists, F, OuterRef
+from django.db.models import Exists, F, OuterRef, QuerySet
 from django.utils import timezone
 
 from agent_sessions.backends.base import Page, SessionKey
@@ -190,18 +190,23 @@ def read_page(
         found = list(wanted[: limit + 1])
         has_earlier = len(found) > limit
         found = found[:limit][::-1]
-        has_later = before is not None and rows(after=before - 1).exists()
+        has_later = before is not None and _any(rows(after=before - 1), "position")
     else:
         wanted = rows(after=after).order_by("position").values_list(*columns)
         found = list(wanted[: limit + 1])
         has_later = len(found) > limit
         found = found[:limit]
-        has_earlier = after > 0 and rows(upto=after).exists()
+        has_earlier = after > 0 and _any(rows(upto=after), "-position")
     items = [
         StoredItem(position, turn, decode(data), data, created_at)
         for position, turn, data, created_at in found
     ]
     return Page(items, has_earlier, has_later)
+
+
+def _any(rows: QuerySet[Any], order: str) -> bool:
+    """Return whether there are rows; with an order, an index finds the first one."""
+    return rows.order_by(order).values_list("position").first() is not None
 
 
 # -- popping ---------------------------------------------------------------------------

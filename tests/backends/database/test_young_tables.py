@@ -198,7 +198,8 @@ class _Loop(_Place):
                 self.loop.run_until_complete(each.execute(statement))
 
 
-LOOP = ("window", "window of a named branch", "append", "append to a named branch")
+# An append to a named branch is made in a thread.
+LOOP = ("window", "window of a named branch", "append")
 
 
 @pytest.fixture
