@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from django.db import connections
@@ -189,11 +189,11 @@ def test_what_is_used_after_it_was_closed_leaves_no_connection() -> None:
         connections["default"].ensure_connection()
         return connections["default"].connection
 
-    threads = sessions["default"].threads
+    threads, default = sessions["default"].threads, cast("Any", connections["default"])
     sessions.reset()
     driver = asyncio.run(threads.run(connect))
     driver.cursor().execute("SELECT 1")
     del threads
     gc.collect()
-    with pytest.raises(connections["default"].Database.Error):
+    with pytest.raises(default.Database.Error):
         driver.cursor().execute("SELECT 1")
