@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,11 +79,14 @@ def write(using: str, found: Sequence[Unwritten]) -> list[bool]:
     is left to the next call: one writer holds up no other.
     """
     sessions = {each.conversation.pk for each in found}
+    # Before the transaction: sealing may wait for an append, which waits for the row.
+    sealed = [(each, rows_of(each)) for each in found]
 
     def add() -> dict[int, tuple[str, int]]:
         held = hold(using, sessions)
-        kept = [each for each in found if held.get(each.conversation.pk) == each.lease]
-        insert(using, kept)
+        for each, rows in sealed:
+            if held.get(each.conversation.pk) == each.lease:
+                run_rows.add_events(using, rows)
         return held
 
     others = sessions - transact(using, add).keys()
@@ -91,17 +94,13 @@ def write(using: str, found: Sequence[Unwritten]) -> list[bool]:
     return [locked.get(each.conversation.pk) != each.lease for each in found]
 
 
-def insert(using: str, found: Iterable[Unwritten]) -> None:
-    """Write chunks in the caller's transaction, which holds their sessions' rows."""
-    run_rows.add_events(
-        using,
-        [
-            RunEvents(run=each.run, first=chunk.first, last=chunk.last, body=body)
-            for each in found
-            for chunk in each.chunks
-            if (body := _seal(each, chunk))
-        ],
-    )
+def rows_of(found: Unwritten) -> list[RunEvents]:
+    """Return a run's chunks as rows, sealed and not written yet."""
+    return [
+        RunEvents(run=found.run, first=chunk.first, last=chunk.last, body=body)
+        for chunk in found.chunks
+        if (body := _seal(found, chunk))
+    ]
 
 
 def read(conversation: Conversation, run: int, after: int = 0) -> list[Chunk]:

@@ -281,6 +281,12 @@ def finish(
     `paused` is kept until its tool calls are approved or refused. `told` are the events
     up to its last one; one that has lost its lease tells nothing any more.
     """
+    key, run = conversation.key, lease.run
+    # Before the transaction: sealing may wait for an append, which waits for the row.
+    events = [] if told is None else event_rows.rows_of(told)
+    sealed = ""
+    if paused is not None:
+        sealed = approvals.seal(conversation.backend, key, run, lease.fence, paused)
 
     def close() -> None:
         state = State.IDLE if paused is None else State.WAITING
@@ -297,12 +303,9 @@ def finish(
             announcing.tell_paused(conversation, lease.run.run_id, paused)
         _close(conversation, lease, outcome)
         if paused is not None:
-            key, run = conversation.key, lease.run
             run_rows.write(
                 conversation.runs().filter(pk=run.pk),
-                state=approvals.seal(
-                    conversation.backend, key, run, lease.fence, paused
-                ),
+                state=sealed,
                 expires_at=stored(datetime.fromtimestamp(paused.expires_at, UTC)),
                 finished_at=None,
             )
@@ -310,8 +313,8 @@ def finish(
             **{name: F(name) + used for name, used in outcome.spent.counters().items()},
             **({"agent_name": outcome.agent_name[:255]} if outcome.agent_name else {}),
         )
-        if held and told is not None:
-            event_rows.insert(conversation.using, [told])
+        if held:
+            run_rows.add_events(conversation.using, events)
 
     transact(conversation.using, close)
 

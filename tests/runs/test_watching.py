@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from agent_sessions import DjangoSession
 from agent_sessions.agui import StreamOptions
+from agent_sessions.backends import run_rows
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.models import AgentRun, AgentSession, RunEvents
 from agent_sessions.runs import (
@@ -151,7 +152,7 @@ def write_told(where: Conversation, run_id: str, status: str) -> None:
     ]
     frames = [Frame(run_id, n, event) for n, event in enumerate(events, 1)]
     told = Unwritten(where, run, 0, [Chunk(frames, About(0))])
-    event_rows.insert(where.using, [told])
+    run_rows.add_events(where.using, event_rows.rows_of(told))
     assert RunEvents.objects.filter(run=run).exists()
 
 

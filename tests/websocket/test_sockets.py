@@ -21,6 +21,7 @@ from django.db import OperationalError
 from django.test import Client
 from django.utils import timezone
 
+from agent_sessions.backends import run_rows
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import Conversation, event_rows, get_run_manager
@@ -290,7 +291,8 @@ async def test_a_run_of_another_process_is_not_heard_after_a_log_out() -> None:
     async def say(number: int, event: dict[str, Any]) -> None:
         chunk = Chunk([Frame("r-1", number, event)], About())
         told = Unwritten(found, run, 0, [chunk])
-        await found.backend.threads.run(event_rows.insert, found.using, [told])
+        rows = await sync_to_async(event_rows.rows_of)(told)
+        await found.backend.threads.run(run_rows.add_events, found.using, rows)
 
     async with there.tab(speaker(), recheck_after=0) as tab:
         await tab.sync()
