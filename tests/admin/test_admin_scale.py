@@ -99,10 +99,16 @@ def test_a_list_reads_the_runs_of_its_own_sessions_alone() -> None:
     assert read[2_000] < 2 * read[100] + 100, read
 
 
-@pytest.mark.parametrize("bound", ["before", "after"])
+# Its index serves the branch alone there, from the newest row back.
+WALKS_BACK = pytest.mark.xfail(
+    DATABASE_KIND == "mariadb",
+    reason="MariaDB walks back from the branch's end",
+    strict=True,
+)
+
+
+@pytest.mark.parametrize("bound", [pytest.param("before", marks=WALKS_BACK), "after"])
 def test_a_page_in_the_middle_reads_no_more_than_at_the_ends(bound: str) -> None:
-    if (DATABASE_KIND, bound) == ("mariadb", "before"):
-        pytest.skip("MariaDB reads what lies before the page, and sorts it.")
     row = make("long", *[{"role": "user", "content": "Hi"}] * 5_000)
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
