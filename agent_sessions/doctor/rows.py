@@ -91,7 +91,7 @@ class Reader:
             self._inherit(inherited)
 
     def look(self, progress: Callable[[int], None]) -> None:
-        """Tell what is wrong with rows; `progress` hears how many a page had."""
+        """Report what is wrong with rows; call `progress` with how many a page had."""
         for page in read_own(self.using, self.branch, Row._fields, self.size):
             for values in page:
                 self._read(Row(*values))
@@ -136,7 +136,7 @@ class Reader:
             self._asked = (item.get("content"), row.pk)
 
     def _misplaced(self, code: str, row: Row, instead: Any = None) -> None:
-        """Tell of a row that has to go; `instead` is the row that it repeats."""
+        """Report a row that has to go; `instead` is the row that it repeats."""
 
         def mend() -> None:
             put_away(self.using, self.branch, row.pk)

@@ -226,7 +226,7 @@ class Leases:
         return min(firsts, default=None)
 
     def look(self, found: Found, *, repair: bool) -> None:
-        """Tell what is wrong; with `repair`, mend all of it together at the end."""
+        """Report what is wrong; with `repair`, mend all of it together at the end."""
         stale = bool(self.row.run_id)
         expired, lost = self._waiting["expired"], self._waiting["lost"]
         counts = {

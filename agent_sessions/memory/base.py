@@ -183,7 +183,7 @@ class BackendSession(SessionABC):
         await self.clear_session()
 
     async def _announce(self, count: int) -> None:
-        """Tell that items were added, on the connection on which they were."""
+        """Send items_added, on the connection on which the items were stored."""
         # Not above: a session of its own needs no settings, and so no models.
         from agent_sessions.models import AgentSession
 

@@ -211,7 +211,7 @@ class ChannelRelay:
         self._task: asyncio.Task[None] | None = None
 
     def nudge(self, conversation: Conversation, run_id: str, number: int = 0) -> None:
-        """Say that a run has told something, or is asked to stop."""
+        """Send a nudge: a run has new rows, or is asked to stop."""
         message = {"type": NUDGE, "run_id": run_id, "number": number}
         self._queue.append(
             (group_of(conversation), {**message, "origin": this_process()})

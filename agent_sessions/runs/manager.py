@@ -311,7 +311,7 @@ class RunManager:
             listener.put(frame)
 
     def _wrote(self, log: RunLog) -> None:
-        """Tell other processes that a run has new rows."""
+        """Nudge other processes: a run has new rows."""
         if self.relay is not None:
             self.relay.nudge(log.conversation, log.lease.run.run_id, log.number)
 

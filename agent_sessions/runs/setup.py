@@ -337,7 +337,7 @@ def _with_window(
 
 
 def _anew(window: SessionInputCallback, again: int) -> SessionInputCallback:
-    """Give a window the newest items of a history as new ones."""
+    """Call a window with the newest items of a history as new ones."""
 
     def choose(history: list[Any], new: list[Any]) -> Any:
         first = max(len(history) - again, 0)

@@ -221,7 +221,7 @@ async def answer(
     listener: tuple[OpenRun, str | None, bool],
     options: StreamOptions,
 ) -> Answer:
-    """Tell what a listener lacks: what came after its offset, or all of it anew.
+    """Return what a listener lacks: what came after its offset, or all of it anew.
 
     A listener is what it has heard, its offset, and whether it begins.
     """

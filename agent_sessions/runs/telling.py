@@ -162,7 +162,7 @@ class ToldRun:
         await self._finish(status, code)
 
     def _fail(self, code: str) -> None:
-        """Tell clients of a run whose end can't be written, unless they know an end."""
+        """Send an end to clients of a run whose end can't be written."""
         if self._is_told:
             return
         self.told_early = True

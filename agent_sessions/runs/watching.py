@@ -116,7 +116,7 @@ class Watcher:
         self._news.set()
 
     async def catch_up(self, place: Place, before: int) -> None:
-        """Tell the listeners what runs with a key below `before` have told."""
+        """Send listeners the events of runs with a key below `before`."""
         watched = self._watched.get(place)
         if watched is None or not self._listeners.get(place):
             return
@@ -172,7 +172,7 @@ class Watcher:
     async def _follow(
         self, place: Place, watched: Watched, row: AgentSession | None
     ) -> None:
-        """Tell the listeners what a run of another process has told."""
+        """Send listeners the events of a run of another process."""
         fence = None if row is None else row.fence
         running = "" if row is None else row.run_id
         if fence == watched.fence and not running and not watched.run_id:

@@ -33,7 +33,7 @@ class Outage:
         return self.seen >= self.at
 
     def end(self) -> None:
-        """Let the database answer again."""
+        """Bring the database back."""
         self._is_over = True
 
     @contextmanager

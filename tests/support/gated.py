@@ -25,7 +25,7 @@ USAGE = ResponseUsage.model_validate(
 
 
 class GatedModel(Model):
-    """Say `text`; the gate is closed before the word number `pause_at`."""
+    """Answer `text`; the gate is closed before the word number `pause_at`."""
 
     def __init__(self, text: str, pause_at: int = 2) -> None:
         self.text = text

@@ -248,7 +248,7 @@ class History(Reader):
         return None if self.rules.ttl is None else 2 * self.rules.ttl + SPARE_TTL
 
     async def _kept_alive(self, found: Found, head: Head) -> Head:
-        """Let the sealed segments live as long as the head is about to.
+        """Prolong the sealed segments to live as long as the head is about to.
 
         They are written again where they wouldn't, so about once in the time to live.
         """
