@@ -8,6 +8,7 @@ coroutine function just runs.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -77,6 +78,20 @@ def pytest_collection_modifyitems(
             if not _IN_CI:
                 item.add_marker(pytest.mark.skip(reason=reason))
             break
+
+
+def pytest_collection_finish() -> None:
+    # What is imported stays: a collection has only what the tests make to look at.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    # A connection that a module leaves open fails that module, not one that happens
+    # to run when the garbage is collected.
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
