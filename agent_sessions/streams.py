@@ -106,12 +106,9 @@ class AgentRunView(AgentMixin, View):
         return [
             path("runs/", view, name="agent-runs"),
             path("runs/<path:run_id>/stop/", view, name="agent-stop"),
-            path("events/", view, name="agent-events"),
+            path("events/", view, {"reads": "events"}, "agent-events"),
             path(
-                "capabilities/",
-                view,
-                {"tells_capabilities": True},
-                "agent-capabilities",
+                "capabilities/", view, {"reads": "capabilities"}, "agent-capabilities"
             ),
         ]
 
@@ -177,7 +174,7 @@ class AgentRunView(AgentMixin, View):
 
     async def post(self, request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
         """Start a run and stream it, or stop one."""
-        if "tells_capabilities" in kwargs:
+        if "reads" in kwargs:
             return HttpResponseNotAllowed(["GET"])
         if "run_id" in kwargs:
             return await self._stop(request, kwargs["run_id"])
@@ -195,12 +192,12 @@ class AgentRunView(AgentMixin, View):
         return await self._streamed(self._events(f"{asked.run_id}:0"))
 
     async def get(
-        self, request: HttpRequest, *, tells_capabilities: bool = False, **kwargs: Any
+        self, request: HttpRequest, *, reads: str = "events", **kwargs: Any
     ) -> HttpResponseBase:
         """Stream what came after an offset, to the end of the run; starts nothing."""
         if "run_id" in kwargs:
             return HttpResponseNotAllowed(["POST"])
-        if tells_capabilities:
+        if reads == "capabilities":
             agent = await maybe_await(self.get_agent())
             return JsonResponse(await maybe_await(self.get_capabilities(agent)))
         if not self._count(self.conversation, SyncRequest.__name__):

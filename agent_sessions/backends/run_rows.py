@@ -67,6 +67,16 @@ def add_events(using: str, events: list[RunEvents]) -> None:
         rows.bulk_create(events, ignore_conflicts=True)
 
 
+def events_of(using: str, runs: Any) -> QuerySet[RunEvents]:
+    """Return what was told of runs, by their keys."""
+    return _events(using).filter(run_id__in=runs)
+
+
+def reseal(rows: QuerySet[Any], column: str, text: str) -> int:
+    """Replace a sealed text of runs' rows by the same under another key."""
+    return rows.update(**{column: text})
+
+
 def remove_events(using: str, session: int, run: int, ended: datetime) -> None:
     """Remove what was told of a run, and of those of its session that ended before."""
     own = runs_of(using, session).filter(Q(finished_at__lte=ended) | Q(pk=run))
@@ -91,7 +101,7 @@ def remove_old_events(using: str) -> None:
 
 def _remove_events(using: str, runs: Runs) -> None:
     # MariaDB reads and locks all rows to delete those that a subquery finds.
-    own = _events(using).filter(run_id__in=runs.values("pk"))
+    own = events_of(using, runs.values("pk"))
     told = list(own.values_list("run_id", flat=True).distinct())
     _events(using).filter(run_id__in=told).delete()
 

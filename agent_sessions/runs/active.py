@@ -20,13 +20,9 @@ from agent_sessions.runs.failures import (
     report_failure,
 )
 from agent_sessions.runs.heartbeat import Pulse, beating
-from agent_sessions.runs.opening import opened
+from agent_sessions.runs.opening import open_session, opened
 from agent_sessions.runs.resuming import refusals
-from agent_sessions.runs.setup import (
-    find_agent,
-    open_session,
-    runner_options,
-)
+from agent_sessions.runs.setup import find_agent, runner_options
 from agent_sessions.runs.telling import ToldRun
 from agent_sessions.runs.turns import newest_turn, take_up
 from agent_sessions.usage import remember, snapshot

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents import Agent, AgentsException, RunHooks, get_current_trace
 from agents.usage import Usage
+from django.db import Error
 
 from agent_sessions.backends.reading import find_head, find_newest_sync
 from agent_sessions.backends.run_rows import Status
@@ -216,12 +217,21 @@ class Hold:
     def _begin(self) -> HeldRun:
         session = self._session
         conversation = Conversation.ensure(session.backend, session.key)
-        lease = records.begin(
-            conversation,
-            uuid.uuid4().hex,
-            model="",
-            stale_after=self._limits.stale_after,
-        )
+        taken: list[records.Lease] = []
+        try:
+            lease = records.begin(
+                conversation,
+                uuid.uuid4().hex,
+                model="",
+                stale_after=self._limits.stale_after,
+                taken=taken,
+            )
+        except Error:
+            for lease in taken:
+                # The commit may be done, though its answer was lost.
+                with contextlib.suppress(Error):
+                    records.give_back(conversation, lease)
+            raise
         if lease is None:
             raise RuntimeError("a random id was used before")
         self.run = HeldRun(session, conversation, lease)

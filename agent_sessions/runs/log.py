@@ -193,7 +193,7 @@ def group_of(conversation: Conversation) -> str:
     key = conversation.key
     owner = None if key.user_id is None else str(key.user_id)
     place = [conversation.backend.alias, conversation.using, conversation.pk]
-    parts = [*place, owner, key.session_id]
+    parts = [*place, owner, key.session_id, conversation.table]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return f"agent_sessions.{digest[:40]}"
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable
+from collections.abc import Coroutine, Hashable
 from contextlib import suppress
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from agent_sessions.agui import OpenRun, RunRequest, StreamOptions
 from agent_sessions.backends.leases import RUN_SILENCE
 from agent_sessions.concurrency.connections import without_caller
 from agent_sessions.concurrency.settle import settle_or_undo
 from agent_sessions.exceptions import ShuttingDown, StorageError
-from agent_sessions.models import AgentRun
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
 from agent_sessions.runs import records, sync
@@ -21,9 +20,10 @@ from agent_sessions.runs.active import ActiveRun
 from agent_sessions.runs.log import ChannelRelay, Frame, Subscription
 from agent_sessions.runs.resuming import restore_or_withdraw
 from agent_sessions.runs.setup import Conversation, RunSetup
+from agent_sessions.runs.telling import AWAY, FIRST_PAUSE, LONGEST_PAUSE
 from agent_sessions.runs.watching import TELL, Place, Watcher, place_of
 from agent_sessions.runs.writing import RunLog, Writer
-from agent_sessions.usage import Spent, model_of
+from agent_sessions.usage import model_of
 
 logger = logging.getLogger("agent_sessions.runs")
 
@@ -99,15 +99,22 @@ class RunManager:
             # Rebuilt before it is claimed. None: it can't be, and need not be.
             state = await restore_or_withdraw(conversation, waiting, request, setup)
 
+        taken: list[records.Lease] = []
+
         async def take() -> records.Lease | None:
-            lease = await threads.run(
-                records.begin,
-                conversation,
-                run_id,
-                model=model_of(setup.agent, setup.run_config),
-                stale_after=setup.limits.stale_after,
-                answers=waiting,
-            )
+            try:
+                lease = await threads.run(
+                    records.begin,
+                    conversation,
+                    run_id,
+                    model=model_of(setup.agent, setup.run_config),
+                    stale_after=setup.limits.stale_after,
+                    answers=waiting,
+                    taken=taken,
+                )
+            except AWAY:
+                self._do(self._give_back(conversation, taken))
+                raise
             if lease is not None:
                 await self._last_words(conversation)
                 await self.watcher.catch_up(place_of(conversation), lease.run.pk)
@@ -115,8 +122,7 @@ class RunManager:
 
         async def give_back(lease: records.Lease | None) -> None:
             if lease is not None:
-                stopped = records.Outcome(AgentRun.Status.CANCELLED, Spent())
-                await threads.run(records.finish, conversation, lease, stopped)
+                await threads.run(records.give_back, conversation, lease)
 
         lease = await settle_or_undo(take(), give_back)
         if lease is None:
@@ -226,9 +232,7 @@ class RunManager:
         seated[socket] = None
         for oldest in list(seated)[: max(len(seated) - limit, 0)]:
             oldest.get_up()
-            task = asyncio.create_task(oldest.displace())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._do(oldest.displace())
 
     def leave_seat(self, seat: Hashable, socket: Seated) -> None:
         """Free the seat of a socket."""
@@ -289,6 +293,26 @@ class RunManager:
 
     # -- inside --------------------------------------------------------------------
 
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _give_back(
+        self, conversation: Conversation, taken: list[records.Lease]
+    ) -> None:
+        """Give back a lease whose commit was not answered, once the database is back."""
+        pause = FIRST_PAUSE
+        while taken:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            with suppress(*AWAY):
+                lease = taken[-1]
+                await conversation.backend.threads.run(
+                    records.give_back, conversation, lease
+                )
+                taken.clear()
+
     async def _last_words(self, conversation: Conversation) -> None:
         """Wait until the previous run, which has given its lease back, ends its stream."""
         previous = self.active(conversation)
@@ -341,9 +365,7 @@ class RunManager:
 
         def abandon() -> None:
             self._detached.pop(place, None)
-            task = asyncio.create_task(self._abandon(run))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._do(self._abandon(run))
 
         delay = TELL if again else run.setup.limits.detach_timeout
         if delay is not None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
+from django.utils.module_loading import import_string
+
+from agent_sessions import handler
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.options import did_you_mean
-from agent_sessions.exceptions import InvalidConsumer, UnreadableState
+from agent_sessions.exceptions import InvalidBackend, InvalidConsumer, UnreadableState
 from agent_sessions.reports import leave
 from agent_sessions.runs.failures import HOOK_SECONDS, logs_tracebacks
 from agent_sessions.runs.resuming import refuses_all, restore
@@ -18,6 +23,7 @@ from agent_sessions.runs.setup import RunSetup
 
 if TYPE_CHECKING:
     from agents import RunState
+    from agents.memory import Session
 
     from agent_sessions.runs.active import ActiveRun
 
@@ -106,4 +112,60 @@ async def _close(
             run.run_id,
             type(error).__name__,
             exc_info=error if logs_tracebacks() else None,
+        )
+
+
+# -- the session -----------------------------------------------------------------------
+
+_METHODS = ("get_items", "add_items", "pop_item", "clear_session")
+
+
+async def open_session(
+    setup: RunSetup, store: BaseSessionBackend, key: SessionKey
+) -> Session:
+    """Open the session that the Runner gets: the store's, or what wraps it.
+
+    First that of the alias, then the consumer's. Raises TypeError where that is no
+    session, and InvalidBackend.
+    """
+    session: Any = handler.open_session(store, key)
+    for name, wrap in (
+        ("The option run_session", _option(store)),
+        ("get_session()", setup.wrap_session),
+    ):
+        if wrap is not None:
+            session = wrap(session)
+            session = await session if isawaitable(session) else session
+            _check_session(name, session)
+    return session  # type: ignore[no-any-return]
+
+
+def _option(store: BaseSessionBackend) -> Callable[[Any], Any] | None:
+    wrap = store.options["run_session"]
+    if not isinstance(wrap, str):
+        return wrap  # type: ignore[no-any-return]
+    try:
+        return import_string(wrap)  # type: ignore[no-any-return]
+    except ImportError as exc:
+        raise InvalidBackend(
+            f"AGENT_SESSIONS[{store.alias!r}]: can't import run_session {wrap!r}.",
+            hint="It is the dotted path of a function that gets a session.",
+            id="agent_sessions.E008",
+        ) from exc
+
+
+def _check_session(name: str, session: Any) -> None:
+    if any(kind.__name__ == "EncryptedSession" for kind in type(session).__mro__):
+        # Ours, or the SDK's. The events of the run would lie beside it unencrypted.
+        raise InvalidConsumer(
+            f"{name} gave an EncryptedSession, but only the alias knows how to encrypt "
+            "what is told of a run. Use EncryptedBackend as the alias."
+        )
+    missing = [
+        method for method in _METHODS if not callable(getattr(session, method, None))
+    ]
+    if missing:
+        raise TypeError(
+            f"{name} gave a {type(session).__name__}, which is no session: it lacks "
+            f"{', '.join(missing)}. Return the session that it gets, or one around it."
         )

@@ -94,10 +94,12 @@ def begin(
     model: str,
     stale_after: float,
     answers: Pending | None = None,
+    taken: list[Lease] | None = None,
 ) -> Lease | None:
     """Take the lease and open the run's row, in one transaction.
 
-    `answers` is the paused run that the new one resumes. Return None if the run's id
+    `answers` is the paused run that the new one resumes. `taken` gets the lease before
+    the commit, whose answer may be lost. Return None if the run's id
     was used before. Raise SessionBusy, InterruptsPending, SessionDoesNotExist, and
     UnknownInterrupt if the paused run has been answered already: of two clicks, one
     wins.
@@ -121,19 +123,23 @@ def begin(
         announcing.tell(signals.run_started, conversation, run_id)
         if answers is not None:
             _claim(conversation, answers, row, run)
-        return Lease(
-            run,
-            row.fence,
-            base=_head_of(run) if conversation.backend.in_database else None,
-            agent_name=row.agent_name,
-            last_status=last_status,
-        )
+        base = _head_of(run) if conversation.backend.in_database else None
+        lease = Lease(run, row.fence, base, row.agent_name, last_status)
+        if taken is not None:
+            taken[:] = [lease]
+        return lease
 
     try:
         return transact(using, open_run)
     except IntegrityError:
         # The row of the id is there: it ended meanwhile, or ran in the turn before.
         return None
+
+
+def give_back(conversation: Conversation, lease: Lease) -> None:
+    """Give back a lease that no run has begun with, if it was taken at all."""
+    unused = Outcome(Status.INTERRUPTED, Spent(), error_code="interrupted")
+    finish(conversation, lease, unused)
 
 
 def _take(

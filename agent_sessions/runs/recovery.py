@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -86,6 +87,8 @@ def abandon(
     in_rows = innermost(conversation.backend).in_database is not None
 
     def end() -> bool:
+        if in_rows:
+            _hold_key(conversation)
         if not held.update(**NO_RUN, fence=F("fence") + 1):
             return False
         announcing.tell_ended(conversation, lost, Status.INTERRUPTED, "interrupted")
@@ -96,6 +99,15 @@ def abandon(
     if transact(conversation.using, end) and not in_rows:
         # No transaction is held, or repeated, while another store is asked.
         run_rows.write(own, **_keep_words(conversation, row))
+
+
+def _hold_key(conversation: Conversation) -> None:
+    """Lock the session's own key, if it has one, before its row, as an append does.
+
+    Taken the other way round, the two would wait for each other.
+    """
+    with suppress(AgentSessionError), atomic(conversation.using):
+        conversation.backend.sealer.seal(conversation.key, conversation.session_id)
 
 
 def _keep_words(conversation: Conversation, row: AgentSession) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from inspect import isawaitable
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Literal
 
-from django.utils.module_loading import import_string
+from django.db import connections
+from django.db.models import Func, TextField
 
-from agent_sessions import handler
 from agent_sessions.agui import RunRequest, StreamOptions
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey, make_key
 from agent_sessions.backends.leases import RUN_SILENCE
@@ -21,7 +20,6 @@ from agent_sessions.backends.remote.erasure import enroll
 from agent_sessions.backends.run_rows import Runs, runs_of
 from agent_sessions.concurrency.connections import transact
 from agent_sessions.exceptions import (
-    InvalidBackend,
     InvalidConsumer,
     SessionDoesNotExist,
 )
@@ -49,6 +47,8 @@ class Conversation:
     key: SessionKey
     # The alias of the database in which find() has found the row.
     found_in: str | None = None
+    # Tells the tables of tenants apart, which may have rows of the same keys.
+    table: str = ""
 
     @property
     def session_id(self) -> str:
@@ -67,15 +67,15 @@ class Conversation:
         store = sessions[backend]
         key = make_key(session_id, user)
 
-        def find() -> tuple[int | None, str]:
-            directory = store.directory
-            rows = directory.rows(key).values_list("pk", flat=True)
-            return rows.first(), directory.using
+        def find() -> tuple[tuple[int, str] | None, str]:
+            using = store.directory.using
+            return _place(store.directory.rows(key), using).first(), using
 
-        pk, using = await store.threads.run(find)
-        if pk is None:
+        found, using = await store.threads.run(find)
+        if found is None:
             raise SessionDoesNotExist(session_id)
-        return cls(pk, store, key, using)
+        pk, table = found
+        return cls(pk, store, key, using, table)
 
     @classmethod
     def ensure(cls, backend: BaseSessionBackend, key: SessionKey) -> Conversation:
@@ -85,13 +85,16 @@ class Conversation:
         """
         directory = backend.directory
 
-        def find() -> int:
+        using = directory.using
+
+        def find() -> tuple[int, str]:
             if not directory.rows(key).exists():
                 enroll(backend, key)
-            pk: int = directory.rows(key).values_list("pk", flat=True).get()
-            return pk
+            found: tuple[int, str] = _place(directory.rows(key), using).get()
+            return found
 
-        return cls(transact(directory.using, find), backend, key, directory.using)
+        pk, table = transact(using, find)
+        return cls(pk, backend, key, using, table)
 
     @property
     def using(self) -> str:
@@ -110,6 +113,16 @@ class Conversation:
         """Return whether the session is still there and its owner's."""
         found: bool = self.rows().exists()
         return found
+
+
+def _place(rows: Any, using: str) -> Any:
+    """Return the keys of sessions' rows, and the table that a connection has them in.
+
+    Tenants may have a schema or a database each behind one alias.
+    """
+    column = {"postgresql": "tableoid::text", "mysql": "DATABASE()"}
+    table = column.get(connections[using].vendor, "''")
+    return rows.values_list("pk", Func(template=table, output_field=TextField()))
 
 
 def create_conversation(
@@ -225,26 +238,6 @@ class RunSetup:
     open_run: Callable[[RunRequest], AbstractAsyncContextManager[Any]] | None = None
 
 
-async def open_session(
-    setup: RunSetup, store: BaseSessionBackend, key: SessionKey
-) -> Session:
-    """Open the session that the Runner gets: the store's, or what wraps it.
-
-    First that of the alias, then the consumer's. Raises TypeError where that is no
-    session, and InvalidBackend.
-    """
-    session: Any = handler.open_session(store, key)
-    for name, wrap in (
-        ("The option run_session", _option(store)),
-        ("get_session()", setup.wrap_session),
-    ):
-        if wrap is not None:
-            session = wrap(session)
-            session = await session if isawaitable(session) else session
-            _check_session(name, session)
-    return session  # type: ignore[no-any-return]
-
-
 def runner_options(
     setup: RunSetup, session: Session, names: tuple[str, str], again: int = 0
 ) -> dict[str, Any]:
@@ -265,34 +258,6 @@ def runner_options(
     if max_turns is not None:
         options["max_turns"] = max_turns
     return options
-
-
-_METHODS = ("get_items", "add_items", "pop_item", "clear_session")
-
-
-def _option(store: BaseSessionBackend) -> Callable[[Any], Any] | None:
-    wrap = store.options["run_session"]
-    if not isinstance(wrap, str):
-        return wrap  # type: ignore[no-any-return]
-    try:
-        return import_string(wrap)  # type: ignore[no-any-return]
-    except ImportError as exc:
-        raise InvalidBackend(
-            f"AGENT_SESSIONS[{store.alias!r}]: can't import run_session {wrap!r}.",
-            hint="It is the dotted path of a function that gets a session.",
-            id="agent_sessions.E008",
-        ) from exc
-
-
-def _check_session(name: str, session: Any) -> None:
-    missing = [
-        method for method in _METHODS if not callable(getattr(session, method, None))
-    ]
-    if missing:
-        raise TypeError(
-            f"{name} gave a {type(session).__name__}, which is no session: it lacks "
-            f"{', '.join(missing)}. Return the session that it gets, or one around it."
-        )
 
 
 def _traced(config: Any, session_id: str, run_id: str) -> Any:

@@ -28,9 +28,10 @@ from agent_sessions.runs.setup import Conversation
 
 logger = logging.getLogger("agent_sessions.runs")
 
-# A backend's alias, the database, a row's primary key, and what that row must be: a
-# primary key alone may come back for another session, as after a backup was restored.
-Place = tuple[str, str, int, SessionKey]
+# A backend's alias, the database, a row's primary key, what that row must be, and its
+# table: a primary key alone may come back for another session, as after a backup was
+# restored, and another tenant may have both.
+Place = tuple[str, str, int, SessionKey, str]
 
 # Seconds between looks, and between those in which listeners are told of.
 LOOK = 0.5
@@ -39,8 +40,8 @@ TELL = 2.0
 
 def place_of(conversation: Conversation) -> Place:
     """Return what a conversation is known by in this process."""
-    alias = conversation.backend.alias
-    return alias, conversation.using, conversation.pk, conversation.key
+    alias, key = conversation.backend.alias, conversation.key
+    return alias, conversation.using, conversation.pk, key, conversation.table
 
 
 @dataclass(slots=True, eq=False)
@@ -231,7 +232,7 @@ def _group(entry: tuple[Place, Watched]) -> tuple[int, str]:
 
 
 def _is_of(row: Any, place: Place) -> bool:
-    alias, _, _, key = place
+    alias, _, _, key, _ = place
     found = row.backend, row.session_id, row.user_id
     return found == (alias, key.session_id, key.user_id)
 

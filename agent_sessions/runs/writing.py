@@ -145,7 +145,9 @@ class Writer:
         """Write nothing more of a log, and remove its rows after `keep` seconds."""
         self._logs.pop(log, None)
         loop = asyncio.get_running_loop()
-        loop.call_later(keep, self._remove, log, keep, context=log.context)
+        # Not the log: it holds its run, which memory has no use for any more.
+        place = log.conversation, log.lease.run.pk, keep
+        loop.call_later(keep, self._remove, *place, context=log.context)
 
     async def _serve(self) -> None:
         while self._logs:
@@ -192,13 +194,14 @@ class Writer:
                     self._logs.pop(log, None)
         return True
 
-    def _remove(self, log: RunLog, keep: float) -> None:
-        task = asyncio.create_task(self._remove_rows(log, keep))
+    def _remove(self, conversation: Conversation, run: int, keep: float) -> None:
+        task = asyncio.create_task(self._remove_rows(conversation, run, keep))
         self._removals.add(task)
         task.add_done_callback(self._removals.discard)
 
-    async def _remove_rows(self, log: RunLog, keep: float) -> None:
-        conversation, run = log.conversation, log.lease.run.pk
+    async def _remove_rows(
+        self, conversation: Conversation, run: int, keep: float
+    ) -> None:
         place = conversation.using, conversation.pk, run
         ended = timezone.now() - timedelta(seconds=keep)
         try:

@@ -15,6 +15,7 @@ from tests.concurrency.test_processes import another_process
 from tests.concurrency.test_processes import layer as layer
 from tests.support.chat import Socket, text_of
 from tests.support.gated import gated
+from tests.support.streams import Http, streamed
 from tests.websocket.test_consumer import conversation, items_of, speaker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -83,6 +84,29 @@ async def test_a_run_is_stopped_from_elsewhere(
         assert (await tab.to_end())[-1]["outcome"] == {"type": "cancelled"}
     row = await AgentSession.objects.aget(session_id=session_id)
     assert (row.state, row.run_stop) == ("idle", "")
+
+
+async def test_a_run_elsewhere_is_heard_and_stopped_over_http(
+    url: str, database_environment: dict[str, str]
+) -> None:
+    user, session_id = await conversation()
+    async with (
+        another_process(database_environment, url, session_id, user, "gated") as other,
+        Http(session_id, speaker()) as http,
+    ):
+        await http.login(user)
+        await other.tell("say r-1 Hi")
+        while (await other.frame())["chunk"]["type"] != "TEXT_MESSAGE_CONTENT":
+            pass
+        stream = streamed(await http.get("events"))
+        await stream.until("RUN_STARTED")
+        assert (await http.stop("r-2")).status_code == 404
+        assert (await http.stop("r-1")).status_code == 202
+        assert (await other.to_end())[-1]["outcome"] == {"type": "cancelled"}
+        events = await stream.to_end()
+        assert (events[0]["runId"], text_of(events)) == ("r-1", "one two")
+        assert events[-1]["outcome"] == {"type": "cancelled"}
+        assert (await http.stop("r-1")).status_code == 404
 
 
 async def test_a_killed_run_is_told_and_its_words_are_kept(

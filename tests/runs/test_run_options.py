@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode, b64encode
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from agents import Agent, RunConfig, RunHooks
+from agents.extensions.memory import EncryptedSession as SDKEncryptedSession
 from agents.memory import OpenAIResponsesCompactionSession
 from agents.testing import ScriptedModel, assistant_message, function_call
 from agents.tracing import Trace, get_trace_provider
@@ -19,6 +22,7 @@ from agent_sessions.agui import FrameError, parse_request
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.exceptions import InvalidBackend, InvalidConsumer
 from agent_sessions.handler import SessionBackendHandler
+from agent_sessions.memory import BackendSession
 from agent_sessions.memory.encrypted import EncryptedSession
 from agent_sessions.models import AgentRun, SessionItem
 from agent_sessions.runs import RunLimits
@@ -30,8 +34,6 @@ from tests.support.gated import gated
 from tests.websocket.test_consumer import conversation, speaker
 
 pytestmark = [pytest.mark.one_database, pytest.mark.django_db(transaction=True)]
-
-KEY = Fernet.generate_key()
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +90,23 @@ async def test_a_run_compacts_through_the_session_of_the_hook(
     assert kinds[-1:] == [SUMMARY["type"]]
 
 
+class Hiding(BackendSession):
+    """Stores items in a form of its own."""
+
+    async def add_items(self, items: Any, **options: Any) -> None:
+        hidden: Any = [
+            {"role": "user", "content": b64encode(json.dumps(item).encode()).decode()}
+            for item in items
+        ]
+        await super().add_items(hidden, **options)
+
+    async def get_items(self, limit: Any = None, **options: Any) -> Any:
+        items: Any = await super().get_items(limit, **options)
+        return [json.loads(b64decode(item["content"])) for item in items]
+
+
 def around_by_option(session: Any) -> Any:
-    return EncryptedSession(session, KEY)
+    return Hiding.from_key(session.backend, session.key)
 
 
 async def test_an_alias_wraps_the_sessions_of_runs(settings: Any) -> None:
@@ -105,13 +122,14 @@ async def test_an_alias_wraps_the_sessions_of_runs(settings: Any) -> None:
         assert text_of(await tab.to_end()) == "one"
     stored = await texts_of(session_id)
     assert len(stored) == 2
-    assert all("payload" in text and "one" not in text for text in stored)
+    assert all("role" not in json.loads(text)["content"] for text in stored)
+    assert not any("one" in text or "Hi" in json.loads(text) for text in stored)
 
 
 async def test_what_a_stopped_run_said_is_stored_through_what_wraps() -> None:
     class Wrapping(AgentConsumer):
         def get_session(self, session: Any) -> Any:
-            return EncryptedSession(session, KEY)
+            return around_by_option(session)
 
     user, session_id = await conversation()
     agent, model = gated("a secret answer")
@@ -122,8 +140,26 @@ async def test_what_a_stopped_run_said_is_stored_through_what_wraps() -> None:
         model.gate.set()
         await tab.to_end()
     stored = await texts_of(session_id)
-    assert stored
-    assert all("payload" in text and "secret" not in text for text in stored)
+    assert len(stored) == 2
+    assert not any("secret" in text for text in stored)
+
+
+@pytest.mark.parametrize(
+    "kind", [EncryptedSession, SDKEncryptedSession], ids=["ours", "theirs"]
+)
+async def test_a_session_that_encrypts_is_the_aliass_to_give(kind: Any) -> None:
+    """What is told of a run lies beside its items, and would be in clear."""
+
+    class Wrapping(AgentConsumer):
+        def get_session(self, session: Any) -> Any:
+            return kind("s", session, Fernet.generate_key().decode())
+
+    user, session_id = await conversation()
+    async with Socket(session_id, user, speaker("one"), consumer=Wrapping) as tab:
+        await tab.say("r-1", "a secret")
+        end = (await tab.to_end())[-1]
+    assert (end["type"], end["code"]) == ("RUN_ERROR", "internal")
+    assert not await texts_of(session_id)
 
 
 async def test_a_hook_that_gives_no_session_fails_the_run() -> None:

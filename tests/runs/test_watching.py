@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from typing import Any
+from typing import Any, cast
 from weakref import ref
 
 import pytest
+from asgiref.sync import sync_to_async
+from cryptography.fernet import Fernet
+from django.db import connections
 from django.db.models import F
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from agent_sessions import DjangoSession
+from agent_sessions import DjangoSession, get_session, sessions
 from agent_sessions.agui import StreamOptions
 from agent_sessions.backends import run_rows
+from agent_sessions.backends.base import SessionKey
 from agent_sessions.consumers import AgentConsumer
-from agent_sessions.models import AgentRun, AgentSession, RunEvents
+from agent_sessions.handler import DATABASE_BACKEND
+from agent_sessions.models import AgentRun, AgentSession, RunEvents, SessionSecret
 from agent_sessions.runs import (
     Conversation,
     RunLimits,
@@ -25,9 +31,10 @@ from agent_sessions.runs import (
     sync,
 )
 from agent_sessions.runs.event_rows import About, Chunk, Unwritten
-from agent_sessions.runs.log import Frame, Subscription
+from agent_sessions.runs.log import Frame, Subscription, group_of
 from agent_sessions.runs.watching import Watcher, place_of
-from tests.support.chat import Socket
+from tests.settings import DATABASE_KIND
+from tests.support.chat import Socket, text_of
 from tests.support.gated import gated
 from tests.support.streams import Http
 from tests.websocket.test_consumer import conversation, items_of, speaker
@@ -130,6 +137,86 @@ async def test_words_that_a_projects_session_changes_are_not_kept(wraps: bool) -
         assert texts == (["Hi"] if wraps else ["Hi", "one two"])
         model.gate.set()
         await asyncio.wait({run.task})
+
+
+async def test_an_ended_run_is_not_kept_in_memory() -> None:
+    """Its rows tell it again, for as long as they are kept."""
+    user, session_id = await conversation()
+    agent, model = gated("one two three")
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        await model.paused.wait()
+        where = await Conversation.find(session_id, user=user)
+        run = ref(cast("Any", get_run_manager().active(where)))
+        model.gate.set()
+        await tab.to_end()
+        async with asyncio.timeout(20):
+            while run() is not None:
+                await asyncio.sleep(0.02)
+                gc.collect()
+        await tab.sync("r-1:0")
+        assert text_of(await tab.to_end()) == "one two three"
+
+
+async def test_the_key_of_a_session_is_taken_before_its_row(settings: Any) -> None:
+    """As an append does, else the two would wait for each other."""
+    encrypted = {
+        "BACKEND": "agent_sessions.backends.encrypted.EncryptedBackend",
+        "OPTIONS": {
+            "backend": "in",
+            "keys": [Fernet.generate_key().decode()],
+            "session_keys": True,
+        },
+    }
+    settings.AGENT_SESSIONS = {
+        "default": encrypted,
+        "in": {"BACKEND": DATABASE_BACKEND},
+    }
+    user, session_id = await conversation()
+    agent, model = gated("one two three")
+    async with Socket(session_id, user, agent) as tab:
+        await tab.say("r-1", "Hi")
+        await model.paused.wait()
+        await tab.until("TEXT_MESSAGE_CONTENT")
+        where = await Conversation.find(session_id, user=user)
+        run: Any = get_run_manager().active(where)
+        await get_run_manager().writer.flush(run.rows)
+        await where.rows().aupdate(run_owner="elsewhere:1:x", run_seen_at=None)
+
+        def recover() -> list[str]:
+            with CaptureQueriesContext(connections["default"]) as queries:
+                recovery.recover(where, 15)
+            return [query["sql"] for query in queries]
+
+        asked = await sync_to_async(recover)()
+        keys, rows = SessionSecret._meta.db_table, AgentSession._meta.db_table
+        first = next(n for n, sql in enumerate(asked) if keys in sql)
+        assert not [sql for sql in asked[:first] if "UPDATE" in sql and rows in sql]
+        texts = await get_session(session_id, user=user).get_items()
+        assert [each["content"] for each in cast("Any", texts)] == ["Hi", "one two"]
+        model.gate.set()
+        await asyncio.wait({run.task})
+
+
+@pytest.mark.skipif(DATABASE_KIND != "postgres", reason="needs schemas")
+def test_the_tables_of_two_tenants_are_told_apart() -> None:
+    """A schema each, behind one alias, with rows of the same keys."""
+    store, key = sessions["default"], SessionKey("room")
+    ours = Conversation.ensure(store, key)
+    table = AgentSession._meta.db_table
+    with connections["default"].cursor() as cursor:
+        cursor.execute("CREATE SCHEMA other")
+        try:
+            cursor.execute(f"CREATE TABLE other.{table} AS TABLE {table}")
+            cursor.execute("SET search_path TO other, public")
+            theirs = Conversation.ensure(store, key)
+        finally:
+            cursor.execute("DROP SCHEMA other CASCADE")
+            cursor.execute("SET search_path TO public")
+    assert ours.pk == theirs.pk
+    assert place_of(ours) != place_of(theirs)
+    assert group_of(ours) != group_of(theirs)
+    assert place_of(ours) == place_of(Conversation.ensure(store, key))
 
 
 async def hear(listener: Subscription) -> list[Frame]:

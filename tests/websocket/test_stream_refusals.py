@@ -264,10 +264,15 @@ async def test_a_route_says_which_methods_it_has() -> None:
         await http.login(user)
         stop: Any = await http.client.get(http.address("runs/r-1/stop"))
         told = await http.post("capabilities")
-    assert [(each.status_code, each["Allow"]) for each in (stop, told)] == [
+        hello = {"id": "u-1", "role": "user", "content": "Hi"}
+        asked = {"threadId": session_id, "runId": "r-1", "messages": [hello]}
+        heard = await http.post("events", asked)
+    assert [(each.status_code, each["Allow"]) for each in (stop, told, heard)] == [
         (405, "POST"),
         (405, "GET"),
+        (405, "GET"),
     ]
+    assert not await AgentRun.objects.aexists()
 
 
 async def test_a_route_may_name_more_than_the_session() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from agent_sessions.backends import run_rows
@@ -18,7 +19,7 @@ from agent_sessions.encryption import Vault
 from agent_sessions.encryption.keys import TEXTS
 from agent_sessions.exceptions import UnknownEncryptionKey
 from agent_sessions.items import Item, decode
-from agent_sessions.models import AgentRun, AgentSession, KeyUse, SessionSecret
+from agent_sessions.models import AgentSession, KeyUse, SessionSecret
 from agent_sessions.reports import guarded
 
 if TYPE_CHECKING:
@@ -119,15 +120,21 @@ class Rotation:
         return new
 
     def _rotate_texts(self) -> None:
-        rows = AgentRun._base_manager.using(self._row._state.db)
-        # What is sealed in there binds it to its run, and stays.
-        own = rows.filter(session_id=self._row.pk).exclude(state="")
-        for pk, text in list(own.values_list("pk", "state")):
+        """Rotate what is sealed of runs: it binds a text to its run, and stays."""
+        using = cast("str", self._row._state.db)
+        runs = run_rows.runs_of(using, self._row.pk)
+        self._rotate_column(runs.exclude(state=""), "state")
+        told = run_rows.events_of(using, runs.values("pk"))
+        for run in list(told.values_list("run_id", flat=True).distinct()):
+            self._rotate_column(told.filter(run_id=run), "body")
+
+    def _rotate_column(self, rows: QuerySet[Any], column: str) -> None:
+        for pk, text in list(rows.values_list("pk", column)):
             item = decode(text)
             new = None if item is None else self._change(item, TEXTS)
             if new is not None:
-                unchanged = rows.filter(pk=pk, state=text)
-                self.done.texts += run_rows.write(unchanged, state=json.dumps(new))
+                unchanged = rows.filter(pk=pk, **{column: text})
+                self.done.texts += run_rows.reseal(unchanged, column, json.dumps(new))
 
 
 def rotate_rest(backend: KeyedBackend, batch_size: int) -> Rotated:

@@ -15,13 +15,22 @@ from django.core.management import CommandError, call_command
 from django.db import DatabaseError
 
 from agent_sessions import get_session, sessions
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.encrypted import EncryptedBackend
 from agent_sessions.backends.encrypted.rotation import Rotation
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.exceptions import InvalidApproval, UnknownEncryptionKey
 from agent_sessions.handler import open_session
-from agent_sessions.models import AgentRun, AgentSession, SessionItem, SessionSecret
+from agent_sessions.models import (
+    AgentRun,
+    AgentSession,
+    RunEvents,
+    SessionItem,
+    SessionSecret,
+)
+from agent_sessions.runs import Conversation, Frame, event_rows
+from agent_sessions.runs.event_rows import About, Chunk, Unwritten
 from tests.backends.encrypted.test_encrypted import TREASURE, data, key_id, private
 from tests.backends.encrypted.test_encrypted import under as under_default
 from tests.encryption.test_encryption import NEW, OLD, said
@@ -187,6 +196,27 @@ def test_paused_runs_are_rotated() -> None:
     AgentRun.objects.update(run_id="r-2")
     with under(NEW), pytest.raises(InvalidApproval):
         opened("r-2")
+
+
+def test_what_was_told_of_runs_is_rotated() -> None:
+    with under(OLD):
+        fill(1)
+        found = Conversation.ensure(sessions["private"], SessionKey("s"))
+        run = AgentRun.objects.create(session_id=found.pk, run_id="r")
+        for number in (1, 2):
+            frames = [Frame("r", number, {"type": "RAW", "event": TREASURE})]
+            told = Unwritten(found, run, 0, [Chunk(frames, About())])
+            run_rows.add_events("default", event_rows.rows_of(told))
+    with under(NEW, OLD):
+        assert "3 items of 1 session" in rotate()
+    bodies = list(RunEvents.objects.values_list("body", flat=True))
+    assert len(bodies) == 2
+    assert all(key_id(NEW) in body for body in bodies)
+    with under(NEW):
+        found = Conversation.ensure(sessions["private"], SessionKey("s"))
+        chunks = event_rows.read(found, run.pk)
+        assert [chunk.last for chunk in chunks] == [1, 2]
+        assert chunks[0].frames[0].event["event"] == TREASURE
 
 
 def test_with_session_keys_only_these_are_rotated() -> None:
