@@ -335,7 +335,7 @@ async def test_a_store_outside_the_database(settings: Any) -> None:
     settings.AGENT_SESSIONS = {
         "default": {"BACKEND": "tests.support.list_backend.ListBackend"}
     }
-    async with hold(get_session("s")) as held:
+    async with hold(get_session("outside")) as held:
         await Runner.run(agent(say("ok")), "Hi", session=held.session, hooks=held.hooks)
     (row,) = await rows()
     assert (row.status, row.first_position, row.last_position) == ("completed", 1, 2)
