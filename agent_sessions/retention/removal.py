@@ -20,12 +20,12 @@ from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import BaseSessionBackend, SessionKey
 from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.backends.database.engine import Engine
+from agent_sessions.backends.database.pace import Pace
 from agent_sessions.backends.database.removal import (
     BATCH_SIZE,
     batches,
     count_removed,
     finish,
-    rest,
     take_out,
 )
 from agent_sessions.backends.database.trimming import count_older, trim_history
@@ -99,9 +99,9 @@ def remove_all(
     Short histories go together. Nobody finds what was removed from then on;
     finish_removals() deletes what is left of long ones.
     """
-    for batch in _batches(rows, how):
+    for batch, pace in _batches(rows, how):
         try:
-            found = _remove(batch, how)
+            found = _remove(batch, how, pace)
         except AgentSessionError as exc:
             if len(batch) > 1:
                 # One of them can't be removed; the others can.
@@ -138,7 +138,8 @@ def remove(row: AgentSession, how: Removal) -> int | None:
     Return how many there were, None where it has changed. Raises Spared, and what the
     store raises, which leaves the row.
     """
-    found = _remove([row], how).get(row.pk)
+    pace = Pace(str(row._state.db), how.batch_size)
+    found = _remove([row], how, pace).get(row.pk)
     if isinstance(found, AgentSessionError):
         raise found
     return found
@@ -247,21 +248,27 @@ def _plain_store(backend: BaseSessionBackend) -> DatabaseBackend | None:
 
 def _batches(
     rows: Iterable[AgentSession], how: Removal
-) -> Iterator[list[AgentSession]]:
+) -> Iterator[tuple[list[AgentSession], Pace]]:
     """Return sessions that are removed in one transaction: short ones of one backend."""
+    paces: dict[str, Pace] = {}
 
-    def kind(row: AgentSession) -> object:
+    def kind(row: AgentSession) -> tuple[object, str]:
         with suppress(InvalidBackend):
             backend = sessions[row.backend]
             if _plain_store(backend) is backend and not how.keep_turns:
-                return row.backend, row._state.db
-        return row.pk
+                return row.backend, using(row)
+        return row.pk, using(row)
 
-    for _, group in groupby(rows, kind):
-        yield from batches(group, how.batch_size)
+    def using(row: AgentSession) -> str:
+        return str(row._state.db)
+
+    for (_, name), group in groupby(rows, kind):
+        pace = paces.setdefault(name, Pace(name, how.batch_size))
+        for batch in batches(group, pace):
+            yield batch, pace
 
 
-def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:
+def _remove(batch: list[AgentSession], how: Removal, pace: Pace) -> dict[int, Outcome]:
     """Remove sessions of one backend. Raises what their store raises."""
     backend, key = store_of(batch[0])
     if how.keep_turns:
@@ -279,14 +286,13 @@ def _remove(batch: list[AgentSession], how: Removal) -> dict[int, Outcome]:
     using, pks = str(batch[0]._state.db), [row.pk for row in batch]
     rows = how.still.among(using, pks)
     if (store := _plain_store(backend)) is not None:
-        began = time.monotonic()
         with nullcontext() if store is backend else removing(backend, key):
-            take_out(store.engine, rows, may_go, delete=how.delete, most=how.batch_size)
+            take_out(store.engine, rows, may_go, delete=how.delete, pace=pace)
             outcome = found.get(pks[0])
             if store is not backend and not isinstance(outcome, int):
                 # The session's key stays too.
                 raise outcome or SessionDoesNotExist(key.session_id)
-        rest(using, began)
+        pace.rest()
     elif (row := rows.first()) is not None and may_go(row):
         found[row.pk] = _remove_outside(backend, key, row, delete=how.delete)
     return found

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from django.utils import timezone
 
 from agent_sessions import sessions
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.pace import Pace
+from agent_sessions.backends.database.removal import BATCH_SIZE
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.retention import Removal, Selection, Spared, remove_all
 from agent_sessions.signals import session_cleared
@@ -183,6 +186,35 @@ def test_nobody_who_writes_waits_for_all_of_them(
     assert not AgentSession.objects.filter(session_id__startswith="s0").exclude(
         item_count=0
     )
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_long_transaction_is_followed_by_a_shorter_one() -> None:
+    store = sessions["default"].in_database
+    assert store is not None
+    pace, sizes = Pace(connection.alias, BATCH_SIZE), []
+    for seconds in (0.2, 0, 0, 0, 0.2):
+        store.engine.atomically(partial(pace.timed(time.sleep), seconds))
+        pace.rest(0)
+        sizes.append(pace.size)
+    if connection.vendor == "sqlite":
+        # A machine that stands still meanwhile may make it shorter yet.
+        assert sizes[0] < BATCH_SIZE // 4
+        assert sizes[0] <= sizes[3] <= BATCH_SIZE
+        assert sizes[4] < BATCH_SIZE
+    else:
+        # Only SQLite has one writer at a time.
+        assert sizes == [BATCH_SIZE] * 5
+
+
+@pytest.mark.django_db
+def test_within_a_transaction_nothing_is_waited_for() -> None:
+    pace = Pace(connection.alias, BATCH_SIZE)
+    pace.timed(time.sleep)(0.2)
+    began = time.monotonic()
+    pace.rest(100)
+    assert time.monotonic() - began < 10
+    assert pace.size == BATCH_SIZE
 
 
 @pytest.mark.django_db(transaction=True)

@@ -18,6 +18,7 @@ from django.db.models import Count, F, QuerySet, Sum
 from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
+from agent_sessions.backends.database.pace import REST, Pace
 from agent_sessions.backends.directory import forget_histories
 from agent_sessions.managers import removed
 from agent_sessions.models import (
@@ -34,14 +35,8 @@ if TYPE_CHECKING:
 
 # Rows of one transaction.
 BATCH_SIZE = 500
-# Sessions of one transaction.
-_SESSIONS = 50
-# SQLite has one writer at a time, and who waits looks again only now and then: it is
-# left alone for this many times as long as it was held.
-_REST = 3.5
-# Seconds after which a transaction was a long one, and how few rows are enough then.
-_LONG = 0.04
-_LEAST = 50
+# To remove a session takes about as long as so many rows.
+_SESSION = 10
 # The rows of a longer history than this go apart, on branches that nobody reads: while
 # an old transaction lives, PostgreSQL walks over each deleted row of a branch again.
 _SHORT = 500
@@ -58,20 +53,20 @@ def take_out(
     may_go: Callable[[AgentSession], bool],
     *,
     delete: bool,
-    most: int,
+    pace: Pace,
 ) -> None:
     """Empty sessions for all who read them, or delete them, in one transaction.
 
-    `may_go` is asked of each once it is held. Of what has more than `most` rows the
-    rest is left to finish().
+    `may_go` is asked of each once it is held. Of what has more rows than go into a
+    transaction the rest is left to finish().
     """
 
     def take(connection: BaseDatabaseWrapper) -> list[AgentSession]:
         held = [row for row in _hold(engine.using, rows) if may_go(row)]
-        _remove(engine.using, held, delete=delete, most=most)
+        _remove(engine.using, held, delete=delete, most=pace.size)
         return held
 
-    for row in engine.run(take):
+    for row in engine.run(pace.timed(take)):
         _tell_cleared(engine, SessionKey(row.session_id, row.user_id), row.item_count)
 
 
@@ -97,10 +92,11 @@ class Clearing:
         if self._removed is None:
             self.is_done = True
             for pk in self.engine.run(self._begin):
-                self._removed = _RemovedHistory(self.engine, pk, _STEP)
+                pace = Pace(self.engine.using, _STEP)
+                self._removed = _RemovedHistory(self.engine, pk, pace)
                 self.is_done = False
         else:
-            self._removed.step()
+            self._removed.step(rest=0)
             self.is_done = self._removed.is_done
         if self.is_done:
             _tell_cleared(self.engine, self.key, self.count)
@@ -139,49 +135,41 @@ def finish(
     the others leave to it. What is left at `until` waits for a later call.
     """
     total = 0
-    for batch in batches(_removed(engine.using).order_by("pk"), batch_size):
+    pace = Pace(engine.using, batch_size)
+    for batch in batches(_removed(engine.using).order_by("pk"), pace):
         if time.monotonic() >= until:
             break
         pks = [row.pk for row in batch]
         if len(batch) > 1:
-            began = time.monotonic()
             count, pks = engine.run(
-                partial(_delete_short, engine.using, pks, batch_size)
+                pace.timed(partial(_delete_short, engine.using, pks, pace.size))
             )
-            rest(engine.using, began)
+            pace.rest()
             total += count
             if progress is not None:
                 progress(count)
         for pk in pks:
-            history = _RemovedHistory(engine, pk, batch_size)
+            history = _RemovedHistory(engine, pk, pace)
             while not history.is_done and time.monotonic() < until:
-                began = time.monotonic()
                 count = history.step()
-                rest(engine.using, began)
                 total += count
                 if progress is not None:
                     progress(count)
     return total
 
 
-def batches(rows: Iterable[AgentSession], most: int) -> Iterator[list[AgentSession]]:
-    """Return sessions that are removed in one transaction: up to so many items."""
-    batch, items = list[AgentSession](), 0
+def batches(rows: Iterable[AgentSession], pace: Pace) -> Iterator[list[AgentSession]]:
+    """Return sessions that are removed in one transaction."""
+    batch, size = list[AgentSession](), 0
     for row in rows:
-        if batch and (items + row.item_count > most or len(batch) == _SESSIONS):
+        own = max(row.item_count, _SESSION)
+        if batch and size + own > pace.size:
             yield batch
-            batch, items = [], 0
+            batch, size = [], 0
         batch.append(row)
-        items += row.item_count
+        size += own
     if batch:
         yield batch
-
-
-def rest(using: str, began: float) -> None:
-    """Pause on SQLite in proportion to a transaction, so that other writers go on."""
-    connection = connections[using]
-    if connection.vendor == "sqlite" and not connection.in_atomic_block:
-        time.sleep((time.monotonic() - began) * _REST)
 
 
 def _tell_cleared(engine: Engine, key: SessionKey, count: int) -> None:
@@ -321,10 +309,10 @@ def _delete_short(
 class _RemovedHistory:
     """What was taken out of one session: each step deletes a part, in its order."""
 
-    def __init__(self, engine: Engine, pk: int, most: int) -> None:
+    def __init__(self, engine: Engine, pk: int, pace: Pace) -> None:
         self.engine = engine
         self.using = engine.using
-        self.most = self.size = most
+        self.pace = pace
         self._row = _removed(self.using).filter(pk=pk)
         self._runs = AgentRun._base_manager.using(self.using).filter(session_id=pk)
         self._branches = Branch._base_manager.using(self.using).filter(session_id=pk)
@@ -338,23 +326,16 @@ class _RemovedHistory:
         """Return whether nothing is left, or another process deletes it."""
         return self._left is None
 
-    def step(self) -> int:
+    def step(self, rest: float = REST) -> int:
         """Take a step in a transaction of its own; return how many items it deleted."""
-        began = time.monotonic()
-        count, self._left, self._after = self.engine.run(self._delete)
-        # On other databases than SQLite nobody waits for it.
-        if self.engine.connection.vendor == "sqlite":
-            seconds = time.monotonic() - began
-            if seconds > _LONG:
-                self.size = max(self.size // 2, min(_LEAST, self.most))
-            elif seconds < _LONG / 4:
-                self.size = min(self.size * 2, self.most)
+        count, self._left, self._after = self.engine.run(self.pace.timed(self._delete))
+        self.pace.rest(rest)
         return count
 
     def _delete(
         self, connection: BaseDatabaseWrapper
     ) -> tuple[int, list[int] | None, int]:
-        """Delete up to `size` rows; return how many are items, and what is next."""
+        """Delete some rows; return how many are items, and what is next."""
         if not _hold(self.using, self._row, skip_locked=True):
             return 0, None, -1
         left, after = self._left, self._after
@@ -366,13 +347,13 @@ class _RemovedHistory:
             if (first := positions.first()) is None:
                 left, after = left[1:], -1
                 continue
-            upto = first - 1 + self.size
+            upto = first - 1 + self.pace.size
             count = items.filter(position__lte=upto).delete()[0]
             counted = self._row.filter(item_count__gte=count)
             counted.update(item_count=F("item_count") - count)
             return count, left, upto
         runs = self._runs.filter(pk__gt=after).order_by("pk")
-        if found := list(runs.values_list("pk", flat=True)[: self.size]):
+        if found := list(runs.values_list("pk", flat=True)[: self.pace.size]):
             self._runs.filter(pk__in=found).delete()
             return 0, left, found[-1]
         self._branches.update(parent=None)

@@ -6,7 +6,6 @@ text takes its row: position, turn and time stay.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from django.utils import timezone
 
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.branches import Branches
-from agent_sessions.backends.database.removal import rest
+from agent_sessions.backends.database.pace import Pace
 from agent_sessions.backends.database.sql import statements_for
 from agent_sessions.backends.database.sql.base import Place
 from agent_sessions.backends.directory import active
@@ -131,10 +130,10 @@ def rewrite(
     if unless:
         rows = rows.exclude(data__contains=unless)
     last = rows.aggregate(last=Max("pk"))["last"] or 0
-    after = changed = 0
+    after, changed, pace = 0, 0, Pace(engine.using, batch_size)
     while after < last:
         page = rows.filter(pk__gt=after).order_by("pk").values_list("pk", "data")
-        found = list(page[:batch_size])
+        found = list(page[: pace.size])
         if not found:
             break
         after = found[-1][0]
@@ -143,9 +142,8 @@ def rewrite(
             for pk, data in found
             if (text := _rewritten(data, change)) is not None
         ]
-        began = time.monotonic()
-        changed += engine.atomically(partial(_write, new))
-        rest(engine.using, began)
+        changed += engine.atomically(pace.timed(partial(_write, new)))
+        pace.rest()
     return changed
 
 

@@ -7,7 +7,6 @@ than what their session lost. Then turns are counted anew from 1; positions stay
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,8 @@ from django.db.models import Count, F, Max, Min, Q, QuerySet
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.branches import Branches
 from agent_sessions.backends.database.lineage import Lineages, renumber, visible
-from agent_sessions.backends.database.removal import BATCH_SIZE, Guard, rest
+from agent_sessions.backends.database.pace import Pace
+from agent_sessions.backends.database.removal import BATCH_SIZE, Guard
 from agent_sessions.exceptions import InvalidBranch, SessionDoesNotExist, StorageError
 from agent_sessions.items import Item, decode, title_of
 from agent_sessions.items.kinds import (
@@ -60,24 +60,15 @@ def trim_history(
     call. `guard` is given the session's row in each and raises where it must stay.
     Raises InvalidBranch where turns are numbered wrongly.
     """
-    removed = 0
+    removed, pace = 0, Pace(engine.using, batch_size)
     for _ in range(_ATTEMPTS):
         plan: TurnPlan = engine.ask(key, lambda branches: _plan(branches, keep))
-        steps = plan.steps(batch_size)
-        for number, step in enumerate(steps, 1):
-            began = time.monotonic()
-            apply = partial(
-                _remove,
-                plan=plan,
-                groups=step,
-                guard=guard,
-                is_first=number == 1,
-                is_last=number == len(steps),
-            )
-            if not engine.change(key, apply):
+        for step in plan.steps(pace):
+            apply = partial(_remove, plan=plan, step=step, guard=guard)
+            if not engine.change(key, pace.timed(apply)):
                 break
-            rest(engine.using, began)
-            removed += sum(group.count for group in step)
+            pace.rest()
+            removed += step.size
         else:
             return removed
     raise StorageError(
@@ -93,15 +84,7 @@ def _plan(branches: Branches, keep: int) -> TurnPlan:
     return TurnPlan(branches.using, row, keep)
 
 
-def _remove(
-    branches: Branches,
-    plan: TurnPlan,
-    groups: list[Group],
-    guard: Guard,
-    *,
-    is_first: bool,
-    is_last: bool,
-) -> bool:
+def _remove(branches: Branches, plan: TurnPlan, step: Step, guard: Guard) -> bool:
     """Remove a step's rows; return False where the branches are others by now."""
     sessions = AgentSession.objects.using(plan.using).filter(pk=plan.row.pk)
     row = sessions.first()
@@ -110,14 +93,14 @@ def _remove(
     guard(row)
     if not plan.is_current():
         return False
-    if is_first and (title := _new_title(plan, row)):
+    if step.is_first and (title := _new_title(plan, row)):
         sessions.update(title=title)
     items = SessionItem._base_manager.using(plan.using)
     count = sum(
-        items.filter(group.rows, turn=group.turn).delete()[0] for group in groups
+        items.filter(group.rows, turn=group.turn).delete()[0] for group in step.groups
     )
     sessions.update(item_count=F("item_count") - count)
-    if is_last:
+    if step.is_last:
         renumber(plan.using, row.pk)
     return True
 
@@ -151,6 +134,19 @@ class Group:
         )
 
 
+@dataclass(slots=True)
+class Step:
+    """What goes in one transaction."""
+
+    groups: list[Group]
+    is_first: bool = False
+    is_last: bool = False
+
+    @property
+    def size(self) -> int:
+        return _size(self.groups)
+
+
 class TurnPlan:
     """What goes and what stays of a session, as it was when it was read.
 
@@ -180,7 +176,7 @@ class TurnPlan:
 
     @property
     def size(self) -> int:
-        return sum(group.count for group in self._gone)
+        return _size(self._gone)
 
     def is_current(self) -> bool:
         return self._read_state() == self._state
@@ -188,19 +184,16 @@ class TurnPlan:
     def view(self, branch: int) -> QuerySet[Any]:
         return visible(self.using, self._lineages.of(branch))
 
-    def steps(self, size: int) -> list[list[Group]]:
-        """Return what goes, about `size` rows at a time: turns whole in all branches."""
-        steps: list[list[Group]] = []
-        room = 0
-        for _, turn in groupby(self._gone, key=lambda group: group.turn):
-            groups = list(turn)
-            count = sum(group.count for group in groups)
-            if count > room or not steps:
-                steps.append([])
-                room = size
-            steps[-1] += groups
-            room -= count
-        return steps
+    def steps(self, pace: Pace) -> Iterator[Step]:
+        """Return what goes in one transaction each: turns whole in all branches."""
+        turns = [list(turn) for _, turn in groupby(self._gone, key=lambda g: g.turn)]
+        step = Step([], is_first=True)
+        for number, turn in enumerate(turns, 1):
+            step.groups += turn
+            step.is_last = number == len(turns)
+            if step.is_last or step.size + _size(turns[number]) > pace.size:
+                yield step
+                step = Step([])
 
     def _read_state(self) -> set[tuple[int, bool]]:
         branches = Branch._base_manager.using(self.using).filter(session_id=self.row.pk)
@@ -271,6 +264,10 @@ class TurnPlan:
                 found.add(turn)
                 missing |= _missing(_items(rows.filter(turn=turn)))
         return found
+
+
+def _size(groups: Iterable[Group]) -> int:
+    return sum(group.count for group in groups)
 
 
 def _check_order(row: AgentSession, groups: list[Group]) -> None:
