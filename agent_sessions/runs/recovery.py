@@ -12,6 +12,7 @@ from django.db import DatabaseError
 from django.db.models import F, Q
 
 from agent_sessions import approvals
+from agent_sessions.agui import RunRequest, user_items
 from agent_sessions.agui.content import message_text
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.directory import NO_RUN
@@ -136,20 +137,25 @@ def _store_words(
     for event in events:
         words.follow(event)
     backend, key = conversation.backend, conversation.key
+    items = backend.page(key, after=about.base, limit=NAMED).items
     stored = [
         message_text(entry.item)[0]
-        for entry in backend.page(key, after=about.base, limit=NAMED).items
+        for entry in items
         if entry.item and type_and_role(entry.item) == ("message", "assistant")
     ]
+    messages = [] if about.goes_on else events[0].get("input", {}).get("messages", [])
+    asked = RunRequest(conversation.session_id, run.run_id, messages)
     unsaid = [text for text in newest_texts(events) if text and text not in stored]
-    if unsaid and not about.is_checked:
-        mark = ENDED_EARLY if innermost(backend).keeps_marks else {}
-        said = [{"role": "assistant", "content": text, **mark} for text in unsaid]
-        backend.append(key.fenced(fence), said)
-    items = backend.page(key, after=about.base, limit=NAMED).items
+    mark = ENDED_EARLY if innermost(backend).keeps_marks else {}
+    lost = [{"role": "assistant", "content": text, **mark} for text in unsaid]
+    if not items:
+        # It died before the SDK stored what it was asked.
+        lost = [*user_items(asked), *lost]
+    if lost and not about.is_checked:
+        backend.append(key.fenced(fence), lost)
+        items = backend.page(key, after=about.base, limit=NAMED).items
     if not items:
         return {}
-    messages = [] if about.goes_on else events[0].get("input", {}).get("messages", [])
     return {
         "first_position": about.base + 1,
         "last_position": items[-1].position,

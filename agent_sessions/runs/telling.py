@@ -335,5 +335,6 @@ class ToldRun:
             self._base.result() if self._base.done() else None,
             self.goes_on,
             (result is not None and checks_answers(result.current_agent, config))
-            or (self._session is not None and changes_items(self._session)),
+            or self._session is None
+            or changes_items(self._session),
         )

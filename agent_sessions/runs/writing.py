@@ -29,8 +29,10 @@ INTERVAL = 0.25
 AGAIN_AFTER = 2.0
 # So many events of a run wait while the database is away; older ones are given up.
 MOST_WAITING = 20_000
-# What makes a message, a call or a step whole: it is written at once.
+# What a person has asked, and what makes a message, a call or a step whole: it is
+# written at once.
 BOUNDARIES = LAST | {
+    "RUN_STARTED",
     "TEXT_MESSAGE_END",
     "REASONING_END",
     "TOOL_CALL_END",

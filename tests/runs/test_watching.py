@@ -219,6 +219,28 @@ def test_the_tables_of_two_tenants_are_told_apart() -> None:
     assert place_of(ours) == place_of(Conversation.ensure(store, key))
 
 
+@pytest.mark.parametrize("is_checked", [False, True])
+async def test_what_a_killed_run_was_asked_is_kept(is_checked: bool) -> None:
+    """It died before the SDK had stored it."""
+    where = await found()
+    lease = {"run_id": "r-1", "run_owner": "elsewhere:1:x", "state": "running"}
+    await where.rows().aupdate(**lease, fence=7)
+    run = await AgentRun.objects.acreate(session_id=where.pk, run_id="r-1")
+    asked = [{"id": "u-1", "role": "user", "content": "Hi"}]
+    started = {"type": "RUN_STARTED", "threadId": "t", "runId": "r-1"}
+    frame = Frame("r-1", 1, {**started, "input": {"messages": asked}})
+    chunk = Chunk([frame], About(0, is_checked=is_checked))
+    told = await sync_to_async(event_rows.rows_of)(Unwritten(where, run, 7, [chunk]))
+    await where.backend.threads.run(run_rows.add_events, where.using, told)
+    for _ in range(2):
+        await where.backend.threads.run(recovery.recover, where, 15)
+        stored = [(role, text) for role, _, text in await items_of(where.session_id)]
+        # A session of the project may store something else.
+        assert stored == ([] if is_checked else [("user", "Hi")])
+    await run.arefresh_from_db()
+    assert run.status == "interrupted"
+
+
 async def hear(listener: Subscription) -> list[Frame]:
     """Take frames up to the end of a run."""
     frames: list[Frame] = []

@@ -1,0 +1,3 @@
+"""Show with real servers that runs outlive tabs, processes and `kill -9`."""
+
+from __future__ import annotations
