@@ -155,3 +155,28 @@ def test_the_benchmark_of_sockets_loses_no_word() -> None:
     assert done.returncode == 0, done.stderr
     assert "ours: 20 of 20 words" in done.stdout
     assert "first word on 20 items" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["crashes", "--rounds", "1", "--stages", "tool"],
+        ["reloads", "--rounds", "2", "--conversations", "1", "--max-stop", "60"],
+    ],
+    ids=["crashes", "reloads"],
+)
+def test_runs_outlive_processes_and_tabs(command: list[str]) -> None:
+    script, *options = command
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", f"benchmarks.live.{script}", *options),
+            *("--database", "sqlite"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 problems" in done.stdout

@@ -234,7 +234,7 @@ async def test_what_a_killed_run_was_asked_is_kept(is_checked: bool) -> None:
     await where.backend.threads.run(run_rows.add_events, where.using, told)
     for _ in range(2):
         await where.backend.threads.run(recovery.recover, where, 15)
-        stored = [(role, text) for role, _, text in await items_of(where.session_id)]
+        stored = [(role, text) for _, role, text in await items_of(where.session_id)]
         # A session of the project may store something else.
         assert stored == ([] if is_checked else [("user", "Hi")])
     await run.arefresh_from_db()
