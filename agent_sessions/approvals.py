@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
@@ -110,8 +110,11 @@ def newest_waiting(backend: BaseSessionBackend, session: int) -> AgentRun | None
 
     After a newer run the conversation has gone on without the answer.
     """
-    runs = newest(backend.directory.using, session).select_related("session")
-    run: AgentRun | None = runs.first()
+    using = backend.directory.using
+    # Joined to the newest run itself PostgreSQL may read all sessions.
+    found = Subquery(newest(using, session).values("pk")[:1])
+    runs = AgentRun._base_manager.using(using).filter(pk=found)
+    run: AgentRun | None = runs.select_related("session").first()
     return run if run and run.status == AgentRun.Status.WAITING else None
 
 

@@ -5,7 +5,7 @@ And what was told of it, which is kept for a while.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,10 @@ Runs = QuerySet[AgentRun]
 Status = AgentRun.Status
 # No events are kept for longer after a run's end.
 EVENTS_KEPT = timedelta(hours=1)
+# Runs of a session before one, in which its process looks for what others have left.
+_BEFORE = 20
+# Keys of one statement.
+_KEYS = 500
 
 
 def runs_of(using: str, session: int) -> Runs:
@@ -78,32 +82,47 @@ def reseal(rows: QuerySet[Any], column: str, text: str) -> int:
 
 
 def remove_events(using: str, session: int, run: int, ended: datetime) -> None:
-    """Remove what was told of a run, and of those of its session that ended before."""
-    own = runs_of(using, session).filter(Q(finished_at__lte=ended) | Q(pk=run))
-    _remove_events(using, own)
+    """Remove what was told of a run, and of those that ended shortly before it."""
+    newer = newest(using, session).filter(pk__lte=run)[:_BEFORE]
+    _remove_events(
+        using,
+        [
+            pk
+            for pk, finished in newer.values_list("pk", "finished_at")
+            if pk == run or (finished and finished <= ended)
+        ],
+    )
 
 
 def remove_events_of(using: str, sessions: Iterable[int]) -> None:
     """Remove what was told of all runs of sessions, by the keys of their rows."""
     runs = AgentRun._base_manager.using(using).filter(session_id__in=sessions)
-    _remove_events(using, runs)
+    _remove_events(using, runs.values_list("pk", flat=True))
 
 
 def remove_old_events(using: str) -> None:
     """Remove what no process has removed, be it that it died."""
     since = timezone.now() - EVENTS_KEPT
-    alive = Q(run__status=Status.RUNNING, run__session__run_seen_at__gt=since)
+    alive = Q(status=Status.RUNNING, session__run_seen_at__gt=since)
     old = _events(using).filter(written_at__lt=since)
-    old = old.exclude(alive | Q(run__finished_at__gt=since))
-    runs = list(old.values_list("run_id", flat=True).distinct())
-    _events(using).filter(run_id__in=runs).delete()
+    told = old.order_by().values_list("run_id", flat=True).distinct()
+    for pks in _some(told):
+        runs: Runs = AgentRun._base_manager.using(using).filter(pk__in=pks)
+        over = runs.exclude(alive | Q(finished_at__gt=since))
+        _remove_events(using, over.values_list("pk", flat=True))
 
 
-def _remove_events(using: str, runs: Runs) -> None:
-    # MariaDB reads and locks all rows to delete those that a subquery finds.
-    own = events_of(using, runs.values("pk"))
-    told = list(own.values_list("run_id", flat=True).distinct())
-    _events(using).filter(run_id__in=told).delete()
+def _remove_events(using: str, runs: Iterable[int]) -> None:
+    # By keys: MariaDB reads and locks all rows to delete those that a subquery finds,
+    # and PostgreSQL may read all runs, or all that was told of others, for a join.
+    for pks in _some(runs):
+        _events(using).filter(run_id__in=pks).delete()
+
+
+def _some(runs: Iterable[int]) -> Iterator[list[int]]:
+    keys = list(runs)
+    for first in range(0, len(keys), _KEYS):
+        yield keys[first : first + _KEYS]
 
 
 def _events(using: str) -> QuerySet[RunEvents]:

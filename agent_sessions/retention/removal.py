@@ -33,13 +33,12 @@ from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.backends.wrapping import innermost, removing
 from agent_sessions.exceptions import (
     AgentSessionError,
-    InvalidApproval,
     InvalidBackend,
     InvalidBranch,
     SessionDoesNotExist,
 )
 from agent_sessions.handler import sessions
-from agent_sessions.models import AgentRun, AgentSession
+from agent_sessions.models import AgentSession
 from agent_sessions.retention.pending import COMMIT_SECONDS, is_cleared
 from agent_sessions.retention.selection import Selection, databases
 
@@ -201,14 +200,8 @@ def _is_waiting(row: AgentSession) -> bool:
     """Return whether an approval of the session can still be given."""
     if row.state != AgentSession.State.WAITING:
         return False
-    runs = AgentRun._base_manager.using(row._state.db).filter(session_id=row.pk)
-    run = approvals.waiting(runs).select_related("session").order_by("-pk").first()
-    if run is None:
-        return False
     try:
-        return not approvals.unseal(*store_of(row), run).is_over
-    except InvalidApproval:
-        return False
+        return approvals.pending(*store_of(row), row.pk) is not None
     except AgentSessionError:
         # Its key is missing, or its alias: nobody can tell.
         return True

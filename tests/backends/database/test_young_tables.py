@@ -9,19 +9,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
 from django.db import connection, connections
 from django.test.utils import override_settings
+from django.utils import timezone
 
 from agent_sessions import DjangoSession, sessions
+from agent_sessions.agui.events import OpenRun
+from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database import DatabaseBackend
-from agent_sessions.concurrency.connections import unprepared
-from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
-from agent_sessions.runs import heartbeat, records
+from agent_sessions.backends.run_rows import newest
+from agent_sessions.concurrency.connections import transact, unprepared
+from agent_sessions.models import (
+    AgentRun,
+    AgentSession,
+    Branch,
+    RunEvents,
+    SessionItem,
+)
+from agent_sessions.runs import event_rows, heartbeat, records, sync
 from agent_sessions.runs.setup import Conversation
 from agent_sessions.usage import Spent
 from tests.settings import DATABASE_KIND
@@ -39,7 +50,10 @@ SESSIONS, ITEMS = 6_000, 6
 ITEM: Any = {"role": "user", "content": "Hello"}
 NAMED = "other"
 
-_TABLES = [m._meta.db_table for m in (AgentSession, Branch, SessionItem, AgentRun)]
+_TABLES = [
+    model._meta.db_table
+    for model in (AgentSession, Branch, SessionItem, AgentRun, RunEvents)
+]
 _GROW = (
     "INSERT INTO {0} SELECT (jsonb_populate_record(s, jsonb_build_object("
     "'id', 1000000 + n, 'session_id', 'grown-' || n, 'branch_id', NULL))).* "
@@ -57,6 +71,13 @@ _GROW = (
     "'id', 1000000 + n, 'session_id', 1000000 + n, 'run_id', 'grown-' || n, "
     "'branch_id', 1000000 + n))).* FROM {3} r, generate_series(1, {sessions}) n "
     "WHERE r.run_id = 'first'",
+    # One session has many runs, and each run has told something.
+    "INSERT INTO {3} SELECT (jsonb_populate_record(r, jsonb_build_object("
+    "'id', 2000000 + n, 'session_id', 1000555, 'run_id', 'long-' || n, "
+    "'branch_id', 1000555))).* FROM {3} r, generate_series(1, {sessions}) n "
+    "WHERE r.run_id = 'first'",
+    "INSERT INTO {4} (run_id, first, last, body, written_at) "
+    "SELECT id, 1, 9, 'sealed', now() FROM {3} WHERE id > 1000000",
 )
 
 
@@ -80,6 +101,26 @@ def _run(backend: DatabaseBackend, name: str, run_id: str = "") -> None:
     assert lease is not None
     assert all(heartbeat.beat(conversation.using, [(conversation, lease)]))
     records.finish(conversation, lease, records.Outcome("completed", Spent()))
+
+
+def _tell(backend: DatabaseBackend, name: str) -> None:
+    """Look at a run, write and read what it has told, and remove that."""
+    key = SessionKey(name)
+    pk = backend.directory.rows(key).values_list("pk", flat=True).get()
+    conversation = Conversation(pk, backend, key)
+    using, run = conversation.using, newest(conversation.using, pk).first()
+    assert run is not None
+    transact(using, lambda: event_rows.hold(using, [pk]))
+    run_rows.add_events(using, [RunEvents(run=run, first=10, last=11, body="sealed")])
+    records.look(using, [pk], timedelta(minutes=1), [pk])
+    for run_id in (run.run_id, "nobody's"):
+        within = OpenRun()
+        within.run_id = run_id
+        sync.look(conversation, 60, within, is_local=False)
+    sync.read_on(conversation, run.pk, 10)
+    run_rows.remove_events(using, pk, run.pk, timezone.now())
+    run_rows.remove_old_events(using)
+    assert not RunEvents.objects.filter(run=run).exists()
 
 
 CALLS: dict[str, Call] = {
@@ -111,7 +152,9 @@ LONGER: dict[str, Call] = {
     "clear": lambda backend, name: backend.clear(SessionKey(name)),
     "run": _run,
 }
-ALL = CALLS | LONGER
+# These are made by threads alone.
+TOLD: dict[str, Call] = {"what a run tells": _tell}
+ALL = CALLS | LONGER | TOLD
 
 
 def _by_loop(call: str) -> Callable[[DatabaseBackend, str], Awaitable[Any]]:
@@ -220,6 +263,12 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     connection.close()
 
 
+def _names(call: str) -> tuple[str, ...]:
+    if call in TOLD:
+        return "changed", "grown-555"
+    return ("old" if call in CALLS else "changed",)
+
+
 def _statement(*statements: str) -> None:
     with connection.cursor() as cursor:
         for each in statements:
@@ -258,12 +307,16 @@ def test_a_plan_of_young_tables_reads_little_when_they_have_grown(
     connection.close()
     backend: Any = sessions["default"]
     place = kind(backend)
-    calls = LOOP if kind is _Loop else tuple(ALL)
+    calls = {
+        _Loop: LOOP,
+        _Request: tuple(CALLS | LONGER),
+        _Thread: tuple(ALL),
+    }[kind]
     _young(backend)
     # An event loop opens its connections after some calls.
     for call in (*LOOP[:1] * 20, *calls):
         for _ in range(KEPT):
-            place.make(call, "old" if call in CALLS else "changed")
+            place.make(call, _names(call)[0])
     backend.append(SessionKey("old"), [ITEM] * 10)
     _grow()
     costs = {
