@@ -40,7 +40,7 @@ def tell_finished(conversation: Conversation, lease: Lease, outcome: Outcome) ->
     One that was found dead has been announced.
     """
     runs = conversation.runs().filter(pk=lease.run.pk, status=run_rows.Status.RUNNING)
-    if not signals.run_finished.has_listeners(AgentRun) or not runs.exists():
+    if not signals.is_heard(signals.run_finished, AgentRun) or not runs.exists():
         return
     took = timezone.now() - lease.run.started_at
     tell(

@@ -143,6 +143,7 @@ def _seal(found: Unwritten, chunk: Chunk) -> str:
             "Events of run %r can't be sealed and were left out (%s)",
             found.run.run_id,
             type(exc).__name__,
+            extra={"run_id": found.run.run_id, "error_type": type(exc).__name__},
         )
         return ""
 

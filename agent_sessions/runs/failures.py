@@ -140,10 +140,11 @@ def log_failure(run_id: str, code: str, exc: Exception) -> None:
     leave(exc)
     # The run's id finds the row; what was said stays out of the log.
     args = ("Run %r failed: %s (%s)", run_id, code, type(exc).__name__)
+    about = {"run_id": run_id, "error_code": code, "error_type": type(exc).__name__}
     if logs_tracebacks():
-        logger.error(*args, exc_info=exc)
+        logger.error(*args, exc_info=exc, extra=about)
     else:
-        logger.warning(*args)
+        logger.warning(*args, extra=about)
 
 
 async def report_failure(run: ActiveRun, exc: Exception) -> None:
@@ -163,4 +164,5 @@ async def report_failure(run: ActiveRun, exc: Exception) -> None:
             run.run_id,
             type(error).__name__,
             exc_info=error if logs_tracebacks() else None,
+            extra={"run_id": run.run_id, "error_type": type(error).__name__},
         )

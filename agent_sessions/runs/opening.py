@@ -112,6 +112,7 @@ async def _close(
             run.run_id,
             type(error).__name__,
             exc_info=error if logs_tracebacks() else None,
+            extra={"run_id": run.run_id, "error_type": type(error).__name__},
         )
 
 

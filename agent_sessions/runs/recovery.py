@@ -120,7 +120,10 @@ def _keep_words(conversation: Conversation, row: AgentSession) -> dict[str, Any]
     except (AgentSessionError, DatabaseError) as exc:
         # The session is free all the same.
         logger.warning(
-            "Words of run %r were not kept (%s)", row.run_id, type(exc).__name__
+            "Words of run %r were not kept (%s)",
+            row.run_id,
+            type(exc).__name__,
+            extra={"run_id": row.run_id, "error_type": type(exc).__name__},
         )
         return {}
 

@@ -264,6 +264,7 @@ class ToldRun:
                 "Run %r: its turn could not be brought to an end (%s)",
                 self.run_id,
                 type(exc).__name__,
+                extra={"run_id": self.run_id, "error_type": type(exc).__name__},
             )
 
     async def _outcome(self, status: str, code: str) -> records.Outcome:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from agents import Agent, RunConfig, Runner
-from agents.testing import ScriptedModel, assistant_message
+from agents.testing import ModelStep, ScriptedModel, assistant_message
 from asgiref.sync import sync_to_async
 from django.core.cache import cache
 from django.db import OperationalError, connection, transaction
@@ -281,3 +281,35 @@ async def test_a_stopped_run_is_finished_as_cancelled(heard: Any) -> None:
     await model.paused.wait()
     await run.stop()
     assert heard[-1][1]["status"] == "cancelled"
+
+
+# -- logs ------------------------------------------------------------------------------
+
+
+async def test_signals_are_log_records(caplog: pytest.LogCaptureFixture) -> None:
+    """Also without receivers, with ids and counts as their attributes."""
+    with caplog.at_level("INFO", logger="agent_sessions.signals"):
+        run = await start_run(speaker(), "secret question", session_id="s")
+        await run.result()
+    records = [r for r in caplog.records if r.name == "agent_sessions.signals"]
+    names = [record.getMessage() for record in records]
+    assert names[:2] == ["session_created", "run_started"]
+    assert names[-1] == "run_finished"
+    last = vars(records[-1])
+    about = ("s", "default", run.run_id, "completed", "")
+    fields = ("session_id", "backend", "run_id", "status", "error_code")
+    assert tuple(last[name] for name in fields) == about
+    assert last["seconds"] >= 0
+    assert not any("secret" in str(vars(record)) for record in records)
+
+
+async def test_what_fails_in_a_run_says_which(caplog: pytest.LogCaptureFixture) -> None:
+    broken = ModelStep.raise_error(ValueError("secret"))
+    agent: Agent[Any] = Agent(name="broken", model=ScriptedModel([broken]))
+    run = await start_run(agent, "Hi", session_id="s")
+    await run.ended()
+    (record,) = [r for r in caplog.records if "error_code" in vars(r)]
+    assert vars(record)["run_id"] == run.run_id
+    assert vars(record)["error_type"] == "ValueError"
+    assert vars(record)["error_code"] == "internal"
+    assert "secret" not in record.getMessage()
