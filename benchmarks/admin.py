@@ -162,10 +162,9 @@ def pages(crowd: Crowd) -> dict[str, str]:
         "sessions, no such words": "?q=nothing+of+this",
         "sessions, waiting": "?state__exact=waiting",
         "sessions, running": "?state__exact=running",
-        "sessions, idle": "?state__exact=idle",
         "sessions without an owner": "?user__isempty=1",
         "sessions of the heavy user": f"?user__id__exact={HEAVY}",
-        "sessions of a user, idle, oldest": "?user__id__exact=7&state__exact=idle&o=-7",
+        "sessions of a user, oldest": "?user__id__exact=7&o=-7",
         "sessions of a store": "?backend=default",
         "sessions of another store": "?backend=other",
     }

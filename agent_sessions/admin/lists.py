@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.admin import (
     DateFieldListFilter,
+    EmptyFieldListFilter,
     FieldListFilter,
     SimpleListFilter,
 )
@@ -21,7 +23,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.core.paginator import Page, Paginator
 from django.db import DataError, ProgrammingError
-from django.db.models import Exists, F, Model, OuterRef, Q, QuerySet
+from django.db.models import F, Model, Q, QuerySet
 from django.db.models.constants import LOOKUP_SEP
 from django.http import HttpRequest
 from django.utils import timezone
@@ -282,6 +284,20 @@ class StoreFilter(SimpleListFilter):
         return queryset if alias is None else queryset.filter(backend=alias)
 
 
+class OwnerFilter(EmptyFieldListFilter):
+    """Filter sessions that nobody owns; where none is owned, others are hard to find."""
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.lookup_kwarg in self.used_parameters and self.lookup_val != "1":
+            raise IncorrectLookupParameters
+        found: QuerySet[Any] = super().queryset(request, queryset)  # type: ignore[assignment]
+        return found
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        # All, and those without an owner.
+        return islice(super().choices(changelist), 2)
+
+
 class StateFilter(SimpleListFilter):
     """Filter sessions by what they are at, by way of their runs, which have an index."""
 
@@ -289,7 +305,9 @@ class StateFilter(SimpleListFilter):
     parameter_name = "state__exact"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        return list(AgentSession.State.choices)
+        # Where all others wait, those that are idle would be looked for among all.
+        states = AgentSession.State
+        return [(str(each), each.label) for each in (states.RUNNING, states.WAITING)]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         state, states = self.value(), AgentSession.State
@@ -299,10 +317,6 @@ class StateFilter(SimpleListFilter):
             found = Q(state=state, pk__in=running.values("session_id"))
         elif state == states.WAITING:
             found = Q(pk__in=answerable(runs).values("session_id"))
-        elif state == states.IDLE:
-            # As the list shows those whose approval can't be given any more.
-            own = answerable(runs).filter(session_id=OuterRef("pk"))
-            found = Q(state=state) | Q(Q(state=states.WAITING), ~Exists(own))
         else:
             return queryset if state is None else queryset.none()
         return queryset.filter(found)

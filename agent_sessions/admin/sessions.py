@@ -20,6 +20,7 @@ from agent_sessions.admin.layout import in_words
 from agent_sessions.admin.lists import (
     ActivityFilter,
     CappedPaginator,
+    OwnerFilter,
     StateFilter,
     StoreFilter,
     words_of,
@@ -51,7 +52,7 @@ class AgentSessionAdmin(ClearingMixin, ExportMixin, TranscriptMixin, OverviewMix
         StoreFilter,
         StateFilter,
         ("updated_at", ActivityFilter),
-        ("user", admin.EmptyFieldListFilter),
+        ("user", OwnerFilter),
     )
     # The index serves this order; the time of last activity has none, see the model.
     ordering = ("-active_on", "-pk")
