@@ -11,8 +11,10 @@ from django.db import DatabaseError
 
 from agent_sessions.agui import (
     AbortRequest,
+    AnyRequest,
     FrameError,
     RunRequest,
+    SwitchRequest,
     SyncRequest,
     parse_frame,
     run_error,
@@ -103,10 +105,16 @@ class AgentConsumer(GuardedSocket):
     async def _answer(
         self,
         conversation: Conversation,
-        frame: RunRequest | AbortRequest | SyncRequest,
+        frame: AnyRequest,
     ) -> None:
         if isinstance(frame, RunRequest):
             await self._run(conversation, frame)
+            return
+        if isinstance(frame, SwitchRequest):
+            await self._join(conversation)
+            await self._switch(conversation, frame)
+            # The answer ends what it is told, and shows the branch.
+            self.listener.give_up()
             return
         run_id = frame.run_id if isinstance(frame, AbortRequest) else None
         if not self._count(conversation, type(frame).__name__):

@@ -334,6 +334,14 @@ class RunPaused(InterruptsPending):
         self.interrupts = interrupts
 
 
+class UnknownMessage(AgentSessionError):
+    """The current branch has no such message of the user to ask again."""
+
+
+class BranchesUnsupported(AgentSessionError):
+    """The session's store keeps one line of items and no branches."""
+
+
 class UnknownInterrupt(AgentSessionError):
     """The answer doesn't match the approvals that are open."""
 

@@ -16,6 +16,7 @@ from agent_sessions.agui import (
     FrameError,
     RunRequest,
     StreamOptions,
+    SwitchRequest,
     links_images,
 )
 from agent_sessions.backends.options import did_you_mean
@@ -29,6 +30,7 @@ from agent_sessions.runs import (
     get_run_manager,
 )
 from agent_sessions.runs.failures import log_failure, refusal_code
+from agent_sessions.runs.forking import switch
 from agent_sessions.runs.log import ChannelRelay
 from agent_sessions.runs.setup import DEFAULT_WINDOW, Blocked
 from agent_sessions.windows import Window
@@ -243,13 +245,13 @@ class AgentMixin:
         self._seats = place, user
         limits = self.max_sockets, self.max_sockets_per_user
         for seat, limit in zip(self._seats, limits, strict=True):
-            get_run_manager().take_seat(seat, self, limit)
+            get_run_manager().seats.take(seat, self, limit)
 
     def get_up(self) -> None:
         """Leave the seats."""
         seats, self._seats = self._seats, ()
         for seat in seats:
-            get_run_manager().leave_seat(seat, self)
+            get_run_manager().seats.leave(seat, self)
 
     async def displace(self, *, shutting_down: bool = False) -> None:
         """Make room, since the user has opened too many others."""
@@ -266,15 +268,23 @@ class AgentMixin:
     async def _check_run(self, conversation: Conversation, request: RunRequest) -> None:
         """Raise FrameError if a run may not start, and count it if it may."""
         run_id = request.run_id
-        if request.thread_id != conversation.session_id:
-            words = "threadId is another session's."
-            raise FrameError("bad_request", words, run_id=run_id)
+        _check_thread(conversation, request)
         if links_images(request) and not self.allow_image_urls:
             words = "Images come as data; see allow_image_urls."
             raise FrameError("bad_request", words, run_id=run_id)
         with _refusals(run_id):
             if not await self.check_rate():
                 raise FrameError("rate_limited", "Too many runs.", run_id=run_id)
+
+    async def _switch(self, conversation: Conversation, request: SwitchRequest) -> None:
+        """Go on with another branch. Raise FrameError where that is refused."""
+        _check_thread(conversation, request)
+        if not self._count(conversation, SwitchRequest.__name__):
+            raise FrameError("rate_limited", "Too many.", run_id=request.run_id)
+        run, branch = conversation.backend.threads.run, request.branch
+        with _refusals(request.run_id):
+            await run(switch, conversation, branch, self.limits.stale_after)
+        get_run_manager().nudge(conversation)
 
     async def _start_run(
         self, conversation: Conversation, request: RunRequest
@@ -325,6 +335,14 @@ class AgentMixin:
     def _opens_runs(self) -> bool:
         own = getattr(self.open_run, "__func__", self.open_run)
         return own is not AgentMixin.open_run
+
+
+def _check_thread(
+    conversation: Conversation, request: RunRequest | SwitchRequest
+) -> None:
+    if request.thread_id != conversation.session_id:
+        words = "threadId is another session's."
+        raise FrameError("bad_request", words, run_id=request.run_id)
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from agent_sessions.agui import (
     AbortRequest,
     FrameError,
     RunRequest,
+    SwitchRequest,
     SyncRequest,
     capabilities,
     parse_frame,
@@ -181,8 +182,11 @@ class AgentRunView(AgentMixin, View):
         conversation = self.conversation
         try:
             asked = _read(request)
-            await self._check_run(conversation, asked)
             self._use_channel_layer()
+            if isinstance(asked, SwitchRequest):
+                await self._switch(conversation, asked)
+                return await self._streamed(self._events(None))
+            await self._check_run(conversation, asked)
             await self._start_run(conversation, asked)
         except RequestDataTooBig:
             return JsonResponse({"error": "too_large"}, status=413)
@@ -355,12 +359,12 @@ class AgentRunView(AgentMixin, View):
         return f"id: {event_id}\ndata: {data}\n\n" if event_id else f"data: {data}\n\n"
 
 
-def _read(request: HttpRequest) -> RunRequest:
+def _read(request: HttpRequest) -> RunRequest | SwitchRequest:
     try:
         asked = parse_frame(request.body.decode())
     except (UnicodeDecodeError, RawPostDataException, UnreadablePostError):
         raise FrameError("bad_request", "The body is not JSON.") from None
-    if not isinstance(asked, RunRequest):
+    if not isinstance(asked, RunRequest | SwitchRequest):
         raise FrameError("bad_request", "The body is a RunAgentInput, without a type.")
     return asked
 

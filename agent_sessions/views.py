@@ -23,7 +23,6 @@ from agent_sessions.agui import StreamOptions
 from agent_sessions.approvals import find_states
 from agent_sessions.backends.base import BaseSessionBackend, Page, SessionKey, make_key
 from agent_sessions.backends.keys import names_user
-from agent_sessions.backends.run_rows import runs_of
 from agent_sessions.exceptions import (
     EncryptionError,
     InvalidSessionId,
@@ -36,9 +35,8 @@ from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Removal, Spared, finish_later, remove
-from agent_sessions.runs.naming import named
-from agent_sessions.runs.setup import create_conversation
-from agent_sessions.runs.sync import WIDER, lacks_calls, shown
+from agent_sessions.runs.pages import WIDER, lacks_calls, shown, told_of
+from agent_sessions.runs.setup import Conversation, create_conversation
 from agent_sessions.times import day_of, iso
 
 logger = logging.getLogger("agent_sessions.views")
@@ -232,13 +230,16 @@ class SessionMessagesView(SessionAPIView):
         if lacks_calls(page):
             size = self.page_size * WIDER
             page = self.store.page(key, before=before, limit=size)
-        page = named(page, runs_of(self.store.directory.using, row.pk))
-        messages, earlier = shown(page, self.stream_options, self.max_bytes)
+        conversation = Conversation(row.pk, self.store, key)
+        page = told_of(page, conversation, before)
+        messages, about = shown(page, self.stream_options, self.max_bytes)
+        earlier = about["before"]
         if page.items and earlier == str(page.items[-1].position + 1):
             # The newest is longer than all that fits: it comes alone.
             page = Page(page.items[-1:], page.has_earlier or len(page.items) > 1)
-            messages, earlier = shown(page, self.stream_options, sys.maxsize)
-        return JsonResponse({"messages": messages, "before": earlier})
+            messages, about = shown(page, self.stream_options, sys.maxsize)
+        about = {name: value for name, value in about.items() if value}
+        return JsonResponse({"messages": messages, "before": None, **about})
 
 
 def read_number(text: str) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from agent_sessions.agui.calls import (
@@ -97,12 +97,15 @@ def run_error(
     return _with_usage(event, usage)
 
 
-def snapshot(messages: Sequence[Event], *, before: str | None = None) -> Event:
-    """Restate the conversation; `before` is the cursor of what is earlier."""
+def snapshot(messages: Sequence[Event], **metadata: Any) -> Event:
+    """Restate the conversation.
+
+    `before` is the cursor of what is earlier, `branch` the name of what is shown, and
+    `siblings` the place of what comes next among other branches. None is left out.
+    """
     event: Event = {"type": "MESSAGES_SNAPSHOT", "messages": list(messages)}
-    if before is not None:
-        event["metadata"] = {"before": before}
-    return event
+    told = {name: value for name, value in metadata.items() if value}
+    return {**event, "metadata": told} if told else event
 
 
 _ENDS = {
@@ -120,6 +123,8 @@ class OpenRun:
 
     def __init__(self) -> None:
         self.run_id = ""
+        # The branch that it was shown last, as far as it was told.
+        self.branch = ""
         self._ends: list[Event] = []
 
     def follow(self, event: Event) -> None:
@@ -128,6 +133,8 @@ class OpenRun:
         if kind == "RUN_STARTED" or kind in LAST:
             self.run_id = event["runId"] if kind == "RUN_STARTED" else ""
             self._ends = []
+        elif kind == "MESSAGES_SNAPSHOT":
+            self.branch = event.get("metadata", {}).get("branch", self.branch)
         elif kind in _ENDS:
             end, name = _ENDS[kind]
             self._ends.insert(0, {"type": end, name: event[name]})
@@ -216,7 +223,7 @@ class EventMapper:
         asked: Sequence[Event],
         *,
         messages: list[Event],
-        before: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
         usage: Any = None,
     ) -> list[Event]:
         """Close the run on the approvals that `interrupts` has described."""
@@ -228,7 +235,7 @@ class EventMapper:
                 {"type": "interrupt", "interrupts": list(asked)},
                 usage,
             ),
-            snapshot(shown, before=before),
+            snapshot(shown, **(metadata or {})),
         )
 
     def error(

@@ -12,6 +12,9 @@ from agent_sessions.agui.content import clean
 MAX_TEXT = 32_000
 MAX_RUN_ID = 64
 MAX_REASON = 2_000
+# A message's id and a branch's name.
+MAX_NAME = 255
+OURS = "agentSessions"
 SYNC_PREFIX = "sync:"
 
 
@@ -30,7 +33,8 @@ class RunRequest:
     """A run to start, or to resume where `resume` has answers.
 
     `user_messages` are AG-UI messages, `resume` AG-UI resume entries, both checked and
-    without unknown keys.
+    without unknown keys. `edit` is the id of the user's message that they replace, on a
+    new branch; `regenerate` asks the last one again there, which `again` holds then.
     """
 
     thread_id: str
@@ -38,6 +42,23 @@ class RunRequest:
     user_messages: list[dict[str, Any]] = field(default_factory=list)
     resume: list[dict[str, Any]] = field(default_factory=list)
     forwarded_props: dict[str, Any] = field(default_factory=dict)
+    edit: str = ""
+    regenerate: bool = False
+    again: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def forks(self) -> bool:
+        """Whether the run begins a branch."""
+        return bool(self.edit) or self.regenerate
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchRequest:
+    """A branch to go on with."""
+
+    thread_id: str
+    run_id: str
+    branch: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +76,10 @@ class SyncRequest:
     offset: str | None = None
 
 
-def parse_frame(text: str) -> RunRequest | AbortRequest | SyncRequest:
+AnyRequest = RunRequest | SwitchRequest | AbortRequest | SyncRequest
+
+
+def parse_frame(text: str) -> AnyRequest:
     """Return a text frame's request. Raise FrameError if it is invalid."""
     try:
         frame = json.loads(text, parse_constant=_no_constant)
@@ -64,7 +88,7 @@ def parse_frame(text: str) -> RunRequest | AbortRequest | SyncRequest:
     return parse_request(frame)
 
 
-def parse_request(frame: Any) -> RunRequest | AbortRequest | SyncRequest:
+def parse_request(frame: Any) -> AnyRequest:
     """Read a decoded frame."""
     if not isinstance(frame, dict):
         _refuse("The frame is not a JSON object.")
@@ -80,7 +104,7 @@ def parse_request(frame: Any) -> RunRequest | AbortRequest | SyncRequest:
 
 def user_items(request: RunRequest) -> list[dict[str, Any]]:
     """Turn a run's messages into input items of the SDK."""
-    return [
+    return request.again or [
         {"role": "user", "content": _input_content(message["content"])}
         for message in request.user_messages
     ]
@@ -96,7 +120,7 @@ def links_images(request: RunRequest) -> bool:
     )
 
 
-def _run(frame: dict[str, Any]) -> RunRequest:
+def _run(frame: dict[str, Any]) -> RunRequest | SwitchRequest:
     run_id = _run_id(frame)
     try:
         thread_id = frame.get("threadId")
@@ -104,15 +128,46 @@ def _run(frame: dict[str, Any]) -> RunRequest:
             _refuse("threadId must be a string.")
         resume = _resume(frame.get("resume"))
         props = frame.get("forwardedProps")
+        props = props if isinstance(props, dict) else {}
+        ours = _branching(props)
+        if ours and resume:
+            _refuse("A run that answers approvals can't leave its branch.")
+        if "branch" in ours:
+            return SwitchRequest(thread_id, run_id, **ours)
+        said = not (resume or ours.get("regenerate"))
         return RunRequest(
             thread_id=thread_id,
             run_id=run_id,
-            user_messages=[] if resume else _user_messages(frame.get("messages")),
+            user_messages=_user_messages(frame.get("messages")) if said else [],
             resume=resume,
-            forwarded_props=props if isinstance(props, dict) else {},
+            forwarded_props=props,
+            **ours,
         )
     except FrameError as error:
         raise FrameError(error.code, error.message, run_id=run_id) from None
+
+
+def _branching(props: dict[str, Any]) -> dict[str, Any]:
+    """Read what is asked of branches: to edit, to regenerate or to switch."""
+    ours = props.get(OURS)
+    if not isinstance(ours, dict | None):
+        _refuse(f"{OURS} must be an object.")
+    asked = {name: value for name, value in (ours or {}).items() if name in _OURS}
+    if not asked:
+        return {}
+    [(name, value), *more] = asked.items()
+    if name == "edit" and isinstance(value, dict):
+        value = value.get("messageId")
+    is_name = isinstance(value, str) and 0 < len(value) <= MAX_NAME
+    if more or (value is not True if name == "regenerate" else not is_name):
+        _refuse(
+            f'{OURS} must be one of: {{"edit": {{"messageId": "…"}}}}, '
+            '{"regenerate": true}, {"branch": "…"}.'
+        )
+    return {name: value if name == "regenerate" else clean(value)}
+
+
+_OURS = frozenset({"edit", "regenerate", "branch"})
 
 
 def _abort(frame: dict[str, Any]) -> AbortRequest:

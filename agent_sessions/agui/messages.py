@@ -78,6 +78,8 @@ class Stored(Protocol):
     def message_id(self) -> str: ...
     @property
     def agent_name(self) -> str: ...
+    @property
+    def siblings(self) -> dict[str, Any] | None: ...
 
 
 def messages_from_items(
@@ -125,6 +127,8 @@ class _Reader:
             message = build(message_id, item, self._options)
             if entry.agent_name:
                 message["name"] = entry.agent_name
+            if entry.siblings:
+                message |= {"metadata": {"siblings": entry.siblings}}
             self.messages.append(message)
 
     def _reasoning(self, position: int, item: Mapping[str, Any]) -> None:

@@ -64,6 +64,9 @@ class Page:
     has_earlier: bool
     has_later: bool = False
     total: int | None = None
+    # The branch it was read of, and the place of what comes after it among others.
+    branch: str = ""
+    siblings: dict[str, Any] | None = None
 
     def assert_open(self) -> None:
         """Raise EncryptionError if an item is still in its envelope.

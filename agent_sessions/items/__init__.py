@@ -127,6 +127,8 @@ class StoredItem:
     # has written that down.
     message_id: str = ""
     agent_name: str = ""
+    # The place of a turn among the branches that leave its own there.
+    siblings: dict[str, Any] | None = None
     # Whether the time is the item's own, and so stays.
     is_timed: bool = True
 

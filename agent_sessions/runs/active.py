@@ -107,6 +107,10 @@ class ActiveRun(ToldRun):
             self.goes_on, items = True, []
             # Its message is shown with the id that it is stored under, and once.
             self._publish([await self._restated()])
+        elif self.request.forks:
+            # All tabs see the branch that begins here, and what is asked on it.
+            asked = self.request.user_messages
+            self._publish([await self._restated(asked=asked)])
         if self.waiting is not None and state is None:
             _, turn = await newest_turn(session)
             closing: list[Any] = refusals(self.waiting, self.request, turn)

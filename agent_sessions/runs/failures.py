@@ -15,12 +15,15 @@ from django.utils.translation import gettext_lazy as _
 from agent_sessions.agui.content import clean
 from agent_sessions.exceptions import (
     AgentSessionError,
+    BranchesUnsupported,
     InterruptExpired,
     InterruptsPending,
     InvalidApproval,
+    InvalidBranch,
     SessionBusy,
     StorageError,
     UnknownInterrupt,
+    UnknownMessage,
     UnreadableState,
 )
 from agent_sessions.reports import leave
@@ -35,6 +38,9 @@ MESSAGES = {
     "outdated_approval": _(
         "The agent has changed since it asked. Nothing was done. Ask again."
     ),
+    "unknown_message": _("This message is not in this conversation any more."),
+    "unknown_branch": _("This version is not in this conversation any more."),
+    "branches_unsupported": _("This conversation keeps no versions of a message."),
     "rate_limited": _("Too many messages in a short time. Wait a minute."),
     "message_too_long": _("This message is too long."),
     "max_turns": _("The agent needed too many steps. Write on to let it continue."),
@@ -85,6 +91,9 @@ def refusal_code(exc: Exception) -> str | None:
         InterruptExpired: "interrupt_expired",
         InvalidApproval: "invalid_approval",
         UnreadableState: "outdated_approval",
+        UnknownMessage: "unknown_message",
+        InvalidBranch: "unknown_branch",
+        BranchesUnsupported: "branches_unsupported",
         StorageError: "internal",
     }
     away = None if isinstance(exc, AgentSessionError | DatabaseError) else "internal"

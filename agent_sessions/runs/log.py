@@ -153,6 +153,11 @@ class Subscription:
         """Whether it has taken all that there is to tell."""
         return not self._queue and not self.lagging
 
+    @property
+    def is_resting(self) -> bool:
+        """Whether it has heard the end of all that it was told."""
+        return self.is_idle and not self.open.run_id
+
     async def get(self) -> Frame | None:
         """Wait for the next frame; None says that the listener lags."""
         while True:

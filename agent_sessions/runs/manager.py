@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Hashable
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from agent_sessions.agui import OpenRun, RunRequest, StreamOptions
 from agent_sessions.backends.leases import RUN_SILENCE
@@ -17,11 +17,13 @@ from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
 from agent_sessions.runs import records, sync
 from agent_sessions.runs.active import ActiveRun
+from agent_sessions.runs.forking import Fork
 from agent_sessions.runs.log import ChannelRelay, Frame, Subscription
 from agent_sessions.runs.resuming import restore_or_withdraw
+from agent_sessions.runs.seats import Seats
 from agent_sessions.runs.setup import Conversation, RunSetup
 from agent_sessions.runs.telling import AWAY, FIRST_PAUSE, LONGEST_PAUSE
-from agent_sessions.runs.watching import TELL, Place, Watcher, place_of
+from agent_sessions.runs.watching import TELL, Place, Watcher, is_heard, place_of
 from agent_sessions.runs.writing import RunLog, Writer
 from agent_sessions.usage import model_of
 
@@ -31,16 +33,6 @@ logger = logging.getLogger("agent_sessions.runs")
 LAST_WORDS = 5
 # How often a conversation is read until what is read fits what goes on.
 ATTEMPTS = 20
-
-
-class Seated(Protocol):
-    """A socket that takes a seat among its user's."""
-
-    def get_up(self) -> None:
-        """Leave its seats."""
-
-    async def displace(self, *, shutting_down: bool = False) -> None:
-        """Make room for a newer one, or leave as all do."""
 
 
 class RunManager:
@@ -54,13 +46,13 @@ class RunManager:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: dict[Place, set[Subscription]] = {}
         self._detached: dict[Place, asyncio.TimerHandle] = {}
-        self._seats: dict[Hashable, dict[Seated, None]] = {}
         # Whether the process ends.
         self.is_closing = False
         # How many runs are about to begin.
         self._starting = 0
         # What a user's sockets of this process may ask for together.
         self.rates = Rates()
+        self.seats = Seats(self._do)
         self.writer = Writer(self._wrote)
         self.watcher = Watcher(self._runs, self._listeners)
         # Nudges other processes, where there is a way.
@@ -91,6 +83,7 @@ class RunManager:
     ) -> ActiveRun | None:
         threads, run_id = conversation.backend.threads, request.run_id
         state = waiting = None
+        fork = Fork(conversation, request, setup.options) if request.forks else None
         if request.resume:
             ids = {entry["interruptId"] for entry in request.resume}
             waiting = await threads.run(records.claimable, conversation, run_id, ids)
@@ -109,7 +102,7 @@ class RunManager:
                     run_id,
                     model=model_of(setup.agent, setup.run_config),
                     stale_after=setup.limits.stale_after,
-                    answers=waiting,
+                    after=fork.begin if fork else waiting,
                     taken=taken,
                 )
             except AWAY:
@@ -127,6 +120,7 @@ class RunManager:
         lease = await settle_or_undo(take(), give_back)
         if lease is None:
             return None
+        request = fork.request if fork else request
         run = ActiveRun(conversation, request, setup, lease, self._tell)
         run.waiting = waiting
         self._runs[place_of(conversation)] = run
@@ -170,14 +164,16 @@ class RunManager:
         """
         if self.abort(conversation, run_id, mode):
             return True
-        threads = conversation.backend.threads
-        asked = await threads.run(
-            records.ask_to_stop, conversation, run_id, mode, stale_after
-        )
+        run = conversation.backend.threads.run
+        asked = await run(records.ask_to_stop, conversation, run_id, mode, stale_after)
+        self.nudge(conversation, run_id)
+        return asked
+
+    def nudge(self, conversation: Conversation, run_id: str = "") -> None:
+        """Let all processes look at a conversation's rows now."""
         if self.relay is not None:
             self.relay.nudge(conversation, run_id)
         self.watcher.wake()
-        return asked
 
     async def shutdown(self) -> None:
         """Stop every run after its turn, within its `grace`, then close all sockets.
@@ -196,8 +192,7 @@ class RunManager:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        sockets = {each for seated in self._seats.values() for each in seated}
-        leaving = [each.displace(shutting_down=True) for each in sockets]
+        leaving = [each.displace(shutting_down=True) for each in self.seats.taken]
         await asyncio.gather(*leaving, return_exceptions=True)
 
     # -- listeners -----------------------------------------------------------------
@@ -221,25 +216,6 @@ class RunManager:
     def listeners(self, conversation: Conversation) -> int:
         """Count a conversation's listeners in this process."""
         return len(self._listeners.get(place_of(conversation), ()))
-
-    def take_seat(self, seat: Hashable, socket: Seated, limit: int) -> None:
-        """Seat one more socket of a user; the oldest ones over the limit must go.
-
-        They are those that nobody may be listening to any more: a phone that lost its
-        network leaves sockets that look open.
-        """
-        seated = self._seats.setdefault(seat, {})
-        seated[socket] = None
-        for oldest in list(seated)[: max(len(seated) - limit, 0)]:
-            oldest.get_up()
-            self._do(oldest.displace())
-
-    def leave_seat(self, seat: Hashable, socket: Seated) -> None:
-        """Free the seat of a socket."""
-        seated = self._seats.get(seat, {})
-        seated.pop(socket, None)
-        if not seated:
-            self._seats.pop(seat, None)
 
     @guarded
     async def sync(
@@ -286,6 +262,7 @@ class RunManager:
         at = (answer.at[0], more[-1].number) if more else answer.at
         frames = [*answer.frames, *more]
         listener.restart(frames, answer.told, at=at, skips=answer.skips)
+        listener.open.branch = listener.open.branch or found.branch
         self.subscribe(conversation, listener)
         self.watcher.watch(conversation, stale_after)
         if run is None:
@@ -378,7 +355,7 @@ class RunManager:
         within = max(limits.detach_timeout or 0, 3 * TELL)
         try:
             heard = await conversation.backend.threads.run(
-                records.is_heard, conversation, run.run_id, within
+                is_heard, conversation, run.run_id, within
             )
         except Exception as exc:
             logger.warning("A run's listeners are unknown (%s)", type(exc).__name__)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from django.db import IntegrityError
@@ -25,8 +25,6 @@ from agent_sessions.backends.database.usage import opening
 from agent_sessions.backends.directory import NO_RUN
 from agent_sessions.backends.leases import (
     DatabaseNow,
-    is_silent,
-    judged,
     this_process,
 )
 from agent_sessions.backends.run_rows import Status
@@ -93,24 +91,30 @@ def begin(
     *,
     model: str,
     stale_after: float,
-    answers: Pending | None = None,
+    after: Pending | Callable[[AgentSession], None] | None = None,
     taken: list[Lease] | None = None,
 ) -> Lease | None:
     """Take the lease and open the run's row, in one transaction.
 
-    `answers` is the paused run that the new one resumes. `taken` gets the lease before
+    `after` is the paused run that the new one resumes, or what puts the session's row
+    on the branch that the run begins. `taken` gets the lease before
     the commit, whose answer may be lost. Return None if the run's id
     was used before. Raise SessionBusy, InterruptsPending, SessionDoesNotExist, and
     UnknownInterrupt if the paused run has been answered already: of two clicks, one
     wins.
     """
     using = conversation.using
+    answers = after if isinstance(after, Pending) else None
 
     def open_run() -> Lease | None:
         previous = _take(conversation, run_id, stale_after, answers)
         if previous is None:
             return None
         row, last_status = previous
+        if callable(after):
+            after(row)
+            # What is asked on a branch of its own is no retry.
+            last_status = None
         run = run_rows.create(
             using,
             row.pk,
@@ -129,6 +133,9 @@ def begin(
             taken[:] = [lease]
         return lease
 
+    if callable(after) and conversation.runs().filter(run_id=run_id).exists():
+        # Its message may not be there any more, since the first time has left it.
+        return None
     try:
         return transact(using, open_run)
     except IntegrityError:
@@ -162,7 +169,7 @@ def _take(
         if row is None:
             raise SessionDoesNotExist(conversation.session_id)
         if not _compare_and_set(conversation, run_id, state):
-            raise _refusal(row)
+            raise refusal(row)
     newest = run_rows.newest(conversation.using, conversation.pk).values("status")[:1]
     taken = (
         conversation.rows()
@@ -227,7 +234,8 @@ def _fresh() -> Greatest:
     return Greatest(F("fence") + 1, moment, output_field=BigIntegerField())
 
 
-def _refusal(row: AgentSession) -> Exception:
+def refusal(row: AgentSession) -> Exception:
+    """Return why a session takes no run, and no switch, now."""
     if row.run_id:
         return SessionBusy(row.run_id)
     if row.state == State.WAITING:
@@ -235,30 +243,6 @@ def _refusal(row: AgentSession) -> Exception:
             "A tool call waits for approval. Answer it before you write on."
         )
     return UnknownInterrupt("Nothing waits for approval in this conversation.")
-
-
-def look(
-    using: str, sessions: Sequence[int], silence: timedelta, heard: Sequence[int]
-) -> dict[int, AgentSession]:
-    """Read sessions' rows, to see which run each has, and how that is asked to stop.
-
-    Note of `heard` that their runs have listeners in this process.
-    """
-    rows = AgentSession._base_manager.using(using)
-    if heard:
-        going_on = rows.filter(pk__in=heard).exclude(run_id="")
-        going_on.update(run_listened_at=DatabaseNow())
-    found = judged(rows.filter(pk__in=sessions), silence)
-    key = "backend", "session_id", "user_id"
-    lease = "run_id", "run_owner", "run_seen_at", "run_stop", "fence"
-    return {row.pk: row for row in found.only(*key, *lease)}
-
-
-def is_heard(conversation: Conversation, run_id: str, within: float) -> bool:
-    """Return whether another process has said lately that it has listeners of a run."""
-    silent = is_silent("run_listened_at", timedelta(seconds=within))
-    heard: bool = conversation.rows().filter(run_id=run_id).exclude(silent).exists()
-    return heard
 
 
 def ask_to_stop(

@@ -65,7 +65,9 @@ def recover(conversation: Conversation, stale_after: float) -> AgentSession | No
 def free(conversation: Conversation, stale_after: float) -> AgentSession | None:
     """Read the session's row, freed first from a run that ended without saying so."""
     silence = timedelta(seconds=stale_after)
-    row: AgentSession | None = judged(conversation.rows(), silence).first()
+    row: AgentSession | None = judged(
+        conversation.rows().select_related("branch"), silence
+    ).first()
     if row is not None and row.run_id and is_over(row):
         abandon(conversation, row, silence)
         row.refresh_from_db()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,6 @@ from agent_sessions.agui import (
     StreamOptions,
     add_pending_calls,
     merge,
-    messages_from_items,
     run_error,
     run_finished,
     run_started,
@@ -25,23 +22,16 @@ from agent_sessions.agui import (
 from agent_sessions.approvals import pending
 from agent_sessions.backends.base import Page
 from agent_sessions.backends.run_rows import newest
-from agent_sessions.items import StoredItem
-from agent_sessions.items.kinds import CALL_OF, Key, call_key, own_key, type_and_role
 from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs import event_rows, recovery
 from agent_sessions.runs.event_rows import About
 from agent_sessions.runs.failures import message_for
 from agent_sessions.runs.log import Event, Frame
-from agent_sessions.runs.naming import named
+from agent_sessions.runs.pages import read_page, restated, shown
 from agent_sessions.runs.setup import Conversation
 from agent_sessions.usage import usage_of
 
 Status = AgentRun.Status
-SNAPSHOT_LIMIT = 100
-# So many times longer is a page that would hold nothing but outputs of earlier calls.
-WIDER = 10
-# One snapshot's messages as JSON: a client that asks again and again gets no more.
-SNAPSHOT_BYTES = 512 * 1024
 # No more digits than int() takes, and than a run has events.
 _NUMBER = re.compile("[0-9]{1,18}")
 
@@ -65,6 +55,9 @@ class Found:
     interrupts: list[dict[str, Any]]
     # How the run of the listener ended, or the last one.
     end: Event
+    # The current branch, and whether the newest run was on another.
+    branch: str = ""
+    has_switched: bool = False
 
     @property
     def last(self) -> int:
@@ -98,93 +91,6 @@ class Answer:
     skips: str = ""
 
 
-def shown(
-    page: Page, options: StreamOptions, room: int = SNAPSHOT_BYTES
-) -> tuple[list[Event], str | None]:
-    """Return a page's newest AG-UI messages that fit, and the cursor of what is earlier.
-
-    `room` is in bytes of JSON. Raises EncryptionError.
-    """
-    # Left out, the conversation would look empty.
-    page.assert_open()
-    items, first = page.items, 0
-    messages = messages_from_items(items, options)
-    fitting = _fitting(messages, room)
-    if fitting < len(messages):
-        # Not every item is a message of its own.
-        first = bisect_left(
-            range(len(items)),
-            True,
-            key=lambda n: len(messages_from_items(items[n:], options)) <= fitting,
-        )
-    if first or page.has_earlier:
-        found, fits = _beginnings(items), first
-        first = next((n for n in found if n >= fits), fits)
-        if found and found[-1] < fits < len(items):
-            # Calls at once whose outputs don't all fit.
-            first = found[-1]
-        messages = messages_from_items(items[first:], options)
-        if first < fits:
-            _shorten(messages, room)
-    if not items or not (page.has_earlier or first):
-        return messages, None
-    # Where not even the newest item fits, the cursor lies behind it.
-    before = items[first].position if first < len(items) else items[-1].position + 1
-    return messages, str(before)
-
-
-def restated(page: Page, options: StreamOptions, asked: Sequence[Event] = ()) -> Event:
-    """Return the snapshot of a page, and of messages that are not stored yet."""
-    room = SNAPSHOT_BYTES - len(_written(asked))
-    messages, before = shown(page, options, room)
-    return snapshot([*messages, *asked], before=before)
-
-
-def lacks_calls(page: Page) -> bool:
-    """Return whether a page is full of outputs whose calls lie before it."""
-    return bool(page.items and page.has_earlier and not _beginnings(page.items))
-
-
-def _beginnings(items: Sequence[StoredItem]) -> list[int]:
-    """Return where a page may begin: no output after it has its call before it."""
-    unanswered: set[Key] = set()
-    found = []
-    for index in range(len(items) - 1, -1, -1):
-        item = items[index].item or {}
-        if type_and_role(item)[0] in CALL_OF:
-            unanswered.add(call_key(item))
-        else:
-            unanswered.discard(own_key(item))
-        if not unanswered:
-            found.append(index)
-    return found[::-1]
-
-
-def _fitting(messages: list[Event], room: int) -> int:
-    """Count the newest messages that fit, as written to the wire."""
-    for count, message in enumerate(reversed(messages)):
-        room -= len(_written(message)) + len(",")
-        if room < len("[]"):
-            return count
-    return len(messages)
-
-
-def _shorten(messages: list[Event], room: int) -> None:
-    """Leave out what the oldest tools were given and gave, until the messages fit."""
-    excess = len(_written(messages)) - room
-    for message in messages:
-        size = len(_written(message))
-        if excess > 0 and message["role"] == "tool":
-            message |= {"content": "", "metadata": {"truncated": True}}
-        for call in message.get("toolCalls", ()) if excess > 0 else ():
-            call["function"]["arguments"] = ""
-        excess -= size - len(_written(message))
-
-
-def _written(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
 def look(
     conversation: Conversation, stale_after: float, told: OpenRun, *, is_local: bool
 ) -> Found:
@@ -192,7 +98,7 @@ def look(
 
     `told` is the run that its listener is within, whose end is looked for.
     """
-    rows = conversation.rows()
+    rows = conversation.rows().select_related("branch")
     row = rows.first() if is_local else recovery.recover(conversation, stale_after)
     going_on = row is not None and row.state == AgentSession.State.RUNNING
     running = row.run_id if row is not None and going_on else ""
@@ -212,7 +118,17 @@ def look(
         chunks[-1].about if chunks else About(),
         interrupts,
         _end_of(conversation, ended, within, interrupts),
+        **_branch_of(conversation, row, run),
     )
+
+
+def _branch_of(
+    conversation: Conversation, row: AgentSession | None, run: AgentRun | None
+) -> dict[str, Any]:
+    if row is None or row.branch is None or conversation.backend.in_database is None:
+        return {}
+    is_left = run is not None and run.branch_id not in {None, row.branch_id}
+    return {"branch": row.branch.name, "has_switched": is_left}
 
 
 async def answer(
@@ -257,7 +173,7 @@ def told_after(
     run_id, _, digits = (offset or "").rpartition(":")
     number = int(digits) if _NUMBER.fullmatch(digits) else END
     is_known = found.run is not None and found.run.run_id == run_id and found.frames
-    if not is_known or number > found.last:
+    if not is_known or number > found.last or found.has_switched:
         return None
     if not found.frames[-1].is_last and found.running != run_id:
         return None
@@ -292,20 +208,6 @@ def read_on(
         frames = [frame for chunk in chunks for frame in chunk.frames]
         found.append((pk, run_id, frames))
     return found
-
-
-async def read_page(
-    conversation: Conversation, before: int | None = None, ids: Sequence[Any] = ()
-) -> Page:
-    """Read the newest page of a history before a position, as a snapshot has it.
-
-    `ids` are those of messages whose run has not written them down yet.
-    """
-    read, key = conversation.backend.apage, conversation.key
-    page = await read(key, before=before, limit=SNAPSHOT_LIMIT)
-    if lacks_calls(page):
-        page = await read(key, before=before, limit=SNAPSHOT_LIMIT * WIDER)
-    return await conversation.backend.threads.run(named, page, conversation.runs(), ids)
 
 
 def fresh_running(
@@ -380,9 +282,9 @@ def fresh_resting(
     `rest`, is not ended, so that a page shows it and can stop it.
     """
     page, found, running = rest
-    messages, before = shown(page, options)
+    messages, about = shown(page, options)
     messages = add_pending_calls(messages, found.interrupts, options)
-    told_now = snapshot(messages, before=before)
+    told_now = snapshot(messages, **about)
     run_id = told.run_id or f"{SYNC_PREFIX}{uuid.uuid4().hex[:12]}"
     end = {**found.end, "runId": run_id} if "runId" in found.end else found.end
     events = [*told.ends(), told_now, end] if told.run_id else []

@@ -34,12 +34,12 @@ from agent_sessions.runs.failures import (
 )
 from agent_sessions.runs.log import Event, Frame, Joining
 from agent_sessions.runs.naming import find_ids
+from agent_sessions.runs.pages import read_page, restated, shown
 from agent_sessions.runs.resuming import dump_state
 from agent_sessions.runs.setup import (
     Conversation,
     RunSetup,
 )
-from agent_sessions.runs.sync import read_page, restated, shown
 from agent_sessions.runs.turns import Block, Words, changes_items, checks_answers
 from agent_sessions.runs.writing import RunLog
 from agent_sessions.times import aware
@@ -210,9 +210,9 @@ class ToldRun:
         mapper, usage, code = self._mapper, self._usage(), outcome.error_code
         if paused is not None:
             page = await read_page(self.conversation, ids=outcome.message_ids)
-            messages, before = shown(page, self.setup.options)
+            messages, about = shown(page, self.setup.options)
             return mapper.interrupted(
-                paused.interrupts, messages=messages, before=before, usage=usage
+                paused.interrupts, messages=messages, metadata=about, usage=usage
             )
         if outcome.status == Status.COMPLETED:
             return mapper.finished(usage, outcome="success")
@@ -302,10 +302,15 @@ class ToldRun:
 
     # -- telling -------------------------------------------------------------------
 
-    async def _restated(self, ids: Sequence[Any] = ()) -> Event:
-        """Return what replaces all that clients were shown by what is stored."""
+    async def _restated(
+        self, ids: Sequence[Any] = (), asked: Sequence[Event] = ()
+    ) -> Event:
+        """Return what replaces all that clients were shown by what is stored.
+
+        `asked` are the run's messages, before they are stored.
+        """
         page = await read_page(self.conversation, ids=ids)
-        return restated(page, self.setup.options)
+        return restated(page, self.setup.options, asked)
 
     def _publish(self, events: list[Event]) -> None:
         """Number events and hand them on.

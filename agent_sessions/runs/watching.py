@@ -18,10 +18,10 @@ from itertools import groupby
 from typing import Any, Literal, cast
 
 from agent_sessions.backends.base import SessionKey
-from agent_sessions.backends.leases import is_over
+from agent_sessions.backends.leases import DatabaseNow, is_over, is_silent, judged
 from agent_sessions.concurrency.connections import without_caller
 from agent_sessions.models import AgentSession
-from agent_sessions.runs import records, recovery, sync
+from agent_sessions.runs import recovery, sync
 from agent_sessions.runs.active import ActiveRun
 from agent_sessions.runs.log import Subscription
 from agent_sessions.runs.setup import Conversation
@@ -63,6 +63,30 @@ class Watched:
     def __post_init__(self) -> None:
         threads = self.conversation.backend.threads
         self.group = threads if threads.serves_caller() else self
+
+
+def look(
+    using: str, sessions: Sequence[int], silence: timedelta, heard: Sequence[int]
+) -> dict[int, AgentSession]:
+    """Read sessions' rows, to see which run each has, and how that is asked to stop.
+
+    Note of `heard` that their runs have listeners in this process.
+    """
+    rows = AgentSession._base_manager.using(using)
+    if heard:
+        going_on = rows.filter(pk__in=heard).exclude(run_id="")
+        going_on.update(run_listened_at=DatabaseNow())
+    found = judged(rows.filter(pk__in=sessions), silence)
+    key = "backend", "session_id", "user_id", "branch__name"
+    lease = "run_id", "run_owner", "run_seen_at", "run_stop", "fence"
+    return {row.pk: row for row in found.select_related("branch").only(*key, *lease)}
+
+
+def is_heard(conversation: Conversation, run_id: str, within: float) -> bool:
+    """Return whether another process has said lately that it has listeners of a run."""
+    silent = is_silent("run_listened_at", timedelta(seconds=within))
+    heard: bool = conversation.rows().filter(run_id=run_id).exclude(silent).exists()
+    return heard
 
 
 class Watcher:
@@ -154,7 +178,7 @@ class Watcher:
         pks = [place[2] for place, _ in some]
         try:
             rows = await conversation.backend.threads.run(
-                records.look, conversation.using, pks, silence, heard
+                look, conversation.using, pks, silence, heard
             )
         except Exception as exc:
             logger.warning("Runs can't be looked at (%s)", type(exc).__name__)
@@ -169,6 +193,17 @@ class Watcher:
             elif run and row and row.run_id == run.run_id and row.run_stop:
                 run.abort(cast("Literal['immediate', 'after_turn']", row.run_stop))
         await _all(calls)
+        for place, _ in some:
+            self._show_branch(place, rows.get(place[2]))
+
+    def _show_branch(self, place: Place, row: AgentSession | None) -> None:
+        """Bring those up to date who are shown another branch than the current one."""
+        if row is None or row.run_id or row.branch is None or place in self._runs:
+            return
+        known = {"", row.branch.name}
+        for listener in self._listeners.get(place, ()):
+            if listener.is_resting and listener.open.branch not in known:
+                listener.give_up()
 
     async def _follow(
         self, place: Place, watched: Watched, row: AgentSession | None

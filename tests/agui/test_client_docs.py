@@ -118,8 +118,29 @@ async def test_a_stopped_run_ends_as_the_page_says() -> None:
     assert real["chunk"] == wanted["chunk"]
 
 
+@pytest.mark.django_db(transaction=True)
+async def test_branches_are_asked_for_as_the_page_says() -> None:
+    """And the message has its place as the page says."""
+    user = await sync_to_async(make_user)()
+    row = await sync_to_async(create_conversation)(user)
+    asked = [frame for frame in FRAMES if "forwardedProps" in frame]
+    [message] = [frame for frame in FRAMES if "role" in frame]
+    texts = [[assistant_message("Here.")] for _ in range(3)]
+    speaker: Agent[Any] = Agent(name="a", model=ScriptedModel(texts))
+    async with Socket(row.session_id, user, speaker) as tab:
+        await tab.say("r-1", "Where is order 41?")
+        await tab.to_end()
+        ends = []
+        for frame in asked:
+            await tab.send({**frame, "threadId": row.session_id})
+            ends.append(await tab.to_end())
+        assert [events[-1]["outcome"]["type"] for events in ends] == ["success"] * 3
+        assert ends[0][1]["messages"] == [message]
+        assert ends[2][1]["metadata"]["branch"] == "main"
+
+
 def test_the_answer_is_a_frame() -> None:
-    [answer] = [frame for frame in FRAMES if "chunk" not in frame]
+    [answer] = [frame for frame in FRAMES if "resume" in frame]
     read = parse_frame(json.dumps(answer))
     assert isinstance(read, RunRequest)
     assert read.resume

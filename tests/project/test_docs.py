@@ -16,7 +16,7 @@ from agent_sessions.backends.database import DatabaseBackend
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.runs import RunLimits
 from agent_sessions.runs.failures import MESSAGES
-from agent_sessions.runs.sync import SNAPSHOT_BYTES
+from agent_sessions.runs.pages import SNAPSHOT_BYTES
 from agent_sessions.views import SessionListView, SessionMessagesView
 from tests.support.documents import ROOT, append, blocks, column, files, page, run
 

@@ -12,7 +12,7 @@ from django.urls import reverse
 
 from agent_sessions import DjangoSession
 from agent_sessions.agui import StreamOptions
-from agent_sessions.runs.sync import SNAPSHOT_BYTES
+from agent_sessions.runs.pages import SNAPSHOT_BYTES
 from tests.support.chat import Socket
 from tests.websocket.test_consumer import conversation, speaker
 

@@ -28,6 +28,7 @@ class Stored:
     item: dict[str, Any] | None
     message_id: str = ""
     agent_name: str = ""
+    siblings: dict[str, Any] | None = None
 
 
 @dataclass

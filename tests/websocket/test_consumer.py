@@ -382,7 +382,7 @@ async def test_a_sync_at_rest_is_a_legal_run_with_the_history() -> None:
     ]
     assert events[0]["runId"].startswith("sync:")
     assert [m["content"] for m in events[1]["messages"]] == ["Hi", "Hello"]
-    assert "metadata" not in events[1]
+    assert events[1]["metadata"] == {"branch": "main"}
 
 
 async def test_a_failure_is_told_again_after_a_reload() -> None:
@@ -412,7 +412,7 @@ async def test_a_long_history_comes_in_parts() -> None:
         _, snapshot, _ = await tab.to_end()
     assert len(snapshot["messages"]) == 100
     assert snapshot["messages"][0]["content"] == "m50"
-    assert snapshot["metadata"] == {"before": "51"}
+    assert snapshot["metadata"] == {"before": "51", "branch": "main"}
 
 
 async def test_a_slow_listener_is_told_to_start_afresh() -> None:

@@ -20,7 +20,8 @@ from agent_sessions.ratelimit import Rates
 from agent_sessions.runs import get_run_manager
 from agent_sessions.runs.event_rows import About
 from agent_sessions.runs.log import Frame
-from agent_sessions.runs.sync import SNAPSHOT_BYTES, Found, shown, told_after
+from agent_sessions.runs.pages import SNAPSHOT_BYTES, shown
+from agent_sessions.runs.sync import Found, told_after
 from tests.runs.test_runs import cashier
 from tests.support.chat import Socket, create_conversation, text_of
 from tests.support.gated import gated
@@ -90,7 +91,7 @@ async def test_a_seat_is_free_when_its_socket_has_broken_off() -> None:
         await tab.say("r-1", "Hi")
         with pytest.raises(RuntimeError, match="a bug"):
             await tab.communicator.wait()
-        assert not get_run_manager()._seats
+        assert not get_run_manager().seats.taken
 
 
 @pytest.mark.parametrize("kind", ["sync", "abort"])
@@ -282,7 +283,8 @@ async def test_a_message_larger_than_a_snapshot_is_told_by_its_cursor() -> None:
 
 
 def test_an_empty_page_has_no_cursor() -> None:
-    assert shown(Page([], has_earlier=False), StreamOptions()) == ([], None)
+    messages, about = shown(Page([], has_earlier=False), StreamOptions())
+    assert (messages, about["before"]) == ([], None)
 
 
 # -- odd frames ------------------------------------------------------------------------

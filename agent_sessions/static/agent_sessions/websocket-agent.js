@@ -10,13 +10,10 @@ export class DjangoAgent extends AbstractAgent {
   }
 
   // Only what is new: the session has the rest, and a frame has 64 KiB.
-  run({ threadId, runId, messages, resume }) {
+  run({ threadId, runId, messages, resume, forwardedProps }) {
     this.runId = runId;
-    return this.exchange(
-      resume?.length
-        ? { threadId, runId, messages: [], resume }
-        : { threadId, runId, messages: messages.slice(-1) },
-    );
+    const said = resume?.length ? { messages: [], resume } : { messages: messages.slice(-1) };
+    return this.exchange({ threadId, runId, ...said, forwardedProps });
   }
 
   connect() {
@@ -34,8 +31,9 @@ export class DjangoAgent extends AbstractAgent {
       socket.onclose = ({ code }) => events.error(new Error(`Closed with ${code}`));
       socket.onmessage = ({ data }) => {
         const { chunk } = JSON.parse(data);
-        // A snapshot within a run repeats what was streamed.
-        if (!chunk || (frame.runId && chunk.type === "MESSAGES_SNAPSHOT")) return;
+        // A snapshot within a run repeats what was streamed, unless it begins a branch.
+        const repeats = frame.runId && !frame.forwardedProps?.agentSessions;
+        if (!chunk || (repeats && chunk.type === "MESSAGES_SNAPSHOT")) return;
         events.next(chunk);
         if (/^RUN_(FINISHED|ERROR)$/.test(chunk.type)) events.complete();
       };

@@ -32,7 +32,7 @@ from agent_sessions.models import (
     RunEvents,
     SessionItem,
 )
-from agent_sessions.runs import event_rows, heartbeat, records, sync
+from agent_sessions.runs import event_rows, heartbeat, records, sync, watching
 from agent_sessions.runs.setup import Conversation
 from agent_sessions.usage import Spent
 from tests.settings import DATABASE_KIND
@@ -112,7 +112,7 @@ def _tell(backend: DatabaseBackend, name: str) -> None:
     assert run is not None
     transact(using, lambda: event_rows.hold(using, [pk]))
     run_rows.add_events(using, [RunEvents(run=run, first=10, last=11, body="sealed")])
-    records.look(using, [pk], timedelta(minutes=1), [pk])
+    watching.look(using, [pk], timedelta(minutes=1), [pk])
     for run_id in (run.run_id, "nobody's"):
         within = OpenRun()
         within.run_id = run_id

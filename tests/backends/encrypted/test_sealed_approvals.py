@@ -448,7 +448,7 @@ async def test_what_was_paused_again_is_neither_claimed_nor_withdrawn(
         await put(found.run, status="waiting")
         with pytest.raises(UnknownInterrupt):
             await sync_to_async(records.begin)(
-                here, "r-4", model="", stale_after=60, answers=found
+                here, "r-4", model="", stale_after=60, after=found
             )
         assert (await AgentRun.objects.aget(pk=run.pk)).status == "waiting"
         await put(found.run, status="completed")
