@@ -2,9 +2,9 @@
 
 One process serves the sockets, several to a conversation, and a run streams on each
 conversation. Each word is the time at which the model said it, so what a socket reads is
-its delay; nothing may be lost. A bare consumer sends each word as a frame of its own and
-keeps nothing. Printed is also how long the first word takes in a session with many
-items, with the window that AgentConsumer has by default and without one.
+its delay; nothing may be lost. A bare consumer sends each word by itself and keeps nothing.
+Printed are also the time to the first word in a session with many items, the processor's
+time of each word, also without an event log, and the memory after each round (on Linux).
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, cast
 
+from benchmarks.processor import used
+
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
 HOST = "127.0.0.1"
 WORD = 18  # characters: a time in microseconds and a space
+WAYS = ("bare", "ours", "unlogged")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -122,6 +125,7 @@ def serve(options: argparse.Namespace) -> None:
     import uvicorn
 
     configure(json.loads(options.serve))
+    _leave_out_logs()
     config = uvicorn.Config(application(options), host=HOST, port=0, log_level="error")
     server = uvicorn.Server(config)
 
@@ -133,6 +137,19 @@ def serve(options: argparse.Namespace) -> None:
         await task
 
     asyncio.run(main())
+
+
+def _leave_out_logs() -> None:
+    """Write no event log of the runs that are called so."""
+    from agent_sessions.runs import event_rows
+
+    write = event_rows.write
+
+    def leave_out(using: str, found: Any) -> list[bool]:
+        logged = [run for run in found if not run.run.run_id.startswith("unlogged")]
+        return write(using, logged) if logged else [True] * len(found)
+
+    event_rows.write = leave_out
 
 
 def application(options: argparse.Namespace) -> Any:
@@ -178,6 +195,7 @@ def application(options: argparse.Namespace) -> Any:
 
     routes: list[Any] = [
         path("ours/<str:session_id>/", ours(paced)),
+        path("unlogged/<str:session_id>/", ours(paced)),
         path("bare/<str:session_id>/", cast("Any", Bare.as_asgi())),
         path("window/<str:session_id>/", ours(quick)),
         path("whole/<str:session_id>/", ours(quick, window=None)),
@@ -254,7 +272,7 @@ async def crowd(
                 for _ in range(each)
             ]
             groups.append((session_id, opened))
-        if way == "ours":
+        if way != "bare":
             for _, opened in groups:
                 for socket in opened:
                     await socket.send('{"type":"sync"}')
@@ -266,11 +284,13 @@ async def crowd(
             for socket in opened
         ]
         for number, (session_id, opened) in enumerate(groups):
-            await opened[0].send(run_frame(session_id, f"r-{time.time_ns()}-{number}"))
+            await opened[0].send(
+                run_frame(session_id, f"{way}-{time.time_ns()}-{number}")
+            )
             await asyncio.sleep(options.ramp / options.runs)
         async with asyncio.timeout(options.words * options.pace * 5 + 60):
             await asyncio.gather(*listening)
-        if way == "ours":
+        if way != "bare":
             # The row is closed before the next round begins.
             await asyncio.sleep(0.5)
     return delays
@@ -308,30 +328,42 @@ async def first_word(url: str, way: str, place: Any, rounds: int) -> float:
     return median(times[1:] or times)
 
 
-async def measure(url: str, made: Any, options: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    url: str, pid: int, made: Any, options: argparse.Namespace
+) -> dict[str, Any]:
     # First, so that the server has imported all that the others need.
     ways = ("window", "whole")
     firsts = {way: await first_word(url, way, made[-1], 15) for way in ways}
-    delays: dict[str, list[float]] = {"bare": [], "ours": []}
+    delays: dict[str, list[float]] = {way: [] for way in WAYS}
+    took, memory = dict.fromkeys(WAYS, 0.0), []
     for number in range(options.rounds):
-        for way in ("bare", "ours") if number % 2 else ("ours", "bare"):
+        for way in WAYS if number % 2 else WAYS[::-1]:
+            before, _ = used(pid)
             delays[way] += await crowd(url, way, made[:-1], options)
-    return {"delays": delays, "firsts": firsts}
+            after, resident = used(pid)
+            took[way] += after - before
+        memory.append(resident)
+    return {"delays": delays, "firsts": firsts, "took": took, "memory": memory}
 
 
 def report(found: dict[str, Any], options: argparse.Namespace) -> int:
     """Print what was measured; return 1 where words are missing, or p99 is too long."""
-    wanted = options.words * (options.sockets // options.runs) * options.runs
-    wanted *= options.rounds
+    words = options.words * options.runs * options.rounds
+    wanted = words * (options.sockets // options.runs)
     print(f"{options.sockets} sockets, {options.runs} runs, {options.database}")
     worst = 0.0
     for way, delays in found["delays"].items():
         cuts = quantiles(delays, n=100)
         worst = cuts[98] if way == "ours" else worst
         print(
-            f"{way:>5}: {len(delays):,} of {wanted:,} words; delay p50 {cuts[49]:.0f} ms, "
+            f"{way:>8}: {len(delays):,} of {wanted:,} words; delay p50 {cuts[49]:.0f} ms, "
             f"p99 {cuts[98]:.0f} ms, longest {max(delays):.0f} ms"
         )
+    took = {way: seconds / words * 1000 for way, seconds in found["took"].items()}
+    print(", ".join(f"{way} {ms:.3f} ms" for way, ms in took.items()), "CPU a word")
+    share = (took["ours"] - took["unlogged"]) / (took["bare"] or 1)
+    print(f"the event log takes {share:.0%} of what the bare consumer takes")
+    print("MB after each round:", *(f"{mb:.0f}" for mb in found["memory"]))
     print(
         f"first word on {options.items:,} items: {found['firsts']['window']:.0f} ms with "
         f"the default window, {found['firsts']['whole']:.0f} ms with none"
@@ -358,7 +390,7 @@ def main(argv: list[str] | None = None) -> int:
             assert server.stdout is not None
             url = f"ws://{HOST}:{int(server.stdout.readline())}"
             try:
-                found = asyncio.run(measure(url, made, options))
+                found = asyncio.run(measure(url, server.pid, made, options))
             finally:
                 server.terminate()
     return report(found, options)
