@@ -138,14 +138,14 @@ class Copier:
 
     def _copy(self, chosen: Chosen) -> None:
         key, row = chosen.key, chosen.row
-        self._check(chosen)
+        there = self._check(chosen)
         held = self._hold(key, row) if self.move and row is not None else None
         runs: list[AgentRun] = []
         if row is not None:
             found = run_rows.runs_of(self.source.directory.using, row.pk)
             runs = list(found.order_by("pk").defer("state"))
         try:
-            had_items, written, pairs = self._copy_items(key, runs)
+            had_items, written, pairs = self._copy_items(key, there, runs)
             # An empty session's copy is made here.
             is_new = row is not None and self._copy_row(
                 row, pairs.copy or self._begin(key, None), runs, pairs
@@ -163,15 +163,12 @@ class Copier:
             if held is not None:
                 self._release(key, held)
 
-    def _row(self, key: SessionKey) -> AgentSession | None:
-        row: AgentSession | None = self.target.directory.rows(key).first()
-        return row
-
-    def _check(self, chosen: Chosen) -> None:
-        """Raise CopyProblem where nothing can be copied."""
+    def _check(self, chosen: Chosen) -> AgentSession | None:
+        """Return the copy's row. Raise CopyProblem where nothing can be copied."""
         if chosen.row is not None:
             chosen.row.refresh_from_db()
-        for row in (chosen.row, self._row(chosen.key)):
+        copy: AgentSession | None = self.target.directory.rows(chosen.key).first()
+        for row in (chosen.row, copy):
             if row is not None and (reason := Removal().why_spared(row)):
                 raise CopyProblem(f"{reason} in {row.backend!r}.")
         here, there = self.source.directory.using, self.target.directory.using
@@ -180,7 +177,7 @@ class Copier:
             if not owners.using(there).filter(pk=chosen.key.user_id).exists():
                 raise CopyProblem(f"its owner is not in the database {there!r}.")
         if chosen.row is None:
-            return
+            return copy
         branches = Branch._base_manager.using(here)
         own = branches.filter(session_id=chosen.row.pk, head__gt=0)
         if own.exclude(pk=chosen.row.branch_id).exists():
@@ -193,21 +190,22 @@ class Copier:
                 f"{chosen.key.session_id}: only its current branch is copied; it has "
                 "others."
             )
+        return copy
 
     # -- items ---------------------------------------------------------------------
 
     def _copy_items(
-        self, key: SessionKey, runs: Sequence[AgentRun]
+        self, key: SessionKey, copy: AgentSession | None, runs: Sequence[AgentRun]
     ) -> tuple[bool, int, Pairs]:
         """Copy what the target lacks: whether it had items, how many, where all lie."""
         written, had_items = 0, False
         for number in range(_ROUNDS):
-            pairs = Pairs(self.target, self._row(key), runs)
+            pairs = Pairs(self.target, copy, runs)
             more = 0
             found = self._missing(key, pairs, tell=not number)
             for batch in _batches(found, self.batch_size):
                 if not more:
-                    self._begin(key, pairs.copy, has_items=bool(pairs.there))
+                    copy = self._begin(key, copy, has_items=bool(pairs.there))
                 self.target.append(key, batch)
                 more += len(batch)
                 self.progress(len(batch))
@@ -262,14 +260,14 @@ class Copier:
                 f"{self.target.alias!r} has a shorter history of this id, and it is no "
                 "copy. Nothing was overwritten."
             )
-        if row is None:
-            with transaction.atomic(self.target.directory.using):
-                enroll(self.target, key)
         rows = self.target.directory.rows(key)
-        made: AgentSession = rows.get() if row is None else row
-        if not marker:
-            made.metadata = {**made.metadata, MARKER: {"backend": self.source.alias}}
-            rows.update(metadata=made.metadata)
+        with transaction.atomic(self.target.directory.using):
+            if row is None:
+                enroll(self.target, key)
+            made: AgentSession = rows.get() if row is None else row
+            if not marker:
+                made.metadata |= {MARKER: {"backend": self.source.alias}}
+                rows.update(metadata=made.metadata)
         return made
 
     def _copy_row(
@@ -285,7 +283,7 @@ class Copier:
         if not marker:
             # A session of its own that says the same: its row is left alone.
             return False
-        if runs:
+        if runs and "usage" in marker:
             known = run_rows.runs_of(using, there.pk).values_list("run_id", flat=True)
             runs = [run for run in runs if run.run_id not in set(known)]
         # What an import wrote down is true of the source's branches alone.
