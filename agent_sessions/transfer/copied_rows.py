@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-from agent_sessions.backends.base import BaseSessionBackend
+from agent_sessions.backends.base import BaseSessionBackend, SessionKey
+from agent_sessions.backends.directory import Directory
 from agent_sessions.backends.reading import place_of
 from agent_sessions.items import StoredItem
 from agent_sessions.items.kinds import OPENING
-from agent_sessions.models import AgentRun, AgentSession, SessionItem
+from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.times import aware, stored
 from agent_sessions.transfer.export import RUN_COLUMNS, ended
 
 # The key of a copy's metadata: of which backend it is, and what was counted then.
 MARKER = "copied_from"
+# A session counts for as many items at least.
+_LEAST = 10
 
 
 def mark_of(row: AgentSession | None) -> dict[str, Any]:
@@ -27,6 +32,60 @@ def mark_of(row: AgentSession | None) -> dict[str, Any]:
     metadata = {} if row is None else row.metadata
     found = metadata.get(MARKER) if isinstance(metadata, dict) else None
     return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A history to copy; without a row it is one of a store that nobody owns."""
+
+    key: SessionKey
+    row: AgentSession | None = None
+
+
+def together(chosen: Iterable[Chosen | str], most: int) -> Iterator[list[Chosen | str]]:
+    """Return histories whose rows are read together: of up to so many items."""
+    group, size = list[Chosen | str](), 0
+    for each in chosen:
+        row = None if isinstance(each, str) else each.row
+        own = max(row.item_count if row else 0, _LEAST)
+        if group and size + own > most:
+            yield group
+            group, size = [], 0
+        group.append(each)
+        size += own
+    if group:
+        yield group
+
+
+class Known:
+    """What rows tell of sessions and of their copies, as they are now."""
+
+    def __init__(self, using: str, target: Directory, chosen: Sequence[Chosen]) -> None:
+        pks = [each.row.pk for each in chosen if each.row is not None]
+        self._rows = AgentSession.objects.using(using).in_bulk(pks)
+        copies = AgentSession.objects.using(target.using).filter(
+            backend=target.alias,
+            session_id__in=[each.key.session_id for each in chosen],
+        )
+        self.copies = {SessionKey(row.session_id, row.user_id): row for row in copies}
+        self.runs: defaultdict[int, list[AgentRun]] = defaultdict(list)
+        runs = AgentRun._base_manager.using(using).filter(session_id__in=pks)
+        for run in runs.order_by("pk").defer("state"):
+            self.runs[run.session_id].append(run)
+        # Those with items on other branches than the current one.
+        branches = Branch._base_manager.using(using)
+        filled = branches.filter(session_id__in=[*self._rows], head__gt=0)
+        self.forked = {
+            session
+            for pk, session in filled.values_list("pk", "session_id")
+            if pk != self._rows[session].branch_id
+        }
+
+    def row(self, chosen: Chosen) -> AgentSession | None:
+        """Return a session's row. Raise AgentSession.DoesNotExist if it is gone."""
+        if chosen.row is not None and chosen.row.pk not in self._rows:
+            raise AgentSession.DoesNotExist
+        return self._rows[chosen.row.pk] if chosen.row is not None else None
 
 
 class Pairs:

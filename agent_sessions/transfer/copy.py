@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from django.contrib.auth import get_user_model
@@ -37,7 +36,14 @@ from agent_sessions.retention import (
 )
 from agent_sessions.retention.selection import is_storable
 from agent_sessions.transfer import Report
-from agent_sessions.transfer.copied_rows import MARKER, Pairs, mark_of
+from agent_sessions.transfer.copied_rows import (
+    MARKER,
+    Chosen,
+    Known,
+    Pairs,
+    mark_of,
+    together,
+)
 from agent_sessions.transfer.export import MARKER as IMPORTED
 from agent_sessions.usage import COUNTERS
 
@@ -51,14 +57,6 @@ _HELD = "copy-"
 
 class CopyProblem(AgentSessionError):
     """One history was left as it is, here and there; the others go on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A history to copy; without a row it is one of a store that nobody owns."""
-
-    key: SessionKey
-    row: AgentSession | None = None
 
 
 def find_sources(
@@ -117,12 +115,19 @@ class Copier:
 
         What a store refuses, or what can't be copied, is reported and left.
         """
-        for each in chosen:
+        # Before it is removed, each is looked at by itself.
+        for group in together(chosen, 1 if self.move else self.batch_size):
+            self._copy_some(group)
+        return self.report
+
+    def _copy_some(self, group: Sequence[Chosen | str]) -> None:
+        known = self._known([each for each in group if isinstance(each, Chosen)])
+        for each in group:
             if isinstance(each, str):
                 self.report.refuse(each, "there is no such session.")
                 continue
             try:
-                self._copy(each)
+                self._copy(each, known)
             except AgentSession.DoesNotExist:
                 reason = "it has been deleted meanwhile."
             except SessionDoesNotExist:
@@ -134,16 +139,19 @@ class Copier:
             else:
                 continue
             self.report.refuse(each.key.session_id, reason)
-        return self.report
 
-    def _copy(self, chosen: Chosen) -> None:
-        key, row = chosen.key, chosen.row
-        there = self._check(chosen)
-        held = self._hold(key, row) if self.move and row is not None else None
-        runs: list[AgentRun] = []
-        if row is not None:
-            found = run_rows.runs_of(self.source.directory.using, row.pk)
-            runs = list(found.order_by("pk").defer("state"))
+    def _known(self, chosen: Sequence[Chosen]) -> Known:
+        return Known(self.source.directory.using, self.target.directory, chosen)
+
+    def _copy(self, chosen: Chosen, known: Known) -> None:
+        key, row, held = chosen.key, known.row(chosen), None
+        self._check(chosen, known)
+        if self.move and row is not None:
+            held = self._hold(key, row)
+            # A run may have ended before that.
+            known = self._known([chosen])
+            row = known.row(chosen)
+        there, runs = known.copies.get(key), known.runs[row.pk if row else 0]
         try:
             had_items, written, pairs = self._copy_items(key, there, runs)
             # An empty session's copy is made here.
@@ -163,12 +171,10 @@ class Copier:
             if held is not None:
                 self._release(key, held)
 
-    def _check(self, chosen: Chosen) -> AgentSession | None:
-        """Return the copy's row. Raise CopyProblem where nothing can be copied."""
-        if chosen.row is not None:
-            chosen.row.refresh_from_db()
-        copy: AgentSession | None = self.target.directory.rows(chosen.key).first()
-        for row in (chosen.row, copy):
+    def _check(self, chosen: Chosen, known: Known) -> None:
+        """Raise CopyProblem where nothing can be copied."""
+        own = known.row(chosen)
+        for row in (own, known.copies.get(chosen.key)):
             if row is not None and (reason := Removal().why_spared(row)):
                 raise CopyProblem(f"{reason} in {row.backend!r}.")
         here, there = self.source.directory.using, self.target.directory.using
@@ -176,11 +182,7 @@ class Copier:
             owners: Any = get_user_model()._base_manager
             if not owners.using(there).filter(pk=chosen.key.user_id).exists():
                 raise CopyProblem(f"its owner is not in the database {there!r}.")
-        if chosen.row is None:
-            return copy
-        branches = Branch._base_manager.using(here)
-        own = branches.filter(session_id=chosen.row.pk, head__gt=0)
-        if own.exclude(pk=chosen.row.branch_id).exists():
+        if own is not None and own.pk in known.forked:
             if self.move:
                 raise CopyProblem(
                     "it has other branches, which only the source can keep. Copy it "
@@ -190,7 +192,6 @@ class Copier:
                 f"{chosen.key.session_id}: only its current branch is copied; it has "
                 "others."
             )
-        return copy
 
     # -- items ---------------------------------------------------------------------
 

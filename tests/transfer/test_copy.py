@@ -244,9 +244,9 @@ def test_a_copied_session_takes_few_statements(
     for number in range(10):
         fill(f"s-{number}", 5)
     to = ("--all", "--from=default", f"--to={way}")
-    with django_assert_max_num_queries(10 * 42):
+    with django_assert_max_num_queries(10 * 35):
         copy(*to)
-    with django_assert_max_num_queries(10 * 13):
+    with django_assert_max_num_queries(10 * 6):
         copy(*to)
 
 
