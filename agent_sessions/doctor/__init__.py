@@ -44,6 +44,7 @@ def examine(
     repair: bool = False,
     batch_size: int = BATCH_SIZE,
     progress: Progress = no_progress,
+    report: Report | None = None,
 ) -> Report:
     """Look for what is broken in sessions, all of them if none are given.
 
@@ -52,9 +53,9 @@ def examine(
     writing is never taken for damage, and that is when it is mended. Sessions that a
     run holds are skipped. Only sessions whose items are in a Django database are
     looked at, and not where they are encrypted; others are skipped. `progress` hears
-    how many items each page had.
+    how many items each page had. A `report` that is given is gone on with.
     """
-    report = Report()
+    report = report or Report()
     for row in _each(sessions):
         reason, failed = "", True
         try:

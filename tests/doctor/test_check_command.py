@@ -13,6 +13,7 @@ import pytest
 from cryptography.fernet import Fernet
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
+from django.db import connection
 from django.test import override_settings
 
 from agent_sessions import sessions
@@ -68,6 +69,28 @@ def test_it_reports_and_writes_nothing_until_told_to_repair() -> None:
     out, _ = run(verbosity=2)
     assert out.splitlines()[0] == "s: main #2: in quarantine"
     assert run(verbosity=0) == ("", "")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_ctrl_c_says_in_one_line_what_is_done() -> None:
+    make("s1")
+    last = AgentSession.objects.create(pk=777_000_001, session_id="s2")
+    make("s2")
+
+    def interrupt(execute: Any, sql: str, params: Any, *rest: Any) -> Any:
+        if last.pk in (params or ()):
+            raise KeyboardInterrupt
+        return execute(sql, params, *rest)
+
+    with connection.execute_wrapper(interrupt):
+        _, err = run("--repair", code=130)
+    assert err == (
+        "Stopped. Examined 1 session: 1 finding, 1 repaired. Run the same command "
+        "again for all."
+    )
+    assert quarantined() == {"s1"}
+    assert "Examined 2 sessions" in run("--repair")[0]
+    assert quarantined() == {"s1", "s2"}
 
 
 @pytest.mark.django_db

@@ -244,7 +244,7 @@ def test_ctrl_c_says_in_one_line_what_is_done_and_how_to_go_on(
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("name", ["list", "show", "check"])
+@pytest.mark.parametrize("name", ["list", "show"])
 def test_ctrl_c_ends_what_only_reads_without_a_traceback(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

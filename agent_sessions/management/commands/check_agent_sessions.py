@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -48,13 +49,15 @@ class Command(PrintingCommand):
             if sessions[alias].in_database is None:
                 raise CommandError(why_closed(sessions[alias]))
         rows = read_rows(selection, undone="Nothing was examined.")
-        self.begun = True
+        report = Report()
+        self.begun, self.stopped = True, partial(_stopped, report)
         with self.progress(lambda: selection.totals().items) as add:
-            report = examine(
+            examine(
                 rows,
                 repair=options["repair"],
                 batch_size=options["batch_size"],
                 progress=add,
+                report=report,
             )
         if options["json"]:
             self.stdout.write(as_json({**asdict(report), "left": len(report.left)}))
@@ -78,15 +81,26 @@ class Command(PrintingCommand):
                     f"{row.session_id}: {row.branch} #{row.position}: in quarantine"
                 )
         if self.verbosity:
-            mended = sum(finding.repaired for finding in report.findings)
             self.stdout.write(
                 f"Examined {counted(report.sessions, 'session')} with "
                 f"{counted(report.items, 'item')}: "
-                f"{counted(len(report.findings), 'finding')}, {mended} repaired, "
+                f"{counted(len(report.findings), 'finding')}, {_mended(report)} repaired, "
                 f"{len(report.left)} left; "
                 f"{counted(len(report.skipped), 'session')} skipped, "
                 f"{counted(len(report.quarantined), 'row')} in quarantine."
             )
+
+
+def _mended(report: Report) -> int:
+    return sum(finding.repaired for finding in report.findings)
+
+
+def _stopped(report: Report) -> str:
+    return (
+        f"Stopped. Examined {counted(report.sessions, 'session')}: "
+        f"{counted(len(report.findings), 'finding')}, {_mended(report)} repaired. Run "
+        "the same command again for all."
+    )
 
 
 def _line(finding: Finding) -> str:
