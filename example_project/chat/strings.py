@@ -56,6 +56,14 @@ def _answers() -> dict[str, str]:
         "copyFailed": _("Not copied"),
         "picture": _("[picture]"),
         "newMessages": _("New messages"),
+        "edit": _("Edit this message"),
+        "editLabel": _("Your message, to ask anew"),
+        "send": _("Send"),
+        "cancel": _("Cancel"),
+        "version": _("Version {place} of {count}"),
+        "versionShort": _("{place} / {count}"),
+        "previousVersion": _("Previous version"),
+        "nextVersion": _("Next version"),
     }
 
 
@@ -101,6 +109,9 @@ def _errors() -> dict[str, str]:
         "error_interrupt_expired": _("That request has expired. Ask again."),
         "error_invalid_approval": _("That request was changed. Ask again."),
         "error_outdated_approval": _("The agent has changed meanwhile. Ask again."),
+        "error_unknown_message": _("That message isn't here any more."),
+        "error_unknown_branch": _("That version isn't here any more."),
+        "error_branches_unsupported": _("This conversation keeps no versions."),
         "error_rate_limited": _("That was a lot in a short time. Wait a minute."),
         "error_message_too_long": _("The message is too long."),
         "error_max_turns": _("The agent didn't come to an end and was stopped."),

@@ -1,4 +1,4 @@
-// AgentClient speaks to AgentConsumer. The protocol, and nothing of a page: connect, sync, run, resume, abort, retry.
+// AgentClient speaks to AgentConsumer. The protocol, and nothing of a page: connect, sync, run, resume, edit, regenerate, switch, abort, retry.
 //
 // Events: "connection" {state, code, seconds} with the states connecting, open,
 // waiting, offline and closed; "event" {event}: an AG-UI event; "known" {runId}: a run
@@ -18,6 +18,8 @@ export function newId(prefix) {
   const bytes = crypto.getRandomValues(new Uint8Array(12));
   return `${prefix}-${Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("")}`;
 }
+
+const branching = (agentSessions) => ({ forwardedProps: { agentSessions } });
 
 export class AgentClient extends EventTarget {
   #url;
@@ -75,6 +77,25 @@ export class AgentClient extends EventTarget {
   run(text, messageId = newId("u"), runId = newId("r")) {
     const message = { id: messageId, role: "user", content: text };
     return this.#request(runId, { messages: [message] });
+  }
+
+  /** Ask anew in the place of a message of the user, on a branch of its own. */
+  edit(edited, text, messageId = newId("u"), runId = newId("r")) {
+    const message = { id: messageId, role: "user", content: text };
+    const ours = { edit: { messageId: edited } };
+    return this.#request(runId, { messages: [message], ...branching(ours) });
+  }
+
+  /** Ask the last message again, on a branch of its own. */
+  regenerate(runId = newId("r")) {
+    return this.#request(runId, { messages: [], ...branching({ regenerate: true }) });
+  }
+
+  /** Show and go on with another branch. It isn't sent again: a reload shows what is. */
+  switchTo(branch, runId = newId("r")) {
+    const body = { messages: [], ...branching({ branch }) };
+    this.#send({ threadId: this.#threadId, runId, ...body });
+    return runId;
   }
 
   /** Answer every open interrupt. */

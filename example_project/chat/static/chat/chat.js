@@ -5,6 +5,7 @@ import { Composer } from "./composer.js";
 import { Scroll } from "./scroll.js";
 import { ask, Sidebar, toLogin } from "./sidebar.js";
 import { around, known, say, url } from "./text.js";
+import { pager } from "./turns.js";
 import { Transcript } from "./transcript.js";
 
 const $ = (id) => document.getElementById(id);
@@ -79,14 +80,27 @@ async function send(text, message) {
     go(made.id);
   }
   message ??= { id: newId("u"), role: "user", content: text };
+  const runId = begin();
+  transcript.sent(runId, message);
+  if (message.edits) client.edit(message.edits, text, message.id, runId);
+  else client.run(text, message.id, runId);
+  return true;
+}
+
+/** Note that a run is this tab's; returns its id. */
+function begin() {
   const runId = newId("r");
   mine.add(runId);
   sessionStorage.setItem("runs", JSON.stringify([...mine].slice(-50)));
   scroll.toEnd();
-  transcript.sent(runId, message);
-  client.run(text, message.id, runId);
   composer.status(say("answering", { agent: transcript.agent || say("assistant") }));
-  return true;
+  return runId;
+}
+
+function switchTo(branch) {
+  if (transcript.running || transcript.waiting) {
+    composer.status(say(transcript.running ? "busy" : "approvalWaiting"));
+  } else transcript.aside(client.switchTo(branch));
 }
 
 // What the page shows around the log
@@ -95,6 +109,9 @@ function show() {
   const { running, waiting, left, agent, before } = transcript;
   $("empty").hidden = Boolean(current && !transcript.ready) || !transcript.empty;
   $("earlier").hidden = before === null;
+  $("again").hidden = !transcript.answered;
+  const { siblings } = transcript;
+  $("versions").replaceChildren(...(siblings ? [pager(siblings, switchTo)] : []));
   // Before the stop button goes: it may have the focus too.
   const isLost = composer.wait(waiting);
   composer.running = running;
@@ -150,6 +167,19 @@ transcript.addEventListener("drawn", () => transcript.empty || ($("empty").hidde
 transcript.addEventListener("notice", ({ detail }) => composer.status(detail.text));
 transcript.addEventListener("retry", ({ detail }) => {
   send(detail.message.content, detail.message);
+});
+transcript.addEventListener("edit", ({ detail }) => {
+  const { content, edits } = detail.message;
+  send(content, { id: newId("u"), role: "user", content, edits });
+  composer.focus();
+});
+transcript.addEventListener("switch", ({ detail }) => switchTo(detail.branch));
+transcript.addEventListener("draft", ({ detail }) => composer.offer(detail.text));
+$("again").addEventListener("click", () => {
+  const runId = begin();
+  transcript.aside(runId);
+  client.regenerate(runId);
+  composer.focus();
 });
 transcript.addEventListener("answered", ({ detail }) => {
   mine.add(client.resume(detail.entries));

@@ -91,6 +91,13 @@ export class Composer extends EventTarget {
     this.#grow();
   }
 
+  /** Put a text into the box if nothing is written there. */
+  offer(text) {
+    if (this.#box.value) return;
+    this.#box.value = text;
+    this.#grow();
+  }
+
   /** Name a draft; the next person at this window has others. */
   #draft(id) {
     return `draft ${document.querySelector(".who").textContent} ${id}`;

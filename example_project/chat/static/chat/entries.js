@@ -12,11 +12,12 @@ export function textOf(content) {
     .join("\n");
 }
 
-export function userEntry(message) {
+/** What a person said, with a row of tools below it. */
+export function userEntry(message, tools) {
   const author = make("h2", "hidden", say("you"));
   const body = make("div", "body", textOf(message.content));
   body.dir = "auto";
-  return make("article", "entry user", author, body);
+  return make("article", "entry user", author, body, ...tools);
 }
 
 /** An answer that is being written; `push` text to it and `end` it. */

@@ -2,6 +2,7 @@
 
 import * as entries from "./entries.js";
 import { known, say } from "./text.js";
+import { Turns } from "./turns.js";
 
 const HANDOFF = "agent_sessions:handoff";
 const GONE = new Set([
@@ -14,7 +15,8 @@ const GONE = new Set([
 /**
  * Events: "change" when `running`, `waiting` or `agent` did; "notice" {text} for the
  * status line; "answered" {entries} when every request for approval is answered;
- * "retry" {message}; "drawn" when something was added.
+ * "retry" {message}; "drawn" when something was added; "edit" {message}, whose `edits`
+ * is the message to ask anew; "switch" {branch}; "draft" {text} that lost its message.
  */
 export class Transcript extends EventTarget {
   running = null;
@@ -29,10 +31,18 @@ export class Transcript extends EventTarget {
   #waitingUsers = new Map();
   /** Messages whose runs were refused, with what was said to that. */
   #refused = new Map();
+  #asides = new Set();
+  #turns;
+  /** Whether the conversation has branches. */
+  branches = false;
+  /** The place among them of what comes next. */
+  siblings = null;
 
   constructor(log) {
     super();
     this.#log = log;
+    const closed = () => (this.running ? "busy" : this.waiting ? "approvalWaiting" : "");
+    this.#turns = new Turns(log, (name, detail) => this.#tell(name, detail), closed);
   }
 
   get waiting() {
@@ -51,8 +61,18 @@ export class Transcript extends EventTarget {
   /** What was sent and not taken by the server. */
   get unsent() {
     const refused = [...this.#refused.values()].map(({ message }) => message);
-    return [...this.#waitingUsers.values(), ...refused].map(({ content }) => content);
+    const texts = [...this.#waitingUsers.values(), ...refused].map((m) => m.content);
+    return [...texts, this.#turns.draft];
   }
+
+  /** Whether there is an answer to ask for again. */
+  get answered() {
+    const busy = this.running || this.waiting || this.#refused.size;
+    return this.branches && !busy && Boolean(this.#log.querySelector(".user"));
+  }
+
+  /** Note a run that says nothing new: its refusal is only told. */
+  aside = (runId) => this.#asides.add(runId);
 
   get empty() {
     return !this.#log.childElementCount;
@@ -70,14 +90,16 @@ export class Transcript extends EventTarget {
     this.clear();
     this.#waitingUsers.clear();
     this.#refused.clear();
-    Object.assign(this, { running: null, agent: "", before: null, ready: false });
+    this.#turns.hold();
+    Object.assign(this, { branches: false, siblings: null, running: null, agent: "", before: null, ready: false });
     this.#tell("change");
   }
 
   /** Show what was sent before the server has said anything to it. */
   sent(runId, message) {
     this.#waitingUsers.set(runId, message);
-    this.#user(message);
+    // What takes another's place comes with its branch.
+    if (!message.edits) this.#user(message);
     this.#tell("drawn");
   }
 
@@ -122,7 +144,9 @@ export class Transcript extends EventTarget {
   }
 
   #user(message) {
-    if (!this.#find(message.id)) this.#add(entries.userEntry(message), message.id);
+    if (this.#find(message.id)) return;
+    const row = this.branches ? [this.#turns.row(message)] : [];
+    this.#add(entries.userEntry(message, row), message.id);
   }
 
   // The run
@@ -135,6 +159,8 @@ export class Transcript extends EventTarget {
       return;
     }
     this.#waitingUsers.delete(event.runId);
+    this.#asides.delete(event.runId);
+    this.siblings = null;
     this.running = event.runId;
     this.#withdraw();
     for (const message of event.input?.messages ?? []) this.#user(message);
@@ -142,12 +168,16 @@ export class Transcript extends EventTarget {
   }
 
   MESSAGES_SNAPSHOT(event) {
+    const restore = this.#turns.hold();
     this.clear();
+    this.branches = Boolean(event.metadata?.branch);
+    this.siblings = event.metadata?.siblings ?? null;
     this.agent = "";
     this.ready = true;
     this.before = event.metadata?.before ?? null;
     for (const message of event.messages) this.#message(message);
-    for (const message of this.#waitingUsers.values()) this.#user(message);
+    for (const m of this.#waitingUsers.values()) if (!m.edits) this.#user(m);
+    restore();
     for (const [runId, { message, text }] of this.#refused) {
       this.#user(message);
       this.#fail(runId, message, text);
@@ -173,6 +203,7 @@ export class Transcript extends EventTarget {
   RUN_ERROR(event) {
     const runId = event.metadata?.runId;
     const refused = this.#waitingUsers.get(runId);
+    const isAside = this.#asides.delete(runId);
     this.#waitingUsers.delete(runId);
     // A refusal is about another run than the one that goes on.
     if (!runId || runId === this.running) {
@@ -184,7 +215,8 @@ export class Transcript extends EventTarget {
     const text = known(key) ? say(key) : event.message || say("error_internal");
     // Nobody else has it: a snapshot must not take it away.
     if (refused) this.#refused.set(runId, { message: refused, text });
-    this.#fail(runId, refused ?? this.#lastAsked(), text);
+    if (refused?.edits) this.#user(refused);
+    if (!isAside) this.#fail(runId, refused ?? this.#lastAsked(), text);
     this.#tell("notice", { text });
     this.#tell("change");
   }
