@@ -97,9 +97,8 @@ def begin(
     """Take the lease and open the run's row, in one transaction.
 
     `after` is the paused run that the new one resumes, or what puts the session's row
-    on the branch that the run begins. `taken` gets the lease before
-    the commit, whose answer may be lost. Return None if the run's id
-    was used before. Raise SessionBusy, InterruptsPending, SessionDoesNotExist, and
+    on the branch that the run begins. `taken` gets the lease before the commit, whose
+    answer may be lost. Return None if the run's id was used before. Raise SessionBusy, InterruptsPending, SessionDoesNotExist, and
     UnknownInterrupt if the paused run has been answered already: of two clicks, one
     wins.
     """

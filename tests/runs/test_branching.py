@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -464,4 +463,3 @@ async def test_the_agent_is_the_one_of_the_branch() -> None:
         await tab.to_end()
         await row.arefresh_from_db()
         assert row.agent_name == "billing"
-        await asyncio.sleep(0)
