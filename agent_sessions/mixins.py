@@ -238,8 +238,7 @@ class AgentMixin:
 
     def _sit_down(self, conversation: Conversation) -> None:
         """Take a seat of each kind; displace the user's oldest if none is free."""
-        # Two databases may have users of the same primary key.
-        user = self.user.pk, conversation.using
+        user = self._known_as(conversation)
         place = (*user, self.backend, conversation.pk)
         # The conversation's first: whoever goes there makes room among all.
         self._seats = place, user
@@ -260,8 +259,12 @@ class AgentMixin:
     def _count(self, conversation: Conversation, kind: str) -> bool:
         """Count a request of all that a user has in this process; False if too many."""
         return get_run_manager().rates.take(
-            (self.user.pk, conversation.using, kind), self.max_user_frames_per_minute
+            (*self._known_as(conversation), kind), self.max_user_frames_per_minute
         )
+
+    def _known_as(self, conversation: Conversation) -> tuple[Any, str, str]:
+        """Name the user in this process: tenants may have users of the same key."""
+        return self.user.pk, conversation.using, conversation.table
 
     # -- runs --------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from agent_sessions.backends.base import Page
 from agent_sessions.consumers import AgentConsumer
 from agent_sessions.models import AgentRun
 from agent_sessions.ratelimit import Rates
-from agent_sessions.runs import get_run_manager
+from agent_sessions.runs import Conversation, get_run_manager
 from agent_sessions.runs.event_rows import About
 from agent_sessions.runs.log import Frame
 from agent_sessions.runs.pages import SNAPSHOT_BYTES, shown
@@ -56,6 +57,26 @@ async def test_a_user_has_so_many_sockets_over_all_conversations() -> None:
                 async with Socket(theirs, other, speaker(), **limit) as tab:
                     await seen_user(tab)
                 await seen_user(two)
+
+
+async def test_tenants_users_of_one_key_have_seats_of_their_own() -> None:
+    """A schema each, behind one alias: their tables differ, and nothing else."""
+
+    class Elsewhere(AgentConsumer):
+        async def _find(self, session_id: str) -> Conversation:
+            return replace(await super()._find(session_id), table="other")
+
+    user, session_id = await conversation()
+    limits: Any = {"max_sockets_per_user": 1, "max_user_frames_per_minute": 1}
+    async with (
+        Socket(session_id, user, speaker(), **limits) as ours,
+        Socket(session_id, user, speaker(), consumer=Elsewhere, **limits) as theirs,
+    ):
+        for tab in (ours, theirs):
+            await tab.sync()
+            assert (await tab.to_end())[-1]["type"] == "RUN_FINISHED"
+        await ours.sync()
+        assert (await ours.to_end())[-1]["code"] == "rate_limited"
 
 
 async def test_a_phone_displaces_its_own_sockets_before_others() -> None:
