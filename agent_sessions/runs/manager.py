@@ -173,7 +173,7 @@ class RunManager:
         """Let all processes look at a conversation's rows now."""
         if self.relay is not None:
             self.relay.nudge(conversation, run_id)
-        self.watcher.wake()
+        self.watcher.wake(often=True)
 
     async def shutdown(self) -> None:
         """Stop every run after its turn, within its `grace`, then close all sockets.

@@ -36,6 +36,9 @@ Place = tuple[str, str, int, SessionKey, str]
 # Seconds between looks, and between those in which listeners are told of.
 LOOK = 0.5
 TELL = 2.0
+# Between looks while somebody here waits for a run to stop, and for how long that is.
+LOOK_SOON = 0.1
+SOON = 2.0
 
 
 def place_of(conversation: Conversation) -> Place:
@@ -103,6 +106,7 @@ class Watcher:
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._told_at = 0.0
+        self._soon_until = 0.0
 
     def watch(self, conversation: Conversation, stale_after: float) -> Watched:
         """Look at a conversation until it has neither a run nor listeners here."""
@@ -136,8 +140,10 @@ class Watcher:
             self._watched[place].told = run, sync.END
             self._watched[place].run_id = ""
 
-    def wake(self) -> None:
-        """Look now."""
+    def wake(self, *, often: bool = False) -> None:
+        """Look now, and where a run is to stop `often` for a while."""
+        if often:
+            self._soon_until = time.monotonic() + SOON
         self._news.set()
 
     async def catch_up(self, place: Place, before: int) -> None:
@@ -153,8 +159,9 @@ class Watcher:
 
     async def _serve(self) -> None:
         while self._watched:
+            pause = LOOK_SOON if time.monotonic() < self._soon_until else LOOK
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), LOOK)
+                await asyncio.wait_for(self._news.wait(), pause)
             self._news.clear()
             for place in list(self._watched):
                 if place not in self._runs and not self._listeners.get(place):

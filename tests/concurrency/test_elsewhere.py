@@ -79,9 +79,9 @@ async def test_a_run_is_stopped_from_elsewhere(
     ):
         await tab.say("r-1", "Hi")
         await model.paused.wait()
-        # It need not have heard of it.
+        # It need not have heard of it. It starts slowly on a machine that is busy.
         await other.tell("abort r-1")
-        assert (await tab.to_end())[-1]["outcome"] == {"type": "cancelled"}
+        assert (await tab.to_end(within=60))[-1]["outcome"] == {"type": "cancelled"}
     row = await AgentSession.objects.aget(session_id=session_id)
     assert (row.state, row.run_stop) == ("idle", "")
 
