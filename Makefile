@@ -18,7 +18,7 @@ VENV ?= .venv$(if $(PYTHON),-$(VERSION))$(if $(DJANGO),-django$(DJANGO))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DJANGO_WANTED := $(if $(DJANGO),'django~=$(DJANGO).0')
-EXTRAS := channels,channels-redis,redis,dapr,encrypt,postgresql,sqlalchemy,testing,tiktoken
+EXTRAS := channels,channels-redis,redis,dapr,encrypt,postgresql,sqlalchemy,tasks,testing,tiktoken
 ARGS ?=
 
 .DEFAULT_GOAL := help

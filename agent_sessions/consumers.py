@@ -67,6 +67,7 @@ class AgentConsumer(GuardedSocket):
 
     _bad_frames = 0
     _refused_frames = 0
+    _has_synced = False
     # A run that was sent again while this socket is told another one.
     _asked_again = ""
 
@@ -148,7 +149,12 @@ class AgentConsumer(GuardedSocket):
         await self._check_run(conversation, request)
         self._refused_frames = 0
         await self._join(conversation)
-        if await self._start_run(conversation, request) is not None:
+        if await self._start_run(conversation, request):
+            if self.where == "task":
+                # Those who have synced hear it by its rows, as all runs of others.
+                if not self._has_synced:
+                    await self._catch_up(f"{request.run_id}:0")
+                return
             # Not before: a socket that has never synced would hear the middle of
             # another run. Not later: the run's task begins at the next await.
             self.manager.subscribe(conversation, self.listener)
@@ -172,6 +178,7 @@ class AgentConsumer(GuardedSocket):
                 stale_after=self.limits.stale_after,
                 begins=begins,
             )
+            self._has_synced = True
         except (AgentSessionError, DatabaseError) as exc:
             await self._give_up(exc)
 

@@ -34,14 +34,15 @@ from agent_sessions.runs.forking import switch
 from agent_sessions.runs.log import ChannelRelay
 from agent_sessions.runs.setup import DEFAULT_WINDOW, Blocked
 from agent_sessions.windows import Window
+from agent_sessions.workers import WorkerMixin
 
 if TYPE_CHECKING:
-    from agents import Agent, RunConfig, RunErrorHandlers, RunHooks
+    from agents import RunConfig, RunErrorHandlers, RunHooks
 
     from agent_sessions.runs.active import ActiveRun
 
 
-class AgentMixin:
+class AgentMixin(WorkerMixin):
     """The options and methods that AgentConsumer and its like share.
 
     Override get_agent(), get_context(), get_session(), authorize(), on_error() and the
@@ -50,14 +51,11 @@ class AgentMixin:
 
     # AGENT_SESSIONS_CHAT_BACKEND, else "default".
     backend: str = ChatAlias()  # type: ignore[assignment]
-    agent: Agent[Any] | None = None
     run_config: RunConfig | None = None
     hooks: RunHooks[Any] | None = None
     error_handlers: RunErrorHandlers[Any] | None = None
     # None leaves it to `limits`, and these to the SDK.
     max_turns: int | None = None
-    stream_options: StreamOptions = StreamOptions()
-    limits: RunLimits = RunLimits()
     # What of the history a model sees, where the RunConfig has no
     # session_input_callback: the newest turns. None sends and reads all of it.
     window: Window | None = DEFAULT_WINDOW
@@ -95,12 +93,7 @@ class AgentMixin:
         chosen = cls.get_agent is not AgentMixin.get_agent or "get_agent" in options
         if not chosen and options.get("agent", cls.agent) is None:
             raise _without_agent(cls)
-        agent = options.get("agent")
-        if agent is not None and not hasattr(agent, "handoffs"):
-            raise InvalidConsumer(
-                f"{cls.__name__}.agent is an Agent, not {agent!r}. What chooses one goes "
-                "into get_agent()."
-            )
+        cls._check_place(options)
         action = options.get("blocked_messages", cls.blocked_messages)
         if action not in get_args(Blocked):
             raise InvalidConsumer(
@@ -140,6 +133,8 @@ class AgentMixin:
         """Choose the agent that runs begin with."""
         if self.agent is None:
             raise _without_agent(type(self))
+        if isinstance(self.agent, str):
+            return self._named_agent(self.agent)
         return self.agent
 
     def get_run_config(self) -> Any:
@@ -289,17 +284,17 @@ class AgentMixin:
             await run(switch, conversation, branch, self.limits.stale_after)
         get_run_manager().nudge(conversation)
 
-    async def _start_run(
-        self, conversation: Conversation, request: RunRequest
-    ) -> ActiveRun | None:
-        """Start a run; None where its id was used before.
+    async def _start_run(self, conversation: Conversation, request: RunRequest) -> bool:
+        """Start a run, or queue it for a worker; False where its id was used before.
 
         Raises FrameError where it is refused, SessionDoesNotExist, and what says that a
         store or a database is away.
         """
         with _refusals(request.run_id):
-            setup = await self._setup()
-            return await get_run_manager().start(conversation, request, setup)
+            if self.where == "task":
+                return await self._enqueue(conversation, request)
+            setup, start = await self._setup(), get_run_manager().start
+            return await start(conversation, request, setup) is not None
 
     async def _stop_run(
         self, conversation: Conversation, request: AbortRequest
@@ -317,6 +312,14 @@ class AgentMixin:
         manager = get_run_manager()
         if manager.relay is None and (layer := _channel_layer()) is not None:
             manager.relay = ChannelRelay(layer)
+
+    async def setup_for(self, user: Any, conversation: Conversation) -> RunSetup | None:
+        """Return the setup of a run in a worker; None where the user may not ask."""
+        self.user, self.conversation = user, conversation
+        if not await maybe_await(self.authorize(user, conversation.session_id)):
+            return None
+        self._use_channel_layer()
+        return await self._setup()
 
     async def _setup(self) -> RunSetup:
         return RunSetup(

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 # A run that has been silent for longer than this has died.
 RUN_SILENCE = timedelta(seconds=15)
+# What the row of a run names as its process that waits for a worker, and for how long:
+# its task may be lost.
+QUEUED = "queued"
+QUEUE_SILENCE = timedelta(minutes=5)
 # Of a row that anybody may have edited, no more than this reaches the system: never a
 # process group (0 and below), nor what no pid can be.
 _OWNER = re.compile(r"([0-9a-f]{16}):([1-9][0-9]{0,9}):(?:([0-9]+)-)?.*")
@@ -61,9 +65,16 @@ def is_silent(column: str, silence: timedelta) -> Q:
     )
 
 
+def is_unheard(silence: timedelta) -> Q:
+    """Return the condition that a run was not heard of for too long."""
+    queued = Q(run_owner=QUEUED)
+    waited = is_silent("run_seen_at", QUEUE_SILENCE)
+    return (queued & waited) | (~queued & is_silent("run_seen_at", silence))
+
+
 def judged(rows: Any, silence: timedelta = RUN_SILENCE) -> Any:
     """Return the rows of sessions with what is_over() needs to know."""
-    silent = is_silent("run_seen_at", silence)
+    silent = is_unheard(silence)
     return rows.annotate(
         run_is_silent=ExpressionWrapper(silent, output_field=BooleanField())
     )

@@ -66,7 +66,9 @@ class ActiveRun(ToldRun):
     @guarded
     async def run(self, state: RunState[Any] | None = None) -> None:
         """Run to the end, whatever it is; `state` resumes a paused run."""
-        self._publish([self._mapper.started(self.request.user_messages)])
+        if not self.rows.number:
+            # The start of one that was queued is told already.
+            self._publish([self._mapper.started(self.request.user_messages)])
         limit = asyncio.timeout(self.setup.limits.run_timeout)
         failure: Exception | None = None
         with self._kept_lease():

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from agent_sessions.agui import OpenRun, RunRequest, StreamOptions
 from agent_sessions.backends.leases import RUN_SILENCE
@@ -15,7 +15,7 @@ from agent_sessions.concurrency.settle import settle_or_undo
 from agent_sessions.exceptions import ShuttingDown, StorageError
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
-from agent_sessions.runs import records, sync
+from agent_sessions.runs import queued, records, sync
 from agent_sessions.runs.active import ActiveRun
 from agent_sessions.runs.forking import Fork
 from agent_sessions.runs.log import ChannelRelay, Frame, Subscription
@@ -26,6 +26,9 @@ from agent_sessions.runs.telling import AWAY, FIRST_PAUSE, LONGEST_PAUSE
 from agent_sessions.runs.watching import TELL, Place, Watcher, is_heard, place_of
 from agent_sessions.runs.writing import RunLog, Writer
 from agent_sessions.usage import model_of
+
+if TYPE_CHECKING:
+    from agents import RunState
 
 logger = logging.getLogger("agent_sessions.runs")
 
@@ -121,17 +124,21 @@ class RunManager:
         if lease is None:
             return None
         request = fork.request if fork else request
-        run = ActiveRun(conversation, request, setup, lease, self._tell)
+        run = ActiveRun(conversation, request, setup, lease, self.tell)
         run.waiting = waiting
+        self.begin(run, state)
+        return run
+
+    def begin(self, run: ActiveRun, state: RunState[Any] | None = None) -> None:
+        """Begin a run whose lease this process has."""
+        conversation, name = run.conversation, f"agent run {run.run_id}"
         self._runs[place_of(conversation)] = run
-        name = f"agent run {run.run_id}"
         task = asyncio.create_task(run.run(state), name=name, context=without_caller())
         run.task = task
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._over(run, task))
-        self.watcher.watch(conversation, setup.limits.stale_after)
+        self.watcher.watch(conversation, run.setup.limits.stale_after)
         self._watch(conversation)
-        return run
 
     def active(self, conversation: Conversation) -> ActiveRun | None:
         """Return the run of this process that is going on."""
@@ -165,7 +172,7 @@ class RunManager:
         if self.abort(conversation, run_id, mode):
             return True
         run = conversation.backend.threads.run
-        asked = await run(records.ask_to_stop, conversation, run_id, mode, stale_after)
+        asked = await run(queued.ask_to_stop, conversation, run_id, mode, stale_after)
         self.nudge(conversation, run_id)
         return asked
 
@@ -296,7 +303,8 @@ class RunManager:
         if previous is not None and previous.task is not None:
             await asyncio.wait({previous.task}, timeout=LAST_WORDS)
 
-    def _tell(self, run: ActiveRun, frame: Frame) -> None:
+    def tell(self, run: ActiveRun, frame: Frame) -> None:
+        """Pass on what a run says, to its rows and its listeners."""
         place = place_of(run.conversation)
         if frame.is_last:
             if self._runs.get(place) is run:

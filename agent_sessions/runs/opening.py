@@ -42,7 +42,7 @@ async def opened(
     A paused run's state is rebuilt with the agent that was opened.
     """
     if run.setup.open_run is None:
-        yield state
+        yield state or await _rebuilt(run)
         return
     async with _closed_at_last(run.setup.open_run(run.request), run) as given:
         if given is not None:

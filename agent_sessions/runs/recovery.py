@@ -20,7 +20,7 @@ from agent_sessions.backends.leases import (
     RUN_SILENCE,
     is_dead,
     is_over,
-    is_silent,
+    is_unheard,
     judged,
 )
 from agent_sessions.backends.run_rows import Status
@@ -82,7 +82,7 @@ def abandon(
     A run that has been heard of since the row was read keeps its lease. What readers
     were shown of its answer is kept, with the mark of one that was stopped.
     """
-    gone = Q() if is_dead(row.run_owner) else is_silent("run_seen_at", silence)
+    gone = Q() if is_dead(row.run_owner) else is_unheard(silence)
     held = conversation.rows().filter(gone, run_id=row.run_id, fence=row.fence)
 
     lost = conversation.runs().filter(run_id=row.run_id, status=Status.RUNNING)

@@ -30,6 +30,7 @@ from agent_sessions.views import (
     SessionMessagesView,
     SessionView,
 )
+from agent_sessions.workers import WorkerMixin
 from tests.support.chat import make_user
 from tests.support.documents import blocks, page, section
 
@@ -70,9 +71,9 @@ def test_every_field_is_told_with_its_default(kind: Any) -> None:
 def test_every_attribute_of_the_consumer_is_told() -> None:
     public = {
         name
-        for kind in (AgentMixin, GuardedSocket, AgentConsumer)
+        for kind in (WorkerMixin, AgentMixin, GuardedSocket, AgentConsumer)
         for name in get_annotations(kind)
-        if not name.startswith("_")
+        if not name.startswith("_") and hasattr(kind, name)
     }
     told = rows("`AgentConsumer`")
     assert told.keys() == public
@@ -85,7 +86,7 @@ def test_every_attribute_of_the_streams_is_told() -> None:
     own = {n for n in get_annotations(AgentRunView) if not n.startswith("_")}
     told = rows("`AgentRunView`")
     assert told == {name: written(getattr(AgentRunView, name)) for name in own}
-    shared = get_annotations(AgentMixin)
+    shared = get_annotations(AgentMixin) | get_annotations(WorkerMixin)
     text = section(REFERENCE, "`AgentRunView`").split("|")[0]
     left_out = rows("`AgentConsumer`").keys() - shared.keys()
     named = set(re.findall(r"`(\w+)`", text)) - {"as_view", "as_urls", "AgentConsumer"}

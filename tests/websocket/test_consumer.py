@@ -687,7 +687,7 @@ class Taking(Named):
         (Named, {"agent": None}, InvalidConsumer, "Named has no agent"),
         (Taking, {"tenant": "a", "backend": "nowhere"}, InvalidBackend, "nowhere"),
         (Named, {"backend": None}, InvalidBackend, "no alias None"),
-        (Named, {"agent": "support"}, InvalidConsumer, "is an Agent, not 'support'"),
+        (Named, {"agent": "support"}, InvalidConsumer, "can't import 'support'"),
         (Named, {"agent": Agent}, InvalidConsumer, r"goes into get_agent\(\)"),
         (Named, {"agent": lambda: None}, InvalidConsumer, r"goes into get_agent\(\)"),
         (Named, {"limits": {"max_turns": 2}}, InvalidConsumer, "is a RunLimits"),
