@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from agent_sessions.agui import user_items
 from agent_sessions.backends.reading import afind_head
+from agent_sessions.concurrency.settle import settle
 from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun
 from agent_sessions.reports import guarded
-from agent_sessions.runs import heartbeat
+from agent_sessions.runs import heartbeat, records
 from agent_sessions.runs.failures import (
     failure_code,
     log_failure,
@@ -21,10 +23,16 @@ from agent_sessions.runs.failures import (
 )
 from agent_sessions.runs.heartbeat import Pulse, beating
 from agent_sessions.runs.opening import open_session, opened
-from agent_sessions.runs.resuming import refusals
+from agent_sessions.runs.resuming import before_tools, refusals
 from agent_sessions.runs.setup import find_agent, runner_options
 from agent_sessions.runs.telling import ToldRun
-from agent_sessions.runs.turns import newest_turn, take_up
+from agent_sessions.runs.turns import (
+    NOT_APPROVED,
+    UNKNOWN_RESULT,
+    close_calls,
+    newest_turn,
+    take_up,
+)
 from agent_sessions.usage import remember, snapshot
 
 if TYPE_CHECKING:
@@ -39,6 +47,11 @@ class ActiveRun(ToldRun):
     """A run that is going on, or has just ended: the task that drives the SDK."""
 
     task: asyncio.Task[None] | None = None
+    _is_spent = False
+
+    @cached_property
+    def _spending(self) -> asyncio.Lock:
+        return asyncio.Lock()
 
     @property
     def final_output(self) -> Any:
@@ -104,7 +117,13 @@ class ActiveRun(ToldRun):
         items, again = user_items(self.request), 0
         if items and self.lease.is_retry:
             stopped = self.lease.last_status == Status.CANCELLED
-            again = await take_up(session, items, stopped=stopped)
+            closed = await close_calls(
+                session, NOT_APPROVED if stopped else UNKNOWN_RESULT
+            )
+            if closed:
+                self._publish([await self._restated()])
+            if not (closed and stopped):
+                again = await take_up(session, items, stopped=stopped)
         if again:
             self.goes_on, items = True, []
             # Its message is shown with the id that it is stored under, and once.
@@ -124,6 +143,7 @@ class ActiveRun(ToldRun):
         names = self.conversation.session_id, self.run_id
         options = runner_options(setup, session, names, again)
         if state is not None:
+            options["hooks"] = before_tools(self._spend, setup.hooks)
             result = Runner.run_streamed(setup.agent, state, **options)
         else:
             options |= {"input": items, "context": setup.context}
@@ -137,6 +157,14 @@ class ActiveRun(ToldRun):
         async for event in result.stream_events():
             self._words.hear(event)
             self._publish(self._mapper.map(event))
+
+    async def _spend(self) -> None:
+        """Note once that what was approved begins."""
+        async with self._spending:
+            if not self._is_spent:
+                threads = self.conversation.backend.threads
+                await settle(threads.run(records.spend, self.conversation, self.lease))
+            self._is_spent = True
 
     @contextlib.contextmanager
     def _kept_lease(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -223,7 +224,8 @@ class Hold:
                 conversation,
                 uuid.uuid4().hex,
                 model="",
-                stale_after=self._limits.stale_after,
+                # Nobody would close the calls in the history.
+                limits=replace(self._limits, must_answer=True),
                 taken=taken,
             )
         except Error:

@@ -19,7 +19,7 @@ from agent_sessions.runs import queued, records, sync
 from agent_sessions.runs.active import ActiveRun
 from agent_sessions.runs.forking import Fork
 from agent_sessions.runs.log import ChannelRelay, Frame, Subscription
-from agent_sessions.runs.resuming import restore_or_withdraw
+from agent_sessions.runs.resuming import claimable, restore_or_withdraw
 from agent_sessions.runs.seats import Seats
 from agent_sessions.runs.setup import Conversation, RunSetup
 from agent_sessions.runs.telling import AWAY, FIRST_PAUSE, LONGEST_PAUSE
@@ -88,8 +88,8 @@ class RunManager:
         state = waiting = None
         fork = Fork(conversation, request, setup.options) if request.forks else None
         if request.resume:
-            ids = {entry["interruptId"] for entry in request.resume}
-            waiting = await threads.run(records.claimable, conversation, run_id, ids)
+            after = setup.limits.stale_after
+            waiting = await threads.run(claimable, conversation, request, after)
             if waiting is None:
                 return None
             # Rebuilt before it is claimed. None: it can't be, and need not be.
@@ -104,7 +104,7 @@ class RunManager:
                     conversation,
                     run_id,
                     model=model_of(setup.agent, setup.run_config),
-                    stale_after=setup.limits.stale_after,
+                    limits=setup.limits,
                     after=fork.begin if fork else waiting,
                     taken=taken,
                 )

@@ -30,9 +30,8 @@ from agent_sessions.backends.leases import (
 from agent_sessions.backends.run_rows import Status
 from agent_sessions.concurrency.connections import transact
 from agent_sessions.exceptions import (
-    InterruptExpired,
     InterruptsPending,
-    InvalidApproval,
+    LeaseLost,
     SessionBusy,
     SessionDoesNotExist,
     UnknownInterrupt,
@@ -40,7 +39,7 @@ from agent_sessions.exceptions import (
 from agent_sessions.models import AgentRun, AgentSession, Branch
 from agent_sessions.runs import announcing, event_rows, recovery
 from agent_sessions.runs.event_rows import Unwritten
-from agent_sessions.runs.setup import Conversation
+from agent_sessions.runs.setup import Conversation, RunLimits
 from agent_sessions.times import stored
 from agent_sessions.usage import Spent, sdk_version
 
@@ -61,6 +60,8 @@ class Lease:
     agent_name: str
     # How the run before it ended.
     last_status: str | None
+    # What it goes on from, which waits again if the run never begins.
+    resumes: Pending | None = None
 
     @property
     def is_retry(self) -> bool:
@@ -90,7 +91,7 @@ def begin(
     run_id: str,
     *,
     model: str,
-    stale_after: float,
+    limits: RunLimits,
     after: Pending | Callable[[AgentSession], None] | None = None,
     taken: list[Lease] | None = None,
 ) -> Lease | None:
@@ -106,7 +107,7 @@ def begin(
     answers = after if isinstance(after, Pending) else None
 
     def open_run() -> Lease | None:
-        previous = _take(conversation, run_id, stale_after, answers)
+        previous = _take(conversation, run_id, limits, answers)
         if previous is None:
             return None
         row, last_status = previous
@@ -127,7 +128,7 @@ def begin(
         if answers is not None:
             _claim(conversation, answers, row, run)
         base = _head_of(run) if conversation.backend.in_database else None
-        lease = Lease(run, row.fence, base, row.agent_name, last_status)
+        lease = Lease(run, row.fence, base, row.agent_name, last_status, answers)
         if taken is not None:
             taken[:] = [lease]
         return lease
@@ -145,13 +146,16 @@ def begin(
 def give_back(conversation: Conversation, lease: Lease) -> None:
     """Give back a lease that no run has begun with, if it was taken at all."""
     unused = Outcome(Status.INTERRUPTED, Spent(), error_code="interrupted")
-    finish(conversation, lease, unused)
+    paused = None if lease.resumes is None else lease.resumes.paused
+    if paused is not None:
+        unused = Outcome(Status.WAITING, Spent(), agent_name=lease.agent_name)
+    finish(conversation, lease, unused, paused)
 
 
 def _take(
     conversation: Conversation,
     run_id: str,
-    stale_after: float,
+    limits: RunLimits,
     answers: Pending | None,
 ) -> tuple[AgentSession, str | None] | None:
     """Take the lease; return the session's row and the status of its last run."""
@@ -162,11 +166,14 @@ def _take(
         if conversation.runs().filter(run_id=run_id).exists():
             return None
         if answers is None:
-            row = recovery.recover(conversation, stale_after)
+            row = recovery.recover(conversation, limits.stale_after)
         else:
-            row = recovery.free(conversation, stale_after)
+            row = recovery.free(conversation, limits.stale_after)
         if row is None:
             raise SessionDoesNotExist(conversation.session_id)
+        if answers is None and row.state == State.WAITING and not limits.must_answer:
+            # The run closes the calls in the history, before what it is asked.
+            recovery.withdraw(conversation, row.fence)
         if not _compare_and_set(conversation, run_id, state):
             raise refusal(row)
     newest = run_rows.newest(conversation.using, conversation.pk).values("status")[:1]
@@ -193,18 +200,32 @@ def _head_of(run: AgentRun) -> int:
 def _claim(
     conversation: Conversation, answers: Pending, row: AgentSession, run: AgentRun
 ) -> None:
-    """Close the paused run, which `run` goes on from, if it is still as it was read."""
+    """Close the paused run, which `run` goes on from, if it is still as it was read.
+
+    Its state stays until a call begins, or `run` ends: one that dies first waits again.
+    """
     # The lease that was just taken follows the one that paused it, and no other.
     is_next = row.fence == answers.fence + 1
     paused = conversation.runs().filter(pk=answers.run.pk, status=Status.WAITING)
     if not is_next or not run_rows.write(
-        paused, status=Status.COMPLETED, resumed_by=run, state=""
+        paused, status=Status.COMPLETED, resumed_by=run
     ):
         raise UnknownInterrupt(
             "This approval has been answered already. Reload the conversation."
         )
     waited, ids = answers.run.run_id, {"resumed_by": run.run_id}
     announcing.tell(signals.approval_answered, conversation, waited, **ids)
+
+
+def spend(conversation: Conversation, lease: Lease) -> None:
+    """Note that approved calls are about to run, so that nobody is asked about them again.
+
+    Raise LeaseLost where somebody is, since this run was taken for dead.
+    """
+    own = conversation.runs().filter(resumed_by=lease.run.pk)
+    own = own.filter(session__fence=lease.fence).exclude(state="")
+    if not run_rows.write(own, state=""):
+        raise LeaseLost
 
 
 def _compare_and_set(conversation: Conversation, run_id: str, state: str) -> bool:
@@ -291,6 +312,9 @@ def finish(
         else:
             announcing.tell_paused(conversation, lease.run.run_id, paused)
         _close(conversation, lease, outcome)
+        if lease.resumes is not None:
+            answered = conversation.runs().filter(pk=lease.resumes.run.pk)
+            run_rows.write(answered, state="")
         if paused is not None:
             run_rows.write(
                 conversation.runs().filter(pk=run.pk),
@@ -345,37 +369,3 @@ def _close(conversation: Conversation, lease: Lease, outcome: Outcome) -> None:
         message_ids=outcome.message_ids,
         **outcome.spent.columns(),
     )
-
-
-def claimable(
-    conversation: Conversation, run_id: str, interrupt_ids: set[str]
-) -> Pending | None:
-    """Find the paused run whose open interrupts are exactly those that a run answers.
-
-    Return None if the run's id was used before. Raise UnknownInterrupt, and with the
-    approval withdrawn InterruptExpired and InvalidApproval; AG-UI asks that all open
-    ones be answered at once.
-    """
-    backend, key = conversation.backend, conversation.key
-    if conversation.runs().filter(run_id=run_id).exists():
-        return None
-    run = approvals.newest_waiting(backend, conversation.pk)
-    if run is None:
-        raise UnknownInterrupt("Nothing waits for approval in this conversation.")
-    try:
-        found = approvals.open_pending(backend, key, run)
-    except InvalidApproval:
-        recovery.withdraw(
-            conversation, run.session.fence, error_code="invalid_approval"
-        )
-        raise
-    if found is None:
-        recovery.withdraw(conversation, run.session.fence)
-        raise InterruptExpired(
-            "The time to approve this is over. Nothing was done; ask again."
-        )
-    if interrupt_ids != {interrupt["id"] for interrupt in found.interrupts}:
-        raise UnknownInterrupt(
-            "Answer every open approval of this conversation, and no other."
-        )
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import DatabaseError
@@ -14,6 +14,7 @@ from django.db.models import F, Q
 from agent_sessions import approvals
 from agent_sessions.agui import RunRequest, user_items
 from agent_sessions.agui.content import message_text
+from agent_sessions.approvals import Paused
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.directory import NO_RUN
 from agent_sessions.backends.leases import (
@@ -34,7 +35,8 @@ from agent_sessions.runs.event_rows import About
 from agent_sessions.runs.log import Event
 from agent_sessions.runs.naming import NAMED, pair
 from agent_sessions.runs.setup import Conversation
-from agent_sessions.runs.turns import Words
+from agent_sessions.runs.turns import UNKNOWN_RESULT, Words, missing_outputs
+from agent_sessions.times import stored
 
 logger = logging.getLogger("agent_sessions.runs")
 
@@ -88,11 +90,21 @@ def abandon(
     lost = conversation.runs().filter(run_id=row.run_id, status=Status.RUNNING)
     own = conversation.runs().filter(run_id=row.run_id)
     in_rows = innermost(conversation.backend).in_database is not None
+    # No transaction is held, or repeated, while another store is asked.
+    asked = None if in_rows else _open_again(conversation, row)
 
     def end() -> bool:
         if in_rows:
             _hold_key(conversation)
         if not held.update(**NO_RUN, fence=F("fence") + 1):
+            return False
+        paused = _open_again(conversation, row) if in_rows else asked
+        # By keys: MariaDB takes no subquery about the table that it changes.
+        resumed = conversation.runs().filter(resumed_by__run_id=row.run_id)
+        if pks := list(resumed.values_list("pk", flat=True)):
+            run_rows.write(conversation.runs().filter(pk__in=pks), state="")
+        if paused is not None:
+            _wait_again(conversation, row, paused)
             return False
         announcing.tell_ended(conversation, lost, Status.INTERRUPTED, "interrupted")
         if in_rows:
@@ -100,8 +112,51 @@ def abandon(
         return True
 
     if transact(conversation.using, end) and not in_rows:
-        # No transaction is held, or repeated, while another store is asked.
         run_rows.write(own, **_keep_words(conversation, row))
+
+
+def _open_again(conversation: Conversation, row: AgentSession) -> Paused | None:
+    """Return what a run that died went on from, if none of its calls has begun.
+
+    A refusal that was stored is not asked for again.
+    """
+    resumed = conversation.runs().filter(resumed_by__run_id=row.run_id)
+    answered = resumed.exclude(state="").select_related("session").last()
+    if answered is None:
+        return None
+    # It was sealed with the number of the lease before.
+    answered.session.fence = row.fence - 1
+    backend, key = conversation.backend, conversation.key
+    try:
+        paused = approvals.unseal(backend, key, answered)
+        done = backend.page(key, after=answered.last_position or 0, limit=1).items
+    except AgentSessionError as exc:
+        logger.warning(
+            "What run %r went on from can't be opened (%s)",
+            row.run_id,
+            type(exc).__name__,
+        )
+        return None
+    return None if done or paused.is_over else paused
+
+
+def _wait_again(conversation: Conversation, row: AgentSession, paused: Paused) -> None:
+    """Let a run that died wait for the approvals that it was to carry out."""
+    died = conversation.runs().filter(run_id=row.run_id)
+    resumed = conversation.runs().filter(resumed_by__run_id=row.run_id)
+    run = died.get()
+    sealed = approvals.seal(
+        conversation.backend, conversation.key, run, row.fence + 1, paused
+    )
+    run_rows.write(
+        died,
+        status=Status.WAITING,
+        state=sealed,
+        sdk_version=resumed.values_list("sdk_version", flat=True).last() or "",
+        expires_at=stored(datetime.fromtimestamp(paused.expires_at, UTC)),
+    )
+    conversation.rows().update(state=State.WAITING)
+    announcing.tell_paused(conversation, row.run_id, paused)
 
 
 def _hold_key(conversation: Conversation) -> None:
@@ -150,10 +205,12 @@ def _store_words(
     ]
     messages = [] if about.goes_on else events[0].get("input", {}).get("messages", [])
     asked = RunRequest(conversation.session_id, run.run_id, messages)
+    closing = _results(conversation, run, events)
     unsaid = [text for text in newest_texts(events) if text and text not in stored]
     mark = ENDED_EARLY if innermost(backend).keeps_marks else {}
     lost = [{"role": "assistant", "content": text, **mark} for text in unsaid]
-    if not items:
+    lost = [*closing, *lost]
+    if not items and not closing:
         # It died before the SDK stored what it was asked.
         lost = [*user_items(asked), *lost]
     if lost and not about.is_checked:
@@ -166,6 +223,22 @@ def _store_words(
         "last_position": items[-1].position,
         "message_ids": pair(items, [each["id"] for each in messages], words.told),
     }
+
+
+def _results(
+    conversation: Conversation, run: AgentRun, events: Iterable[Event]
+) -> list[dict[str, Any]]:
+    """Return outputs for the approved calls of a run that died before it stored them."""
+    if not run.resumes.exists():
+        return []
+    known = {
+        event["toolCallId"]: event["content"]
+        for event in events
+        if event["type"] == "TOOL_CALL_RESULT" and not event.get("metadata")
+    }
+    page = conversation.backend.page(conversation.key, limit=NAMED)
+    found = [entry.item for entry in page.items if entry.item]
+    return missing_outputs(found, UNKNOWN_RESULT, known)
 
 
 def newest_texts(events: Iterable[Event]) -> list[str]:

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django.views.decorators.debug import sensitive_variables
 
+from agent_sessions import approvals
 from agent_sessions.agui import FrameError, RunRequest, call_id_of, calls_of, interrupts
 from agent_sessions.agui.content import as_dict
 from agent_sessions.approvals import Pending
 from agent_sessions.concurrency.settle import settle
-from agent_sessions.exceptions import InvalidApproval, UnreadableState
-from agent_sessions.items.kinds import CALL_OF, own_key, type_and_role
+from agent_sessions.exceptions import (
+    InterruptExpired,
+    InvalidApproval,
+    UnknownInterrupt,
+    UnreadableState,
+)
+from agent_sessions.items.kinds import own_key
 from agent_sessions.runs import recovery
 from agent_sessions.runs.failures import refusal_code
 from agent_sessions.runs.setup import Conversation, RunSetup
+from agent_sessions.runs.turns import NOT_APPROVED, is_answered_here, output_for
 
 if TYPE_CHECKING:
-    from agents import RunState
-
-
-NOT_APPROVED = "Tool execution was not approved."
-_OUTPUT_OF = {call: output for output, call in CALL_OF.items()}
+    from agents import RunHooks, RunState
 
 
 @sensitive_variables()
@@ -37,6 +40,45 @@ def dump_state(state: RunState[Any]) -> str:
     if data["context"]["context"] is not None:
         data["context"]["context"] = {}
     return json.dumps(data)
+
+
+def claimable(
+    conversation: Conversation, request: RunRequest, stale_after: float
+) -> Pending | None:
+    """Find the paused run whose open interrupts are exactly those that a run answers.
+
+    Return None if the run's id was used before. Raise UnknownInterrupt, and with the
+    approval withdrawn InterruptExpired and InvalidApproval; AG-UI asks that all open
+    ones be answered at once.
+    """
+    backend, key = conversation.backend, conversation.key
+    if conversation.runs().filter(run_id=request.run_id).exists():
+        return None
+    run = approvals.newest_waiting(backend, conversation.pk)
+    if run is None:
+        # What a run that died was to carry out waits again.
+        recovery.free(conversation, stale_after)
+        run = approvals.newest_waiting(backend, conversation.pk)
+    if run is None:
+        raise UnknownInterrupt("Nothing waits for approval in this conversation.")
+    try:
+        found = approvals.open_pending(backend, key, run)
+    except InvalidApproval:
+        recovery.withdraw(
+            conversation, run.session.fence, error_code="invalid_approval"
+        )
+        raise
+    if found is None:
+        recovery.withdraw(conversation, run.session.fence)
+        raise InterruptExpired(
+            "The time to approve this is over. Nothing was done; ask again."
+        )
+    answered = {entry["interruptId"] for entry in request.resume}
+    if answered != {interrupt["id"] for interrupt in found.interrupts}:
+        raise UnknownInterrupt(
+            "Answer every open approval of this conversation, and no other."
+        )
+    return found
 
 
 @sensitive_variables()
@@ -126,6 +168,26 @@ def _answer(
     state.reject(item, always_reject=always, rejection_message=reason)
 
 
+def before_tools(
+    call: Callable[[], Awaitable[None]], hooks: RunHooks[Any] | None
+) -> RunHooks[Any]:
+    """Return hooks that call something before each tool, and do what `hooks` do."""
+    from agents import RunHooks
+
+    inner: RunHooks[Any] = RunHooks() if hooks is None else hooks
+    made: Any = RunHooks()
+    for name in dir(inner):
+        if name.startswith("on_"):
+            setattr(made, name, getattr(inner, name))
+
+    async def on_tool_start(*args: Any, **kwargs: Any) -> None:
+        await call()
+        await inner.on_tool_start(*args, **kwargs)
+
+    made.on_tool_start = on_tool_start
+    return made  # type: ignore[no-any-return]
+
+
 def refuses_all(request: RunRequest) -> bool:
     """Return whether a run only refuses and cancels what is asked."""
     return not any(map(_is_approved, request.resume))
@@ -139,7 +201,7 @@ def refusals(
     `turn` is what the history has of the turn: the calls, unless they were not stored.
     """
     answers = {entry["interruptId"]: entry for entry in request.resume}
-    calls = {own_key(i)[1]: i for i in turn if type_and_role(i)[0] in _OUTPUT_OF}
+    calls = {own_key(i)[1]: i for i in turn if is_answered_here(i)}
     made: list[dict[str, Any]] = []
     for asked in pending.interrupts:
         call = calls.get(asked["toolCallId"])
@@ -153,26 +215,8 @@ def refusals(
                 "arguments": tool["arguments"],
             }
             made.append(call)
-        made.append(_refusal(call, reason or NOT_APPROVED))
+        made.append(output_for(call, reason or NOT_APPROVED))
     return made
-
-
-def _refusal(call: dict[str, Any], reason: str) -> dict[str, Any]:
-    """Return the output that says that a call was refused, as the SDK writes it."""
-    kind, call_id = own_key(call)
-    made: dict[str, Any] = {"type": _OUTPUT_OF[kind]}
-    if kind == "mcp_approval_request":
-        made |= {"approval_request_id": call_id, "approve": False, "reason": reason}
-    elif kind == "shell_call":
-        outcome = {"type": "exit", "exit_code": 1}
-        output = {"stdout": "", "stderr": reason, "outcome": outcome}
-        made |= {"call_id": call_id, "output": [output]}
-    else:
-        made |= {"call_id": call_id, "output": reason}
-    if kind == "apply_patch_call":
-        made["status"] = "failed"
-    # An output goes back to the program that made the call.
-    return made | ({"caller": call["caller"]} if call.get("caller") else {})
 
 
 def _is_gone(item: Any) -> bool:

@@ -163,6 +163,9 @@ class RunLimits:
     merge_size: int = 1024
     # A timedelta, or seconds as well.
     approval_timeout: timedelta = timedelta(days=1)
+    # Whether open approvals must be answered before a person writes on. Otherwise a new
+    # message closes them: the model is told that they were not approved.
+    must_answer: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would fail, or let others take a run over, while runs go on.

@@ -40,7 +40,14 @@ from agent_sessions.runs.setup import (
     Conversation,
     RunSetup,
 )
-from agent_sessions.runs.turns import Block, Words, changes_items, checks_answers
+from agent_sessions.runs.turns import (
+    UNKNOWN_RESULT,
+    Block,
+    Words,
+    changes_items,
+    checks_answers,
+    close_calls,
+)
 from agent_sessions.runs.writing import RunLog
 from agent_sessions.times import aware
 from agent_sessions.usage import Spent, since, trace_of
@@ -251,6 +258,8 @@ class ToldRun:
         store = innermost(self.conversation.backend)
         try:
             # Through what wraps the session, if anything does: it may change items.
+            if self.waiting is not None and code != "guardrail":
+                await close_calls(session, UNKNOWN_RESULT)
             if code == "guardrail":
                 await self._block.apply(session, self._asked)
             elif result and not checks_answers(result.current_agent, setup.run_config):

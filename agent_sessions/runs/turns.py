@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,15 @@ from agent_sessions.agui import output_call_id
 from agent_sessions.agui.content import as_dict, message_text
 from agent_sessions.backends.wrapping import innermost
 from agent_sessions.items.kinds import (
+    CALL_OF,
     CALLS,
     ENDED_EARLY,
+    KINDS,
     OUTPUTS,
     ended_early,
     opens_turn,
+    own_key,
+    type_and_role,
 )
 
 if TYPE_CHECKING:
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
     from agent_sessions.runs.setup import Blocked
 
 BLOCKED_NOTE = "[blocked]"
+NOT_APPROVED = "Tool execution was not approved."
+UNKNOWN_RESULT = "This call was started; its result is not known."
+_OUTPUT_OF = {call: output for output, call in CALL_OF.items()}
 
 
 async def newest_turn(session: Session) -> tuple[list[Any], list[Any]]:
@@ -79,6 +86,60 @@ async def take_up(
     for _ in words:
         await session.pop_item()
     return len(items) + len(after) - len(words)
+
+
+def is_answered_here(item: Mapping[str, Any]) -> bool:
+    """Return whether an item is a call whose output comes from the app."""
+    kind = type_and_role(item)[0]
+    return kind == "mcp_approval_request" or (
+        kind in KINDS and KINDS[kind].answered_here
+    )
+
+
+def output_for(call: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Return the output that tells a model what became of a call that did not run.
+
+    It is as the SDK writes it where a person has refused the call.
+    """
+    kind, call_id = own_key(call)
+    made: dict[str, Any] = {"type": _OUTPUT_OF[kind]}
+    if kind == "mcp_approval_request":
+        made |= {"approval_request_id": call_id, "approve": False, "reason": text}
+    elif kind == "shell_call":
+        outcome = {"type": "exit", "exit_code": 1}
+        output = {"stdout": "", "stderr": text, "outcome": outcome}
+        made |= {"call_id": call_id, "output": [output]}
+    else:
+        made |= {"call_id": call_id, "output": text}
+    if kind == "apply_patch_call":
+        made["status"] = "failed"
+    # An output goes back to the program that made the call.
+    return made | ({"caller": call["caller"]} if call.get("caller") else {})
+
+
+def missing_outputs(
+    items: Iterable[Mapping[str, Any]], text: str, known: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return outputs for the calls among `items` that have none.
+
+    Each says what is `known` of its call, by the call's id, or else `text`.
+    """
+    found = list(items)
+    done = {own_key(item)[1] for item in found if type_and_role(item)[0] in CALL_OF}
+    return [
+        output_for(call, known.get(own_key(call)[1] or "", text))
+        for call in found
+        if is_answered_here(call) and own_key(call)[1] not in done
+    ]
+
+
+async def close_calls(session: Session, text: str) -> bool:
+    """Store an output for each call of the newest turn that has none."""
+    _, after = await newest_turn(session)
+    closing: list[Any] = missing_outputs(after, text, {})
+    if closing:
+        await session.add_items(closing)
+    return bool(closing)
 
 
 class Words:

@@ -26,7 +26,13 @@ from agent_sessions.backends.remote.erasure import CLAIM, add_pending, erase_pen
 from agent_sessions.exceptions import SessionBusy
 from agent_sessions.models import AgentRun, AgentSession, PendingClear
 from agent_sessions.retention import Removal
-from agent_sessions.runs import Conversation, heartbeat, records, recovery
+from agent_sessions.runs import (
+    Conversation,
+    RunLimits,
+    heartbeat,
+    records,
+    recovery,
+)
 from agent_sessions.transfer.copy import Copier
 
 pytestmark = [pytest.mark.django_db(transaction=True)]
@@ -56,7 +62,9 @@ def conversation() -> Conversation:
 
 
 def begin(where: Conversation, run_id: str = "r-1") -> records.Lease:
-    lease = records.begin(where, run_id, model="", stale_after=SILENCE)
+    lease = records.begin(
+        where, run_id, model="", limits=RunLimits(stale_after=SILENCE)
+    )
     assert lease is not None
     # As if another host had begun it, whose processes can't be looked up here.
     where.rows().update(run_owner=ELSEWHERE)

@@ -13,7 +13,7 @@ from agent_sessions.exceptions import LeaseLost
 from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.runs import records
 from agent_sessions.runs.log import group_of
-from agent_sessions.runs.setup import Conversation
+from agent_sessions.runs.setup import Conversation, RunLimits
 from tests.support.chat import Socket, make_user, text_of
 from tests.websocket.test_consumer import conversation, speaker
 
@@ -191,7 +191,7 @@ def begin(session: DjangoSession) -> int:
     """Begin a run on a session, and give the number of its lease."""
     row = AgentSession.objects.get(session_id=session.session_id)
     held = Conversation(row.pk, session.backend, session.key)
-    lease = records.begin(held, "run", model="", stale_after=60)
+    lease = records.begin(held, "run", model="", limits=RunLimits(stale_after=60))
     assert lease is not None
     return lease.fence
 

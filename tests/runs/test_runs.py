@@ -138,10 +138,11 @@ async def test_the_approval_is_asked_again_after_a_reload() -> None:
         assert text_of(await tab.to_end()) == "done"
 
 
-async def test_nothing_else_is_said_while_an_approval_waits() -> None:
+async def test_nothing_else_is_said_where_approvals_must_be_answered() -> None:
     """Else the output would be stored after newer messages."""
     user, session_id = await conversation()
-    async with Socket(session_id, user, cashier()) as tab:
+    limits = RunLimits(must_answer=True)
+    async with Socket(session_id, user, cashier(), limits=limits) as tab:
         await tab.say("r-1", "Refund order 42")
         await tab.to_end()
         await tab.say("r-2", "Hello?")

@@ -33,7 +33,7 @@ from agent_sessions.models import (
     SessionItem,
 )
 from agent_sessions.runs import event_rows, heartbeat, records, sync, watching
-from agent_sessions.runs.setup import Conversation
+from agent_sessions.runs.setup import Conversation, RunLimits
 from agent_sessions.usage import Spent
 from tests.settings import DATABASE_KIND
 
@@ -97,7 +97,9 @@ def _run(backend: DatabaseBackend, name: str, run_id: str = "") -> None:
     with unprepared(connections["default"]):
         pk = backend.directory.rows(key).values_list("pk", flat=True).get()
     conversation = Conversation(pk, backend, key)
-    lease = records.begin(conversation, run_id or uuid4().hex, model="", stale_after=60)
+    lease = records.begin(
+        conversation, run_id or uuid4().hex, model="", limits=RunLimits()
+    )
     assert lease is not None
     assert all(heartbeat.beat(conversation.using, [(conversation, lease)]))
     records.finish(conversation, lease, records.Outcome("completed", Spent()))

@@ -28,6 +28,7 @@ from django.utils import timezone
 from django.views.debug import ExceptionReporter
 
 from agent_sessions import get_session
+from agent_sessions.agui import RunRequest
 from agent_sessions.consumers import CLOSE_UNAVAILABLE
 from agent_sessions.exceptions import InvalidApproval, UnknownInterrupt
 from agent_sessions.models import (
@@ -38,6 +39,7 @@ from agent_sessions.models import (
     SessionSecret,
 )
 from agent_sessions.runs import Conversation, RunLimits, records, recovery
+from agent_sessions.runs.resuming import claimable
 from agent_sessions.views import SessionListView
 from tests.backends.encrypted.test_encrypted import under
 from tests.encryption.test_encryption import NEW, OLD
@@ -427,6 +429,12 @@ async def test_a_new_owner_of_a_session_gets_no_approval(alias: str) -> None:
     assert paid == []
 
 
+def asks(tab: Socket, run_id: str) -> RunRequest:
+    """Return the request of a tab that answers its first call."""
+    resume = [{"interruptId": tab.asked["call_1"]}]
+    return RunRequest(tab.session_id, run_id, resume=resume)
+
+
 async def test_what_was_paused_again_is_neither_claimed_nor_withdrawn(
     alias: str,
 ) -> None:
@@ -437,9 +445,7 @@ async def test_what_was_paused_again_is_neither_claimed_nor_withdrawn(
         )
         here = await Conversation.find(tab.session_id, user=user, backend=alias)
         await ask(tab, "r-1")
-        found = await sync_to_async(records.claimable)(
-            here, "r-9", {tab.asked["call_1"]}
-        )
+        found = await sync_to_async(claimable)(here, asks(tab, "r-9"), 60)
         assert found is not None
         assert await answer(tab, "r-2") is None
         run = await ask(tab, "r-3")
@@ -448,7 +454,7 @@ async def test_what_was_paused_again_is_neither_claimed_nor_withdrawn(
         await put(found.run, status="waiting")
         with pytest.raises(UnknownInterrupt):
             await sync_to_async(records.begin)(
-                here, "r-4", model="", stale_after=60, after=found
+                here, "r-4", model="", limits=RunLimits(), after=found
             )
         assert (await AgentRun.objects.aget(pk=run.pk)).status == "waiting"
         await put(found.run, status="completed")
@@ -664,7 +670,7 @@ async def test_an_error_report_shows_nothing_of_it(alias: str, change: Any) -> N
         )
         here = await Conversation.find(tab.session_id, user=user, backend=alias)
         with pytest.raises(InvalidApproval) as caught:
-            await sync_to_async(records.claimable)(here, "r-10", {tab.asked["call_1"]})
+            await sync_to_async(claimable)(here, asks(tab, "r-10"), 60)
     reporter = ExceptionReporter(None, caught.type, caught.value, caught.tb)
     with override_settings(DEBUG=False):
         text = reporter.get_traceback_text()
