@@ -101,9 +101,10 @@ def abandon(
         paused = _open_again(conversation, row) if in_rows else asked
         # By keys: MariaDB takes no subquery about the table that it changes.
         resumed = conversation.runs().filter(resumed_by__run_id=row.run_id)
-        if pks := list(resumed.values_list("pk", flat=True)):
-            run_rows.write(conversation.runs().filter(pk__in=pks), state="")
-        if paused is not None:
+        pks = list(resumed.exclude(state="").values_list("pk", flat=True))
+        kept = conversation.runs().filter(pk__in=pks).exclude(state="")
+        # Where none is written, a call has begun meanwhile.
+        if pks and run_rows.write(kept, state="") and paused is not None:
             _wait_again(conversation, row, paused)
             return False
         announcing.tell_ended(conversation, lost, Status.INTERRUPTED, "interrupted")
