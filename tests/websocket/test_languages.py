@@ -10,6 +10,7 @@ from django.core.cache import cache
 from django.utils.translation import override
 
 from agent_sessions.consumers import AgentConsumer
+from agent_sessions.runs import RunLimits
 from agent_sessions.runs.failures import MESSAGES, message_for, question_for
 from tests.runs.test_run_failures import broken
 from tests.runs.test_runs import approve
@@ -81,6 +82,7 @@ async def test_each_refusal_is_in_the_language_of_its_reader(
     user, session_id = await conversation()
     speaker = agent(call("refund", order="1"), say("ok"), tools=[refund])
     options: Any = {"headers": headers, "max_frames_per_minute": 2}
+    options["limits"] = RunLimits(must_answer=True)
     async with Socket(session_id, user, speaker, **options) as tab:
         await tab.say("r-1", "Hi")
         asked = (await tab.to_end())[-1]["outcome"]["interrupts"][0]["message"]
