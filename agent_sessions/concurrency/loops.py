@@ -113,6 +113,18 @@ class HomeLoop:
             return self._loop() is loop
 
 
+# The generators that close the clients of each loop. One that was garbage in the last
+# moments of its loop would be closed by nobody.
+_keepers_of: dict[asyncio.AbstractEventLoop, set[AsyncGenerator[Any]]] = {}
+
+
+def _let_go(loop: asyncio.AbstractEventLoop, keeper: AsyncGenerator[Any]) -> None:
+    keepers = _keepers_of.get(loop, set())
+    keepers.discard(keeper)
+    if not keepers:
+        _keepers_of.pop(loop, None)
+
+
 class PerLoop(Generic[C]):
     """One client for each event loop, closed when its loop is shut down.
 
@@ -156,6 +168,7 @@ class PerLoop(Generic[C]):
                 with self._lock:
                     self._drop_closed()
                     self._keepers[loop] = found
+                    _keepers_of.setdefault(loop, set()).add(keeper)
         return found[1]
 
     def every(self) -> list[C]:
@@ -165,7 +178,7 @@ class PerLoop(Generic[C]):
     async def aclose(self) -> None:
         """Close the running loop's client; the next use makes another."""
         with self._lock:
-            found = self._keepers.pop(asyncio.get_running_loop(), None)
+            found = self._keepers.get(asyncio.get_running_loop())
         if found is not None:
             await found[0].aclose()
 
@@ -179,7 +192,8 @@ class PerLoop(Generic[C]):
         finally:
             with self._lock:
                 # A client may hold its loop, which then would never be let go of.
-                self._keepers.pop(loop, None)
+                if (found := self._keepers.pop(loop, None)) is not None:
+                    _let_go(loop, found[0])
                 self._making.pop(loop, None)
             closing = self._close(client)
             if closing is not None:
@@ -190,6 +204,8 @@ class PerLoop(Generic[C]):
         for loop in [each for each in self._making if each.is_closed()]:
             self._keepers.pop(loop, None)
             del self._making[loop]
+        for loop in [each for each in tuple(_keepers_of) if each.is_closed()]:
+            _keepers_of.pop(loop, None)
 
     def before_fork(self) -> dict[asyncio.AbstractEventLoop, Coroutine[Any, Any, Any]]:
         """Return what each loop that is still open has to do before a fork."""

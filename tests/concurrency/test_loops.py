@@ -12,6 +12,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from asgiref.sync import async_to_sync
 
 from agent_sessions.concurrency.loops import BackgroundLoop, PerLoop, with_caller
 from agent_sessions.exceptions import StoreUnavailable
@@ -26,6 +27,7 @@ class Client:
 
     async def close(self) -> None:
         assert asyncio.get_running_loop() is self.loop
+        await asyncio.sleep(0)
         self.closed = True
 
 
@@ -89,6 +91,20 @@ def test_a_loop_that_was_closed_without_a_word_is_let_go_of() -> None:
 
     assert asyncio.run(use()).closed
     assert loop not in clients._keepers
+
+
+def test_a_client_is_closed_that_is_let_go_of_as_its_loop_ends() -> None:
+    """Settings that change drop a backend; nobody else holds what it has opened."""
+
+    async def use() -> Client:
+        clients = PerLoop(Maker(), Client.close)
+        client = await clients.get()
+        del clients
+        gc.collect()
+        return client
+
+    assert async_to_sync(use)().closed
+    assert asyncio.run(use()).closed
 
 
 def test_a_client_that_could_not_be_made_is_made_at_the_next_use() -> None:
