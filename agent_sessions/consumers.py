@@ -27,6 +27,7 @@ from agent_sessions.runs.failures import message_for
 from agent_sessions.sockets import (
     CLOSE_BAD_FRAMES,
     CLOSE_FORBIDDEN,
+    CLOSE_INTERNAL,
     CLOSE_NOT_FOUND,
     CLOSE_NOT_LOGGED_IN,
     CLOSE_TOO_LARGE,
@@ -38,6 +39,7 @@ from agent_sessions.sockets import (
 __all__ = [
     "CLOSE_BAD_FRAMES",
     "CLOSE_FORBIDDEN",
+    "CLOSE_INTERNAL",
     "CLOSE_NOT_FOUND",
     "CLOSE_NOT_LOGGED_IN",
     "CLOSE_TOO_LARGE",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
-from django.utils.translation import get_supported_language_variant
 
 from agent_sessions.agui import (
     AbortRequest,
@@ -22,6 +21,7 @@ from agent_sessions.agui import (
 from agent_sessions.backends.options import did_you_mean
 from agent_sessions.exceptions import InvalidConsumer, SessionDoesNotExist
 from agent_sessions.handler import ChatAlias, sessions
+from agent_sessions.hooks import HookFailed, ask, is_granted
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.runs import (
     Conversation,
@@ -217,7 +217,7 @@ class AgentMixin(WorkerMixin):
         if user is None:
             return 401
         self.user = user
-        if not await maybe_await(self.authorize(user, session_id)):
+        if not await is_granted(self.authorize, user, session_id):
             return 403
         return None if is_there else 404
 
@@ -271,7 +271,7 @@ class AgentMixin(WorkerMixin):
             words = "Images come as data; see allow_image_urls."
             raise FrameError("bad_request", words, run_id=run_id)
         with _refusals(run_id):
-            if not await self.check_rate():
+            if not await ask(self.check_rate):
                 raise FrameError("rate_limited", "Too many runs.", run_id=run_id)
 
     async def _switch(self, conversation: Conversation, request: SwitchRequest) -> None:
@@ -316,21 +316,21 @@ class AgentMixin(WorkerMixin):
     async def setup_for(self, user: Any, conversation: Conversation) -> RunSetup | None:
         """Return the setup of a run in a worker; None where the user may not ask."""
         self.user, self.conversation = user, conversation
-        if not await maybe_await(self.authorize(user, conversation.session_id)):
+        if not await is_granted(self.authorize, user, conversation.session_id):
             return None
         self._use_channel_layer()
         return await self._setup()
 
     async def _setup(self) -> RunSetup:
         return RunSetup(
-            agent=await maybe_await(self.get_agent()),
-            context=await maybe_await(self.get_context()),
-            run_config=await maybe_await(self.get_run_config()),
+            agent=await ask(self.get_agent),
+            context=await ask(self.get_context),
+            run_config=await ask(self.get_run_config),
             options=self.stream_options,
             limits=self.limits,
-            hooks=await maybe_await(self.get_hooks()),
-            error_handlers=await maybe_await(self.get_error_handlers()),
-            max_turns=await maybe_await(self.get_max_turns()),
+            hooks=await ask(self.get_hooks),
+            error_handlers=await ask(self.get_error_handlers),
+            max_turns=await ask(self.get_max_turns),
             wrap_session=self.get_session,
             blocked_messages=self.blocked_messages,
             window=self.window,
@@ -365,6 +365,8 @@ def _refusals(run_id: str) -> Iterator[None]:
         code = refusal_code(exc)
         if code is None:
             raise
+        if isinstance(exc, HookFailed):
+            exc = exc.error
         if code == "internal":
             log_failure(run_id, code, exc)
         raise FrameError(code, type(exc).__name__, run_id=run_id) from None
@@ -385,16 +387,3 @@ def _without_agent(kind: type[AgentMixin]) -> InvalidConsumer:
         f"{name} has no agent. Give one, {name}.{given_to}(agent=…), or override "
         "get_agent()."
     )
-
-
-async def maybe_await(value: Any) -> Any:
-    """Return what a hook gives, be it plain or async."""
-    return await value if inspect.isawaitable(value) else value
-
-
-async def supported(language: Any, default: str) -> str:
-    """Return the language that a hook chooses, if there is one of the kind."""
-    try:
-        return get_supported_language_variant(await maybe_await(language))
-    except LookupError:
-        return default

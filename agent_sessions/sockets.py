@@ -11,15 +11,19 @@ from typing import Any, cast
 from urllib.parse import urlparse
 
 from django.conf import settings
-from django.db import DatabaseError
 from django.http import HttpRequest, parse_cookie
 from django.utils.translation import (
     get_language_from_request,
     override,
 )
 
-from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist, extra
-from agent_sessions.mixins import AgentMixin, supported
+from agent_sessions.exceptions import (
+    SessionDoesNotExist,
+    StoreUnavailable,
+    extra,
+)
+from agent_sessions.hooks import may_be_back, supported
+from agent_sessions.mixins import AgentMixin
 from agent_sessions.ratelimit import Rates
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
@@ -41,6 +45,7 @@ CLOSE_FORBIDDEN = 4403
 CLOSE_NOT_FOUND = 4404
 CLOSE_TOO_LARGE = 4413
 CLOSE_TOO_MANY = 4429
+CLOSE_INTERNAL = 4500
 CLOSE_UNAVAILABLE = 4503
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
@@ -127,9 +132,7 @@ class GuardedSocket(AgentMixin, AsyncWebsocketConsumer):
         elif await self._is_welcome():
             self.conversation = await self._find(self._session_id)
             self._sit_down(self.conversation)
-            self.language = await supported(
-                self.get_language(), language_of(self.scope)
-            )
+            self.language = await supported(self.get_language, language_of(self.scope))
             work = (self._ping(), self._watch(), *self.background())
             self._tasks = [asyncio.create_task(self._keep_up(one)) for one in work]
 
@@ -146,12 +149,9 @@ class GuardedSocket(AgentMixin, AsyncWebsocketConsumer):
             await self._let_go()
 
     async def _give_up(self, exc: Exception) -> None:
-        """Close after an error; only what the project's code raised needs a traceback."""
-        if isinstance(exc, AgentSessionError | DatabaseError | OSError):
-            logger.warning("A socket was closed (%s)", type(exc).__name__)
-        else:
-            logger.error("A socket broke (%s)", type(exc).__name__, exc_info=exc)
-        await self._end(CLOSE_UNAVAILABLE)
+        """Close after an error."""
+        comes_again = may_be_back(exc, "socket", logger)
+        await self._end(CLOSE_UNAVAILABLE if comes_again else CLOSE_INTERNAL)
 
     def _stop(self) -> None:
         """End everything that goes on for this socket; the runs go on."""
@@ -175,9 +175,13 @@ class GuardedSocket(AgentMixin, AsyncWebsocketConsumer):
         """Listen to other processes, from the first sync or run frame on."""
         if not self._in_group and self.channel_layer is not None:
             self._in_group = True
-            await self.channel_layer.group_add(
-                group_of(conversation), self.channel_name
-            )
+            group, channel = group_of(conversation), self.channel_name
+            try:
+                await self.channel_layer.group_add(group, channel)
+            except Exception as exc:
+                # Its library has errors of its own.
+                name = type(exc).__name__
+                raise StoreUnavailable(f"The channel layer failed ({name}).") from None
 
     # -- who is there ------------------------------------------------------------------
 

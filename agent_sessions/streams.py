@@ -10,7 +10,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
-from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ImproperlyConfigured, RequestDataTooBig
 from django.core.handlers.asgi import ASGIRequest
@@ -18,13 +17,11 @@ from django.db import DatabaseError, connections, transaction
 from django.http import (
     HttpRequest,
     HttpResponse,
-    HttpResponseNotAllowed,
     JsonResponse,
     StreamingHttpResponse,
 )
 from django.http.request import RawPostDataException, UnreadablePostError
 from django.http.response import HttpResponseBase
-from django.middleware.csrf import CsrfViewMiddleware
 from django.urls import URLPattern, path
 from django.utils.translation import get_language_from_request, override
 from django.views import View
@@ -43,20 +40,25 @@ from agent_sessions.agui import (
     run_started,
 )
 from agent_sessions.exceptions import AgentSessionError, SessionDoesNotExist
-from agent_sessions.mixins import AgentMixin, maybe_await, supported
+from agent_sessions.hooks import HookFailed, ask, may_be_back, supported
+from agent_sessions.mixins import AgentMixin
 from agent_sessions.reports import guarded
 from agent_sessions.runs import Conversation, Subscription, get_run_manager
-from agent_sessions.runs.failures import in_words, message_for
-from agent_sessions.visitors import Visitor
+from agent_sessions.runs.failures import in_words, message_for, refusal
+from agent_sessions.visitors import Visitor, objection_of_csrf, scope_of
 
 logger = logging.getLogger("agent_sessions.streams")
 
 # What ends a stream before its run, beside the status that HTTP has for the same.
 CODES = {
+    400: "bad_request",
     401: "not_logged_in",
     403: "forbidden",
     404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
     429: "rate_limited",
+    500: "internal",
     503: "unavailable",
 }
 HEADERS = {
@@ -151,16 +153,16 @@ class AgentRunView(AgentMixin, View):
     async def _answer(
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> HttpResponseBase:
-        user = await maybe_await(self.get_token_user(request))
-        self._has_token = user is not None
-        scope = {"user": user} if self._has_token else _scope_of(request)
-        self._visitor = Visitor(scope)
-        if not self._has_token and (refusal := await _without_csrf(request)):
-            return refusal
         session_id = kwargs["session_id"]
         try:
+            user = await ask(self.get_token_user, request)
+            self._has_token = user is not None
+            scope = {"user": user} if self._has_token else scope_of(request)
+            self._visitor = Visitor(scope)
+            if not self._has_token and (page := await objection_of_csrf(request)):
+                return page
             if (status := await self._objection(session_id, None)) is not None:
-                return _error(status)
+                return await self._error(status)
             self._checked = time.monotonic()
             self.conversation = await self._find(session_id)
             response: HttpResponseBase = await super().dispatch(  # type: ignore[misc]
@@ -168,15 +170,26 @@ class AgentRunView(AgentMixin, View):
             )
             return response
         except SessionDoesNotExist:
-            return _error(404)
+            return await self._error(404)
+        except HookFailed as exc:
+            name, error = type(exc.error).__name__, exc.error
+            logger.error("A request failed (%s)", name, exc_info=error)
+            return await self._error(500)
         except (AgentSessionError, DatabaseError) as exc:
             logger.warning("A request was refused (%s)", type(exc).__name__)
-            return _error(503)
+            return await self._error(503)
+
+    async def http_method_not_allowed(  # type: ignore[override]
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> HttpResponseBase:
+        """Answer 405 as JSON."""
+        response = await super().http_method_not_allowed(request, *args, **kwargs)  # type: ignore[misc]
+        return await self._error(405, Allow=response["Allow"])
 
     async def post(self, request: HttpRequest, **kwargs: Any) -> HttpResponseBase:
         """Start a run and stream it, or stop one."""
         if "reads" in kwargs:
-            return HttpResponseNotAllowed(["GET"])
+            return await self._error(405, Allow="GET")
         if "run_id" in kwargs:
             return await self._stop(request, kwargs["run_id"])
         conversation = self.conversation
@@ -189,7 +202,7 @@ class AgentRunView(AgentMixin, View):
             await self._check_run(conversation, asked)
             await self._start_run(conversation, asked)
         except RequestDataTooBig:
-            return JsonResponse({"error": "too_large"}, status=413)
+            return await self._error(413)
         except FrameError as error:
             return await self._refused(error)
         # An id that was used before is told again, not run again.
@@ -200,12 +213,12 @@ class AgentRunView(AgentMixin, View):
     ) -> HttpResponseBase:
         """Stream what came after an offset, to the end of the run; starts nothing."""
         if "run_id" in kwargs:
-            return HttpResponseNotAllowed(["POST"])
+            return await self._error(405, Allow="POST")
         if reads == "capabilities":
-            agent = await maybe_await(self.get_agent())
-            return JsonResponse(await maybe_await(self.get_capabilities(agent)))
+            agent = await ask(self.get_agent)
+            return JsonResponse(await ask(self.get_capabilities, agent))
         if not self._count(self.conversation, SyncRequest.__name__):
-            return _error(429)
+            return await self._error(429)
         # The header is newer: a browser sends it when it connects again.
         offset = _header(request, "Last-Event-ID") or request.GET.get("offset") or None
         if offset is not None and await self._has_heard_all(offset):
@@ -215,27 +228,37 @@ class AgentRunView(AgentMixin, View):
 
     async def _stop(self, request: HttpRequest, run_id: str) -> HttpResponseBase:
         if not self._count(self.conversation, AbortRequest.__name__):
-            return _error(429)
+            return await self._error(429)
         try:
             given = json.loads(request.body or b"{}")
             mode = given.get("mode") if isinstance(given, dict) else ""
             asked = parse_request({"type": "abort", "runId": run_id, "mode": mode})
         except (ValueError, RecursionError, FrameError, RequestDataTooBig):
-            return JsonResponse({"error": "bad_request"}, status=400)
+            return await self._error(400)
         if isinstance(asked, AbortRequest) and await self._stop_run(
             self.conversation, asked
         ):
             return JsonResponse({}, status=202)
-        return _error(404)
+        return await self._error(404)
 
     # -- streams -----------------------------------------------------------------------
 
     async def _streamed(self, events: AsyncIterator[str]) -> StreamingHttpResponse:
-        default = get_language_from_request(self.request)
-        self._language = await supported(self.get_language(), default)
+        self._language = await self._read_language()
         return StreamingHttpResponse(
             events, content_type="text/event-stream", headers=HEADERS
         )
+
+    async def _read_language(self) -> str:
+        default = get_language_from_request(self.request)
+        if not hasattr(self, "user"):
+            return default
+        return await supported(self.get_language, default)
+
+    async def _error(self, status: int, **headers: str) -> JsonResponse:
+        if status == 429:
+            headers = {"Retry-After": "60"}
+        return refusal(CODES[status], status, await self._read_language(), headers)
 
     async def _refused(self, error: FrameError) -> HttpResponseBase:
         """Answer with a run that fails at once, as a client of AG-UI expects it."""
@@ -277,11 +300,7 @@ class AgentRunView(AgentMixin, View):
                 if frame.is_last:
                     return
         except Exception as exc:
-            self._ended_by = 404 if isinstance(exc, SessionDoesNotExist) else 503
-            if isinstance(exc, AgentSessionError | DatabaseError | OSError):
-                logger.warning("A stream was ended (%s)", type(exc).__name__)
-            else:
-                logger.error("A stream broke (%s)", type(exc).__name__, exc_info=exc)
+            self._ended_by = _status_of(exc)
         finally:
             get_run_manager().unsubscribe(self.conversation, listener)
             self.get_up()
@@ -343,7 +362,7 @@ class AgentRunView(AgentMixin, View):
         self, session_id: str, conversation: Conversation | None
     ) -> int | None:
         if self._has_token and conversation is not None:
-            user = await maybe_await(self.get_token_user(self.request))
+            user = await ask(self.get_token_user, self.request)
             if user is None or user.pk != self.user.pk:
                 return 401
         return await super()._objection(session_id, conversation)
@@ -374,27 +393,7 @@ def _header(request: HttpRequest, name: str) -> str:
     return request.headers.get(name, "").encode("latin1").decode(errors="replace")
 
 
-def _scope_of(request: HttpRequest) -> dict[str, Any]:
-    """Return a request's user and session, as a websocket's scope has them."""
-    names = ("user", "session")
-    return {name: getattr(request, name) for name in names if hasattr(request, name)}
-
-
-async def _without_csrf(request: HttpRequest) -> HttpResponseBase | None:
-    """Return Django's answer to a request without its CSRF token."""
-
-    def nothing(request: HttpRequest) -> HttpResponse:
-        return HttpResponse()
-
-    def check() -> HttpResponseBase | None:
-        middleware = CsrfViewMiddleware(nothing)
-        middleware.process_request(request)
-        return middleware.process_view(request, nothing, (), {})
-
-    # The token may be in the session, and so in the database.
-    return await sync_to_async(check)()
-
-
-def _error(status: int) -> JsonResponse:
-    headers = {"Retry-After": "60"} if status == 429 else None
-    return JsonResponse({"error": CODES[status]}, status=status, headers=headers)
+def _status_of(exc: Exception) -> int:
+    if isinstance(exc, SessionDoesNotExist):
+        return 404
+    return 503 if may_be_back(exc, "stream", logger) else 500

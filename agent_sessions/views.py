@@ -13,10 +13,12 @@ from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.db import InterfaceError, OperationalError
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.utils.timezone import is_aware
+from django.utils.translation import get_language_from_request
 from django.views import View
 
 from agent_sessions.agui import StreamOptions
@@ -35,6 +37,7 @@ from agent_sessions.models import AgentSession
 from agent_sessions.ratelimit import RateLimit
 from agent_sessions.reports import guarded
 from agent_sessions.retention import Removal, Spared, finish_later, remove
+from agent_sessions.runs.failures import refusal
 from agent_sessions.runs.pages import WIDER, lacks_calls, shown, told_of
 from agent_sessions.runs.setup import Conversation, create_conversation
 from agent_sessions.times import day_of, iso
@@ -50,7 +53,7 @@ _YEARS = range(1000, 9999)
 class SessionAPIView(View):
     """Base of the JSON views: 401 without a user, 404 for what isn't theirs.
 
-    Each error is `{"error": code}`; docs/websocket.md has the codes.
+    Each refusal is `{"code": …, "message": …}`; docs/websocket.md has the codes.
     """
 
     # AGENT_SESSIONS_CHAT_BACKEND, else "default".
@@ -65,6 +68,12 @@ class SessionAPIView(View):
         `session_id` is None where sessions are listed and where one is made.
         """
         return True
+
+    def refuse(
+        self, code: str, status: int, headers: dict[str, str] | None = None
+    ) -> JsonResponse:
+        """Answer with a refusal's code, and its sentence in the reader's language."""
+        return refusal(code, status, get_language_from_request(self.request), headers)
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
@@ -85,8 +94,8 @@ class SessionAPIView(View):
         self, request: HttpRequest, *args: Any, **kwargs: Any
     ) -> Any:
         """Answer 405 as JSON."""
-        refusal = super().http_method_not_allowed(request, *args, **kwargs)
-        return error_response("method_not_allowed", 405, {"Allow": refusal["Allow"]})
+        allowed = super().http_method_not_allowed(request, *args, **kwargs)["Allow"]
+        return self.refuse("method_not_allowed", 405, {"Allow": allowed})
 
     def _answer(
         self, request: HttpRequest, *args: Any, **kwargs: Any
@@ -94,27 +103,27 @@ class SessionAPIView(View):
         # Some authentication backends let inactive users in; the websocket doesn't.
         user = request.user
         if not (user.is_authenticated and user.is_active and names_user(user)):
-            return error_response("not_logged_in", 401)
+            return self.refuse("not_logged_in", 401)
         try:
             if not self._is_authorized(kwargs.get("session_id")):
-                return error_response("forbidden", 403)
+                return self.refuse("forbidden", 403)
             return super().dispatch(request, *args, **kwargs)
         except PermissionDenied:
-            return error_response("forbidden", 403)
+            return self.refuse("forbidden", 403)
         except SuspiciousOperation:
             # Too many fields in the query string, which is read here first.
-            return error_response("bad_request", 400)
+            return self.refuse("bad_request", 400)
         except SessionDoesNotExist:
-            return error_response("not_found", 404)
+            return self.refuse("not_found", 404)
         except SessionBusy:
-            return error_response("session_busy", 409)
+            return self.refuse("session_busy", 409)
         except EncryptionError as exc:
             # Not an empty conversation: its key isn't here.
             logger.warning("A history doesn't open (%s)", type(exc).__name__)
-            return error_response("unreadable", 503)
-        except StorageError as exc:
+            return self.refuse("unreadable", 503)
+        except (StorageError, InterfaceError, OperationalError) as exc:
             logger.warning("A store could not be used (%s)", type(exc).__name__)
-            return error_response("unavailable", 503)
+            return self.refuse("unavailable", 503)
 
     def _is_authorized(self, session_id: str | None) -> bool:
         answer = self.authorize(self.request.user, session_id)
@@ -157,7 +166,7 @@ class SessionListView(SessionAPIView):
         if cursor := request.GET.get("after"):
             moment = read_moment(cursor)
             if moment is None:
-                return error_response("bad_cursor", 400)
+                return self.refuse("bad_cursor", 400)
             when, pk = moment
             before = Q(updated_at__lt=when) | Q(updated_at=when, pk__lt=pk)
             rows = rows.filter(before, active_on__lte=day_of(when))
@@ -186,9 +195,7 @@ class SessionListView(SessionAPIView):
         """Make a session for the user; answer 201 with its id."""
         limit = self.get_rate_limit()
         if not limit.take(request.user.pk):
-            return error_response(
-                "rate_limited", 429, {"Retry-After": str(limit.wait())}
-            )
+            return self.refuse("rate_limited", 429, {"Retry-After": str(limit.wait())})
         row = create_conversation(request.user, backend=self.backend)  # type: ignore[arg-type]
         return JsonResponse({"id": row.session_id}, status=201)
 
@@ -200,11 +207,11 @@ class SessionView(SessionAPIView):
         """Delete a session; answer 204, or 404 where it isn't the user's."""
         _, row = self.find(session_id)
         if row is None:
-            return error_response("not_found", 404)
+            return self.refuse("not_found", 404)
         try:
             remove(row, Removal(delete=True, waiting=True))
         except Spared:
-            return error_response("session_busy", 409)
+            return self.refuse("session_busy", 409)
         # What a long history leaves, and nobody finds any more.
         finish_later(using=self.store.directory.using)
         return HttpResponse(status=204)
@@ -221,11 +228,11 @@ class SessionMessagesView(SessionAPIView):
         """Return a page of a session's messages, the newest without `before`."""
         key, row = self.find(session_id)
         if row is None:
-            return error_response("not_found", 404)
+            return self.refuse("not_found", 404)
         cursor = request.GET.get("before")
         before = None if cursor is None else read_number(cursor)
         if cursor is not None and before is None:
-            return error_response("bad_cursor", 400)
+            return self.refuse("bad_cursor", 400)
         page = self.store.page(key, before=before, limit=self.page_size)
         if lacks_calls(page):
             size = self.page_size * WIDER
@@ -269,13 +276,6 @@ def read_moment(cursor: str) -> tuple[datetime, int] | None:
         return None
     usable = is_aware(when) == settings.USE_TZ and when.year in _YEARS
     return (when, pk) if usable else None
-
-
-def error_response(
-    code: str, status: int, headers: dict[str, str] | None = None
-) -> JsonResponse:
-    """Answer with an error's code."""
-    return JsonResponse({"error": code}, status=status, headers=headers)
 
 
 async def _wait_for(answer: Awaitable[Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth import (
     BACKEND_SESSION_KEY,
@@ -14,6 +15,9 @@ from django.contrib.auth import (
     load_backend,
 )
 from django.core.exceptions import ValidationError
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.crypto import constant_time_compare
 
 from agent_sessions.backends.keys import names_user
@@ -99,3 +103,24 @@ def _auth_hashes(user: Any) -> list[str]:
         return []
     older = getattr(user, "get_session_auth_fallback_hash", tuple)
     return [user.get_session_auth_hash(), *older()]
+
+
+def scope_of(request: HttpRequest) -> dict[str, Any]:
+    """Return a request's user and session, as a websocket's scope has them."""
+    names = ("user", "session")
+    return {name: getattr(request, name) for name in names if hasattr(request, name)}
+
+
+async def objection_of_csrf(request: HttpRequest) -> HttpResponseBase | None:
+    """Return Django's answer to a request without its CSRF token."""
+
+    def nothing(request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+    def check() -> HttpResponseBase | None:
+        middleware = CsrfViewMiddleware(nothing)
+        middleware.process_request(request)
+        return middleware.process_view(request, nothing, (), {})
+
+    # The token may be in the session, and so in the database.
+    return await sync_to_async(check)()

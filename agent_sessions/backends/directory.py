@@ -15,6 +15,7 @@ from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.concurrency.connections import chosen_database, transact
 from agent_sessions.exceptions import BranchDoesNotExist, LeaseLost, SessionDoesNotExist
+from agent_sessions.items.text import UNSEEN
 from agent_sessions.models import MAIN_BRANCH, AgentRun, AgentSession, Branch
 from agent_sessions.signals import announce, session_created
 from agent_sessions.times import day_of
@@ -143,7 +144,7 @@ class Directory:
         """Write down that a session was used, and how many items it has.
 
         Without `count` those that were `added` are added up, or taken off. The title
-        is the first one that is given. Return whether the row is there.
+        is the first one that shows words. Return whether the row is there.
         """
         columns = active(timezone.now())
         if count is not None:
@@ -153,7 +154,9 @@ class Directory:
             columns["item_count"] = Greatest(F("item_count"), -added) + added
         if title:
             field = AgentSession._meta.get_field("title")
-            untitled = When(title="", then=Value(title, output_field=field))
+            untitled = When(
+                title__in=["", UNSEEN], then=Value(title, output_field=field)
+            )
             columns["title"] = Case(untitled, default=F("title"))
         return bool(self.rows(key).update(**columns))
 

@@ -20,6 +20,7 @@ from agent_sessions.doctor.rows import Found, Reader
 from agent_sessions.exceptions import InvalidApproval
 from agent_sessions.items import title_of
 from agent_sessions.items.kinds import OPENING
+from agent_sessions.items.text import UNSEEN
 from agent_sessions.models import (
     MAIN_BRANCH,
     AgentRun,
@@ -168,11 +169,12 @@ class Examination:
             self._found("wrong_head", branch, mend=mend, found=head, expected=last)
 
     def _look_at_title(self) -> None:
-        if self.row.title or self._current is None:
+        if self.row.title not in {"", UNSEEN} or self._current is None:
             return
         rows = visible(self.using, self._lineages.of(self._current.pk))
         texts = rows.filter(**OPENING).order_by("position")
-        if title := title_of(texts.values_list("text", flat=True)[:100]):
+        title = title_of(texts.values_list("text", flat=True)[:100])
+        if title not in {"", self.row.title}:
             mend = partial(self._session.update, title=title)
             self._found("missing_title", mend=mend)
 

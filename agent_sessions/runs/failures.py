@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.db import DatabaseError
-from django.utils.translation import gettext
+from django.http import JsonResponse
+from django.utils.translation import gettext, override
 from django.utils.translation import gettext_lazy as _
 
 from agent_sessions.agui.content import clean
@@ -50,11 +51,31 @@ MESSAGES = {
     "interrupted": _("The answer was interrupted. Try again."),
     "internal": _("Something went wrong. Try again."),
 }
+# What HTTP refuses before there is a run, and what ends a stream that is open.
+REFUSALS = {
+    "bad_cursor": _("This page of the list isn't there any more. Load the list again."),
+    "not_logged_in": _("You are not logged in."),
+    "forbidden": _("This agent is not open to you."),
+    "not_found": _("This conversation does not exist."),
+    "method_not_allowed": _("This can't be done here."),
+    "too_large": _("This message is too large."),
+    "unavailable": _("The conversations can't be reached now. Try again later."),
+    "unreadable": _("This conversation can't be opened now."),
+}
 
 
 def message_for(code: str) -> str:
     """Return the sentence for a code, in the active language."""
-    return str(MESSAGES.get(code, MESSAGES["internal"]))
+    return str(MESSAGES.get(code) or REFUSALS.get(code, MESSAGES["internal"]))
+
+
+def refusal(
+    code: str, status: int, language: str, headers: dict[str, str] | None = None
+) -> JsonResponse:
+    """Return an answer of HTTP that says why there is no other, in a language."""
+    with override(language):
+        words = {"code": code, "message": message_for(code)}
+    return JsonResponse(words, status=status, headers=headers)
 
 
 def question_for(tool: str) -> str:

@@ -42,12 +42,18 @@ def dump_state(state: RunState[Any]) -> str:
     return json.dumps(data)
 
 
-def find_waiting(conversation: Conversation, stale_after: float) -> Pending:
-    """Return the paused run of a conversation. Raise UnknownInterrupt if there is none.
+def claimable(
+    conversation: Conversation, request: RunRequest, stale_after: float
+) -> Pending | None:
+    """Find the paused run whose open interrupts are exactly those that a run answers.
 
-    Raise InterruptExpired and InvalidApproval with the approval withdrawn.
+    Return None if the run's id was used before. Raise UnknownInterrupt, and with the
+    approval withdrawn InterruptExpired and InvalidApproval; AG-UI asks that all open
+    ones be answered at once.
     """
     backend, key = conversation.backend, conversation.key
+    if conversation.runs().filter(run_id=request.run_id).exists():
+        return None
     run = approvals.newest_waiting(backend, conversation.pk)
     if run is None:
         # What a run that died was to carry out waits again.
@@ -67,21 +73,6 @@ def find_waiting(conversation: Conversation, stale_after: float) -> Pending:
         raise InterruptExpired(
             "The time to approve this is over. Nothing was done; ask again."
         )
-    return found
-
-
-def claimable(
-    conversation: Conversation, request: RunRequest, stale_after: float
-) -> Pending | None:
-    """Find the paused run whose open interrupts are exactly those that a run answers.
-
-    Return None if the run's id was used before. Raise UnknownInterrupt, and with the
-    approval withdrawn InterruptExpired and InvalidApproval; AG-UI asks that all open
-    ones be answered at once.
-    """
-    if conversation.runs().filter(run_id=request.run_id).exists():
-        return None
-    found = find_waiting(conversation, stale_after)
     answered = {entry["interruptId"] for entry in request.resume}
     if answered != {interrupt["id"] for interrupt in found.interrupts}:
         raise UnknownInterrupt(

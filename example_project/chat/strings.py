@@ -95,6 +95,7 @@ def _connection() -> dict[str, str]:
         "closed4404": _("This conversation doesn't exist."),
         "closed4413": _("The last message was too large for the server."),
         "closed4429": _("Too many tabs or messages. Trying again in {seconds} s."),
+        "closed4500": _("Something went wrong on the server. Try again later."),
         "closed4503": _("The server restarts. Trying again in {seconds} s."),
     }
 

@@ -25,7 +25,7 @@ from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.views import SessionListView, SessionMessagesView, SessionView
 from tests.admin import test_admin_doors
 from tests.support.admin_pages import make, staff
-from tests.support.chat import Closed, Socket, make_user
+from tests.support.chat import Closed, Socket, make_user, refusal_of
 from tests.support.gated import gated
 from tests.support.waiting import asked, wait
 from tests.websocket.test_consumer import speaker
@@ -366,7 +366,7 @@ def test_requests(door: str, person: str, prefix: str) -> None:
     is_owner = person == "owner"
     assert (CANARY in says(response)) is (is_owner and method == "GET")
     if response.status_code >= 400 and method != "HEAD":
-        assert set(response.json()) == {"error"}
+        assert set(response.json()) == {"code", "message"}
     if door == "GET sessions/" and person in STRANGERS:
         assert response.json() == {"sessions": [], "next": None}
     made = AgentSession.objects.exclude(pk=world.row.pk)
@@ -407,10 +407,8 @@ def test_a_view_asks_its_rule_before_it_looks(rf: Any, way: str) -> None:
     view: Any = kinds[way].as_view()
     for session_id in (ID, "unknown"):
         response = view(request, session_id=session_id)
-        assert (response.status_code, response.content) == (
-            403,
-            b'{"error": "forbidden"}',
-        )
+        answer = json.loads(response.content)
+        assert (response.status_code, answer) == (403, refusal_of("forbidden"))
         assert response["Cache-Control"] == "private, no-store"
     assert seen == [(world.owner, ID), (world.owner, "unknown")]
     assert world.is_untouched()

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from agent_sessions import get_session
+from agent_sessions import get_session, sessions
 from agent_sessions.agui.content import cut
+from agent_sessions.backends.base import make_key
 from agent_sessions.items import encode_batch, first_line, look_through, text_of
 from agent_sessions.models import AgentSession
 from agent_sessions.transcript import parse
@@ -101,6 +102,31 @@ def test_a_session_that_begins_with_a_picture_has_a_title() -> None:
     said: Any = {"role": "user", "content": [picture]}
     get_session("s").sync.add_items([said])
     assert AgentSession.objects.get().title == "…"
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("first", ["", "\u200b", None])
+def test_the_first_message_with_words_names_a_session(first: str | None) -> None:
+    picture: Any = [{"type": "input_image", "image_url": "data:image/png;base64,aGk="}]
+    session = get_session("s").sync
+    titles = []
+    for content in (picture if first is None else first, "Hello", "Later", " "):
+        session.add_items([{"role": "user", "content": content}])
+        session.add_items([{"role": "assistant", "content": "Yes"}])
+        titles.append(AgentSession.objects.get().title)
+    assert titles == ["…", "Hello", "Hello", "Hello"]
+
+
+@pytest.mark.django_db
+def test_a_directory_takes_the_first_title_with_words() -> None:
+    """A store that isn't the database names its sessions in the same way."""
+    directory, key = sessions["default"].directory, make_key("s", None)
+    directory.create(key)
+    titles = []
+    for title in ("", "…", "", "Hello", "…", "Later"):
+        directory.touch(key, added=1, title=title)
+        titles.append(AgentSession.objects.get().title)
+    assert titles == ["", "…", "…", "Hello", "Hello", "Hello"]
 
 
 @pytest.mark.parametrize("name", WHOLE)

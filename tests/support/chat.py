@@ -14,6 +14,7 @@ from django.contrib.auth import get_user_model
 from django.urls import path
 
 from agent_sessions.consumers import AgentConsumer
+from agent_sessions.runs.failures import MESSAGES, REFUSALS
 from agent_sessions.runs.setup import create_conversation
 from tests.support.agui_validator import SequenceChecker, validate_event
 
@@ -178,3 +179,8 @@ def text_of(events: Iterable[dict[str, Any]]) -> str:
 
 
 __all__ = ["Closed", "Socket", "create_conversation", "make_user", "text_of"]
+
+
+def refusal_of(code: str) -> dict[str, str]:
+    """Return what HTTP answers in English where it refuses something."""
+    return {"code": code, "message": str(REFUSALS.get(code) or MESSAGES[code])}

@@ -27,7 +27,7 @@ from agent_sessions.models import AgentRun, AgentSession
 from agent_sessions.runs.failures import MESSAGES
 from agent_sessions.streams import AgentRunView
 from tests.agui.test_agui_fuzz import NEAR
-from tests.support.chat import make_user, text_of
+from tests.support.chat import make_user, refusal_of, text_of
 from tests.support.gated import gated
 from tests.support.ratelimits import early_in_the_minute
 from tests.support.streams import Http, streamed
@@ -64,7 +64,7 @@ async def test_strangers_get_nothing() -> None:
         await http.login(user)
         response = await http.post("runs")
         assert response.status_code == 403
-        assert json.loads(response.content) == {"error": "forbidden"}
+        assert json.loads(response.content) == refusal_of("forbidden")
     assert await AgentRun.objects.acount() == 0
 
 

@@ -34,7 +34,7 @@ from agent_sessions.views import (
 )
 from tests.encryption.test_encryption import NEW, OLD
 from tests.servers.process import HOST, free_port
-from tests.support.chat import make_user
+from tests.support.chat import make_user, refusal_of
 from tests.support.ratelimits import Clocked, early_in_the_minute
 
 pytestmark = pytest.mark.django_db
@@ -175,7 +175,7 @@ def test_what_is_not_yours_does_not_exist(browser: Client, session_id: str) -> N
         session_id = create_conversation(make_user()).session_id
     for method, path in (("get", "messages/"), ("delete", "")):
         answer = getattr(browser, method)(f"/agents/sessions/{session_id}/{path}")
-        assert (answer.status_code, read(answer)) == (404, {"error": "not_found"})
+        assert (answer.status_code, read(answer)) == (404, refusal_of("not_found"))
 
 
 def test_nobody_without_a_login_and_nothing_kept_by_caches(browser: Client) -> None:
@@ -193,7 +193,7 @@ def assert_nobody(response: Any, method: str) -> None:
     assert response["Cache-Control"] == "private, no-store"
     assert response["Content-Type"] == "application/json"
     if method != "head":
-        assert read(response) == {"error": "not_logged_in"}
+        assert read(response) == refusal_of("not_logged_in")
 
 
 @pytest.fixture
@@ -279,13 +279,13 @@ def test_a_method_that_is_not_there_is_refused_as_json(
         assert response["Cache-Control"] == "private, no-store"
         assert response["Content-Type"] == "application/json"
         if method != "head":
-            assert read(response) == {"error": "method_not_allowed"}
+            assert read(response) == refusal_of("method_not_allowed")
 
 
 @pytest.mark.one_database
 def test_a_query_string_of_too_many_fields_is_refused_as_json(browser: Client) -> None:
     answer = browser.get("/agents/sessions/?" + "&".join(["a=1"] * 1_001))
-    assert (answer.status_code, read(answer)) == (400, {"error": "bad_request"})
+    assert (answer.status_code, read(answer)) == (400, refusal_of("bad_request"))
     assert answer["Cache-Control"] == "private, no-store"
 
 
@@ -330,7 +330,7 @@ def test_a_store_that_is_down_is_told_as_json(
     response = ask(view, user, row.session_id, backend="redis")
     assert response.status_code == 503
     assert response["Cache-Control"] == "private, no-store"
-    assert read(response) == {"error": "unavailable"}
+    assert read(response) == refusal_of("unavailable")
     assert AgentSession.objects.filter(pk=row.pk).exists()
 
 
@@ -355,7 +355,7 @@ def test_messages_behind_an_unknown_key_are_no_empty_list(
     assert [m["content"] for m in read(answer)["messages"]] == ["Hidden"]
     with_key(NEW)
     answer = ask(SessionMessagesView, user, "s", backend="private")
-    assert (answer.status_code, read(answer)) == (503, {"error": "unreadable"})
+    assert (answer.status_code, read(answer)) == (503, refusal_of("unreadable"))
 
 
 # -- bounds ----------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_a_user_makes_so_many_sessions_a_minute(browser: Client, user: Any) -> N
     answers = [browser.post("/agents/sessions/") for _ in range(40)]
     assert [a.status_code for a in answers] == [201] * 20 + [429] * 20
     assert AgentSession.objects.for_user(user).count() == 20
-    assert read(answers[-1]) == {"error": "rate_limited"}
+    assert read(answers[-1]) == refusal_of("rate_limited")
     assert answers[-1]["Cache-Control"] == "private, no-store"
     assert 1 <= int(answers[-1]["Retry-After"]) <= 60
     other = Client()
@@ -473,7 +473,7 @@ def test_a_cursor_of_messages_that_is_none_is_refused(
     row = create_conversation(user)
     url = f"/agents/sessions/{row.session_id}/messages/"
     answer = browser.get(url, {"before": before})
-    assert (answer.status_code, read(answer)) == (400, {"error": "bad_cursor"})
+    assert (answer.status_code, read(answer)) == (400, refusal_of("bad_cursor"))
 
 
 @pytest.mark.parametrize("after", MOMENTS)
@@ -482,7 +482,7 @@ def test_a_cursor_of_sessions_that_is_none_is_refused(
 ) -> None:
     create_conversation(user)
     answer = browser.get("/agents/sessions/", {"after": after})
-    assert (answer.status_code, read(answer)) == (400, {"error": "bad_cursor"})
+    assert (answer.status_code, read(answer)) == (400, refusal_of("bad_cursor"))
 
 
 def test_cursors_at_the_edges_are_taken(browser: Client, user: Any) -> None:
@@ -550,4 +550,4 @@ def test_any_id_in_an_address_is_answered(browser: Client, session_id: str) -> N
 def test_any_id_that_a_route_gives_is_answered(user: Any, session_id: str) -> None:
     for view in (SessionMessagesView, SessionView):
         answer = ask(view, user, session_id)
-        assert (answer.status_code, read(answer)) == (404, {"error": "not_found"})
+        assert (answer.status_code, read(answer)) == (404, refusal_of("not_found"))

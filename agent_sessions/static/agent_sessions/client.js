@@ -10,6 +10,7 @@ const SENDS = 4;
 const SILENCE = 60_000;
 const STEADY = 60_000;
 // After these the server would only say the same again.
+const FAILED = 4500;
 const FINAL = new Set([1000, 1009, 4400, 4401, 4403, 4404, 4413]);
 const LOCAL = /^(localhost|127(\.\d+){3}|\[::1\])$/;
 
@@ -30,6 +31,7 @@ export class AgentClient extends EventTarget {
   #again = [];
   #rests = 0;
   #tries = 0;
+  #failures = 0;
   #openedAt = 0;
   #timer = 0;
   #watch = 0;
@@ -192,12 +194,16 @@ export class AgentClient extends EventTarget {
     this.#socket = null;
     clearTimeout(this.#watch);
     if (this.#over) return;
-    if (FINAL.has(code)) {
+    if (this.#openedAt && Date.now() - this.#openedAt > STEADY) {
+      this.#tries = 0;
+      this.#failures = 0;
+    }
+    this.#failures += code === FAILED;
+    if (FINAL.has(code) || this.#failures >= SENDS) {
       this.close();
       this.#report("closed", code);
       return;
     }
-    if (this.#openedAt && Date.now() - this.#openedAt > STEADY) this.#tries = 0;
     this.#openedAt = 0;
     if (globalThis.navigator?.onLine === false && !LOCAL.test(new URL(this.#url).hostname)) {
       this.#report("offline", code);

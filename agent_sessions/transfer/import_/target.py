@@ -14,6 +14,7 @@ from agent_sessions.backends.database.lineage import read_pages
 from agent_sessions.backends.leases import holds_a_run
 from agent_sessions.items import first_line
 from agent_sessions.items.kinds import is_opening
+from agent_sessions.items.text import UNSEEN
 from agent_sessions.models import AgentSession, Branch, SessionItem
 from agent_sessions.times import day_of
 from agent_sessions.transfer.export import MARKER
@@ -292,7 +293,7 @@ class Target:
             turn = turn + opens if item.turn is None else item.turn
             created_at = self._adapt_time(item.created_at or fallback)
             rows.append((head, turn, data, *drawn, len(data), created_at))
-            if opens and is_shown and not self.row.title:
+            if opens and is_shown and self.row.title in {"", UNSEEN}:
                 self.row.title = first_line(item.row.text)
         known.count += len(rows)
         branch.head, branch.turn = head, turn

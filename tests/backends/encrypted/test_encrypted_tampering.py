@@ -38,7 +38,7 @@ from tests.backends.encrypted.test_encrypted_rotation import rotate
 from tests.encryption.test_encryption import NEW, OLD, said
 from tests.servers.process import Server
 from tests.servers.redis import url
-from tests.support.chat import Socket, create_conversation, make_user
+from tests.support.chat import Socket, create_conversation, make_user, refusal_of
 from tests.support.list_backend import ListBackend
 from tests.websocket.test_consumer import speaker
 
@@ -516,7 +516,7 @@ def no_door_deletes(row: AgentSession, user: Any) -> None:
     view = SessionView.as_view(backend="private")
     response: Any = view(request, session_id=row.session_id)
     assert response.status_code == 503
-    assert json.loads(response.content) == {"error": "unreadable"}
+    assert json.loads(response.content) == refusal_of("unreadable")
     assert SessionItem.objects.count() == 1
 
 
@@ -530,7 +530,7 @@ def no_door_shows(row: AgentSession, user: Any) -> None:
     view = SessionMessagesView.as_view(backend="private")
     response: Any = view(request, session_id=row.session_id)
     assert response.status_code == 503
-    assert json.loads(response.content) == {"error": "unreadable"}
+    assert json.loads(response.content) == refusal_of("unreadable")
     assert response.headers["Cache-Control"] == "private, no-store"
     for command in ("show_agent_session", "export_agent_sessions"):
         out = StringIO()

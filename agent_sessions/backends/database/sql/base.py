@@ -19,6 +19,7 @@ from agent_sessions.backends.base import SessionKey
 from agent_sessions.backends.database.lineage import Segment
 from agent_sessions.backends.database.sql.sqlite import ERRORS, DirectCursor, is_watched
 from agent_sessions.items import Batch, Item, LongBatch, encode_batch
+from agent_sessions.items.text import UNSEEN
 from agent_sessions.models import AgentSession, Branch, SessionItem
 
 COLUMNS = (
@@ -296,6 +297,8 @@ class Statements:
                 len(batch),
                 self.adapt_time(now),
                 *([] if self.writes_all_indexes else [self.adapt_date(now.date())]),
+                # What shows nothing gives way to words, and to nothing less.
+                UNSEEN if batch.title else "",
                 batch.title,
                 *self.owner(key),
                 *([] if key.fence is None else [key.fence]),
@@ -319,7 +322,7 @@ class Statements:
         return (
             f"UPDATE {self.session} SET item_count = item_count + %s, "
             f"updated_at = %s, {day}"
-            "title = CASE WHEN title = '' THEN %s ELSE title END "
+            "title = CASE WHEN title IN ('', %s) THEN %s ELSE title END "
             f"WHERE {self.owned}{fence}{branch}"
             + self.sees_branch.format(s=self.session, b=self.branch)
         )
