@@ -10,12 +10,21 @@ from agent_sessions.runs.manager import RunManager, get_run_manager
 from agent_sessions.runs.setup import Conversation, RunLimits, RunSetup, find_agent
 
 if TYPE_CHECKING:
-    from agent_sessions.runs.api import Run, SyncRun, start_run, start_run_sync
+    from agent_sessions.runs.api import (
+        Run,
+        SyncRun,
+        answer_run,
+        answer_run_sync,
+        start_run,
+        start_run_sync,
+    )
     from agent_sessions.runs.holding import hold
     from agent_sessions.runs.shutdown import with_shutdown
 
 # Resolved on first use: hold() imports the SDK, which takes seconds.
 _EXPORTS = {
+    "answer_run": "agent_sessions.runs.api",
+    "answer_run_sync": "agent_sessions.runs.api",
     "Run": "agent_sessions.runs.api",
     "SyncRun": "agent_sessions.runs.api",
     "hold": "agent_sessions.runs.holding",
@@ -33,6 +42,8 @@ __all__ = [
     "RunSetup",
     "Subscription",
     "SyncRun",
+    "answer_run",
+    "answer_run_sync",
     "find_agent",
     "get_run_manager",
     "hold",

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,12 +26,14 @@ from agent_sessions.exceptions import (
     RunPaused,
     RunStopped,
     SessionBusy,
+    UnknownInterrupt,
 )
 from agent_sessions.handler import DEFAULT_ALIAS, sessions
 from agent_sessions.runs.active import ActiveRun
 from agent_sessions.runs.failures import in_words
 from agent_sessions.runs.log import Event, Subscription
 from agent_sessions.runs.manager import RunManager, get_run_manager
+from agent_sessions.runs.resuming import find_waiting
 from agent_sessions.runs.setup import Conversation, RunLimits, RunSetup
 from agent_sessions.times import pauses
 
@@ -142,16 +144,71 @@ async def start_run(
     there. The run goes on without listeners, as long as the event loop runs. Raises
     SessionBusy, InterruptsPending, ShuttingDown, SessionDoesNotExist and StorageError.
     """
-    given: dict[str, Any] = {**options}
-    store = sessions[given.pop("backend", DEFAULT_ALIAS)]
-    wait = given.pop("wait", None)
+    store = sessions[options.get("backend", DEFAULT_ALIAS)]
     key = make_key(session_id, user)
-    limits = replace(given.pop("limits", RunLimits()), detach_timeout=None)
-    setup = RunSetup(agent, limits=limits, **given)
     conversation = await store.threads.run(Conversation.ensure, store, key)
     run_id = uuid.uuid4().hex
     asked = {"id": f"user-{run_id}", "role": "user", "content": message}
     request = RunRequest(session_id, run_id, [asked])
+    return await _start(conversation, request, agent, options)
+
+
+async def answer_run(
+    agent: Agent[Any],
+    approved: bool | Mapping[str, bool],
+    *,
+    session_id: str,
+    user: AbstractBaseUser | None = None,
+    reason: str = "",
+    always: bool = False,
+    **options: Unpack[RunOptions],
+) -> Run:
+    """Answer all open approvals of a session, and return the run that goes on.
+
+    `approved` is one answer for all calls, or one for each by its call's id. The model is
+    told the `reason` of what is refused. With `always` the answers hold for later calls
+    of the tools too. Raises UnknownInterrupt where nothing waits, other calls do, or
+    somebody has answered before, InterruptExpired, InvalidApproval, UnreadableState,
+    and what start_run() raises.
+    """
+    alias = options.get("backend", DEFAULT_ALIAS)
+    conversation = await Conversation.find(session_id, user=user, backend=alias)
+    stale_after = options.get("limits", RunLimits()).stale_after
+    threads = conversation.backend.threads
+    run = await threads.run(find_waiting, conversation, stale_after)
+    calls = [interrupt["toolCallId"] for interrupt in run.interrupts]
+    given = (
+        approved if isinstance(approved, Mapping) else dict.fromkeys(calls, approved)
+    )
+    if set(given) != set(calls):
+        raise UnknownInterrupt(
+            "Answer every open approval of this conversation, and no other."
+        )
+    more = {"reason": reason} if reason else {}
+    answers = [
+        {
+            "interruptId": interrupt["id"],
+            "status": "resolved",
+            "payload": {"approved": given[call_id], "always": always, **more},
+        }
+        for call_id, interrupt in zip(calls, run.interrupts, strict=True)
+    ]
+    request = RunRequest(session_id, uuid.uuid4().hex, resume=answers)
+    return await _start(conversation, request, agent, options)
+
+
+async def _start(
+    conversation: Conversation,
+    request: RunRequest,
+    agent: Agent[Any],
+    options: RunOptions,
+) -> Run:
+    """Start a run, once its session is free."""
+    given: dict[str, Any] = {**options}
+    given.pop("backend", None)
+    wait = given.pop("wait", None)
+    limits = replace(given.pop("limits", RunLimits()), detach_timeout=None)
+    setup = RunSetup(agent, limits=limits, **given)
     manager = get_run_manager()
     for pause in pauses(wait):
         try:
@@ -211,7 +268,24 @@ def start_run_sync(
     and ends with the process. Raises BlockingCall in async code.
     """
     start = partial(start_run, agent, message, session_id=session_id, user=user)
-    start = partial(start, **options)
+    return _start_sync(partial(start, **options))
+
+
+def answer_run_sync(
+    agent: Agent[Any],
+    approved: bool | Mapping[str, bool],
+    *,
+    session_id: str,
+    user: AbstractBaseUser | None = None,
+    **options: Any,
+) -> SyncRun:
+    """Answer approvals from a plain view, a command or a task; see answer_run()."""
+    answer = partial(answer_run, agent, approved, session_id=session_id, user=user)
+    return _start_sync(partial(answer, **options))
+
+
+def _start_sync(start: Callable[[], Coroutine[Any, Any, Run]]) -> SyncRun:
+    """Start a run in the loop that serves the view, or in the process's own."""
     if (loop := waiting_loop()) is not None:
         return SyncRun(loop, _wait(loop, start))
     with _background.used() as loop:

@@ -35,7 +35,8 @@ from agent_sessions.runs.failures import message_for
 from agent_sessions.runs.forking import Fork
 from agent_sessions.runs.log import Event, Frame
 from agent_sessions.runs.records import Lease, Outcome
-from agent_sessions.runs.setup import Conversation
+from agent_sessions.runs.resuming import claimable
+from agent_sessions.runs.setup import Conversation, RunLimits
 from agent_sessions.usage import Spent
 
 
@@ -52,7 +53,7 @@ class Taken:
 def put(
     conversation: Conversation,
     request: RunRequest,
-    stale_after: float,
+    limits: RunLimits,
     options: StreamOptions,
 ) -> bool:
     """Take the lease for a run and write down what it is asked, for a worker.
@@ -62,15 +63,14 @@ def put(
     waiting = None
     fork = Fork(conversation, request, options) if request.forks else None
     if request.resume:
-        ids = {entry["interruptId"] for entry in request.resume}
-        waiting = records.claimable(conversation, request.run_id, ids)
+        waiting = claimable(conversation, request, limits.stale_after)
         if waiting is None:
             return False
     lease = records.begin(
         conversation,
         request.run_id,
         model="",
-        stale_after=stale_after,
+        limits=limits,
         after=fork.begin if fork else waiting,
     )
     if lease is None:
@@ -161,7 +161,8 @@ def take(conversation: Conversation, run_id: str) -> Taken | None:
     if paused is not None:
         resumed = conversation.runs().select_related("session").get(resumed_by=run)
         waiting = Pending(resumed, Paused(**paused))
-    lease = Lease(run, fence, *content["lease"])
+    base, agent_name, last_status = content["lease"]
+    lease = Lease(run, fence, base, agent_name, last_status, waiting)
     return Taken(lease, RunRequest(**content["request"]), waiting)
 
 

@@ -42,18 +42,12 @@ def dump_state(state: RunState[Any]) -> str:
     return json.dumps(data)
 
 
-def claimable(
-    conversation: Conversation, request: RunRequest, stale_after: float
-) -> Pending | None:
-    """Find the paused run whose open interrupts are exactly those that a run answers.
+def find_waiting(conversation: Conversation, stale_after: float) -> Pending:
+    """Return the paused run of a conversation. Raise UnknownInterrupt if there is none.
 
-    Return None if the run's id was used before. Raise UnknownInterrupt, and with the
-    approval withdrawn InterruptExpired and InvalidApproval; AG-UI asks that all open
-    ones be answered at once.
+    Raise InterruptExpired and InvalidApproval with the approval withdrawn.
     """
     backend, key = conversation.backend, conversation.key
-    if conversation.runs().filter(run_id=request.run_id).exists():
-        return None
     run = approvals.newest_waiting(backend, conversation.pk)
     if run is None:
         # What a run that died was to carry out waits again.
@@ -73,6 +67,21 @@ def claimable(
         raise InterruptExpired(
             "The time to approve this is over. Nothing was done; ask again."
         )
+    return found
+
+
+def claimable(
+    conversation: Conversation, request: RunRequest, stale_after: float
+) -> Pending | None:
+    """Find the paused run whose open interrupts are exactly those that a run answers.
+
+    Return None if the run's id was used before. Raise UnknownInterrupt, and with the
+    approval withdrawn InterruptExpired and InvalidApproval; AG-UI asks that all open
+    ones be answered at once.
+    """
+    if conversation.runs().filter(run_id=request.run_id).exists():
+        return None
+    found = find_waiting(conversation, stale_after)
     answered = {entry["interruptId"] for entry in request.resume}
     if answered != {interrupt["id"] for interrupt in found.interrupts}:
         raise UnknownInterrupt(

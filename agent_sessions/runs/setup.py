@@ -60,7 +60,7 @@ class Conversation:
         cls,
         session_id: str,
         *,
-        user: AbstractBaseUser,
+        user: AbstractBaseUser | None,
         backend: str = DEFAULT_ALIAS,
     ) -> Conversation:
         """Find a user's own session. Raises SessionDoesNotExist for any other."""

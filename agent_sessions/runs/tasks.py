@@ -64,7 +64,7 @@ async def enqueue(
 
     Raise what RunManager.start() does. A run that no queue takes has failed.
     """
-    put = queued.put, conversation, request, limits.stale_after, options
+    put = queued.put, conversation, request, limits, options
     return await settle(_enqueue(conversation, request.run_id, door, put))
 
 

@@ -8,15 +8,28 @@ from typing import Any
 
 import pytest
 from agents import Agent, function_tool
-from agents.testing import ScriptedModel, function_call
+from agents.testing import ScriptedModel, assistant_message, function_call
 from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
 from django.core.cache import cache
 from django.utils import timezone
 
 from agent_sessions import approvals, get_session
-from agent_sessions.exceptions import LeaseLost
+from agent_sessions.exceptions import (
+    LeaseLost,
+    RunPaused,
+    SessionDoesNotExist,
+    UnknownInterrupt,
+)
 from agent_sessions.models import AgentRun, AgentSession
-from agent_sessions.runs import Conversation, RunLimits, records, recovery
+from agent_sessions.runs import (
+    Conversation,
+    RunLimits,
+    answer_run,
+    records,
+    recovery,
+    start_run,
+)
 from tests.runs.test_runs import approve, cashier
 from tests.support.approvals import refunded
 from tests.support.chat import Socket, text_of
@@ -221,3 +234,88 @@ async def test_a_call_that_is_stopped_leaves_an_output() -> None:
         "function_call_output",
     ]
     assert (await AgentRun.objects.aget(run_id="r-1")).state == ""
+
+
+# -- by code ---------------------------------------------------------------------------
+
+
+def twice() -> Agent[Any]:
+    """Return an agent that asks for two refunds at once, and for a third later."""
+    first = [
+        function_call("refund", {"order": order}, call_id=f"call_{order}")
+        for order in ("1", "2")
+    ]
+    third = [function_call("refund", {"order": "3"}, call_id="call_3")]
+    steps = [first, third, [assistant_message("done")]]
+    return cashier().clone(model=ScriptedModel(steps))
+
+
+async def test_code_answers_each_call_with_a_reason() -> None:
+    user, session_id = await conversation()
+    agent = twice()
+    place: Any = {"session_id": session_id, "user": user}
+    run = await start_run(agent, "Refund 1 and 2", **place)
+    with pytest.raises(RunPaused):
+        await run.result()
+    with pytest.raises(UnknownInterrupt):
+        await answer_run(agent, {"call_1": True}, **place)
+    answers = {"call_1": True, "call_2": False}
+    run = await answer_run(agent, answers, reason="too much", **place)
+    with pytest.raises(RunPaused):
+        await run.result()
+    assert refunded == ["1"]
+    assert ("call_2", "too much") in outputs_sent(agent)
+    run = await answer_run(agent, True, **place)
+    assert await run.result() == "done"
+    assert refunded == ["1", "3"]
+    with pytest.raises(UnknownInterrupt):
+        await answer_run(agent, True, **place)
+
+
+async def test_a_lasting_answer_is_not_asked_for_again() -> None:
+    user, session_id = await conversation()
+    agent = twice()
+    place: Any = {"session_id": session_id, "user": user}
+    run = await start_run(agent, "Refund 1 and 2", **place)
+    await run.ended()
+    run = await answer_run(agent, True, always=True, **place)
+    assert await run.result() == "done"
+    assert refunded == ["1", "2", "3"]
+
+
+async def test_nobody_elses_approval_is_answered() -> None:
+    user, session_id = await conversation()
+    agent = cashier()
+    run = await start_run(agent, "Refund", session_id=session_id, user=user)
+    await run.ended()
+    for other in (None, await get_user_model()._default_manager.acreate(username="o")):
+        with pytest.raises(SessionDoesNotExist):
+            await answer_run(agent, True, session_id=session_id, user=other)
+    assert refunded == []
+
+
+@pytest.mark.parametrize("kind", ["tool", "handoff"])
+async def test_approvals_of_nested_agents_are_answered(kind: str) -> None:
+    inner: Agent[Any] = cashier()
+    if kind == "tool":
+        model = ScriptedModel(
+            [
+                [function_call("ask_cashier", {"input": "Refund"}, call_id="call_0")],
+                [assistant_message("all done")],
+            ]
+        )
+        tool = inner.as_tool("ask_cashier", "Refund.")
+        outer: Agent[Any] = Agent(name="desk", model=model, tools=[tool])
+    else:
+        model = ScriptedModel(
+            [[function_call("transfer_to_cashier", {}, call_id="call_0")]]
+        )
+        outer = Agent(name="desk", model=model, handoffs=[inner])
+    user, session_id = await conversation()
+    place: Any = {"session_id": session_id, "user": user}
+    run = await start_run(outer, "Refund", **place)
+    with pytest.raises(RunPaused):
+        await run.result()
+    run = await answer_run(outer, True, **place)
+    assert await run.result() == ("all done" if kind == "tool" else "done")
+    assert refunded == ["42"]

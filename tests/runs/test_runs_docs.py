@@ -52,7 +52,7 @@ async def test_a_run_that_is_started(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_run_of_a_task() -> None:
     user = make_user()
-    names = names_of(code_of("Runs that you start", 1))
+    names = names_of(code_of("Runs that you start", 2))
     assert names["answer_in_task"](user, "Hello") == "Good day"
     connections.close_all()
 
