@@ -67,7 +67,10 @@ function received({ event }) {
   scroll.keep(() => transcript.apply(event));
   if (event.code === "interrupts_pending") client.refresh();
   const isSync = event.type === "RUN_STARTED" && event.runId.startsWith("sync:");
-  if (/^RUN_(STARTED|FINISHED|ERROR)$/.test(event.type) && !isSync) sidebar.refresh();
+  const isRun = /^RUN_(STARTED|FINISHED|ERROR)$/.test(event.type) && !isSync;
+  // The first message names a conversation, and is stored after RUN_STARTED.
+  const isNamed = /^(TEXT_MESSAGE|TOOL_CALL)_START$/.test(event.type) && !sidebar.title;
+  if (isRun || isNamed) sidebar.refresh();
 }
 
 async function send(text, message) {

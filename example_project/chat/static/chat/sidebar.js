@@ -38,6 +38,7 @@ export class Sidebar extends EventTarget {
   #sessions = [];
   #next = null;
   #current = "";
+  #asked = 0;
 
   constructor() {
     super();
@@ -60,7 +61,10 @@ export class Sidebar extends EventTarget {
 
   async #load(after) {
     const query = after ? `?after=${encodeURIComponent(after)}` : "";
+    const asked = after ? this.#asked : ++this.#asked;
     const answer = await ask(url("sessions") + query);
+    // What was asked later knows more.
+    if (asked !== this.#asked) return;
     if (!answer) {
       this.#note.textContent = say("listFailed");
       this.#note.hidden = false;
