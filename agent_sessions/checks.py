@@ -276,26 +276,22 @@ def _check_channel_layer() -> list[CheckMessage]:
     layers = getattr(settings, "CHANNEL_LAYERS", None)
     layer = layers.get("default") if isinstance(layers, dict) else None
     if not layer:
-        return [
-            Warning(
-                "CHANNEL_LAYERS has no default layer, so a websocket hears the runs of "
-                "other server processes up to half a second late.",
-                hint="With more than one process, set CHANNEL_LAYERS['default'] to "
-                "channels_redis.core.RedisChannelLayer; the extra is channels-redis.",
-                id="agent_sessions.W021",
-            )
-        ]
-    if isinstance(layer, dict) and layer.get("BACKEND") == _IN_MEMORY_LAYER:
-        return [
-            Warning(
-                "CHANNEL_LAYERS['default'] is in memory, so a websocket hears the runs "
-                "of other server processes up to half a second late.",
-                hint="Use channels_redis.core.RedisChannelLayer; the extra is "
-                "channels-redis.",
-                id="agent_sessions.W022",
-            )
-        ]
-    return _check_redis_layer(layer) if isinstance(layer, dict) else []
+        found, number = "CHANNEL_LAYERS has no default layer", "W021"
+    elif not isinstance(layer, dict):
+        return []
+    elif layer.get("BACKEND") == _IN_MEMORY_LAYER:
+        found, number = "CHANNEL_LAYERS['default'] is in memory", "W022"
+    else:
+        return _check_redis_layer(layer)
+    return [
+        Warning(
+            f"{found}, so a websocket hears the runs of other server processes up to "
+            "half a second late.",
+            hint="With more than one process, set CHANNEL_LAYERS['default'] to "
+            "channels_redis.core.RedisChannelLayer; the extra is channels-redis.",
+            id=f"agent_sessions.{number}",
+        )
+    ]
 
 
 def _check_redis_layer(layer: dict[str, Any]) -> list[CheckMessage]:

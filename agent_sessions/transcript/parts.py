@@ -98,8 +98,6 @@ class Entry:
 
 
 PREVIEW_LENGTH = 120
-
-
 PART_LENGTH = 10_000
 IMAGE_BYTES = 1_000_000
 # More parts of one item are counted, not shown.
@@ -216,11 +214,8 @@ def _read(entry: Item) -> Iterator[Part]:
         # Within an object of its own, or as the Realtime API has it.
         audio = entry.get("input_audio")
         audio = audio if isinstance(audio, Mapping) else {"data": entry.get("audio")}
-        name, size = (
-            string(audio.get("format")),
-            _decoded_size(string(audio.get("data"))),
-        )
-        yield Part(PartKind.AUDIO, label=name, size=size)
+        size = _decoded_size(string(audio.get("data")))
+        yield Part(PartKind.AUDIO, label=string(audio.get("format")), size=size)
         yield from texts(entry.get("transcript"))
     else:
         yield json_part(dict(entry), label=kind)
@@ -252,11 +247,8 @@ def link_part(address: Any, label: Any = "") -> Part:
 
 def encrypted_parts(value: Any) -> tuple[Part, ...]:
     """Describe encrypted content by its size alone."""
-    return (
-        (Part(PartKind.ENCRYPTED, size=len(value)),)
-        if isinstance(value, str) and value
-        else ()
-    )
+    size = len(value) if isinstance(value, str) else 0
+    return (Part(PartKind.ENCRYPTED, size=size),) if size else ()
 
 
 def _annotations(value: Any) -> Iterator[Part]:

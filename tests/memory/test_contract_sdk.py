@@ -127,7 +127,7 @@ class MemoryStore(SessionContract):
 
 
 def test_cases_of_what_is_not_supported_are_left_out() -> None:
-    assert callable(MemoryStore.test_item_of_a_megabyte)
+    assert callable(MemoryStore.test_item_comes_back)
     assert vars(MemoryStore)["test_session_is_closed_to_others"] is None
     assert vars(MemoryStore)["test_foreign_writes_are_seen_at_once"] is None
 

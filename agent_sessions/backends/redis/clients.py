@@ -71,7 +71,7 @@ class Endpoint:
         try:
             if self.sentinels:
                 return self._through_sentinels()
-            client = self._made()
+            client = self._from_url() if self.make is None else self.make()
         except (TypeError, ValueError, AttributeError) as exc:
             raise _invalid(
                 "The Redis client can't be made from these options "
@@ -83,25 +83,17 @@ class Endpoint:
             await client.initialize()
         return Client(client)
 
-    def _made(self) -> Redis | RedisCluster:
-        if self.make is not None:
-            return self.make()
-        return self._cluster() if self.cluster else self._single()
+    def _from_url(self) -> Redis | RedisCluster:
+        from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 
-    def _single(self) -> Redis:
-        from redis.asyncio import BlockingConnectionPool, Redis
-
+        if self.cluster:
+            return RedisCluster.from_url(self.url, **self.options)
         # Where all connections are in use, a caller waits for one.
         options = {"retry": _retry(), **self.options}
         pool = BlockingConnectionPool.from_url(self.url, **options)
         # Made to no use but to see whether it takes the options.
         pool.connection_class(**pool.connection_kwargs)
         return Redis.from_pool(pool)
-
-    def _cluster(self) -> RedisCluster:
-        from redis.asyncio import RedisCluster
-
-        return RedisCluster.from_url(self.url, **self.options)
 
     def _through_sentinels(self) -> Client:
         from redis.asyncio.connection import parse_url
