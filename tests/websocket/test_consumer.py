@@ -262,7 +262,9 @@ async def test_no_contents_are_logged(caplog: pytest.LogCaptureFixture) -> None:
             await tab.say("r-1", "private words")
             await tab.to_end()
     ours = [r.getMessage() for r in caplog.records if r.name.startswith("agent_s")]
-    assert ours == ["Run 'r-1' failed: internal (RuntimeError)"]
+    signals = ["run_started", "run_finished"]
+    assert sorted(ours) == ["Run 'r-1' failed: internal (RuntimeError)", *signals[::-1]]
+    assert "words" not in str([vars(record) for record in caplog.records])
 
 
 async def test_too_many_turns_keep_what_was_done() -> None:
