@@ -63,11 +63,9 @@ class WorkerMixin:
             )
         for name, value in options.items():
             if name != "task_options" and not isinstance(value, _CARRIED):
-                hint = "Give its dotted path" if name == "agent" else "Set it"
-                hint += " as an attribute of a subclass" if name != "agent" else ""
                 raise InvalidConsumer(
-                    f'{cls.__name__}.{name} can\'t go to a worker of where="task". '
-                    f"{hint}."
+                    f'{cls.__name__}.{name} can\'t go to a worker of where="task". Set '
+                    "it as an attribute of a subclass, or give an agent's dotted path."
                 )
 
     @classmethod

@@ -7,8 +7,7 @@ it meanwhile, by no process; the worker that takes it over does the run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,20 +74,13 @@ def put(
     )
     if lease is None:
         return False
-    with _given_back(conversation, lease):
-        _write(conversation, fork.request if fork else request, lease, waiting)
-    return True
-
-
-@contextmanager
-def _given_back(conversation: Conversation, lease: Lease) -> Iterator[None]:
-    """Give the lease back where the block fails."""
     try:
-        yield
+        _write(conversation, fork.request if fork else request, lease, waiting)
     except BaseException:
         with suppress(Error):
             records.give_back(conversation, lease)
         raise
+    return True
 
 
 @sensitive_variables()

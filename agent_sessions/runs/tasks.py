@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import django
 from asgiref.sync import async_to_sync, sync_to_async
@@ -23,7 +23,7 @@ from agent_sessions.runs import queued
 from agent_sessions.runs.active import ActiveRun
 from agent_sessions.runs.failures import log_failure, refusal_code
 from agent_sessions.runs.manager import get_run_manager
-from agent_sessions.runs.setup import Conversation, RunLimits, RunSetup
+from agent_sessions.runs.setup import Conversation, RunLimits
 from agent_sessions.usage import model_of
 
 if TYPE_CHECKING or django.VERSION >= (6, 0):
@@ -44,13 +44,6 @@ class Door:
     options: dict[str, Any]
     # The priority, queue_name and backend of tasks.
     task_options: dict[str, Any] = field(default_factory=dict)
-
-
-class OpenDoor(Protocol):
-    """The door of a run, as a worker makes it: an AgentConsumer or an AgentRunView."""
-
-    async def setup_for(self, user: Any, conversation: Conversation) -> RunSetup | None:
-        """Return the setup of a run; None where its user may not ask any more."""
 
 
 async def enqueue(
@@ -104,7 +97,7 @@ def run_queued(
     async_to_sync(_work)(door, place, run_id)
 
 
-async def _work(door: OpenDoor, place: list[str], run_id: str) -> None:
+async def _work(door: Any, place: list[str], run_id: str) -> None:
     alias, session_id, owner = place
     threads = sessions[alias].threads
     user = await threads.run(get_user_model()._default_manager.filter(pk=owner).first)
