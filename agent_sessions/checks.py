@@ -276,11 +276,11 @@ def _check_channel_layer() -> list[CheckMessage]:
     layers = getattr(settings, "CHANNEL_LAYERS", None)
     layer = layers.get("default") if isinstance(layers, dict) else None
     if not layer:
-        found, number = "CHANNEL_LAYERS has no default layer", "W021"
+        found, id_ = "CHANNEL_LAYERS has no default layer", "agent_sessions.W021"
     elif not isinstance(layer, dict):
         return []
     elif layer.get("BACKEND") == _IN_MEMORY_LAYER:
-        found, number = "CHANNEL_LAYERS['default'] is in memory", "W022"
+        found, id_ = "CHANNEL_LAYERS['default'] is in memory", "agent_sessions.W022"
     else:
         return _check_redis_layer(layer)
     return [
@@ -289,7 +289,7 @@ def _check_channel_layer() -> list[CheckMessage]:
             "half a second late.",
             hint="With more than one process, set CHANNEL_LAYERS['default'] to "
             "channels_redis.core.RedisChannelLayer; the extra is channels-redis.",
-            id=f"agent_sessions.{number}",
+            id=id_,
         )
     ]
 

@@ -435,6 +435,12 @@ ANSWER = {"interruptId": "c1", "status": "resolved", "payload": {"approved": Tru
 FRAMES: dict[str, Any] = {
     "run": {"threadId": ID, "runId": "r-9", "messages": [MESSAGE]},
     "resume": {"threadId": ID, "runId": "r-9", "messages": [], "resume": [ANSWER]},
+    "switch": {
+        "threadId": ID,
+        "runId": "r-9",
+        "messages": [],
+        "forwardedProps": {"agentSessions": {"branch": "main"}},
+    },
     "abort": {"type": "abort", "runId": "r-0"},
     "sync": {"type": "sync"},
     "anything else": {"type": "hello"},
