@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from playwright.sync_api import expect
+import pytest
+from playwright.sync_api import Route, expect
 
 from tests.browser.chat import Chat
 
@@ -22,6 +23,30 @@ def test_an_answer_streams_into_the_page(chat: Chat) -> None:
         re.compile(r"\d+ tokens read, \d+ written")
     )
     expect(chat.box).to_be_focused()
+
+
+@pytest.mark.parametrize("way", ["Enter", "Send"])
+def test_what_is_entered_before_the_page_is_ready_is_sent(chat: Chat, way: str) -> None:
+    """A slow network brings the page before its modules."""
+    chat.ask("My name is Alice")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    chat.page.route("**/chat/chat*.js", hold)
+    chat.page.goto(chat.page.url, wait_until="commit")
+    chat.box.fill("What's my name?")
+    if way == "Enter":
+        chat.box.press("Enter")
+    else:
+        chat.page.get_by_role("button", name="Send").click()
+    expect(chat.box).to_have_value("What's my name?")
+    [route] = held
+    route.continue_()
+    expect(chat.answer).to_contain_text("Your name is Alice.", timeout=20_000)
+    expect(chat.page.locator(".user")).to_have_count(2)
+    expect(chat.box).to_have_value("")
 
 
 def test_the_agent_remembers(chat: Chat) -> None:

@@ -269,3 +269,4 @@ document.addEventListener("visibilitychange", () => {
 
 sidebar.refresh();
 open(idOfPage());
+composer.begin();

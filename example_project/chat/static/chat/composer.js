@@ -37,6 +37,13 @@ export class Composer extends EventTarget {
     });
   }
 
+  /** Send what was entered before the page was ready, unless it was changed since. */
+  begin() {
+    const { asked } = this.#form.dataset;
+    delete this.#form.dataset.asked;
+    if (asked && asked === this.#box.value) this.#submit();
+  }
+
   set running(run) {
     const ended = this.#running && !run;
     this.#running = run;
