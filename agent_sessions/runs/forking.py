@@ -6,14 +6,11 @@ import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import reduce
-from operator import or_
 from typing import Any
-
-from django.db.models import Q
 
 from agent_sessions.agui import RunRequest, StreamOptions, messages_from_items
 from agent_sessions.backends.database.branches import Branches
+from agent_sessions.backends.database.lineage import ended_in
 from agent_sessions.backends.reading import place_of
 from agent_sessions.exceptions import (
     BranchesUnsupported,
@@ -142,10 +139,6 @@ def _agent_at(
     conversation: Conversation, branches: Branches, branch: Branch, position: int
 ) -> str:
     """Return the agent that a history goes on with after a position, "" for the first."""
-    seen = [
-        Q(branch_id=part.branch_id, last_position__gt=part.after)
-        & Q(last_position__lte=min(position, part.upto or position))
-        for part in branches.segments(branch)
-    ]
-    runs = conversation.runs().filter(reduce(or_, seen)).order_by("-last_position")
+    seen = ended_in(branches.segments(branch), upto=position)
+    runs = conversation.runs().filter(seen).order_by("-last_position")
     return runs.values_list("agent_name", flat=True).first() or ""

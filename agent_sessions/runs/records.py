@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.db import IntegrityError
-from django.db.models import BigIntegerField, F, Subquery, Value
+from django.db.models import BigIntegerField, F, Q, Subquery, Value
 from django.db.models.functions import Greatest
 from django.views.decorators.debug import sensitive_variables
 
 from agent_sessions import approvals, signals
 from agent_sessions.approvals import Paused, Pending
 from agent_sessions.backends import run_rows
-from agent_sessions.backends.database.lineage import Lineages
+from agent_sessions.backends.database.lineage import Lineages, ended_in
 from agent_sessions.backends.database.usage import opening
 from agent_sessions.backends.directory import NO_RUN
 from agent_sessions.backends.leases import (
@@ -107,19 +107,20 @@ def begin(
     answers = after if isinstance(after, Pending) else None
 
     def open_run() -> Lease | None:
-        previous = _take(conversation, run_id, limits, answers)
-        if previous is None:
+        row = _take(conversation, run_id, limits, answers)
+        if row is None:
             return None
-        row, last_status = previous
         if callable(after):
             after(row)
-            # What is asked on a branch of its own is no retry.
-            last_status = None
+        branch = _branch_of(conversation, row)
+        # What is asked on a branch of its own is no retry.
+        is_new = callable(after)
+        last_status = None if is_new else _last_status(conversation, row, branch)
         run = run_rows.create(
             using,
             row.pk,
             run_id,
-            branch=_branch_of(conversation, row),
+            branch=branch,
             agent_name=row.agent_name,
             model=model,
             sdk_version=sdk_version(),
@@ -157,8 +158,8 @@ def _take(
     run_id: str,
     limits: RunLimits,
     answers: Pending | None,
-) -> tuple[AgentSession, str | None] | None:
-    """Take the lease; return the session's row and the status of its last run."""
+) -> Any:
+    """Take the lease; return the session's row, with its last run's status and branch."""
     state = State.IDLE if answers is None else State.WAITING
     # The write comes first: on SQLite a transaction that reads first may not write.
     if not _compare_and_set(conversation, run_id, state):
@@ -176,14 +177,31 @@ def _take(
             recovery.withdraw(conversation, row.fence)
         if not _compare_and_set(conversation, run_id, state):
             raise refusal(row)
-    newest = run_rows.newest(conversation.using, conversation.pk).values("status")[:1]
-    taken = (
+    newest = run_rows.newest(conversation.using, conversation.pk)
+    return (
         conversation.rows()
         .select_related("branch")
-        .annotate(last_status=Subquery(newest))
+        .annotate(
+            last_status=Subquery(newest.values("status")[:1]),
+            last_branch=Subquery(newest.values("branch")[:1]),
+        )
         .get()
     )
-    return taken, taken.last_status
+
+
+def _last_status(
+    conversation: Conversation, row: Any, branch: Branch | None
+) -> str | None:
+    """Return how the last run ended that began on a branch or that it shows."""
+    status: str | None = row.last_status
+    if branch is None or row.last_branch in {None, branch.pk}:
+        return status
+    using = conversation.using
+    shown = ended_in(Lineages(using).of(branch.pk))
+    # An undo or a compaction moves the name to another row.
+    own = Q(branch=None) | Q(branch__name=branch.name) | shown
+    runs = run_rows.newest(using, conversation.pk).filter(own)
+    return runs.values_list("status", flat=True).first()
 
 
 def _branch_of(conversation: Conversation, row: AgentSession) -> Branch | None:

@@ -105,12 +105,14 @@ def look(
     asked = None
     if not going_on:
         asked = pending(conversation.backend, conversation.key, conversation.pk)
-    runs = newest(conversation.using, conversation.pk)
+    runs = newest(conversation.using, conversation.pk).select_related("branch")
     run = (runs.filter(run_id=running) if running else runs).first()
     chunks = event_rows.read(conversation, run.pk) if run else []
     within = "" if told.run_id.startswith(SYNC_PREFIX) else told.run_id
-    ended = runs.filter(run_id=within).first() if within else run
     interrupts = [] if asked is None else asked.interrupts
+    ended = None if _is_elsewhere(row, run) else run
+    if within:
+        ended = runs.filter(run_id=within).first()
     return Found(
         running,
         run,
@@ -129,6 +131,13 @@ def _branch_of(
         return {}
     is_left = run is not None and run.branch_id not in {None, row.branch_id}
     return {"branch": row.branch.name, "has_switched": is_left}
+
+
+def _is_elsewhere(row: AgentSession | None, run: AgentRun | None) -> bool:
+    """Return whether a run was on a branch of another name than the current one's."""
+    if row is None or row.branch is None or run is None or run.branch is None:
+        return False
+    return run.branch.name != row.branch.name
 
 
 async def answer(

@@ -20,6 +20,7 @@ from agent_sessions.models import AgentRun, AgentSession, Branch, SessionItem
 from agent_sessions.runs.pages import told_of
 from agent_sessions.runs.setup import Conversation
 from tests.encryption.test_encryption import NEW
+from tests.runs.test_runs import cashier
 from tests.support.chat import Socket, create_conversation, make_user, text_of
 from tests.support.gated import gated
 from tests.support.streams import Http
@@ -463,3 +464,52 @@ async def test_the_agent_is_the_one_of_the_branch() -> None:
         await tab.to_end()
         await row.arefresh_from_db()
         assert row.agent_name == "billing"
+        # Its runs end at the same positions as those of the other.
+        forked = await Branch.objects.aget(runs__run_id="r-2")
+        await ask(tab, "t", branch=forked.name)
+        await tab.to_end()
+        await row.arefresh_from_db()
+        assert row.agent_name == "speaker"
+
+
+async def test_a_run_that_fails_on_one_branch_is_none_of_another() -> None:
+    user, session_id = await conversation()
+    async with Socket(session_id, user, speaker("one")) as tab:
+        await tab.say("r-1", "Hi")
+        await tab.to_end()
+        # The model has no more to say.
+        await edit(tab, "r-2", "u-r-1", "Hello")
+        assert (await tab.to_end())[-1]["type"] == "RUN_ERROR"
+        await ask(tab, "s", branch="main")
+        events = await tab.to_end()
+        assert said(events) == ["Hi", "one"]
+        assert events[-1]["outcome"] == {"type": "success"}
+    async with Socket(session_id, user, speaker("two", "three")) as tab:
+        # The same words are no retry here, but they are there.
+        await tab.say("r-3", "Hi")
+        await tab.to_end()
+        assert said(await shown(tab)) == ["Hi", "one", "Hi", "two"]
+        forked = await Branch.objects.aget(runs__run_id="r-2")
+        await ask(tab, "t", branch=forked.name)
+        await tab.to_end()
+        await tab.say("r-4", "Hello")
+        await tab.to_end()
+        assert said(await shown(tab)) == ["Hello", "three"]
+
+
+async def test_what_waits_on_a_branch_that_was_left_is_closed_there() -> None:
+    user, session_id = await conversation()
+    async with Socket(session_id, user, cashier()) as tab:
+        await tab.say("r-1", "Refund order 42")
+        await tab.to_end()
+    agent = speaker("two", "three")
+    async with Socket(session_id, user, agent) as tab:
+        await edit(tab, "r-2", "u-r-1", "Hello")
+        await tab.to_end()
+        await ask(tab, "s", branch="main")
+        await tab.to_end()
+        await tab.say("r-3", "And now?")
+        await tab.to_end()
+    assert isinstance(agent.model, ScriptedModel)
+    told = [item.get("output") for item in agent.model.calls[-1].input]
+    assert "Tool execution was not approved." in told

@@ -100,6 +100,19 @@ def visible(
     return SessionItem._base_manager.using(using).filter(shown)
 
 
+def ended_in(segments: tuple[Segment, ...], *, upto: int = _LAST) -> Q:
+    """Match the runs whose last item is in segments, up to a position."""
+    ended = Q()
+    for segment in segments:
+        last = upto if segment.upto is None else min(segment.upto, upto)
+        ended |= Q(
+            branch_id=segment.branch_id,
+            last_position__gt=segment.after,
+            last_position__lte=last,
+        )
+    return ended
+
+
 def segment_of(segments: tuple[Segment, ...], position: int) -> Segment:
     """Find the segment that a fork after `position` grows from.
 
