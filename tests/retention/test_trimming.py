@@ -201,6 +201,24 @@ def test_a_title_that_quotes_what_goes_quotes_what_stays() -> None:
     assert row().title == "t3"
 
 
+def test_a_title_of_the_first_message_with_words_quotes_what_stays() -> None:
+    add(user("\u200b"), answer("?"))
+    made = make(3)
+    assert made.title == "t1"
+    trim(made, 2)
+    assert row().title == "t2"
+
+
+def test_a_title_of_a_message_that_was_edited_quotes_what_stays() -> None:
+    make(4)
+    session().create_branch_from_turn(1)
+    add(user("t1, better"))
+    assert row().title == "t1"
+    trim(row(), 2)
+    assert users("main") == ["t3", "t4"]
+    assert row().title == "t1, better"
+
+
 def test_a_title_that_was_given_stays() -> None:
     made = make(4)
     AgentSession.objects.update(title="Holidays")

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # How often somebody may make branches meanwhile before it is given up.
 _ATTEMPTS = 5
+# So many messages are looked through for one that shows words.
+_LOOKED = 100
 
 
 def count_older(engine: Engine, key: SessionKey, keep: int) -> int:
@@ -106,14 +108,17 @@ def _remove(branches: Branches, plan: TurnPlan, step: Step, guard: Guard) -> boo
 
 
 def _new_title(plan: TurnPlan, row: AgentSession) -> str:
-    """Return the first remaining message, where the title was drawn from the first."""
-    if row.branch_id is None:
+    """Return a title of what remains, where the one there is was drawn from the first.
+
+    That is a message of the oldest branch, where the first one was edited.
+    """
+    if row.branch_id is None or not row.title:
         return ""
-    users = plan.view(row.branch_id).filter(**OPENING)
-    texts = users.order_by("position").values_list("text", flat=True)
-    if row.title != title_of(texts[:1]):
+    texts, oldest = plan.texts(row.branch_id), plan.texts(plan.root_of(row.branch_id))
+    if row.title not in {title_of(texts[:_LOOKED]), title_of(oldest[:_LOOKED])}:
         return ""
-    return title_of(texts.filter(turn__gte=plan.begins.get(row.branch_id, 0))[:1])
+    first = plan.begins.get(row.branch_id, 0)
+    return title_of(texts.filter(turn__gte=first)[:_LOOKED])
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +188,14 @@ class TurnPlan:
 
     def view(self, branch: int) -> QuerySet[Any]:
         return visible(self.using, self._lineages.of(branch))
+
+    def texts(self, branch: int) -> QuerySet[Any]:
+        """Return what the messages of the user say, the oldest first."""
+        users = self.view(branch).filter(**OPENING).order_by("position")
+        return users.values_list("text", flat=True)
+
+    def root_of(self, branch: int) -> int:
+        return self._lineages.of(branch)[-1].branch_id
 
     def steps(self, pace: Pace) -> Iterator[Step]:
         """Return what goes in one transaction each: turns whole in all branches."""
