@@ -52,12 +52,11 @@ class Fork:
         if source is None:
             raise UnknownMessage("There is no message to ask again.")
         message = _find(conversation, branches, source, asked.edit)
-        earlier = branches.items(source, upto=message.position - 1)
-        last = earlier.order_by("-position").values_list("position", flat=True).first()
-        turn = max(message.turn - 1, 0)
+        # Where code forks too: a page looks for its siblings there.
+        last, turn = message.position - 1, max(message.turn - 1, 0)
         name = f"turn_{message.turn}_{secrets.token_hex(6)}"
-        agent = _agent_at(conversation, branches, source, last or 0)
-        row.branch = branches.fork(source, last or 0, turn, name)
+        agent = _agent_at(conversation, branches, source, last)
+        row.branch = branches.fork(source, last, turn, name)
         row.agent_name = agent
         if asked.regenerate:
             [shown] = messages_from_items([message], self._options)

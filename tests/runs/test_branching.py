@@ -261,6 +261,31 @@ async def test_many_siblings_are_found_in_one_query() -> None:
     assert (found["place"], found["count"]) == (15, 15)
 
 
+async def test_a_page_that_begins_with_a_message_tells_its_siblings() -> None:
+    user, session_id = await conversation()
+    session = DjangoSession(session_id, user=user)
+    turn: Any = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]
+    await session.add_items(turn)
+    await session.add_items(turn[:1])
+    # Its position is not given again.
+    await session.pop_item()
+    await session.add_items(turn)
+    async with Socket(session_id, user, speaker("x")) as tab:
+        await ask(tab, "r-1", regenerate=True)
+        await tab.to_end()
+    await session.switch_to_branch("main")
+    row = await AgentSession.objects.aget(session_id=session_id)
+    where = Conversation(row.pk, sessions["default"], make_key(session_id, user))
+    page = await where.backend.apage(where.key, limit=2)
+    page = await sync_to_async(told_of)(page, where)
+    found = page.items[0].siblings
+    assert found is not None
+    assert (found["place"], found["count"]) == (1, 2)
+
+
 # -- refusals --------------------------------------------------------------------------
 
 
