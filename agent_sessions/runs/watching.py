@@ -201,11 +201,13 @@ class Watcher:
                 run.abort(cast("Literal['immediate', 'after_turn']", row.run_stop))
         await _all(calls)
         for place, _ in some:
-            self._show_branch(place, rows.get(place[2]))
+            row = rows.get(place[2])
+            if row is not None and _is_of(row, place):
+                self._show_branch(place, row)
 
-    def _show_branch(self, place: Place, row: AgentSession | None) -> None:
+    def _show_branch(self, place: Place, row: AgentSession) -> None:
         """Bring those up to date who are shown another branch than the current one."""
-        if row is None or row.run_id or row.branch is None or place in self._runs:
+        if row.run_id or row.branch is None or place in self._runs:
             return
         known = {"", row.branch.name}
         for listener in self._listeners.get(place, ()):

@@ -68,6 +68,22 @@ async def test_each_group_tells_that_it_listens() -> None:
     listeners.clear()
 
 
+async def test_the_branch_of_a_session_with_a_restored_key_is_not_shown() -> None:
+    """The key of the row is another session's by now."""
+    listeners: dict[Any, set[Subscription]] = {}
+    watcher, where, listener = Watcher({}, listeners), await found(), Subscription()
+    listener.open.branch = "fork"
+    listeners[place_of(where)] = {listener}
+    some = [(place_of(where), watcher.watch(where, 60))]
+    await watcher._look(some, tells=False)
+    assert listener.lagging
+    listener.lagging = False
+    await where.rows().aupdate(session_id="another")
+    await watcher._look(some, tells=False)
+    assert not listener.lagging
+    listeners.clear()
+
+
 async def test_what_one_listener_lacks_is_not_told_to_another_twice() -> None:
     """A run of another process begins and ends between two looks."""
     manager, where = get_run_manager(), await found()
