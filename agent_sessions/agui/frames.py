@@ -51,6 +51,11 @@ class RunRequest:
         """Whether the run begins a branch."""
         return bool(self.edit) or self.regenerate
 
+    @property
+    def again_id(self) -> str:
+        """The id of a message that is asked again, as this run tells it."""
+        return f"{self.run_id}:again"
+
 
 @dataclass(frozen=True, slots=True)
 class SwitchRequest:

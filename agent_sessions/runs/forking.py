@@ -60,7 +60,7 @@ class Fork:
         row.agent_name = agent
         if asked.regenerate:
             [shown] = messages_from_items([message], self._options)
-            shown = {**shown, "id": f"{asked.run_id}:again"}
+            shown = {**shown, "id": asked.again_id}
             again: Any = [message.item]
             self.request = replace(asked, user_messages=[shown], again=again)
 

@@ -212,8 +212,10 @@ def _store_words(
     lost = [{"role": "assistant", "content": text, **mark} for text in unsaid]
     lost = [*closing, *lost]
     if not items and not closing:
-        # It died before the SDK stored what it was asked.
-        lost = [*user_items(asked), *lost]
+        # It died before the SDK stored what it was asked. A message that it asks again is
+        # whole on another branch alone: what is told of it lacks files and sounds.
+        is_again = [each["id"] for each in messages] == [asked.again_id]
+        lost = [] if is_again else [*user_items(asked), *lost]
     if lost and not about.is_checked:
         backend.append(key.fenced(fence), lost)
         items = backend.page(key, after=about.base, limit=NAMED).items

@@ -257,6 +257,26 @@ async def test_what_a_killed_run_was_asked_is_kept(is_checked: bool) -> None:
     assert run.status == "interrupted"
 
 
+async def test_what_a_killed_run_asked_again_is_left_to_its_branch() -> None:
+    """What is told of a message is less than its item has."""
+    where = await found()
+    lease = {"run_id": "r-1", "run_owner": "elsewhere:1:x", "state": "running"}
+    await where.rows().aupdate(**lease, fence=7)
+    run = await AgentRun.objects.acreate(session_id=where.pk, run_id="r-1")
+    source = {"type": "file", "value": "file-1", "provider": "openai"}
+    content = [{"type": "document", "source": source}]
+    asked = [{"id": "r-1:again", "role": "user", "content": content}]
+    started = {"type": "RUN_STARTED", "threadId": "t", "runId": "r-1"}
+    frame = Frame("r-1", 1, {**started, "input": {"messages": asked}})
+    unwritten = Unwritten(where, run, 7, [Chunk([frame], About(0))])
+    told = await sync_to_async(event_rows.rows_of)(unwritten)
+    await where.backend.threads.run(run_rows.add_events, where.using, told)
+    await where.backend.threads.run(recovery.recover, where, 15)
+    assert await items_of(where.session_id) == []
+    await run.arefresh_from_db()
+    assert run.status == "interrupted"
+
+
 async def hear(listener: Subscription) -> list[Frame]:
     """Take frames up to the end of a run."""
     frames: list[Frame] = []
