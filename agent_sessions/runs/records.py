@@ -199,7 +199,10 @@ def _last_status(
     using = conversation.using
     shown = ended_in(Lineages(using).of(branch.pk))
     # An undo or a compaction moves the name to another row.
-    own = Q(branch=None) | Q(branch__name=branch.name) | shown
+    branches = Branch._base_manager.using(using).filter(session_id=row.pk)
+    named = branches.filter(name=branch.name).values_list("pk", flat=True)
+    # By keys: for a join PostgreSQL may read the branches of all others.
+    own = Q(branch=None) | Q(branch__in=list(named)) | shown
     runs = run_rows.newest(using, conversation.pk).filter(own)
     return runs.values_list("status", flat=True).first()
 

@@ -522,17 +522,22 @@ async def test_a_run_that_fails_on_one_branch_is_none_of_another() -> None:
         assert said(await shown(tab)) == ["Hello", "three"]
 
 
-async def test_what_waits_on_a_branch_that_was_left_is_closed_there() -> None:
+@pytest.mark.parametrize("leaves", ["edit", "fork"])
+async def test_what_waits_on_a_branch_that_was_left_is_closed(leaves: str) -> None:
+    """There, or where its turn is shown on another branch."""
     user, session_id = await conversation()
     async with Socket(session_id, user, cashier()) as tab:
         await tab.say("r-1", "Refund order 42")
         await tab.to_end()
     agent = speaker("two", "three")
     async with Socket(session_id, user, agent) as tab:
-        await edit(tab, "r-2", "u-r-1", "Hello")
-        await tab.to_end()
-        await ask(tab, "s", branch="main")
-        await tab.to_end()
+        if leaves == "fork":
+            await DjangoSession(session_id, user=user).fork(1)
+        else:
+            await edit(tab, "r-2", "u-r-1", "Hello")
+            await tab.to_end()
+            await ask(tab, "s", branch="main")
+            await tab.to_end()
         await tab.say("r-3", "And now?")
         await tab.to_end()
     assert isinstance(agent.model, ScriptedModel)
