@@ -25,6 +25,7 @@ from agent_sessions.items import Batch, Item, decode
 from agent_sessions.models import AgentRun, AgentSession, SessionItem
 from agent_sessions.retention import Selection
 from agent_sessions.runs.external import SessionHooks
+from agent_sessions.transfer.copied_rows import Chosen
 from agent_sessions.transfer.copy import Copier, find_sources
 from tests.support.chat import make_user
 from tests.support.list_backend import ListBackend
@@ -586,3 +587,19 @@ def test_a_session_deleted_meanwhile_is_reported() -> None:
     told = told_by(copier)
     copier.run([chosen])
     assert "deleted meanwhile" in told[0]
+
+
+@one_database
+def test_a_session_deleted_while_others_are_copied_leaves_nothing() -> None:
+    """What its row says was read together with theirs."""
+    for session_id in ("s-1", "s-2"):
+        fill(session_id, 3)
+    mine = AgentSession.objects.filter(backend="default", session_id="s-2")
+    copier = Copier(sessions["default"], sessions["lists"])
+    copier.progress = lambda count: mine.delete()
+    told = told_by(copier)
+    rows = AgentSession.objects.filter(backend="default").order_by("session_id")
+    keyed = [Chosen(SessionKey(row.session_id), row) for row in rows]
+    assert copier.run(keyed).made == 1
+    assert "s-2: refused: it has been deleted meanwhile" in told[0]
+    assert not AgentSession.objects.filter(session_id="s-2").exists()
