@@ -154,8 +154,7 @@ class Copier:
         there, runs = known.copies.get(key), known.runs[row.pk if row else 0]
         try:
             had_items, written, pairs = self._copy_items(key, there, runs)
-            if row is not None and not pairs.here:
-                # It is empty, or gone since its row was read.
+            if not pairs.here:  # It is empty, or gone since its row was read.
                 self._known([chosen]).row(chosen)
             # An empty session's copy is made here.
             is_new = row is not None and self._copy_row(

@@ -596,7 +596,11 @@ def test_a_session_deleted_while_others_are_copied_leaves_nothing() -> None:
         fill(session_id, 3)
     mine = AgentSession.objects.filter(backend="default", session_id="s-2")
     copier = Copier(sessions["default"], sessions["lists"])
-    copier.progress = lambda count: mine.delete()
+
+    def delete(count: int) -> None:
+        mine.delete()
+
+    copier.progress = delete
     told = told_by(copier)
     rows = AgentSession.objects.filter(backend="default").order_by("session_id")
     keyed = [Chosen(SessionKey(row.session_id), row) for row in rows]
