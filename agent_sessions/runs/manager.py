@@ -248,6 +248,9 @@ class RunManager:
                 sync.look, conversation, stale_after, told, is_local=run is not None
             )
             if run is not None and run.run_id == found.running:
+                if found.last < run.rows.written and attempt < ATTEMPTS - 1:
+                    # It wrote after its rows were read.
+                    continue
                 found.add(run.rows.waiting, await run.about())
             elif attempt < ATTEMPTS - 1 and (
                 run is not None or (found.running and not found.frames)

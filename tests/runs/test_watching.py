@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from agent_sessions import DjangoSession, get_session, sessions
-from agent_sessions.agui import StreamOptions
+from agent_sessions.agui import RunRequest, StreamOptions
 from agent_sessions.backends import run_rows
 from agent_sessions.backends.base import SessionKey
 from agent_sessions.consumers import AgentConsumer
@@ -25,6 +25,7 @@ from agent_sessions.models import AgentRun, AgentSession, RunEvents, SessionSecr
 from agent_sessions.runs import (
     Conversation,
     RunLimits,
+    RunSetup,
     event_rows,
     get_run_manager,
     recovery,
@@ -121,6 +122,41 @@ async def test_a_run_that_begins_while_a_listener_joins_is_heard(
     await manager.sync(where, listener, offset=None, **options)
     await hear(listener)
     assert [frame.run_id for frame in await hear(listener)] == ["r-1", "r-1"]
+    manager.unsubscribe(where, listener)
+
+
+async def test_what_a_run_writes_while_a_listener_joins_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is neither in the rows that were read nor waiting to be written any more."""
+    manager, where = get_run_manager(), await found()
+    agent, model = gated("It rains in Lisbon now", pause_at=2)
+    asked = {"id": "u-1", "role": "user", "content": "And?"}
+    request = RunRequest(where.session_id, "r-1", [asked])
+    run = await manager.start(where, request, RunSetup(agent))
+    assert run is not None
+    # The writer passes it over until the words are there.
+    async with run.rows.lock:
+        await asyncio.wait_for(model.paused.wait(), 20)
+        read, log, listener = event_rows.read, run.rows, Subscription()
+
+        def reading(*args: Any) -> list[Chunk]:
+            chunks = read(*args)
+            monkeypatch.setattr(event_rows, "read", read)
+            found = log.unwritten()
+            assert found.chunks
+            event_rows.write(where.using, [found])
+            log.settled(found)
+            return chunks
+
+        monkeypatch.setattr(event_rows, "read", reading)
+        options: dict[str, Any] = {"options": StreamOptions(), "stale_after": 60}
+        await manager.sync(where, listener, offset="r-1:0", **options)
+        # Words that came after those.
+        model.gate.set()
+    frames = await hear(listener)
+    assert [frame.number for frame in frames] == list(range(1, len(frames) + 1))
+    assert text_of([frame.event for frame in frames]) == "It rains in Lisbon now"
     manager.unsubscribe(where, listener)
 
 
