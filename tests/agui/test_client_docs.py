@@ -18,6 +18,7 @@ from agent_sessions import agui
 from agent_sessions.agui import RunRequest, StreamOptions, parse_frame
 from agent_sessions.agui.frames import MAX_RUN_ID
 from agent_sessions.models import AgentSession
+from agent_sessions.runs import RunLimits
 from tests.support.approvals import lookup, refund
 from tests.support.chat import Socket, create_conversation, make_user
 from tests.support.documents import blocks, page
@@ -71,7 +72,9 @@ def agent() -> Agent[Any]:
 async def frames_of(options: StreamOptions) -> list[dict[str, Any]]:
     user = await sync_to_async(make_user)()
     row = await sync_to_async(create_conversation)(user)
-    async with Socket(row.session_id, user, agent(), stream_options=options) as tab:
+    limits = RunLimits(must_answer=True)
+    more: dict[str, Any] = {"stream_options": options, "limits": limits}
+    async with Socket(row.session_id, user, agent(), **more) as tab:
         await tab.sync()
         await tab.to_end()
         await tab.say("r-1", "Where is order 41?")
