@@ -244,8 +244,15 @@ def spend(conversation: Conversation, lease: Lease) -> None:
     Raise LeaseLost where somebody is, since this run was taken for dead.
     """
     own = conversation.runs().filter(resumed_by=lease.run.pk)
-    own = own.filter(session__fence=lease.fence).exclude(state="")
-    if not run_rows.write(own, state=""):
+
+    def note() -> bool:
+        # Recovery writes the session's row first too, so that one of the two waits.
+        held = conversation.rows().filter(run_id=lease.run.run_id, fence=lease.fence)
+        return bool(held.update(run_seen_at=DatabaseNow())) and bool(
+            run_rows.write(own, state="")
+        )
+
+    if not transact(conversation.using, note):
         raise LeaseLost
 
 

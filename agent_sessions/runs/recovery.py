@@ -130,7 +130,12 @@ def _open_again(conversation: Conversation, row: AgentSession) -> Paused | None:
     backend, key = conversation.backend, conversation.key
     try:
         paused = approvals.unseal(backend, key, answered)
-        done = backend.page(key, after=answered.last_position or 0, limit=1).items
+        # One that has died, or was given back, has written nothing itself.
+        wrote = conversation.runs().filter(pk__lte=answered.pk).order_by("-pk")
+        heads = wrote.exclude(last_position=None).values_list(
+            "last_position", flat=True
+        )
+        done = backend.page(key, after=heads.first() or 0, limit=1).items
     except AgentSessionError as exc:
         logger.warning(
             "What run %r went on from can't be opened (%s)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from agents.testing import ScriptedModel, assistant_message, function_call
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.core.cache import cache
+from django.db import connection, transaction
 from django.utils import timezone
 
 from agent_sessions import approvals, get_session
@@ -112,12 +114,14 @@ async def test_time_that_is_over_closes_what_waited() -> None:
 # -- a run that dies after the click ---------------------------------------------------
 
 
-async def claimed(session_id: str, user: Any) -> tuple[Conversation, records.Lease]:
+async def claimed(
+    session_id: str, user: Any, run_id: str = "r-2"
+) -> tuple[Conversation, records.Lease]:
     """Claim what waits, as a process does that dies before it goes on."""
     here = await Conversation.find(session_id, user=user)
     found = await sync_to_async(approvals.pending)(here.backend, here.key, here.pk)
     lease = await sync_to_async(records.begin)(
-        here, "r-2", model="", limits=LIMITS, after=found
+        here, run_id, model="", limits=LIMITS, after=found
     )
     assert lease is not None
     return here, lease
@@ -150,6 +154,25 @@ async def test_what_was_not_begun_waits_again() -> None:
     assert [run async for run in runs] == [
         (name, "completed", "") for name in ("r-1", "r-2", "r-3")
     ]
+
+
+@pytest.mark.parametrize("first", ["dies", "gives back"])
+async def test_two_runs_die_after_the_click(first: str) -> None:
+    user, session_id = await conversation()
+    async with Socket(session_id, user, cashier()) as tab:
+        await tab.say("r-1", "Refund order 42")
+        await tab.to_end()
+        here, lease = await claimed(session_id, user)
+        if first == "dies":
+            await die(here)
+            await sync_to_async(recovery.recover)(here, LIMITS.stale_after)
+        else:
+            await sync_to_async(records.give_back)(here, lease)
+        await claimed(session_id, user, "r-3")
+        await die(here)
+        await tab.answer("r-4", approve())
+        assert text_of(await tab.to_end()) == "done"
+    assert refunded == ["42"]
 
 
 async def test_a_click_on_a_page_left_open_works_at_once() -> None:
@@ -195,6 +218,36 @@ async def test_a_run_that_was_taken_for_dead_begins_no_call() -> None:
     assert (await AgentSession.objects.aget()).state == "waiting"
     with pytest.raises(LeaseLost):
         await sync_to_async(records.spend)(here, lease)
+
+
+async def test_a_call_waits_for_a_recovery_that_is_going_on() -> None:
+    user, session_id = await conversation()
+    async with Socket(session_id, user, cashier()) as tab:
+        await tab.say("r-1", "Refund order 42")
+        await tab.to_end()
+    here, lease = await claimed(session_id, user)
+    await die(here)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def recover() -> None:
+        with transaction.atomic():
+            recovery.recover(here, LIMITS.stale_after)
+            begun.set()
+            go_on.wait(10)
+        connection.close()
+
+    thread = threading.Thread(target=recover)
+    thread.start()
+    assert await asyncio.to_thread(begun.wait, 10)
+    spend = here.backend.threads.run(records.spend, here, lease)
+    spending = asyncio.ensure_future(spend)
+    # So that it begins before the other commits; it can't end before.
+    await asyncio.wait({spending}, timeout=0.5)
+    go_on.set()
+    with pytest.raises(LeaseLost):
+        await spending
+    await asyncio.to_thread(thread.join)
+    assert (await AgentSession.objects.aget()).state == "waiting"
 
 
 async def test_a_lease_that_is_given_back_waits_again() -> None:
