@@ -177,7 +177,7 @@ class RunManager:
         return asked
 
     def nudge(self, conversation: Conversation, run_id: str = "") -> None:
-        """Let all processes look at a conversation's rows now."""
+        """Make all processes look at a conversation's rows now."""
         if self.relay is not None:
             self.relay.nudge(conversation, run_id)
         self.watcher.wake(often=True)
@@ -288,7 +288,7 @@ class RunManager:
     async def _give_back(
         self, conversation: Conversation, taken: list[records.Lease]
     ) -> None:
-        """Give back a lease whose commit was not answered, once the database is back."""
+        """Release a lease whose commit was not answered, once the database is back."""
         pause = FIRST_PAUSE
         while taken:
             await asyncio.sleep(pause)

@@ -145,7 +145,7 @@ def begin(
 
 
 def give_back(conversation: Conversation, lease: Lease) -> None:
-    """Give back a lease that no run has begun with, if it was taken at all."""
+    """Release a lease that no run has begun with, if it was taken at all."""
     unused = Outcome(Status.INTERRUPTED, Spent(), error_code="interrupted")
     paused = None if lease.resumes is None else lease.resumes.paused
     if paused is not None:

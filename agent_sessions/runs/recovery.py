@@ -147,7 +147,7 @@ def _open_again(conversation: Conversation, row: AgentSession) -> Paused | None:
 
 
 def _wait_again(conversation: Conversation, row: AgentSession, paused: Paused) -> None:
-    """Let a run that died wait for the approvals that it was to carry out."""
+    """Make a run that died wait for the approvals that it was to carry out."""
     died = conversation.runs().filter(run_id=row.run_id)
     resumed = conversation.runs().filter(resumed_by__run_id=row.run_id)
     run = died.get()
